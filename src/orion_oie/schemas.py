@@ -1,0 +1,242 @@
+"""The data that crosses the library's border: what goes into a request and what comes out.
+
+Everything here is immutable and holds no behaviour beyond small derived values.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Schema(BaseModel):
+    """Base of the public schemas: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), defer_build=True
+    )
+
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Message(Schema):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+def _one_or_many(value: object) -> object:
+    if isinstance(value, str):
+        return [value]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _number(kind: Any, **bounds: Any) -> Any:
+    return Annotated[kind, Field(strict=True, **bounds)]
+
+
+Temperature = _number(float, ge=0, le=5)
+TopP = _number(float, gt=0, le=1)
+TopK = _number(int, ge=0)
+MinP = _number(float, ge=0, lt=1)
+RepeatPenalty = _number(float, gt=0, le=10)
+MaxTokens = _number(int, ge=1)
+Seed = _number(int, ge=0, lt=2**32 - 1)
+StopStrings = Annotated[
+    list[Annotated[str, Field(min_length=1)]], Field(max_length=16), BeforeValidator(_one_or_many)
+]
+
+
+class SamplingDefaults(Schema):
+    """Sampling settings that an agent may preset; None leaves the choice to the next level.
+
+    `temperature` 0 is greedy decoding. `top_k` 0 considers every token. `min_p` drops tokens
+    less probable than this fraction of the most probable one. `repeat_penalty` above 1 makes
+    recent tokens less likely.
+    """
+
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    max_tokens: MaxTokens | None = None
+    stop: StopStrings | None = None
+
+
+class GenerationOptions(Schema):
+    """How one answer is generated: fully resolved, nothing left to a default.
+
+    `max_tokens_asked` tells an explicit `max_tokens` of the caller from a preset: an explicit
+    one that cannot fit is an error, a preset one is lowered to what fits.
+    """
+
+    temperature: Temperature = 0.7
+    top_p: TopP = 0.95
+    top_k: TopK = 40
+    min_p: MinP = 0.05
+    repeat_penalty: RepeatPenalty = 1.0
+    seed: Seed = 0
+    max_tokens: MaxTokens = 512
+    max_tokens_asked: bool = False
+    stop: StopStrings = []
+    on_overflow: Literal["error", "drop_oldest"] = "error"
+
+
+class RequestOptions(SamplingDefaults):
+    """The keyword options of `OrionInferenceEngine.infer` and its siblings.
+
+    `deadline` is in seconds and covers everything from the call to the last token.
+    A higher `priority` is served first.
+    """
+
+    agent: str | None = None
+    conversation_history: list[Message] = []
+    session_id: str | None = Field(default=None, min_length=1, max_length=256)
+    system_prompt: str | None = None
+    seed: Seed | None = None
+    deadline: _number(float, gt=0) | None = None  # type: ignore[valid-type]
+    priority: _number(int, ge=-100, le=100) = 0  # type: ignore[valid-type]
+    local_only: bool = False
+    on_overflow: Literal["error", "drop_oldest"] = "error"
+    on_stream_failure: Literal["error", "restart"] = "error"
+
+
+class RouteCandidate(Schema):
+    """One agent that was considered, with the evidence for it."""
+
+    agent_id: str
+    score: float
+    evidence: dict[str, float] = {}
+
+
+class Route(Schema):
+    """Which agent answers, and why. `confidence` is in [0, 1]."""
+
+    agent_id: str
+    confidence: float
+    reason: str
+    language: str | None = None
+    candidates: list[RouteCandidate] = []
+
+
+class Usage(Schema):
+    """Token counts. `cached_tokens` of the prompt were found in memory and not computed again."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Timings(Schema):
+    """Where the time went, in milliseconds of wall time.
+
+    `ttft_ms` runs from the call to the first piece of text. `tokens_per_second` counts the
+    decode phase only: the tokens after the first, over the time after the first.
+    """
+
+    queue_ms: float = 0.0
+    route_ms: float = 0.0
+    load_ms: float = 0.0
+    ttft_ms: float | None = None
+    total_ms: float = 0.0
+    tokens_per_second: float | None = None
+
+
+class ModelInfo(Schema):
+    """The loaded weights that answered."""
+
+    model_id: str
+    variant: str
+    name: str
+    version: str
+    license: str
+    architecture: str = ""
+    quantization: str = ""
+    size_bytes: int = 0
+    context_length: int = 0
+    device: str = "cpu"
+    threads: int = 0
+
+
+class Consideration(Schema):
+    """One model that could have answered, and what became of it.
+
+    `outcome`: `answered`, `unavailable` (its files are not here), `circuit_open`, `failed`
+    (see `error`), `restarted` (failed after text had been sent, and the caller asked to start
+    over), or `not_needed` (a model before it answered).
+    """
+
+    agent_id: str
+    model_id: str
+    role: Literal["primary", "lite", "fallback"]
+    outcome: Literal[
+        "answered", "unavailable", "circuit_open", "failed", "restarted", "not_needed"
+    ]
+    reason: str = ""
+    error: str | None = None
+
+
+class Receipt(Schema):
+    """The account of one request: why this answer came from this model in this time."""
+
+    request_id: str
+    route: Route | None = None
+    considered: list[Consideration] = []
+    model: ModelInfo | None = None
+    seed: int | None = None
+    cold_load: bool = False
+    evicted: list[str] = []
+    replays: int = 0
+    dropped_turns: int = 0
+    removed_characters: int = 0
+    state_ms: dict[str, float] = {}
+    notes: list[str] = []
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class InferenceResult(Schema):
+    """An answer with everything needed to judge it. `cost` is in US dollars."""
+
+    content: str
+    agent_id: str
+    model_id: str
+    model_version: str
+    variant: str
+    confidence: float
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    receipt: Receipt
+    cost: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One piece of a streamed answer.
+
+    The `text` of all `kind="text"` events since the last `kind="restart"` event, joined, is the
+    content of the result. After a `restart` the text received so far is void.
+    """
+
+    text: str
+    index: int
+    elapsed_ms: float
+    kind: Literal["text", "restart"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStats:
+    """Speed of one stream so far. `tokens` counts model tokens, not events."""
+
+    tokens: int
+    ttft_ms: float | None
+    tokens_per_second: float | None

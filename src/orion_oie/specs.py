@@ -1,0 +1,219 @@
+"""What models.json may say: agents, models, variants, sources, providers.
+
+Shapes only. Reading files, cross-references and availability are `registry.py`'s.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from orion_oie.schemas import SamplingDefaults
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+Weight = Annotated[float, Field(gt=0, le=100)]
+RouteFeature = Literal["non_english", "code_shape", "math_shape", "table_shape"]
+
+
+class Spec(BaseModel):
+    """Base of the registry's shapes: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), defer_build=True
+    )
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from error
+    return pattern
+
+
+class SourceSpec(Spec):
+    """Where the files of a variant come from: exactly one of `path`, `url`, `hub`, `package`.
+
+    path: a GGUF file, relative to the registry file. url: base address of `shards`.
+    hub: `org/repo` with `files` and a `revision`. package: an installed Python package that
+    carries `file`; it is located without being imported.
+    """
+
+    path: str | None = None
+    url: str | None = None
+    hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
+    package: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    shards: list[str] = []
+    sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = []
+    files: list[str] = []
+    revision: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one_kind(self) -> "SourceSpec":
+        kinds = [k for k in ("path", "url", "hub", "package") if getattr(self, k) is not None]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"exactly one of path, url, hub, package is needed, found {kinds or 'none'}"
+            )
+        kind = kinds[0]
+        needed = {"path": (), "url": ("shards",), "hub": ("files",), "package": ("file",)}[kind]
+        allowed = {"url": {"sha256"}, "hub": {"sha256", "revision"}}.get(kind, {"sha256"})
+        for name in ("shards", "files", "file", "sha256", "revision"):
+            given = bool(getattr(self, name))
+            if name in needed and not given:
+                raise ValueError(f"a '{kind}' source needs '{name}'")
+            if given and name not in needed and name not in allowed:
+                raise ValueError(f"'{name}' does not belong to a '{kind}' source")
+        count = {"url": len(self.shards), "hub": len(self.files)}.get(kind, 1)
+        if self.sha256 and len(self.sha256) != count:
+            raise ValueError(f"{len(self.sha256)} sha256 values for {count} file(s)")
+        return self
+
+    @property
+    def kind(self) -> Literal["path", "url", "hub", "package"]:
+        if self.path is not None:
+            return "path"
+        if self.url is not None:
+            return "url"
+        return "hub" if self.hub is not None else "package"
+
+
+class ShardingSpec(Spec):
+    """How a variant is split, and how many shards the first answer needs."""
+
+    enabled: bool = False
+    num_shards: int = Field(default=1, ge=1)
+    initial_shards: int = Field(default=1, ge=1)
+
+
+class VariantSpec(Spec):
+    """One file set of a model. Sizes are megabytes (10^6 bytes) and gigabytes (10^9 bytes)."""
+
+    quantization: str
+    size_mb: float = Field(gt=0)
+    min_ram_gb: float = Field(gt=0)
+    source: SourceSpec
+    sharding: ShardingSpec | None = None
+
+
+class PromptFormat(Spec):
+    """Replaces the chat template of the GGUF.
+
+    A turn is its prefix, its content, and `eos_token`; the prompt ends with `assistant_prefix`.
+    The prefixes and `eos_token` may contain control tokens; contents never act as such.
+    """
+
+    system_prefix: str = ""
+    user_prefix: str
+    assistant_prefix: str
+    eos_token: str = ""
+
+
+class FusionSpec(Spec):
+    """How a model was merged from others."""
+
+    method: str
+    sources: list[str]
+    ratio: list[float] = []
+
+
+class PriceSpec(Spec):
+    """US dollars per million tokens."""
+
+    prompt: float = Field(default=0.0, ge=0)
+    completion: float = Field(default=0.0, ge=0)
+
+
+class ModelSpec(Spec):
+    """Weights, in one or more variants; the first available variant is used."""
+
+    name: str
+    version: str = "1.0"
+    type: Literal["causal-lm", "vision-lm", "embedding"] = "causal-lm"
+    license: str
+    context_length: int = Field(ge=1)
+    prompt_format: PromptFormat | None = None
+    variants: dict[Identifier, VariantSpec] = Field(min_length=1)
+    price: PriceSpec | None = None
+    fusion: FusionSpec | None = None
+
+
+class AgentModels(Spec):
+    """The ordered choice of models of an agent; `lite` answers while `primary` is not here."""
+
+    primary: str
+    lite: str | None = None
+    fallback: list[str] = []
+    prefer_local: bool = True
+
+
+class RoutingHints(Spec):
+    """What makes a question this agent's.
+
+    keywords: whole words or stems, compared case-insensitively on word borders.
+    phrases: several words in a row. patterns: regular expressions (case-insensitive).
+    features: weights for shapes the router detects. Each maps to a weight in (0, 100].
+    examples: questions that this agent should answer.
+    """
+
+    keywords: dict[str, Weight] = {}
+    phrases: dict[str, Weight] = {}
+    patterns: dict[Annotated[str, AfterValidator(_compiles)], Weight] = {}
+    features: dict[RouteFeature, Weight] = {}
+    examples: list[str] = []
+
+
+class AgentSpec(Spec):
+    """A persona: what it is told, how it samples, what it is for, and which models it uses.
+
+    `fallback_agent` answers when none of the agent's own models can; the conversation agent
+    comes last in any case.
+    """
+
+    name: str
+    description: str
+    version: str = "1.0"
+    capabilities: list[str] = []
+    system_prompt: str
+    models: AgentModels
+    routing: RoutingHints = RoutingHints()
+    defaults: SamplingDefaults = SamplingDefaults()
+    fallback_agent: str | None = None
+
+
+class Recommendation(Spec):
+    """Models that suit a machine with at least `min_ram_gb` (10^9 bytes)."""
+
+    description: str
+    min_ram_gb: float = Field(ge=0)
+    models: list[str]
+
+
+class ProviderModel(Spec):
+    """A model behind a provider, with its price."""
+
+    name: str
+    price: PriceSpec = PriceSpec()
+    context_length: int | None = Field(default=None, ge=1)
+
+
+class ProviderSpec(Spec):
+    """A remote or separate server that can answer instead; the key is read from `api_key_env`."""
+
+    kind: Literal["openai", "anthropic", "ollama"]
+    base_url: Annotated[str, Field(pattern=r"^https?://")]
+    api_key_env: str | None = None
+    models: dict[str, ProviderModel] = {}
+
+
+class RegistryFile(Spec):
+    """The whole of models.json."""
+
+    version: str
+    models: dict[Identifier, ModelSpec]
+    agents: dict[Identifier, AgentSpec]
+    custom_models: dict[Identifier, ModelSpec] = {}
+    model_groups: dict[str, list[str]] = {}
+    recommendations: dict[str, Recommendation] = {}
+    providers: dict[Identifier, ProviderSpec] = {}
