@@ -1,0 +1,260 @@
+"""Circuit breakers: an operation that keeps failing is paused, then tried again carefully.
+
+One breaker per (model, operation). A breaker decides; it calls nothing and waits for nothing.
+What counts as a failure is `is_fault`: cancellations and mistakes of the caller do not.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from time import monotonic
+
+from orion_oie.config import BreakerConfig
+from orion_oie.errors import (
+    BudgetExceededError,
+    CircuitOpenError,
+    DeadlineExceededError,
+    EngineClosedError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestCancelledError,
+)
+from orion_oie.schemas import Schema
+
+_CALLERS_OWN = (
+    InvalidRequestError,
+    RequestCancelledError,
+    DeadlineExceededError,
+    QueueFullError,
+    EngineClosedError,
+    BudgetExceededError,
+    CircuitOpenError,
+)
+
+
+def is_fault(error: BaseException) -> bool:
+    """True when the operation itself failed, not its caller, and not an interrupt."""
+    return isinstance(error, Exception) and not isinstance(error, _CALLERS_OWN)
+
+
+class BreakerState(str, Enum):
+    """What a breaker lets through."""
+
+    CLOSED = "closed"  # everything
+    OPEN = "open"  # nothing, until the reset timeout has passed
+    HALF_OPEN = "half_open"  # one trial, whose outcome decides
+
+
+class BreakerStats(Schema):
+    """Counts since the start (or the last reset) and the present state of one breaker."""
+
+    state: BreakerState
+    successes: int
+    failures: int
+    consecutive_failures: int
+    rejected: int
+    opened: int
+    retry_after_s: float
+
+
+class CircuitBreaker:
+    """The states CLOSED, OPEN and HALF_OPEN of one operation. `clock` gives seconds.
+
+    `on_change(old, new)` is called after a change, outside the lock.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: BreakerConfig,
+        clock: Callable[[], float] = monotonic,
+        on_change: Callable[[BreakerState, BreakerState], None] = lambda _old, _new: None,
+    ) -> None:
+        self.name = name
+        self._config = config
+        self._clock = clock
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._state = BreakerState.CLOSED
+        self._opened_at = 0.0
+        self._trial_running = False
+        self._generation = 0
+        self._successes = self._failures = self._consecutive = 0
+        self._rejected = self._opened = 0
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Run the operation inside; raises `CircuitOpenError` when it is paused."""
+        generation = self._admit()
+        try:
+            yield
+        except BaseException as error:
+            if is_fault(error):
+                self._failed(generation)
+            else:
+                self._abandoned(generation)
+            raise
+        self._succeeded(generation)
+
+    def is_open(self) -> bool:
+        """True while a call would be rejected because of earlier failures."""
+        with self._lock:
+            return self._state is BreakerState.OPEN and self._retry_after_s() > 0
+
+    def reset(self) -> None:
+        """Forget everything and close."""
+        with self._lock:
+            old = self._state
+            generation = self._generation
+            self._start_over()
+            self._generation = generation + 1
+        if old is not BreakerState.CLOSED:
+            self._on_change(old, BreakerState.CLOSED)
+
+    def stats(self) -> BreakerStats:
+        with self._lock:
+            return BreakerStats(
+                state=self._state,
+                successes=self._successes,
+                failures=self._failures,
+                consecutive_failures=self._consecutive,
+                rejected=self._rejected,
+                opened=self._opened,
+                retry_after_s=self._retry_after_s() if self._state is BreakerState.OPEN else 0.0,
+            )
+
+    def _retry_after_s(self) -> float:
+        return max(0.0, self._opened_at + self._config.reset_timeout_s - self._clock())
+
+    def _admit(self) -> int:
+        """Let a call in and return the generation that its outcome belongs to."""
+        change = None
+        try:
+            with self._lock:
+                if self._state is BreakerState.OPEN and self._retry_after_s() <= 0:
+                    change = self._become(BreakerState.HALF_OPEN)
+                if self._state is BreakerState.CLOSED:
+                    return self._generation
+                if self._state is BreakerState.HALF_OPEN and not self._trial_running:
+                    self._trial_running = True
+                    return self._generation
+                self._rejected += 1
+                raise self._rejection()
+        finally:
+            self._announce(change)
+
+    def _rejection(self) -> CircuitOpenError:
+        if self._state is BreakerState.HALF_OPEN:
+            wait = "one trial is running; try again when it has ended"
+            retry_after_s = 0.0
+        else:
+            retry_after_s = self._retry_after_s()
+            wait = f"it is tried again in {retry_after_s:.1f} s"
+        return CircuitOpenError(
+            f"{self.name} failed {self._consecutive} times in a row and is paused; {wait}",
+            name=self.name,
+            failures=self._consecutive,
+            retry_after_s=retry_after_s,
+        )
+
+    def _succeeded(self, generation: int) -> None:
+        change = None
+        with self._lock:
+            if generation == self._generation:
+                self._successes += 1
+                self._consecutive = 0
+                if self._state is BreakerState.HALF_OPEN:
+                    change = self._become(BreakerState.CLOSED)
+        self._announce(change)
+
+    def _failed(self, generation: int) -> None:
+        change = None
+        with self._lock:
+            if generation == self._generation:
+                self._failures += 1
+                self._consecutive += 1
+                is_trial = self._state is BreakerState.HALF_OPEN
+                if is_trial or self._consecutive >= self._config.failure_threshold:
+                    self._opened += 1
+                    self._opened_at = self._clock()
+                    change = self._become(BreakerState.OPEN)
+        self._announce(change)
+
+    def _abandoned(self, generation: int) -> None:
+        """The call ended without a verdict: a trial may be repeated."""
+        with self._lock:
+            if generation == self._generation:
+                self._trial_running = False
+
+    def _become(self, state: BreakerState) -> tuple[BreakerState, BreakerState]:
+        # A new generation: late outcomes of calls from before the change say nothing about now.
+        old, self._state = self._state, state
+        self._generation += 1
+        self._trial_running = False
+        return old, state
+
+    def _announce(self, change: tuple[BreakerState, BreakerState] | None) -> None:
+        if change is not None:
+            self._on_change(*change)
+
+
+class BreakerBoard:
+    """All breakers of an engine, by (model, operation), made when first asked for."""
+
+    def __init__(
+        self,
+        config: BreakerConfig,
+        clock: Callable[[], float] = monotonic,
+        on_change: Callable[[str, BreakerState, BreakerState], None] = lambda _n, _o, _s: None,
+        enabled: bool = True,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._on_change = on_change
+        self._enabled = enabled
+        self._lock = threading.Lock()
+        self._breakers: dict[str, CircuitBreaker] = {}
+
+    @contextmanager
+    def guard(self, model_id: str, operation: str) -> Iterator[None]:
+        """`CircuitBreaker.guard` of that model's operation; no guard when breakers are off."""
+        if not self._enabled:
+            yield
+            return
+        with self._breaker(model_id, operation).guard():
+            yield
+
+    def is_open(self, model_id: str) -> bool:
+        """True while any operation of the model is paused."""
+        with self._lock:
+            breakers = list(self._breakers.items())
+        return any(b.is_open() for name, b in breakers if name.rpartition(":")[0] == model_id)
+
+    def stats(self) -> dict[str, BreakerStats]:
+        """Statistics by `model:operation`."""
+        with self._lock:
+            breakers = dict(self._breakers)
+        return {name: breaker.stats() for name, breaker in sorted(breakers.items())}
+
+    def reset(self) -> None:
+        """Close every breaker and forget its counts."""
+        with self._lock:
+            breakers = list(self._breakers.values())
+        for breaker in breakers:
+            breaker.reset()
+
+    def _breaker(self, model_id: str, operation: str) -> CircuitBreaker:
+        name = f"{model_id}:{operation}"
+        with self._lock:
+            if name not in self._breakers:
+                self._breakers[name] = CircuitBreaker(
+                    name,
+                    self._config,
+                    self._clock,
+                    lambda old, new: self._on_change(name, old, new),
+                )
+            return self._breakers[name]

@@ -1,0 +1,120 @@
+"""One way to stop a request, whoever asks and wherever it is: the `CancelScope`.
+
+A cancel by the caller, a deadline and a shutdown all end as `scope.cancel(error)`. Whatever the
+request is doing at that time (waiting in the queue, waiting for a load, generating) has put a
+callback there. Nothing here interrupts threads.
+"""
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+from orion_oie.errors import DeadlineExceededError, OrionError
+
+_IDLE_EXIT_S = 5.0
+
+
+class CancelScope:
+    """Holds the error that ends a request, at most once, and tells those who wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._ids = itertools.count()
+        self._error: OrionError | None = None
+
+    @property
+    def error(self) -> OrionError | None:
+        """Why the request must end, or None while it may go on."""
+        return self._error
+
+    def cancel(self, error: OrionError) -> bool:
+        """End the request with `error`; False when it had been ended before."""
+        with self._lock:
+            if self._error is not None:
+                return False
+            self._error = error
+            callbacks = list(self._callbacks.values())
+            self._callbacks.clear()
+        for callback in callbacks:
+            callback()
+        return True
+
+    def check(self) -> None:
+        """Raise the error of the scope if it was cancelled."""
+        if self._error is not None:
+            raise self._error
+
+    def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` once when the scope is cancelled (now, if it was); returns the undo.
+
+        The callback runs on the thread that cancels: it must be short and must not block.
+        """
+        with self._lock:
+            if self._error is None:
+                key = next(self._ids)
+                self._callbacks[key] = callback
+                return lambda: self._forget(key)
+        callback()
+        return lambda: None
+
+    def _forget(self, key: int) -> None:
+        with self._lock:
+            self._callbacks.pop(key, None)
+
+
+class DeadlineTimer:
+    """Cancels scopes when their time is up. Its thread runs only while deadlines are pending."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._pending: list[tuple[float, int, CancelScope, float]] = []
+        self._order = itertools.count()
+        self._running = False
+
+    def watch(self, scope: CancelScope, deadline_s: float) -> None:
+        """Cancel `scope` with `DeadlineExceededError` in `deadline_s` seconds from now."""
+        entry = (time.monotonic() + deadline_s, next(self._order), scope, deadline_s)
+        with self._condition:
+            heapq.heappush(self._pending, entry)
+            self._condition.notify()
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="orion-deadlines", daemon=True).start()
+
+    def forget(self, scope: CancelScope) -> None:
+        """Stop watching `scope`: its request is over."""
+        with self._condition:
+            kept = [entry for entry in self._pending if entry[2] is not scope]
+            if len(kept) != len(self._pending):
+                self._pending = kept
+                heapq.heapify(self._pending)
+                self._condition.notify()
+
+    def _run(self) -> None:
+        while (due := self._next_due()) is not None:
+            scope, deadline_s = due
+            scope.cancel(
+                DeadlineExceededError(
+                    f"the deadline of {deadline_s:g} s passed before the answer was complete; "
+                    "allow more time or ask for fewer tokens (max_tokens)",
+                    deadline_s=deadline_s,
+                )
+            )
+
+    def _next_due(self) -> tuple[CancelScope, float] | None:
+        """Wait for the next scope that is due; None when there was nothing to do for a while."""
+        with self._condition:
+            while True:
+                if not self._pending:
+                    if not self._condition.wait(_IDLE_EXIT_S) and not self._pending:
+                        self._running = False
+                        return None
+                    continue
+                left_s = self._pending[0][0] - time.monotonic()
+                if left_s <= 0:
+                    _, _, scope, deadline_s = heapq.heappop(self._pending)
+                    return scope, deadline_s
+                self._condition.wait(left_s)

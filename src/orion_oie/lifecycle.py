@@ -1,0 +1,167 @@
+"""The states of a request and the moves between them.
+
+One shared `transitions` machine drives every request. A move that the table does not allow is
+a bug in the engine and raises `transitions.MachineError`. Nothing here knows what a state does.
+"""
+
+from collections.abc import Callable
+from enum import Enum
+from time import monotonic
+from typing import Any
+
+from transitions import Machine
+
+
+class RequestState(str, Enum):
+    """Where a request is on its way."""
+
+    IDLE = "idle"  # made, not looked at yet
+    VALIDATING = "validating"  # options, question and history are checked
+    ROUTING = "routing"  # an agent is chosen
+    LOADING_AGENT = "loading_agent"  # waits for its turn, then for its model to be in memory
+    INFERENCING = "inferencing"  # the model reads the prompt and writes the answer
+    FALLBACK = "fallback"  # that model failed: the next one of the chain is chosen
+    SUCCESS = "success"  # the result is there
+    CANCELLED = "cancelled"  # ended by the caller
+    ERROR = "error"  # ended by an error
+
+    @property
+    def is_final(self) -> bool:
+        return self in _FINAL
+
+
+_FINAL = frozenset({RequestState.SUCCESS, RequestState.CANCELLED, RequestState.ERROR})
+_UNFINISHED = [state for state in RequestState if state not in _FINAL]
+_S = RequestState
+
+TRANSITIONS: list[list[Any]] = [
+    # trigger, source, destination
+    ["validate", _S.IDLE, _S.VALIDATING],
+    ["route", _S.VALIDATING, _S.ROUTING],
+    ["load", [_S.ROUTING, _S.FALLBACK], _S.LOADING_AGENT],
+    ["generate", _S.LOADING_AGENT, _S.INFERENCING],
+    ["fall_back", [_S.LOADING_AGENT, _S.INFERENCING], _S.FALLBACK],
+    ["succeed", _S.INFERENCING, _S.SUCCESS],
+    ["cancel", _UNFINISHED, _S.CANCELLED],
+    ["fail", _UNFINISHED, _S.ERROR],
+]
+
+_PROGRESS_AT = {
+    _S.IDLE: 0,
+    _S.VALIDATING: 1,
+    _S.ROUTING: 2,
+    _S.LOADING_AGENT: 5,
+    _S.FALLBACK: 5,
+    _S.INFERENCING: 40,
+    _S.SUCCESS: 100,
+}
+
+_machine = Machine(
+    model=None,
+    states=RequestState,
+    transitions=TRANSITIONS,
+    initial=RequestState.IDLE,
+    auto_transitions=False,
+    send_event=True,
+    before_state_change="_leave",
+    after_state_change="_enter",
+)
+
+
+class RequestLifecycle:
+    """The state of one request, the time it spent in each state, and its progress.
+
+    Only the thread that owns the request at a time moves it. `on_change(old, new)` is called
+    after every move. `clock` gives seconds.
+    """
+
+    state: RequestState
+    trigger: Callable[[str], bool]  # put there by the machine
+
+    def __init__(
+        self,
+        on_change: Callable[[RequestState, RequestState], None],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._on_change = on_change
+        self._clock = clock
+        self._entered_at = clock()
+        self._spent_ms: dict[str, float] = {}
+        self._progress = 0.0
+        _machine.add_model(self)
+
+    def move(self, trigger: str) -> None:
+        """Fire a trigger of `TRANSITIONS`; raises `transitions.MachineError` if illegal here."""
+        self.trigger(trigger)
+        if self.state.is_final:
+            _machine.remove_model(self)
+
+    @property
+    def progress(self) -> float:
+        """0 to 100, never falling except when a fallback starts over."""
+        return self._progress
+
+    def advance(self, fraction: float) -> None:
+        """Report how much of the current state is done, from 0 to 1."""
+        ceiling = {_S.LOADING_AGENT: 40, _S.INFERENCING: 99}.get(self.state)
+        if ceiling is not None:
+            floor = _PROGRESS_AT[self.state]
+            reached = floor + (ceiling - floor) * min(max(fraction, 0.0), 1.0)
+            self._progress = max(self._progress, reached)
+
+    def state_ms(self) -> dict[str, float]:
+        """Milliseconds spent in each state that was visited, the current one included."""
+        spent = dict(self._spent_ms)
+        if not self.state.is_final:
+            spent[self.state.value] = spent.get(self.state.value, 0.0) + self._since_entry_ms()
+        return spent
+
+    def _since_entry_ms(self) -> float:
+        return (self._clock() - self._entered_at) * 1e3
+
+    def _leave(self, _event: Any) -> None:
+        name = self.state.value
+        self._spent_ms[name] = self._spent_ms.get(name, 0.0) + self._since_entry_ms()
+        self._entered_at = self._clock()
+
+    def _enter(self, event: Any) -> None:
+        if self.state in _PROGRESS_AT:
+            self._progress = float(_PROGRESS_AT[self.state])
+        self._on_change(RequestState[event.transition.source], self.state)
+
+
+def mermaid() -> str:
+    """The machine as a Mermaid state diagram, drawn from the table above."""
+    from transitions.extensions import GraphMachine  # slow to import, needed for documents only
+
+    graph = GraphMachine(
+        states=RequestState,
+        transitions=TRANSITIONS,
+        initial=RequestState.IDLE,
+        auto_transitions=False,
+        graph_engine="mermaid",
+        title="States of a request",
+    )
+    lines = str(graph.get_graph().draw(None)).splitlines()
+    plain = [ln for ln in lines if not ln.strip().startswith(("classDef", "Class "))]
+    return "\n".join(ln.rstrip() for ln in plain) + "\n"
+
+
+def document() -> str:
+    """The text of docs/lifecycle.md."""
+    rows = "\n".join(
+        f"| `{trigger}` | {_names(source)} | `{dest.value}` |"
+        for trigger, source, dest in TRANSITIONS
+    )
+    return (
+        "# The life of a request\n\n"
+        "Generated by `python -m orion_oie lifecycle`; a test keeps it in step with "
+        "`src/orion_oie/lifecycle.py`.\n\n"
+        f"```mermaid\n{mermaid()}```\n\n"
+        f"| move | from | to |\n|---|---|---|\n{rows}\n"
+    )
+
+
+def _names(source: Any) -> str:
+    states = source if isinstance(source, list) else [source]
+    return ", ".join(f"`{state.value}`" for state in states)
