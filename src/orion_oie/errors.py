@@ -107,7 +107,7 @@ class WorkerError(OrionError):
 
 
 class WorkerCrashedError(WorkerError):
-    """A worker process died; details: pid, exit_code, signal, last_output."""
+    """A worker process died; details: pid, exit_code, signal, output, log."""
 
 
 class WorkerTimeoutError(WorkerError):

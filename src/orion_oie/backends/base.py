@@ -1,0 +1,125 @@
+"""The contract of a backend: load a model, generate with it, close it.
+
+Upper rooms import this file only; `engine.py` picks the concrete backend. Every backend passes
+the suite in tests/contracts.py.
+
+A `LoadedModel` answers several `generate` calls at once, from different threads. Every call
+ends with a `Completion`, or with an `OrionError`; the process that hosts it never dies of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from orion_oie.cancellation import CancelScope
+from orion_oie.schemas import FinishReason, GenerationOptions, Message, ModelInfo, Usage
+from orion_oie.specs import PromptFormat
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What to load, and how.
+
+    `info` is what the registry says of the model; the backend completes it.
+    `context_length` is in tokens and shared by all `slots`; None takes the model's own, at most
+    `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores.
+    """
+
+    info: ModelInfo
+    files: tuple[Path, ...]
+    slots: int = 4
+    context_length: int | None = None
+    threads: int | None = None
+    prompt_format: PromptFormat | None = None
+
+    @property
+    def key(self) -> str:
+        """Identity of the loaded thing: two specs with one key share a worker."""
+        return f"{self.info.model_id}@{self.info.variant}"
+
+
+DEFAULT_CONTEXT_LENGTH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationJob:
+    """One conversation to continue. The last message is the one to answer."""
+
+    messages: tuple[Message, ...]
+    options: GenerationOptions = field(default_factory=GenerationOptions)
+    session_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How a generation ended. Times are in milliseconds, measured next to the model.
+
+    `wait_ms`: for a free slot. `prompt_ms`: to read the prompt, up to the first token.
+    `decode_ms`: from the first token to the last.
+    """
+
+    finish_reason: FinishReason
+    usage: Usage
+    wait_ms: float = 0.0
+    prompt_ms: float = 0.0
+    decode_ms: float = 0.0
+    dropped_turns: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of the decode phase: tokens after the first, over the time after the first."""
+        if self.usage.completion_tokens < 2 or self.decode_ms <= 0:
+            return None
+        return (self.usage.completion_tokens - 1) / self.decode_ms * 1e3
+
+
+OnText = Callable[[str, int], None]
+"""Called with a piece of text and the number of tokens behind it; must return quickly."""
+
+OnProgress = Callable[[float], None]
+"""Called with the fraction that is done, in [0, 1]."""
+
+
+class LoadedModel(Protocol):
+    """A model in memory."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the model; None when there is none of its own."""
+        ...
+
+    def is_alive(self) -> bool:
+        """False once it crashed or was closed: load it again."""
+        ...
+
+    def generate(self, job: GenerationJob, scope: CancelScope, on_text: OnText) -> Completion:
+        """Answer a job. All `on_text` calls happen before this returns or raises.
+
+        Raises `ContextOverflowError`, `InvalidRequestError`, `WorkerCrashedError`,
+        `WorkerTimeoutError`, or the error that `scope` was cancelled with.
+        """
+        ...
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Free the model; what still runs fails with `EngineClosedError`. Idempotent."""
+        ...
+
+
+class Backend(Protocol):
+    """Loads models."""
+
+    def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
+        """Load a model; blocks until it can answer.
+
+        Raises `ModelNotFoundError`, `ModelCorruptError`, `WorkerCrashedError`,
+        `WorkerTimeoutError`, or the error that `scope` was cancelled with.
+        """
+        ...
+
+    def kill_all(self) -> None:
+        """End everything that was loaded, at once, without waiting and without taking locks."""
+        ...

@@ -1,0 +1,187 @@
+"""Renders a conversation with a model's chat template, keeping text apart from control.
+
+The template never sees a message's content: it sees a mark in its place. Its output is then cut
+at the marks into segments, so that only the template's own text can become control tokens.
+Tokenizing is not done here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from orion_oie.errors import InvalidRequestError, ModelCorruptError
+from orion_oie.schemas import Message
+from orion_oie.specs import PromptFormat
+
+# Em spaces around the mark show whether the template strips contents.
+_PAD = "\u2003"
+_MARK = re.compile(f"({_PAD}?)\ue000([0-9]+)\ue001({_PAD}?)")
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of the prompt. Only in a control segment may text stand for control tokens."""
+
+    text: str
+    is_control: bool
+
+
+class ChatTemplate:
+    """A Jinja chat template of a GGUF, in a sandbox."""
+
+    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+        self._template = _compiled(source)
+        self._special = {"bos_token": bos_token, "eos_token": eos_token}
+
+    def render(self, messages: Sequence[Message]) -> list[Segment]:
+        """The prompt that asks for the next assistant turn.
+
+        A template without a system role gets the system text at the head of the first user turn.
+        Raises `InvalidRequestError` with the template's own complaint, e.g. about the order of
+        roles, and `ModelCorruptError` when the template leaves a message out.
+        """
+        try:
+            return self._render(messages)
+        except _TemplateRefusal as refusal:
+            folded = _fold_system(messages)
+            if len(folded) == len(messages):
+                raise _complaint(refusal) from refusal
+            try:
+                return self._render(folded)
+            except _TemplateRefusal:
+                raise _complaint(refusal) from refusal
+
+    def _render(self, messages: Sequence[Message]) -> list[Segment]:
+        marked = [
+            {"role": message.role, "content": f"{_PAD}\ue000{index}\ue001{_PAD}"}
+            for index, message in enumerate(messages)
+        ]
+        try:
+            text = self._template.render(
+                messages=marked,
+                add_generation_prompt=True,
+                raise_exception=_refuse,
+                strftime_now=_strftime_now,
+                tools=None,
+                documents=None,
+                **self._special,
+            )
+        except _TemplateRefusal:
+            raise
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise ModelCorruptError(
+                f"the chat template of the model fails: {type(error).__name__}: {error}; "
+                "set 'prompt_format' for this model in models.json"
+            ) from error
+        return _cut_at_marks(text, messages)
+
+
+class PlainFormat:
+    """The `prompt_format` of models.json, in place of a template."""
+
+    def __init__(self, form: PromptFormat) -> None:
+        self._form = form
+
+    def render(self, messages: Sequence[Message]) -> list[Segment]:
+        """The prompt that asks for the next assistant turn."""
+        form = self._form
+        prefixes = {
+            "system": form.system_prefix,
+            "user": form.user_prefix,
+            "assistant": form.assistant_prefix,
+        }
+        segments = []
+        for message in messages:
+            segments.append(Segment(prefixes[message.role], is_control=True))
+            segments.append(Segment(message.content, is_control=False))
+            segments.append(Segment(form.eos_token, is_control=True))
+        segments.append(Segment(form.assistant_prefix, is_control=True))
+        return _merged(segments)
+
+
+class _TemplateRefusal(Exception):
+    """The template called `raise_exception`."""
+
+
+def _refuse(message: object) -> None:
+    raise _TemplateRefusal(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _complaint(refusal: _TemplateRefusal) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the chat template of the model refuses this conversation: {refusal}; "
+        "check the order of the roles in conversation_history"
+    )
+
+
+class _Generation(Extension):
+    """Some templates mark the assistant's tokens for training; the mark says nothing here."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise ModelCorruptError(
+            f"the chat template of the model cannot be read: {error}; "
+            "set 'prompt_format' for this model in models.json"
+        ) from error
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation with a leading system message moved into the first user turn."""
+    if len(messages) < 2 or messages[0].role != "system" or messages[1].role != "user":
+        return list(messages)
+    first = f"{messages[0].content}\n\n{messages[1].content}"
+    return [Message(role="user", content=first), *messages[2:]]
+
+
+def _cut_at_marks(text: str, messages: Sequence[Message]) -> list[Segment]:
+    segments = []
+    seen = set()
+    end = 0
+    for mark in _MARK.finditer(text):
+        index = int(mark[2])
+        seen.add(index)
+        content = messages[index].content
+        content = content if mark[1] else content.lstrip()
+        content = content if mark[3] else content.rstrip()
+        segments.append(Segment(text[end : mark.start()], is_control=True))
+        segments.append(Segment(content, is_control=False))
+        end = mark.end()
+    segments.append(Segment(text[end:], is_control=True))
+    missing = [messages[i].role for i in range(len(messages)) if i not in seen]
+    if missing:
+        raise _TemplateRefusal(f"it leaves out the {' and '.join(sorted(set(missing)))} message")
+    return _merged(segments)
+
+
+def _merged(segments: list[Segment]) -> list[Segment]:
+    merged: list[Segment] = []
+    for segment in segments:
+        if merged and segment.is_control and merged[-1].is_control:
+            merged[-1] = Segment(merged[-1].text + segment.text, is_control=True)
+        elif segment.text:
+            merged.append(segment)
+    return merged

@@ -1,0 +1,401 @@
+"""The host's side of a worker: starts the process, speaks with it, notices when it dies.
+
+`LlamaBackend` is the backend of the library. Each loaded model has one process and one reader
+thread here. Needs POSIX: the socket is handed to the child as an open descriptor, so that no
+address of it exists anywhere.
+"""
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, BinaryIO
+
+from orion_oie.backends.base import (
+    DEFAULT_CONTEXT_LENGTH,
+    Completion,
+    GenerationJob,
+    LoadSpec,
+    OnProgress,
+    OnText,
+)
+from orion_oie.backends.llama.gguf import GGUFHeader, read_header
+from orion_oie.backends.llama.protocol import Packet, error_from_wire, receive, send
+from orion_oie.cancellation import CancelScope
+from orion_oie.errors import (
+    EngineClosedError,
+    OrionError,
+    WorkerCrashedError,
+    WorkerError,
+    WorkerTimeoutError,
+)
+from orion_oie.hardware import usable_cores
+from orion_oie.schemas import ModelInfo, Usage
+
+_OUTPUT_BYTES_SHOWN = 2000
+_LOG_LINES_KEPT = 20
+_DYING_GRACE_S = 1.0
+
+OnLog = Callable[[str, str, str], None]
+OnCrash = Callable[[str, WorkerCrashedError], None]
+
+
+class LlamaBackend:
+    """Loads GGUF models, each in a process of its own.
+
+    `on_log(level, line, model_id)` gets warnings and errors of llama.cpp; `on_crash(model_id,
+    error)` is told of every worker that died by itself. Both are called on reader threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        load_timeout_s: float = 600.0,
+        cancel_grace_s: float = 5.0,
+        on_log: OnLog = lambda _level, _line, _model_id: None,
+        on_crash: OnCrash = lambda _model_id, _error: None,
+    ) -> None:
+        self._load_timeout_s = load_timeout_s
+        self._cancel_grace_s = cancel_grace_s
+        self._on_log = on_log
+        self._on_crash = on_crash
+        self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
+
+    def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> "LlamaModel":
+        """See `Backend.load`. The files are checked here, before any native code sees them."""
+        headers = [read_header(file) for file in spec.files]
+        scope.check()
+        model = LlamaModel(
+            spec, headers, self._cancel_grace_s, on_progress, self._on_log, self._on_crash
+        )
+        self._models.add(model)
+        model.wait_until_loaded(scope, self._load_timeout_s)
+        return model
+
+    def kill_all(self) -> None:
+        """See `Backend.kill_all`."""
+        for model in list(self._models):
+            model.kill()
+
+
+class _Pending:
+    """A generation that waits for its worker. Ends once, with a completion or an error."""
+
+    def __init__(self, on_text: OnText) -> None:
+        self.on_text = on_text
+        self.awake = threading.Event()  # it ended, or it was cancelled
+        self.ended = threading.Event()
+        self.completion: Completion | None = None
+        self.error: Exception | None = None
+
+    def end(self, completion: Completion | None = None, error: Exception | None = None) -> None:
+        if not self.ended.is_set():
+            self.completion, self.error = completion, error
+            self.ended.set()
+            self.awake.set()
+
+
+class LlamaModel:
+    """A model in a worker process. See `LoadedModel`."""
+
+    def __init__(
+        self,
+        spec: LoadSpec,
+        headers: list[GGUFHeader],
+        cancel_grace_s: float,
+        on_progress: OnProgress,
+        on_log: OnLog,
+        on_crash: OnCrash,
+    ) -> None:
+        self._spec = spec
+        self._info = _described(spec, headers)
+        self._cancel_grace_s = cancel_grace_s
+        self._on_progress = on_progress
+        self._on_log = on_log
+        self._on_crash = on_crash
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._send_lock = threading.Lock()
+        self._pending: dict[int, _Pending] = {}
+        self._is_closing = False
+        self._death: OrionError | None = None
+        self._buried = threading.Event()
+        self._load_ended = threading.Event()
+        self._load_error: OrionError | None = None
+        self._log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
+        self._process, self._connection, self._output = _start_process()
+        name = f"orion-reader-{spec.info.model_id}"
+        threading.Thread(target=self._read, name=name, daemon=True).start()
+        self._send(
+            {
+                "op": "load",
+                "files": [str(file) for file in spec.files],
+                "slots": spec.slots,
+                "context_length": _context_length(spec.context_length, headers[0].context_length),
+                "threads": spec.threads or usable_cores(),
+                "prompt_format": spec.prompt_format and spec.prompt_format.model_dump(),
+            }
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        return self._death is None and not self._is_closing
+
+    def wait_until_loaded(self, scope: CancelScope, timeout_s: float) -> None:
+        """Wait until the worker can answer; on any error the process is ended first."""
+        undo = scope.on_cancel(self._load_ended.set)
+        try:
+            is_ended = self._load_ended.wait(timeout_s)
+        finally:
+            undo()
+        error = scope.error or self._load_error
+        if not is_ended:
+            error = WorkerTimeoutError(
+                f"{self._spec.key} was not loaded within {timeout_s:g} s; raise "
+                "EngineConfig(load_timeout_s=...)",
+                timeout_s=timeout_s,
+            )
+        if error is not None:
+            self.close(timeout_s=0.0)
+            raise error
+
+    def generate(self, job: GenerationJob, scope: CancelScope, on_text: OnText) -> Completion:
+        """See `LoadedModel.generate`."""
+        scope.check()
+        pending = _Pending(on_text)
+        with self._lock:
+            if self._death is not None:
+                raise self._death
+            request_id = next(self._ids)
+            self._pending[request_id] = pending
+
+        def on_cancel() -> None:
+            self._send({"op": "cancel", "id": request_id})
+            pending.awake.set()
+
+        self._send(
+            {
+                "op": "generate",
+                "id": request_id,
+                "messages": [message.model_dump() for message in job.messages],
+                "options": job.options.model_dump(),
+                "session_id": job.session_id,
+            }
+        )
+        undo = scope.on_cancel(on_cancel)
+        try:
+            pending.awake.wait()
+            if not pending.ended.wait(self._cancel_grace_s):
+                self._give_up()
+        except BaseException:
+            on_cancel()  # interrupted here: the worker must not go on for nobody
+            raise
+        finally:
+            undo()
+            with self._lock:
+                self._pending.pop(request_id, None)
+        if pending.error is not None:
+            raise pending.error
+        if pending.completion is None:
+            scope.check()
+            raise WorkerError(f"{self._spec.key} ended a request without an answer")
+        return pending.completion
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """See `LoadedModel.close`."""
+        with self._lock:
+            self._is_closing = True
+        if timeout_s > 0:
+            self._send({"op": "close"})
+        if not self._buried.wait(timeout_s):
+            self.kill()
+            self._buried.wait()
+
+    def kill(self) -> None:
+        """End the process at once, without waiting and without taking locks."""
+        self._is_closing = True
+        self._process.kill()
+
+    def _give_up(self) -> None:
+        """The worker did not confirm a cancel in time: it is stuck in native code."""
+        self._die(
+            WorkerTimeoutError(
+                f"worker {self.pid} of {self._spec.key} did not confirm a cancel within "
+                f"{self._cancel_grace_s:g} s and was ended",
+                pid=self.pid,
+            )
+        )
+        self._process.kill()
+
+    def _send(self, message: Packet) -> None:
+        with self._send_lock:
+            try:
+                send(self._connection, message)
+            except OSError:
+                # The worker is gone; the reader thread notices and tells everyone who waits.
+                return
+
+    # -- reader thread
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._dispatch(receive(self._connection))
+        except (EOFError, OSError):
+            pass  # the worker is gone
+        except Exception as error:
+            self._die(WorkerError(f"worker {self.pid} of {self._spec.key} sent nonsense: {error!r}"))
+            self._process.kill()
+            raise
+        finally:
+            self._bury()
+
+    def _exit_code(self) -> int:
+        try:
+            return self._process.wait(_DYING_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _dispatch(self, message: Packet) -> None:
+        match message["ev"]:
+            case "step":
+                self._on_step(message)
+            case "loading":
+                self._on_progress(message["fraction"])
+            case "loaded":
+                facts = {key: message[key] for key in ("context_length", "threads", "device")}
+                self._info = self._info.model_copy(update=facts)
+                self._on_progress(1.0)
+                self._load_ended.set()
+            case "failed":
+                error = error_from_wire(message["error"])
+                error.details.setdefault("log", list(self._log_lines))
+                self._load_error = error
+                self._load_ended.set()
+            case "log":
+                self._log_lines.append(message["line"])
+                self._on_log(message["level"], message["line"], self._spec.info.model_id)
+
+    def _on_step(self, message: Packet) -> None:
+        for request_id, text, tokens in message["text"]:
+            pending = self._pending.get(request_id)
+            if pending is not None and not pending.ended.is_set():
+                self._deliver(request_id, pending, text, tokens)
+        for done in message["done"]:
+            pending = self._pending.get(done.pop("id"))
+            if pending is not None:
+                pending.end(Completion(**{**done, "usage": Usage(**done["usage"])}))
+        for failed in message["error"]:
+            pending = self._pending.get(failed["id"])
+            if pending is not None:
+                wire = failed.get("error")
+                pending.end(error=error_from_wire(wire) if wire else None)
+
+    def _deliver(self, request_id: int, pending: _Pending, text: str, tokens: int) -> None:
+        try:
+            pending.on_text(text, tokens)
+        except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
+            pending.end(error=error)
+            self._send({"op": "cancel", "id": request_id})
+
+    def _bury(self) -> None:
+        code = self._exit_code()
+        output = _beginning(self._output)
+        crash = None
+        if not self._is_closing and self._death is None:
+            crash = self._crash_error(code, output)
+        self._die(crash or EngineClosedError(f"{self._spec.key} was unloaded"))
+        self._connection.close()
+        self._output.close()
+        self._buried.set()
+        if crash is not None:
+            self._on_crash(self._spec.info.model_id, crash)
+
+    def _crash_error(self, code: int, output: str) -> WorkerCrashedError:
+        name = signal.Signals(-code).name if code < 0 else None
+        how = f"by {name}" if name else f"with exit code {code}"
+        said = f", saying: {output.splitlines()[0][:300]}" if output else ""
+        return WorkerCrashedError(
+            f"worker {self.pid} of {self._spec.key} died {how}{said}",
+            pid=self.pid,
+            exit_code=code,
+            signal=name,
+            output=output,
+            log=list(self._log_lines),
+        )
+
+    def _die(self, error: OrionError) -> None:
+        with self._lock:
+            if self._death is None:
+                self._death = error
+            waiting = list(self._pending.values())
+        for pending in waiting:
+            pending.end(error=self._death)
+        if not self._load_ended.is_set():
+            self._load_error = self._load_error or self._death
+            self._load_ended.set()
+
+
+def _context_length(asked: int | None, trained: int | None) -> int:
+    """Tokens of context to allocate: what was asked, never more than the model was trained on."""
+    return min(asked or DEFAULT_CONTEXT_LENGTH, trained or DEFAULT_CONTEXT_LENGTH)
+
+
+def _described(spec: LoadSpec, headers: list[GGUFHeader]) -> ModelInfo:
+    return spec.info.model_copy(
+        update={
+            "architecture": headers[0].architecture,
+            "quantization": headers[0].quantization,
+            "size_bytes": sum(header.file_size for header in headers),
+        }
+    )
+
+
+def _start_process() -> "tuple[subprocess.Popen[bytes], Connection[Any, Any], BinaryIO]":
+    if os.name != "posix":
+        raise WorkerError("workers need a POSIX system; on Windows use WSL")
+    if not sys.executable:
+        raise WorkerError("sys.executable is empty: no interpreter to start a worker with")
+    ours, theirs = socket.socketpair()
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the worker is buried)
+    # -P and an explicit path: the worker imports what this process would, not what happens to
+    # lie in the working directory. A session of its own: Ctrl-C is the host's alone.
+    command = [sys.executable, "-P", "-X", "faulthandler"]
+    command += ["-m", "orion_oie.backends.llama.worker", str(theirs.fileno())]
+    process = subprocess.Popen(
+        command,
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        env=_environment(),
+    )
+    theirs.close()
+    return process, Connection(ours.detach()), output
+
+
+def _environment() -> dict[str, str]:
+    paths = [path or os.getcwd() for path in sys.path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"}
+
+
+def _beginning(output: BinaryIO) -> str:
+    output.seek(0)
+    return output.read(_OUTPUT_BYTES_SHOWN).decode("utf-8", "replace").strip()

@@ -1,0 +1,316 @@
+"""models.json: read, checked as a whole, changed at run time, written back.
+
+`ModelRegistry.resolve` goes from an agent to the files of its models on this machine. Nothing is
+ever downloaded or imported here.
+"""
+
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
+from orion_oie.routing.base import CONVERSATION
+from orion_oie.specs import AgentSpec, ModelSpec, ProviderSpec, RegistryFile, SourceSpec
+from orion_oie.validation import did_you_mean, problems_of
+
+
+ChoiceRole = Literal["primary", "lite", "fallback"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One model that may answer for an agent, in the order in which they are tried.
+
+    `files` are None when the model is not on this machine; `why_unavailable` then says why.
+    """
+
+    agent_id: str
+    model_id: str
+    role: ChoiceRole
+    variant: str
+    files: tuple[Path, ...] | None
+    why_unavailable: str = ""
+
+
+class ModelRegistry:
+    """Agents, models and providers. Changes are seen by the next request."""
+
+    def __init__(self, data: RegistryFile, base: Path) -> None:
+        self._data = data
+        self._base = base
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ModelRegistry":
+        """Read and check a registry file. Raises `RegistryError` with every problem found."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RegistryError(f"cannot read the registry {path}: {error}") from error
+        return cls.parse(text, base=path.parent, name=str(path))
+
+    @classmethod
+    def packaged(cls) -> "ModelRegistry":
+        """The registry that comes with the library."""
+        return cls.load(_packaged_file("models.json"))
+
+    @classmethod
+    def parse(cls, text: str, *, base: Path, name: str = "registry") -> "ModelRegistry":
+        """Check the text of a registry; relative paths in it start at `base`."""
+        duplicates: list[str] = []
+        try:
+            raw = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, duplicates))
+        except json.JSONDecodeError as error:
+            raise RegistryError(
+                f"{name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            ) from error
+        return cls(_checked(raw, name, duplicates), base)
+
+    @property
+    def agents(self) -> Mapping[str, AgentSpec]:
+        return self._data.agents
+
+    @property
+    def models(self) -> Mapping[str, ModelSpec]:
+        """All models, the custom ones included."""
+        return {**self._data.models, **self._data.custom_models}
+
+    @property
+    def providers(self) -> Mapping[str, ProviderSpec]:
+        return self._data.providers
+
+    @property
+    def data(self) -> RegistryFile:
+        """The whole registry."""
+        return self._data
+
+    def agent(self, agent_id: str) -> AgentSpec:
+        """An agent by id. Raises `UnknownAgentError` with the closest name."""
+        try:
+            return self._data.agents[agent_id]
+        except KeyError:
+            hint = did_you_mean(agent_id, self._data.agents)
+            known = ", ".join(sorted(self._data.agents))
+            raise UnknownAgentError(
+                f"there is no agent '{agent_id}'{hint}; known are {known}",
+                agent_id=agent_id,
+                known=sorted(self._data.agents),
+            ) from None
+
+    def model(self, model_id: str) -> ModelSpec:
+        """A model by id. Raises `ModelNotFoundError` with the closest name."""
+        models = self.models
+        if model_id not in models:
+            raise ModelNotFoundError(
+                f"there is no model '{model_id}'{did_you_mean(model_id, models)}",
+                model_id=model_id,
+            )
+        return models[model_id]
+
+    def resolve(self, agent_id: str) -> list[Choice]:
+        """The models that may answer for an agent, best first, each at most once.
+
+        Its own primary, lite and fallback models come first, then those of its fallback
+        agents, those of the conversation agent last.
+        """
+        choices: list[Choice] = []
+        seen: set[str] = set()
+        for agent, role, model_id in self._chain(agent_id):
+            if model_id not in seen:
+                seen.add(model_id)
+                choices.append(self._choice(agent, role, model_id))
+        return choices
+
+    def add_agent(self, agent_id: str, agent: AgentSpec | Mapping[str, Any]) -> None:
+        """Register an agent, or replace one. Raises `RegistryError` and changes nothing if the
+        registry would become wrong."""
+        self._change("agents", agent_id, agent)
+
+    def add_model(self, model_id: str, model: ModelSpec | Mapping[str, Any]) -> None:
+        """Register a custom model, or replace one. Raises `RegistryError` like `add_agent`."""
+        if model_id in self._data.models:
+            raise RegistryError(
+                f"'{model_id}' is one of the registry's own models; choose another id"
+            )
+        self._change("custom_models", model_id, model)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the registry. The file is either the old one or the complete new one."""
+        path = Path(path)
+        text = self._data.model_dump_json(indent=2, exclude_defaults=True) + "\n"
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(partial, 0o644)
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON Schema of models.json."""
+        schema = RegistryFile.model_json_schema()
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "Orion registry",
+            **{key: value for key, value in schema.items() if key != "title"},
+        }
+
+    def _chain(self, agent_id: str) -> Iterator[tuple[str, ChoiceRole, str]]:
+        visited: set[str] = set()
+        current: str | None = agent_id
+        while current is not None and current not in visited:
+            visited.add(current)
+            spec = self.agent(current)
+            is_own = current == agent_id
+            yield current, "primary" if is_own else "fallback", spec.models.primary
+            if spec.models.lite is not None:
+                yield current, "lite" if is_own else "fallback", spec.models.lite
+            for model_id in spec.models.fallback:
+                yield current, "fallback", model_id
+            current = spec.fallback_agent
+            if current is None and CONVERSATION in self._data.agents:
+                current = CONVERSATION
+
+    def _choice(self, agent_id: str, role: ChoiceRole, model_id: str) -> Choice:
+        reasons = []
+        for variant, spec in self.model(model_id).variants.items():
+            files, reason = _locate(spec.source, self._base)
+            if files is not None:
+                return Choice(agent_id, model_id, role, variant, files)
+            reasons.append(f"{variant}: {reason}")
+        first = next(iter(self.model(model_id).variants))
+        return Choice(agent_id, model_id, role, first, None, "; ".join(reasons))
+
+    def _change(self, section: str, key: str, value: object) -> None:
+        raw = self._data.model_dump(mode="json", exclude_defaults=True)
+        if isinstance(value, (AgentSpec, ModelSpec)):
+            value = value.model_dump(mode="json", exclude_defaults=True)
+        raw.setdefault(section, {})[key] = value
+        self._data = _checked(raw, f"{section}.{key}", [])
+
+
+def registry_of(source: "str | os.PathLike[str] | ModelRegistry | None") -> ModelRegistry:
+    """The registry that an engine was given: one, a path to one, or the packaged one."""
+    if source is None:
+        return ModelRegistry.packaged()
+    return source if isinstance(source, ModelRegistry) else ModelRegistry.load(source)
+
+
+def _packaged_file(name: str) -> Path:
+    inside = Path(str(resources.files("orion_oie") / name))
+    if inside.exists():
+        return inside
+    # A source checkout keeps the file at its top level; the wheel carries it in the package.
+    return Path(__file__).resolve().parents[2] / name
+
+
+def _unique(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            duplicates.append(f"'{key}' appears twice in one object")
+        found[key] = value
+    return found
+
+
+def _checked(raw: object, name: str, duplicates: list[str]) -> RegistryFile:
+    """The registry if nothing is wrong with it; else one error that lists everything."""
+    problems = list(duplicates)
+    try:
+        data = RegistryFile.model_validate(raw)
+    except ValidationError as error:
+        problems += problems_of(error, RegistryFile)
+    else:
+        problems += _broken_references(data)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise RegistryError(f"{name} has {count}:\n{listed}", problems)
+    return data
+
+
+def _broken_references(data: RegistryFile) -> list[str]:
+    models = {**data.models, **data.custom_models}
+    problems = [
+        f"custom_models.{model_id}: 'models' has the same id"
+        for model_id in data.custom_models
+        if model_id in data.models
+    ]
+    if not data.agents:
+        problems.append("agents: there is none")
+    for agent_id, agent in data.agents.items():
+        wanted = [("primary", agent.models.primary), ("lite", agent.models.lite)]
+        wanted += [("fallback", model_id) for model_id in agent.models.fallback]
+        problems += [
+            _unknown(f"agents.{agent_id}.models.{role}", "model", model_id, models)
+            for role, model_id in wanted
+            if model_id is not None and model_id not in models
+        ]
+        if agent.fallback_agent is not None and agent.fallback_agent not in data.agents:
+            where = f"agents.{agent_id}.fallback_agent"
+            problems.append(_unknown(where, "agent", agent.fallback_agent, data.agents))
+    listed = {f"model_groups.{name}": ids for name, ids in data.model_groups.items()}
+    listed |= {f"recommendations.{n}.models": r.models for n, r in data.recommendations.items()}
+    for where, model_ids in listed.items():
+        problems += [
+            _unknown(where, "model", model_id, models)
+            for model_id in model_ids
+            if model_id not in models
+        ]
+    return problems + _fallback_cycles(data.agents)
+
+
+def _unknown(where: str, kind: str, name: str, known: Mapping[str, Any]) -> str:
+    return f"{where}: there is no {kind} '{name}'{did_you_mean(name, known)}"
+
+
+def _fallback_cycles(agents: Mapping[str, AgentSpec]) -> list[str]:
+    problems = []
+    reported: set[str] = set()
+    for start in agents:
+        path: list[str] = []
+        current: str | None = start
+        while current in agents and current not in path and current not in reported:
+            path.append(current)
+            current = agents[current].fallback_agent
+        if current in path:
+            circle = path[path.index(current) :]
+            problems.append(f"fallback agents go in a circle: {' -> '.join([*circle, current])}")
+            reported.update(circle)
+    return problems
+
+
+def _locate(source: SourceSpec, base: Path) -> tuple[tuple[Path, ...] | None, str]:
+    """The files of a source on this machine, or why they are not here."""
+    if source.path is not None:
+        path = base / source.path
+        return ((path,), "") if path.exists() else (None, f"there is no file {path}")
+    if source.package is not None and source.file is not None:
+        return _locate_in_package(source.package, source.file)
+    return None, f"not downloaded from {source.hub or source.url}"
+
+
+def _locate_in_package(package: str, file: str) -> tuple[tuple[Path, ...] | None, str]:
+    # find_spec does not import the package: importing it could load llama.cpp into this process.
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or []:
+        path = Path(folder) / file
+        if path.exists():
+            return (path,), ""
+    if spec is None:
+        return None, f"the package {package} is not installed"
+    return None, f"the package {package} has no file {file}"
