@@ -100,10 +100,12 @@ class CircuitBreaker:
             raise
         self._succeeded(generation)
 
-    def is_open(self) -> bool:
-        """True while a call would be rejected because of earlier failures."""
+    def check(self) -> None:
+        """Raise `CircuitOpenError` while the reset timeout runs; admits nothing."""
         with self._lock:
-            return self._state is BreakerState.OPEN and self._retry_after_s() > 0
+            if self._state is BreakerState.OPEN and self._retry_after_s() > 0:
+                self._rejected += 1
+                raise self._rejection()
 
     def reset(self) -> None:
         """Forget everything and close."""
@@ -228,11 +230,13 @@ class BreakerBoard:
         with self._breaker(model_id, operation).guard():
             yield
 
-    def is_open(self, model_id: str) -> bool:
-        """True while any operation of the model is paused."""
+    def check(self, model_id: str) -> None:
+        """Raise `CircuitOpenError` while any operation of the model is paused."""
         with self._lock:
             breakers = list(self._breakers.items())
-        return any(b.is_open() for name, b in breakers if name.rpartition(":")[0] == model_id)
+        for name, breaker in breakers:
+            if name.rpartition(":")[0] == model_id:
+                breaker.check()
 
     def stats(self) -> dict[str, BreakerStats]:
         """Statistics by `model:operation`."""

@@ -21,7 +21,6 @@ from orion_oie.routing.base import CONVERSATION
 from orion_oie.specs import AgentSpec, ModelSpec, ProviderSpec, RegistryFile, SourceSpec
 from orion_oie.validation import did_you_mean, problems_of
 
-
 ChoiceRole = Literal["primary", "lite", "fallback"]
 
 
@@ -283,10 +282,10 @@ def _fallback_cycles(agents: Mapping[str, AgentSpec]) -> list[str]:
     for start in agents:
         path: list[str] = []
         current: str | None = start
-        while current in agents and current not in path and current not in reported:
+        while current is not None and current in agents and current not in {*path, *reported}:
             path.append(current)
             current = agents[current].fallback_agent
-        if current in path:
+        if current is not None and current in path:
             circle = path[path.index(current) :]
             problems.append(f"fallback agents go in a circle: {' -> '.join([*circle, current])}")
             reported.update(circle)

@@ -4,7 +4,7 @@ Everything here is immutable and holds no behaviour beyond small derived values.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -33,17 +33,13 @@ def _one_or_many(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _number(kind: Any, **bounds: Any) -> Any:
-    return Annotated[kind, Field(strict=True, **bounds)]
-
-
-Temperature = _number(float, ge=0, le=5)
-TopP = _number(float, gt=0, le=1)
-TopK = _number(int, ge=0)
-MinP = _number(float, ge=0, lt=1)
-RepeatPenalty = _number(float, gt=0, le=10)
-MaxTokens = _number(int, ge=1)
-Seed = _number(int, ge=0, lt=2**32 - 1)
+Temperature = Annotated[float, Field(strict=True, ge=0, le=5)]
+TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
+TopK = Annotated[int, Field(strict=True, ge=0)]
+MinP = Annotated[float, Field(strict=True, ge=0, lt=1)]
+RepeatPenalty = Annotated[float, Field(strict=True, gt=0, le=10)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32 - 1)]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=16), BeforeValidator(_one_or_many)
 ]
@@ -97,8 +93,8 @@ class RequestOptions(SamplingDefaults):
     session_id: str | None = Field(default=None, min_length=1, max_length=256)
     system_prompt: str | None = None
     seed: Seed | None = None
-    deadline: _number(float, gt=0) | None = None  # type: ignore[valid-type]
-    priority: _number(int, ge=-100, le=100) = 0  # type: ignore[valid-type]
+    deadline: Annotated[float, Field(strict=True, gt=0)] | None = None
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     local_only: bool = False
     on_overflow: Literal["error", "drop_oldest"] = "error"
     on_stream_failure: Literal["error", "restart"] = "error"
@@ -165,6 +161,9 @@ class ModelInfo(Schema):
     threads: int = 0
 
 
+Outcome = Literal["answered", "unavailable", "circuit_open", "failed", "restarted", "not_needed"]
+
+
 class Consideration(Schema):
     """One model that could have answered, and what became of it.
 
@@ -176,9 +175,7 @@ class Consideration(Schema):
     agent_id: str
     model_id: str
     role: Literal["primary", "lite", "fallback"]
-    outcome: Literal[
-        "answered", "unavailable", "circuit_open", "failed", "restarted", "not_needed"
-    ]
+    outcome: Outcome
     reason: str = ""
     error: str | None = None
 
@@ -197,7 +194,6 @@ class Receipt(Schema):
     dropped_turns: int = 0
     removed_characters: int = 0
     state_ms: dict[str, float] = {}
-    notes: list[str] = []
 
 
 FinishReason = Literal["stop", "length"]

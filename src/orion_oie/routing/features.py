@@ -27,8 +27,6 @@ def _cue(strength: float, needles: str, pattern: str) -> Cue:
     return Cue(strength, tuple(needles.split(" ")), re.compile(pattern, re.MULTILINE))
 
 
-_DIGITS = "0 1 2 3 4 5 6 7 8 9"
-
 _CODE = (
     _cue(0.8, "```", r"```"),
     _cue(0.9, "def", r"^[ \t]{0,40}(?:async )?def \w{1,60}\("),
@@ -135,10 +133,11 @@ _MATH = (
 )
 
 _NUMBER = re.compile(r"\d[\d,]{0,15}(?:\.\d{1,9})?")
-_NUMBER_WORDS = frozenset(
-    "two three four five six seven eight nine ten eleven twelve fifteen twenty thirty forty fifty"
-    " hundred half twice double triple dozen third quarter".split()
-)
+_NUMBER_WORD_LIST = """
+    two three four five six seven eight nine ten eleven twelve fifteen twenty thirty forty fifty
+    hundred half twice double triple dozen third quarter
+"""
+_NUMBER_WORDS = frozenset(_NUMBER_WORD_LIST.split())
 _QUANTITY_NEEDLES = ("how ", "How ", "what ", "What ", "Find ", "find ")
 _QUANTITY_QUESTION = re.compile(
     r"\bhow (?:many|much|far|long|old|fast|tall|often)\b|\bwhat percent"
@@ -160,10 +159,10 @@ _SQL = (
     _cue(0.6, ".", r"\w\.(?:csv|tsv|xlsx?|parquet|sqlite)\b"),
 )
 _PIPE_ROW = re.compile(r"^[^|\n]{0,200}\|[^|\n]{0,200}\|[^\n]{0,600}$", re.MULTILINE)
+_ONE_PIPE_ROW = re.compile(r"^[^|\n]{1,200}\|[^|\n]{1,200}$", re.MULTILINE)
 _COMMA_ROW = re.compile(r"^[^,\n]{1,80},[^,\n]{0,80}(?:,[^,\n]{0,80}){1,30}$", re.MULTILINE)
 _TAB_ROW = re.compile(r"^[^\t\n]{0,200}\t[^\n]{1,600}$", re.MULTILINE)
-_ROWS = (("|", _PIPE_ROW, 2), (",", _COMMA_ROW, 3), ("\t", _TAB_ROW, 3))
-
+_ROWS = (("|", _PIPE_ROW, 2), ("|", _ONE_PIPE_ROW, 3), (",", _COMMA_ROW, 3), ("\t", _TAB_ROW, 3))
 
 # An English question that quotes another script mostly asks about that language.
 _QUOTED_SCRIPT = 0.3
@@ -249,19 +248,16 @@ def _word_problem(text: str) -> float:
 
 def _table_rows(text: str) -> float:
     lines = text.count("\n") + 1
-    return (
-        max(
-            _even_rows(pattern.findall(text), separator, enough)
-            for separator, pattern, enough in _ROWS
-            if lines >= enough
-        )
-        if lines > 1
-        else 0.0
+    strengths = (
+        _even_rows(pattern.findall(text), separator, enough)
+        for separator, pattern, enough in _ROWS
+        if lines >= enough and separator in text
     )
+    return max(strengths, default=0.0)
 
 
 def _even_rows(rows: list[str], separator: str, enough: int) -> float:
-    """Rows belong to one table when several have the same number of separators, or many have some."""
+    """Rows make a table when several have the same number of separators, or many have some."""
     widths = Counter(row.count(separator) for row in rows)
     same = max(widths.values(), default=0)
     if same >= enough:

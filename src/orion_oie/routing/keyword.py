@@ -29,6 +29,7 @@ NEAR_HEAD_CHARS, NEAR_TAIL_CHARS = 600, 300
 FAR_FACTOR = 0.5
 
 _SHOWN_HINTS = 4
+_DECIMALS = 4
 _STEM = "*"
 
 # Scripts that do not put spaces between words: a hint in them may start and end anywhere.
@@ -72,11 +73,11 @@ class _Literal:
     `first_word` is the whole word it starts with, if it starts with one.
     """
 
-    def __init__(self, text: str, is_stem: bool) -> None:
-        self.folded = _flattened(text)
+    def __init__(self, text: str) -> None:
+        self.folded = _flattened(text.removesuffix(_STEM))
         first = _WORD.match(self.folded)
         left = rf"(?<!{_WORD_CHAR})" if first else ""
-        ends_open = is_stem or not _WORD.fullmatch(self.folded[-1:])
+        ends_open = text.endswith(_STEM) or not _WORD.fullmatch(self.folded[-1:])
         right = "" if ends_open else rf"(?!{_WORD_CHAR})"
         self._bordered = re.compile(left + re.escape(self.folded) + right)
         self.first_word = first[0] if first and first.end() < len(self.folded) else None
@@ -99,7 +100,7 @@ class _CompiledHints:
         for keyword, weight in hints.keywords.items():
             self._add_keyword(keyword, weight)
         for phrase, weight in hints.phrases.items():
-            self._add_literal(f"phrase:{phrase}", phrase, weight, is_stem=False)
+            self._add_literal(f"phrase:{phrase}", phrase, weight)
         self._patterns = [
             (f"pattern:{pattern}", weight, re.compile(pattern, re.IGNORECASE))
             for pattern, weight in hints.patterns.items()
@@ -123,17 +124,16 @@ class _CompiledHints:
                 yield name, weight
 
     def _add_keyword(self, keyword: str, weight: float) -> None:
-        name, is_stem = f"keyword:{keyword}", keyword.endswith(_STEM)
-        folded = keyword.removesuffix(_STEM).casefold()
+        name, folded = f"keyword:{keyword}", keyword.removesuffix(_STEM).casefold()
         if not _WORD.fullmatch(folded):
-            self._add_literal(name, folded, weight, is_stem=is_stem)
-        elif is_stem:
+            self._add_literal(name, keyword, weight)
+        elif keyword.endswith(_STEM):
             self._stems.setdefault(len(folded), {})[folded] = (name, weight)
         else:
             self._words[folded] = (name, weight)
 
-    def _add_literal(self, name: str, text: str, weight: float, *, is_stem: bool) -> None:
-        literal = _Literal(text, is_stem)
+    def _add_literal(self, name: str, text: str, weight: float) -> None:
+        literal = _Literal(text)
         if not literal.folded:
             return
         if literal.first_word:
@@ -154,10 +154,10 @@ class KeywordRouter:
     """Routes by the hints in the agents' specs; see the module for the score and the confidence.
 
     Under `threshold` the conversation agent answers; without one, the best agent, else the first.
-    In `keywords` a trailing `*` marks a stem (`translat*`); other keywords are whole words, or
-    any sequence in scripts without spaces between words. Patterns are the registry author's:
-    they see an excerpt of a few thousand characters, and must not backtrack without bound.
-    Safe to call from several threads.
+    A trailing `*` makes a keyword or the last word of a phrase a stem (`translat*`); without it
+    they are whole words, except in scripts that put no spaces between words. Patterns see only
+    the start and the end of the question, and must not backtrack without bound: that is up to
+    the author of the registry. Safe to call from several threads.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -193,7 +193,7 @@ class KeywordRouter:
         candidates = []
         for agent_id, hints in self._hints_of(agents).items():
             evidence = _evidence(hints, texts, strengths)
-            score = round(math.fsum(evidence.values()), 3)
+            score = round(math.fsum(evidence.values()), _DECIMALS)
             candidates.append(RouteCandidate(agent_id=agent_id, score=score, evidence=evidence))
         return sorted(candidates, key=lambda candidate: -candidate.score)
 
@@ -212,7 +212,9 @@ class KeywordRouter:
     def _fallback_reason(self, best: RouteCandidate, confidence: float) -> str:
         if best.score <= 0:
             return "no agent's hints occur in the question"
-        return f"no agent reached {self.threshold:g}; best was {best.agent_id} at {confidence:.2f}"
+        # Rounded down, so that it never reads as if the threshold had been reached.
+        reached = math.floor(confidence * 100) / 100
+        return f"no agent reached {self.threshold:g}; best was {best.agent_id} at {reached:.2f}"
 
 
 def _evidence(
@@ -220,14 +222,14 @@ def _evidence(
 ) -> dict[str, float]:
     evidence: dict[str, float] = {}
     for name, weight in hints.patterns_in(texts[0]):
-        evidence[name] = weight
+        evidence[name] = round(weight, _DECIMALS)
     for factor, text in zip((1.0, FAR_FACTOR), texts, strict=False):
         for name, weight in hints.words_in(text):
-            evidence.setdefault(name, round(weight * factor, 3))
+            evidence.setdefault(name, round(weight * factor, _DECIMALS))
     for feature, weight in hints.features.items():
         strength = strengths.get(feature, 0.0)
         if strength > 0:
-            evidence[f"feature:{feature}"] = round(weight * strength, 3)
+            evidence[f"feature:{feature}"] = round(weight * strength, _DECIMALS)
     return dict(sorted(evidence.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -236,7 +238,7 @@ def _confidence(candidates: list[RouteCandidate]) -> float:
         return 0.0
     best = candidates[0].score
     second = candidates[1].score if len(candidates) > 1 else 0.0
-    return round(best / (best + 1) * (0.6 + 0.4 * (best - second) / best), 3)
+    return round(best / (best + 1) * (0.6 + 0.4 * (best - second) / best), _DECIMALS)
 
 
 def _reason(best: RouteCandidate, language: Language) -> str:

@@ -46,13 +46,20 @@ _QUOTED = re.compile(
     r"|(?<!\w)'[^'\n]{1,200}'(?!\w)",
     re.DOTALL,
 )
+# Code is English by its keywords and anything by its names: what is in brackets goes, and the
+# words around it have to be clearer than in prose.
+_CODE_MARK = re.compile(r"[{}=]|\w\(|;\s*$", re.MULTILINE)
+_BRACKETS = re.compile(r"\{[^{}]{0,500}\}|\([^()\n]{0,200}\)")
+_MIN_SCORE_BESIDE_CODE = 1.2
+
 _WORD = re.compile("[a-z\u00c0-\u024f\u1e00-\u1eff]+")
 
 # English stop words that are also words of programming languages say little about prose.
-_CODE_WORDS = frozenset(
-    "for in if is not and or as from with while do this new list find all any out has an one get"
-    " show let make each by first last".split()
-)
+_CODE_WORD_LIST = """
+    for in if is not and or as from with while do this new list find all any out has an one get
+    show let make each by first last
+"""
+_CODE_WORDS = frozenset(_CODE_WORD_LIST.split())
 # The neighbours take little from the weight of a word that they share with a named language.
 _NAMED = frozenset(("en", "fr", "es", "de", "it", "pt"))
 _NEIGHBOUR_SHARE = 0.25
@@ -144,6 +151,9 @@ def _without_quotes(text: str) -> str:
 
 
 def _by_words(text: str) -> Language:
+    beside_code = _CODE_MARK.search(text) is not None
+    if beside_code:
+        text = _BRACKETS.sub(" ", text)
     words = _WORD.findall(text.lower())
     if not words:
         return UNDECIDED
@@ -166,12 +176,13 @@ def _by_words(text: str) -> Language:
             for language in languages if count else ():
                 scores[language] += count * _LETTER_WEIGHT / len(languages)
     scores["en"] += min(_UNKNOWN_ASCII_LIMIT, _UNKNOWN_ASCII_WEIGHT * unknown_ascii)
-    return _decide(scores, len(words))
+    needed = _MIN_SCORE_BESIDE_CODE if beside_code else 0.0
+    return _decide(scores, max(needed, _MIN_SCORE_PER_WORD * len(words)))
 
 
-def _decide(scores: dict[str, float], words: int) -> Language:
+def _decide(scores: dict[str, float], needed: float) -> Language:
     (code, best), (_, second) = sorted(scores.items(), key=lambda item: -item[1])[:2]
-    if best <= 0 or best < _MIN_SCORE_PER_WORD * words:
+    if best <= 0 or best < needed:
         return UNDECIDED
     confidence = best / (best + 0.8) * (0.4 + 0.6 * (best - second) / best)
     if confidence < _MIN_CONFIDENCE:

@@ -33,8 +33,8 @@ _WORDS = {
         quién cual cuál cuales cuáles cuanto cuánto cuántos cuántas cuanta porque también hasta
         desde todo todos toda todas nos me te mi mis tu tus yo él ella nosotros ellos usted
         ustedes soy eres somos estoy puedo puede puedes quiero hacer hace escribe escribir dime
-        dame explica explicar ayuda necesito hola buenos buenas gracias favor español inglés
-        ahora otro otra dos tres cada mejor vida día años e había sido uno
+        dame explica explicar explícame ayúdame cuéntame ayuda necesito hola buenos buenas gracias
+        favor español inglés ahora otro otra dos tres cada mejor vida día años e había sido uno
     """,
     "de": """
         der die das den dem des ein eine einen einem einer eines und ist in im zu zum zur von mit

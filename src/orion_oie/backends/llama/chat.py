@@ -128,7 +128,7 @@ def _complaint(refusal: _TemplateRefusal) -> InvalidRequestError:
 class _Generation(Extension):
     """Some templates mark the assistant's tokens for training; the mark says nothing here."""
 
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+    tags = {"generation"}
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)

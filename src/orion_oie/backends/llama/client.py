@@ -259,7 +259,9 @@ class LlamaModel:
         except (EOFError, OSError):
             pass  # the worker is gone
         except Exception as error:
-            self._die(WorkerError(f"worker {self.pid} of {self._spec.key} sent nonsense: {error!r}"))
+            self._die(
+                WorkerError(f"worker {self.pid} of {self._spec.key} sent nonsense: {error!r}")
+            )
             self._process.kill()
             raise
         finally:

@@ -69,12 +69,12 @@ class AbortFlag:
     def raise_(self) -> None:
         with self._lock:
             self._raised += 1
-            self._buffer[0] = 1
+            self._buffer[0] = b"\x01"
 
     def lower(self) -> None:
         with self._lock:
             self._raised -= 1
-            self._buffer[0] = 1 if self._raised else 0
+            self._buffer[0] = b"\x01" if self._raised else b"\x00"
 
 
 class NativeModel:
@@ -160,6 +160,11 @@ class NativeModel:
         return bool(lc.llama_model_has_decoder(self._model)) and not lc.llama_model_has_encoder(
             self._model
         )
+
+    @property
+    def device(self) -> str:
+        """Where the layers run: "gpu" when llama.cpp can offload here, else "cpu"."""
+        return "gpu" if lc.llama_supports_gpu_offload() else "cpu"
 
     @property
     def context_length(self) -> int:

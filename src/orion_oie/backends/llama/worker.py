@@ -59,7 +59,7 @@ class Worker:
                 "ev": "loaded",
                 "context_length": model.context_length,
                 "threads": spec["threads"],
-                "device": "gpu" if native.lc.llama_supports_gpu_offload() else "cpu",
+                "device": model.device,
             }
         )
         self._serve(Batcher(model))

@@ -1,0 +1,13 @@
+"""What an answer cost, from its token counts and a price list."""
+
+from orion_oie.schemas import Usage
+from orion_oie.specs import PriceSpec
+
+
+def cost_of(usage: Usage, price: PriceSpec | None) -> float:
+    """US dollars; 0 for a model without a price."""
+    if price is None:
+        return 0.0
+    return (
+        usage.prompt_tokens * price.prompt + usage.completion_tokens * price.completion
+    ) / 1_000_000

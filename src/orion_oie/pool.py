@@ -1,0 +1,229 @@
+"""Models in memory, shared by the agents that use them.
+
+`acquire` gives a model for as long as its `with` block runs: it is loaded once however many ask
+at the same time, never unloaded while in use, and the least recently used idle one makes room.
+Loading runs on a thread of its own and goes on as long as somebody waits for it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from orion_oie.backends.base import LoadedModel, LoadSpec, OnProgress
+from orion_oie.cancellation import CancelScope
+from orion_oie.errors import EngineClosedError, RequestCancelledError
+from orion_oie.eviction import Resident, choose_victims
+from orion_oie.schemas import ModelInfo, Schema
+
+Load = Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]
+
+
+class ResidentModel(Schema):
+    """One model in memory, for statistics. `users` counts requests that hold or await it."""
+
+    model: ModelInfo
+    pid: int | None
+    users: int
+    is_loading: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A model that is kept in memory while the lease is held."""
+
+    model: LoadedModel
+    is_cold: bool
+    load_ms: float
+    evicted: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class _Entry:
+    spec: LoadSpec
+    last_used: int
+    evicted: tuple[str, ...] = ()
+    scope: CancelScope = field(default_factory=CancelScope)
+    users: int = 0
+    fraction: float = 0.0
+    model: LoadedModel | None = None
+    error: BaseException | None = None
+    is_abandoned: bool = False
+
+    @property
+    def is_loading(self) -> bool:
+        return self.model is None and self.error is None
+
+
+class AgentPool:
+    """Loaded models by `LoadSpec.key`. `on_evicted(key)` is called with no lock held."""
+
+    def __init__(
+        self, load: Load, max_models: int, on_evicted: Callable[[str], None] = lambda _key: None
+    ) -> None:
+        self._load = load
+        self._max_models = max_models
+        self._on_evicted = on_evicted
+        self._changed = threading.Condition()
+        self._entries: dict[str, _Entry] = {}
+        self._uses = 0
+        self._is_closed = False
+
+    @contextmanager
+    def acquire(
+        self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress = lambda _f: None
+    ) -> Iterator[Lease]:
+        """Hold the model of `spec`, loading it if needed.
+
+        Raises what the load raised, the error that `scope` was cancelled with while waiting, or
+        `EngineClosedError`.
+        """
+        started = time.perf_counter()
+        undo = scope.on_cancel(self._notify)
+        try:
+            entry, is_cold = self._join(spec, scope)
+            try:
+                model = self._await_load(entry, scope, on_progress)
+                load_ms = (time.perf_counter() - started) * 1e3
+                undo()
+                yield Lease(model, is_cold, load_ms, entry.evicted if is_cold else ())
+            finally:
+                self._leave(entry)
+        finally:
+            undo()
+
+    def unload(self, key: str) -> bool:
+        """Free an idle model; False when it is not loaded or in use."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is None or entry.users or entry.model is None:
+                return False
+            del self._entries[key]
+            self._changed.notify_all()
+        entry.model.close()
+        return True
+
+    def residents(self) -> dict[str, ResidentModel]:
+        """What is in memory or on its way there."""
+        with self._changed:
+            return {
+                key: ResidentModel(
+                    model=entry.model.info if entry.model else entry.spec.info,
+                    pid=entry.model.pid if entry.model else None,
+                    users=entry.users,
+                    is_loading=entry.is_loading,
+                )
+                for key, entry in self._entries.items()
+                if entry.is_loading or (entry.model is not None and entry.model.is_alive())
+            }
+
+    def close(self, timeout_s: float) -> None:
+        """Stop all loads and free all models; those in use fail with `EngineClosedError`."""
+        with self._changed:
+            self._is_closed = True
+            entries = list(self._entries.values())
+            self._entries.clear()
+            self._changed.notify_all()
+        for entry in entries:
+            entry.scope.cancel(EngineClosedError("the engine was shut down during a load"))
+        for entry in entries:
+            if entry.model is not None:
+                entry.model.close(timeout_s)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _join(self, spec: LoadSpec, scope: CancelScope) -> tuple[_Entry, bool]:
+        """Become a user of the model's entry, making it (and starting the load) if there is none.
+
+        Waits while an abandoned load ends, and while every model that could make room is in use.
+        """
+        with self._changed:
+            while True:
+                if self._is_closed:
+                    raise EngineClosedError("the engine was shut down")
+                scope.check()
+                entry = self._entries.get(spec.key)
+                if entry is not None and entry.model is not None and not entry.model.is_alive():
+                    del self._entries[spec.key]
+                    entry = None
+                if entry is None:
+                    victims = choose_victims(self._as_residents(), self._max_models)
+                    if victims is not None:
+                        return self._begin_load(spec, victims), True
+                elif not entry.is_abandoned:
+                    entry.users += 1
+                    return entry, entry.is_loading
+                self._changed.wait()
+
+    def _as_residents(self) -> list[Resident]:
+        return [
+            Resident(key, entry.last_used, entry.users > 0 or entry.is_loading)
+            for key, entry in self._entries.items()
+        ]
+
+    def _begin_load(self, spec: LoadSpec, victims: list[str]) -> _Entry:
+        removed = [(key, self._entries.pop(key)) for key in victims]
+        self._uses += 1
+        entry = _Entry(spec, self._uses, tuple(victims), users=1)
+        self._entries[spec.key] = entry
+        threading.Thread(
+            target=self._run_load,
+            args=(entry, removed),
+            name=f"orion-load-{spec.info.model_id}",
+            daemon=True,
+        ).start()
+        return entry
+
+    def _run_load(self, entry: _Entry, removed: list[tuple[str, _Entry]]) -> None:
+        def on_progress(fraction: float) -> None:
+            with self._changed:
+                entry.fraction = fraction
+                self._changed.notify_all()
+
+        model: LoadedModel | None = None
+        error: BaseException | None = None
+        try:
+            for key, victim in removed:
+                if victim.model is not None:
+                    victim.model.close()
+                self._on_evicted(key)
+            model = self._load(entry.spec, entry.scope, on_progress)
+        except Exception as caught:  # noqa: BLE001 (handed to those who wait for the load)
+            error = caught
+        with self._changed:
+            entry.model, entry.error = model, error
+            if error is not None and self._entries.get(entry.spec.key) is entry:
+                del self._entries[entry.spec.key]
+            is_orphaned = self._is_closed
+            self._changed.notify_all()
+        if is_orphaned and model is not None:
+            model.close(0.0)
+
+    def _await_load(
+        self, entry: _Entry, scope: CancelScope, on_progress: OnProgress
+    ) -> LoadedModel:
+        shown = -1.0
+        while True:
+            with self._changed:
+                while entry.is_loading and entry.fraction == shown and scope.error is None:
+                    self._changed.wait()
+                scope.check()
+                if entry.error is not None:
+                    raise entry.error
+                if entry.model is not None:
+                    return entry.model
+                shown = entry.fraction
+            on_progress(shown)
+
+    def _leave(self, entry: _Entry) -> None:
+        with self._changed:
+            entry.users -= 1
+            self._uses += 1
+            entry.last_used = self._uses
+            entry.is_abandoned = entry.users == 0 and entry.is_loading
+            self._changed.notify_all()
+        if entry.is_abandoned:
+            entry.scope.cancel(RequestCancelledError("nobody waits for this load any more"))

@@ -1,0 +1,208 @@
+"""One request: the caller's handle, and the working record behind it.
+
+The handle only shows and asks; the engine moves the request. Synchronous and asynchronous use
+are views of the same handle.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from orion_oie.cancellation import CancelScope
+from orion_oie.errors import RequestCancelledError
+from orion_oie.lifecycle import RequestLifecycle, RequestState
+from orion_oie.registry import Choice
+from orion_oie.schemas import (
+    Consideration,
+    InferenceResult,
+    ModelInfo,
+    Outcome,
+    Receipt,
+    RequestOptions,
+    Route,
+    StreamStats,
+    TokenEvent,
+)
+from orion_oie.streaming import TextStream
+
+
+class RequestHandle:
+    """A running request: wait for it, iterate over its text, await it, cancel it.
+
+    As a context manager it cancels on exit what has not ended by then.
+    """
+
+    def __init__(
+        self,
+        stream: TextStream,
+        scope: CancelScope,
+        on_state: Callable[["RequestHandle", RequestState, RequestState], None],
+    ) -> None:
+        self.id = uuid.uuid4().hex[:12]
+        self._stream = stream
+        self._scope = scope
+        self._lifecycle = RequestLifecycle(lambda old, new: on_state(self, old, new))
+        self._future: Future[InferenceResult] = Future()
+        self._receipt: Receipt | None = None
+        self._future.set_running_or_notify_cancel()
+
+    @property
+    def state(self) -> RequestState:
+        return self._lifecycle.state
+
+    @property
+    def progress(self) -> float:
+        """0 to 100."""
+        return self._lifecycle.progress
+
+    @property
+    def text(self) -> str:
+        """The text received so far."""
+        return self._stream.text
+
+    @property
+    def stats(self) -> StreamStats:
+        """Tokens, time to first token and speed so far."""
+        return self._stream.stats()
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """The account of the request once it has ended, well or not; None before."""
+        return self._receipt
+
+    def done(self) -> bool:
+        """True once there is a result or an error."""
+        return self._future.done()
+
+    def result(self, timeout: float | None = None) -> InferenceResult:
+        """Wait for the answer; raises the request's error, or `TimeoutError` after `timeout`
+        seconds, which leaves the request running."""
+        return self._future.result(timeout)
+
+    def cancel(self) -> bool:
+        """End the request wherever it is; False when it had ended before."""
+        return not self.done() and self._scope.cancel(
+            RequestCancelledError(f"request {self.id} was cancelled", request_id=self.id)
+        )
+
+    def add_done_callback(self, callback: Callable[["RequestHandle"], Any]) -> None:
+        """Call `callback(handle)` when the request has ended, on the thread that ends it."""
+        self._future.add_done_callback(lambda _future: callback(self))
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        return iter(self._stream)
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        return self._stream.__aiter__()
+
+    def __await__(self) -> Generator[Any, None, InferenceResult]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> InferenceResult:
+        try:
+            return await asyncio.wrap_future(self._future)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def __enter__(self) -> "RequestHandle":
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> "RequestHandle":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    def __repr__(self) -> str:
+        return f"<RequestHandle {self.id} {self.state.value} {self.progress:.0f}%>"
+
+
+@dataclass(eq=False)
+class Request:
+    """What the engine knows of a request while it is on its way.
+
+    `owner` keeps the engine alive until the request has ended.
+    """
+
+    handle: RequestHandle
+    owner: object
+    query: str = ""
+    options: RequestOptions = field(default_factory=RequestOptions)
+    started_at: float = field(default_factory=time.perf_counter)
+    queued_at: float = 0.0
+    queue_ms: float = 0.0
+    route_ms: float = 0.0
+    load_ms: float = 0.0
+    route: Route | None = None
+    choices: list[Choice] = field(default_factory=list)
+    considered: list[Consideration] = field(default_factory=list)
+    model: ModelInfo | None = None
+    seed: int = 0
+    is_cold: bool = False
+    evicted: list[str] = field(default_factory=list)
+    replays: int = 0
+    dropped_turns: int = 0
+    removed_characters: int = 0
+
+    def __post_init__(self) -> None:
+        self.id = self.handle.id
+        self.stream = self.handle._stream
+        self.scope = self.handle._scope
+        self.lifecycle = self.handle._lifecycle
+
+    def consider(self, choice: Choice, outcome: Outcome, reason: str, error: str = "") -> None:
+        """Note what became of a choice."""
+        self.considered.append(
+            Consideration(
+                agent_id=choice.agent_id,
+                model_id=choice.model_id,
+                role=choice.role,
+                outcome=outcome,
+                reason=reason,
+                error=error or None,
+            )
+        )
+
+    def receipt(self) -> Receipt:
+        """The account of the request so far."""
+        return Receipt(
+            request_id=self.id,
+            route=self.route,
+            considered=self.considered,
+            model=self.model,
+            seed=self.seed,
+            cold_load=self.is_cold,
+            evicted=self.evicted,
+            replays=self.replays,
+            dropped_turns=self.dropped_turns,
+            removed_characters=self.removed_characters,
+            state_ms=self.lifecycle.state_ms(),
+        )
+
+    def succeed(self, result: InferenceResult) -> None:
+        """Hand the result to whoever waits."""
+        self.owner = None
+        self.handle._receipt = result.receipt
+        self.handle._future.set_result(result)
+        self.stream.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Hand the error to whoever waits."""
+        self.owner = None
+        self.handle._receipt = self.receipt()
+        self.handle._future.set_exception(error)
+        self.stream.close(error)

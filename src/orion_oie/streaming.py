@@ -1,0 +1,252 @@
+"""The text of one answer on its way to whoever listens: cut to pieces, kept, replayed.
+
+`TextStream` has one writer (the engine) and any number of readers, each of which sees every
+event from the start. Splitters decide how text is cut; they never change it.
+"""
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Literal
+
+from orion_oie.errors import InvalidRequestError
+from orion_oie.schemas import StreamStats, TokenEvent
+
+Splitter = Callable[[str], tuple[list[str], str]]
+"""Takes the text that has come and not been given out; returns the complete pieces and the rest,
+whose concatenation must be that same text."""
+
+ChunkBy = Literal["token", "word", "sentence"] | Splitter
+
+_WORD = re.compile(r"\s*\S+\s+")
+_SENTENCE = re.compile(r"""[^.!?…。！？\n]*(?:[.!?…]+["')\]]*\s+|[。！？]+["'」』）]*|\n+)""")
+
+
+def split_tokens(text: str) -> tuple[list[str], str]:
+    """Every piece as it comes."""
+    return ([text] if text else []), ""
+
+
+def split_words(text: str) -> tuple[list[str], str]:
+    """Words, each with the white space behind it."""
+    return _split_by(_WORD, text)
+
+
+def split_sentences(text: str) -> tuple[list[str], str]:
+    """Sentences and lines, each with the white space behind it."""
+    return _split_by(_SENTENCE, text)
+
+
+_SPLITTERS: dict[str, Splitter] = {
+    "token": split_tokens,
+    "word": split_words,
+    "sentence": split_sentences,
+}
+
+
+def splitter_of(chunk_by: ChunkBy) -> Splitter:
+    """The splitter of a name, or the caller's own."""
+    if callable(chunk_by):
+        return chunk_by
+    if chunk_by not in _SPLITTERS:
+        raise InvalidRequestError(
+            f"chunk_by: {chunk_by!r} is not known; allowed: 'token', 'word', 'sentence' or a "
+            "function from text to (pieces, rest)"
+        )
+    return _SPLITTERS[chunk_by]
+
+
+def _split_by(pattern: re.Pattern[str], text: str) -> tuple[list[str], str]:
+    pieces = []
+    end = 0
+    while match := pattern.match(text, end):
+        pieces.append(match[0])
+        end = match.end()
+    return pieces, text[end:]
+
+
+class TextStream:
+    """The events of one answer, in order. `clock` gives seconds."""
+
+    def __init__(
+        self,
+        splitter: Splitter = split_tokens,
+        *,
+        typewriter_delay_s: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._splitter = splitter
+        self._delay_s = typewriter_delay_s
+        self._clock = clock
+        self._started_at = clock()
+        self._changed = threading.Condition()
+        self._wakers: set[Callable[[], None]] = set()
+        self._events: list[TokenEvent] = []
+        self._held = ""
+        self._tokens = 0
+        self._first_at: float | None = None
+        self._last_at: float | None = None
+        self._error: BaseException | None = None
+        self._is_closed = False
+        self._is_observed = False
+
+    # -- the writer
+
+    def push(self, text: str, tokens: int) -> None:
+        """Add text that `tokens` tokens stand behind."""
+        now = self._clock()
+        self._tokens += tokens
+        if not text:
+            return
+        if self._first_at is None:
+            self._first_at = now
+        self._last_at = now
+        self._held += text
+        pieces, rest = self._splitter(self._held)
+        if "".join(pieces) + rest != self._held:
+            raise InvalidRequestError("chunk_by: the function loses or changes text")
+        self._held = rest
+        self._append(pieces, now)
+
+    def restart(self) -> None:
+        """Void what was sent: the answer begins again."""
+        with self._changed:
+            self._held = ""
+            self._tokens = 0
+            self._first_at = self._last_at = None
+            if not self._is_observed:
+                self._events.clear()
+                return
+            elapsed_ms = (self._clock() - self._started_at) * 1e3
+            self._events.append(TokenEvent("", len(self._events), elapsed_ms, "restart"))
+        self._wake()
+
+    def flush(self) -> None:
+        """Give out what the splitter still holds back."""
+        held, self._held = self._held, ""
+        if held:
+            self._append([held], self._clock())
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the stream: readers get what is left, then stop, or raise `error`."""
+        self.flush()
+        with self._changed:
+            self._error = error
+            self._is_closed = True
+        self._wake()
+
+    def _append(self, pieces: list[str], now: float) -> None:
+        if not pieces:
+            return
+        elapsed_ms = (now - self._started_at) * 1e3
+        with self._changed:
+            for piece in pieces:
+                self._events.append(TokenEvent(piece, len(self._events), elapsed_ms))
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+            wakers = list(self._wakers)
+        for waker in wakers:
+            waker()
+
+    # -- the readers
+
+    @property
+    def has_text(self) -> bool:
+        """True once text of the present attempt has come."""
+        return self._first_at is not None
+
+    @property
+    def is_observed(self) -> bool:
+        """True once somebody has looked at the text: it cannot be taken back silently."""
+        return self._is_observed
+
+    @property
+    def first_text_ms(self) -> float | None:
+        """Milliseconds from the start of the stream to the first text of this attempt."""
+        return None if self._first_at is None else (self._first_at - self._started_at) * 1e3
+
+    @property
+    def text(self) -> str:
+        """The text given out so far, without what a restart voided."""
+        with self._changed:
+            self._is_observed = True
+            return self._joined()
+
+    def joined(self) -> str:
+        """Like `text`, for the engine: does not count as a look."""
+        with self._changed:
+            return self._joined()
+
+    def _joined(self) -> str:
+        pieces: list[str] = []
+        for event in reversed(self._events):
+            if event.kind == "restart":
+                break
+            pieces.append(event.text)
+        return "".join(reversed(pieces))
+
+    def stats(self) -> StreamStats:
+        """Tokens so far, time to the first text, and tokens per second since then."""
+        speed = None
+        if self._first_at is not None and self._last_at is not None and self._tokens > 1:
+            span = self._last_at - self._first_at
+            speed = (self._tokens - 1) / span if span > 0 else None
+        return StreamStats(self._tokens, self.first_text_ms, speed)
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        index = 0
+        while True:
+            with self._changed:
+                self._is_observed = True
+                while index >= len(self._events) and not self._is_closed:
+                    self._changed.wait()
+                ready = self._events[index:]
+                error = self._error
+            if not ready:
+                if error is not None:
+                    raise error
+                return
+            for event in ready:
+                yield event
+                if self._delay_s:
+                    time.sleep(self._delay_s)
+            index += len(ready)
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+
+        def waker() -> None:
+            # The loop may be closed while the answer still comes: nobody listens then.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(changed.set)
+
+        with self._changed:
+            self._is_observed = True
+            self._wakers.add(waker)
+        try:
+            index = 0
+            while True:
+                with self._changed:
+                    changed.clear()
+                    ready = self._events[index:]
+                    is_closed, error = self._is_closed, self._error
+                for event in ready:
+                    yield event
+                    if self._delay_s:
+                        await asyncio.sleep(self._delay_s)
+                index += len(ready)
+                if not ready and is_closed:
+                    if error is not None:
+                        raise error
+                    return
+                if not ready:
+                    await changed.wait()
+        finally:
+            with self._changed:
+                self._wakers.discard(waker)

@@ -1,0 +1,58 @@
+"""Counts of what an engine did. Only counts: events are `logs.py`'s."""
+
+import threading
+
+from orion_oie.schemas import Schema, Usage
+
+
+class RequestCounts(Schema):
+    """Requests by outcome, and the tokens of those that were answered."""
+
+    received: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    fallbacks: int = 0
+    replays: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    errors: dict[str, int] = {}
+    by_agent: dict[str, int] = {}
+
+
+class Counters:
+    """Thread-safe counters behind `RequestCounts`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+        self._errors: dict[str, int] = {}
+        self._by_agent: dict[str, int] = {}
+
+    def count(self, name: str, amount: int = 1) -> None:
+        """Add to a field of `RequestCounts`."""
+        with self._lock:
+            self._counts[name] = self._counts.get(name, 0) + amount
+
+    def answered(self, agent_id: str, usage: Usage) -> None:
+        """A request was answered by an agent."""
+        with self._lock:
+            for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
+                self._counts[name] = self._counts.get(name, 0) + getattr(usage, name)
+            self._counts["succeeded"] = self._counts.get("succeeded", 0) + 1
+            self._by_agent[agent_id] = self._by_agent.get(agent_id, 0) + 1
+
+    def failed(self, error: BaseException) -> None:
+        """A request ended with an error."""
+        with self._lock:
+            name = type(error).__name__
+            self._counts["failed"] = self._counts.get("failed", 0) + 1
+            self._errors[name] = self._errors.get(name, 0) + 1
+
+    def snapshot(self) -> RequestCounts:
+        """The counts now."""
+        with self._lock:
+            return RequestCounts(
+                **self._counts, errors=dict(self._errors), by_agent=dict(self._by_agent)
+            )
