@@ -202,7 +202,7 @@ def test_the_reason_is_in_words() -> None:
     assert route("python loop", agents).reason == "keywords 'python', 'loop'"
     assert route("Fix this loop", agents).reason == "keyword 'loop' and a pattern"
     assert (
-        route("a python for loop: print(1)", agents).reason
+        route("a python for loop: user.save()", agents).reason
         == "phrase 'for loop', keywords 'python', 'loop' and code shape"
     )
     assert route("Warum ist das so?", agents).reason == "the language is de"
@@ -354,7 +354,7 @@ def test_other_languages_are_multilingual(language: str, query: str) -> None:
         ("creative", "Write a poem about a lonely SQL database"),
         ("creative", "Write a short story about a mathematician who fears triangles"),
         ("creative", "Write a haiku about debugging code at night"),
-        ("creative", "Write a script for a YouTube video about Java, the island"),
+        ("creative", "I need a podcast script on Java, the island and its volcanoes"),
         ("code", "Write a Python function that counts words in a poem"),
         ("code", "Write a program that translates Morse code to letters"),
         ("reasoning", "A poet writes 3 poems a day. How many poems are that in 2 weeks?"),

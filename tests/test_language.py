@@ -116,7 +116,7 @@ def test_one_greeting_is_enough(code: str, word: str) -> None:
     [
         "ls -la",
         "x = 5; y = x * 3",
-        "for i in range(10): print(i)",
+        "while x < 10: x += step",
         "git rebase -i HEAD~3",
         "SELECT la FROM el WHERE die = 1",
         "const die = { der: 1 };",

@@ -7,7 +7,7 @@ What counts as a failure is `is_fault`: cancellations and mistakes of the caller
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from time import monotonic
 
 from orion_oie.config import BreakerConfig
@@ -38,7 +38,7 @@ def is_fault(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, _CALLERS_OWN)
 
 
-class BreakerState(str, Enum):
+class BreakerState(StrEnum):
     """What a breaker lets through."""
 
     CLOSED = "closed"  # everything

@@ -11,7 +11,7 @@ from orion_oie.validation import problems_of
 class BreakerConfig(BaseModel):
     """When a failing operation is paused, and for how long."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     failure_threshold: int = Field(default=3, ge=1)
     reset_timeout_s: float = Field(default=30.0, gt=0)
@@ -36,7 +36,7 @@ class EngineConfig(BaseModel):
     Raises `InvalidRequestError` with every problem found.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     enable_circuit_breaker: bool = True
     breaker: BreakerConfig = BreakerConfig()

@@ -5,14 +5,14 @@ a bug in the engine and raises `transitions.MachineError`. Nothing here knows wh
 """
 
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from time import monotonic
 from typing import Any
 
 from transitions import Machine
 
 
-class RequestState(str, Enum):
+class RequestState(StrEnum):
     """Where a request is on its way."""
 
     IDLE = "idle"  # made, not looked at yet

@@ -7,10 +7,8 @@ ever downloaded or imported here.
 import importlib.util
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,17 +143,15 @@ class ModelRegistry:
         """Write the registry. The file is either the old one or the complete new one."""
         path = Path(path)
         text = self._data.model_dump_json(indent=2, exclude_defaults=True) + "\n"
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with partial.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(partial, 0o644)
             os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        finally:
+            partial.unlink(missing_ok=True)
 
     @staticmethod
     def json_schema() -> dict[str, Any]:
@@ -209,11 +205,9 @@ def registry_of(source: "str | os.PathLike[str] | ModelRegistry | None") -> Mode
 
 
 def _packaged_file(name: str) -> Path:
-    inside = Path(str(resources.files("orion_oie") / name))
-    if inside.exists():
-        return inside
-    # A source checkout keeps the file at its top level; the wheel carries it in the package.
-    return Path(__file__).resolve().parents[2] / name
+    inside = Path(__file__).resolve().parent / name
+    # The wheel carries the file in the package; a source checkout keeps it at its top level.
+    return inside if inside.exists() else inside.parents[2] / name
 
 
 def _unique(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[str, Any]:

@@ -4,9 +4,8 @@ The handle only shows and asks; the engine moves the request. Synchronous and as
 are views of the same handle.
 """
 
-import asyncio
+import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ class RequestHandle:
         scope: CancelScope,
         on_state: Callable[["RequestHandle", RequestState, RequestState], None],
     ) -> None:
-        self.id = uuid.uuid4().hex[:12]
+        self.id = os.urandom(6).hex()
         self._stream = stream
         self._scope = scope
         self._lifecycle = RequestLifecycle(lambda old, new: on_state(self, old, new))
@@ -104,6 +103,8 @@ class RequestHandle:
         return self._wait().__await__()
 
     async def _wait(self) -> InferenceResult:
+        import asyncio  # a tenth of the library's import time; only asynchronous callers need it
+
         try:
             return await asyncio.wrap_future(self._future)
         except asyncio.CancelledError:

@@ -161,8 +161,15 @@ _SQL = (
 _PIPE_ROW = re.compile(r"^[^|\n]{0,200}\|[^|\n]{0,200}\|[^\n]{0,600}$", re.MULTILINE)
 _ONE_PIPE_ROW = re.compile(r"^[^|\n]{1,200}\|[^|\n]{1,200}$", re.MULTILINE)
 _COMMA_ROW = re.compile(r"^[^,\n]{1,80},[^,\n]{0,80}(?:,[^,\n]{0,80}){1,30}$", re.MULTILINE)
+_PAIR_ROW = re.compile(r"^[^,\s][^,\n]{0,40},[^,\s][^,\n]{0,40}$", re.MULTILINE)
 _TAB_ROW = re.compile(r"^[^\t\n]{0,200}\t[^\n]{1,600}$", re.MULTILINE)
-_ROWS = (("|", _PIPE_ROW, 2), ("|", _ONE_PIPE_ROW, 3), (",", _COMMA_ROW, 3), ("\t", _TAB_ROW, 3))
+_ROWS = (
+    ("|", _PIPE_ROW, 2),
+    ("|", _ONE_PIPE_ROW, 3),
+    (",", _COMMA_ROW, 3),
+    (",", _PAIR_ROW, 3),
+    ("\t", _TAB_ROW, 3),
+)
 
 # An English question that quotes another script mostly asks about that language.
 _QUOTED_SCRIPT = 0.3

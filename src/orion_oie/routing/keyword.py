@@ -1,11 +1,11 @@
 """Routing by weighted words, phrases, patterns and shapes: instant, explainable, no model.
 
-It adds up the evidence that each agent's `RoutingHints` name. It does not understand the text and
-does not learn; `hybrid.py` and `embedding.py` are for that.
+It adds up the evidence that each agent's `RoutingHints` name. It does not understand the text, does
+not learn, and leaves the quality of the hints to the registry.
 
 The score of an agent is the sum of its evidence: the weight of each hint found (a word counts once
-however often it occurs), of each feature times its strength, all times `FAR_FACTOR` for what is
-only found in the middle of a long text. With `best` and `second` the two highest scores,
+however often it occurs, and by `FAR_FACTOR` when it is only found in the middle of a long text),
+and the weight of each feature times its strength. With `best` and `second` the two highest scores,
 
     confidence = best / (best + 1) * (0.6 + 0.4 * (best - second) / best)
 

@@ -23,6 +23,10 @@ from orion_oie.backends.text import TextAssembler
 from orion_oie.errors import WorkerError
 from orion_oie.schemas import GenerationOptions
 
+# A slot is chosen for what it holds only if that is this part of the prompt at least: a few
+# template tokens in common are not worth another conversation's state.
+MIN_REUSE = 0.2
+
 # While others are being answered, a prompt is read in pieces of this many tokens per step.
 SHARED_PREFILL_TOKENS = 32
 
@@ -148,7 +152,9 @@ class Batcher:
 
     def _fitness(self, slot: Slot, task: Task) -> tuple[bool, int, int]:
         is_own = task.session_id is not None and slot.session_id == task.session_id
-        return is_own, self._reusable(slot, task), -slot.last_used
+        reusable = self._reusable(slot, task)
+        worth = reusable if reusable >= MIN_REUSE * task.prompt_tokens else 0
+        return is_own, worth, -slot.last_used
 
     def _reusable(self, slot: Slot, task: Task) -> int:
         """How many tokens of the slot's state the task can start from."""
@@ -218,7 +224,8 @@ class Batcher:
         row = -1
         for slot, share in shares:
             task = slot.task
-            assert task is not None and task.sampler is not None
+            assert task is not None
+            assert task.sampler is not None
             row += share
             start = len(slot.cells)
             slot.cells += task.tokens[start : start + share]

