@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orion_oie.errors import InvalidRequestError
+from orion_oie.schemas import LONGEST_WAIT_S
 from orion_oie.validation import problems_of
 
 
@@ -14,7 +15,7 @@ class BreakerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     failure_threshold: int = Field(default=3, ge=1)
-    reset_timeout_s: float = Field(default=30.0, gt=0)
+    reset_timeout_s: float = Field(default=30.0, gt=0, le=LONGEST_WAIT_S)
 
 
 class EngineConfig(BaseModel):
@@ -43,11 +44,11 @@ class EngineConfig(BaseModel):
     slots: int = Field(default=4, ge=1, le=64)
     max_models: int = Field(default=2, ge=1)
     max_queue: int = Field(default=256, ge=1)
-    context_length: int | None = Field(default=None, ge=64)
+    context_length: int | None = Field(default=None, ge=64, lt=2**31)
     threads: int | None = Field(default=None, ge=1)
     max_query_chars: int = Field(default=1_000_000, ge=1)
-    load_timeout_s: float = Field(default=600.0, gt=0)
-    cancel_grace_s: float = Field(default=5.0, gt=0)
+    load_timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_WAIT_S)
+    cancel_grace_s: float = Field(default=5.0, gt=0, le=LONGEST_WAIT_S)
     router_threshold: float = Field(default=0.35, ge=0, le=1)
     log_content: bool = False
     log_events: int = Field(default=1000, ge=0)

@@ -69,6 +69,8 @@ class ModelRegistry:
             raise RegistryError(
                 f"{name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
             ) from error
+        except (ValueError, RecursionError) as error:
+            raise RegistryError(f"{name} cannot be read as JSON: {error}") from error
         return cls(_checked(raw, name, duplicates), base)
 
     @property
@@ -298,7 +300,10 @@ def _locate(source: SourceSpec, base: Path) -> tuple[tuple[Path, ...] | None, st
 
 def _locate_in_package(package: str, file: str) -> tuple[tuple[Path, ...] | None, str]:
     # find_spec does not import the package: importing it could load llama.cpp into this process.
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a module of that name was made by hand and has no spec
+        spec = None
     folders = spec.submodule_search_locations if spec is not None else None
     for folder in folders or []:
         path = Path(folder) / file

@@ -33,12 +33,15 @@ def _one_or_many(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
+_INT32_MAX = 2**31 - 1  # llama.cpp counts with 32 bits: a larger number would wrap around
+LONGEST_WAIT_S = 1_000_000  # a wait of centuries overflows the clocks of the system
+
 Temperature = Annotated[float, Field(strict=True, ge=0, le=5)]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
-TopK = Annotated[int, Field(strict=True, ge=0)]
+TopK = Annotated[int, Field(strict=True, ge=0, le=_INT32_MAX)]
 MinP = Annotated[float, Field(strict=True, ge=0, lt=1)]
 RepeatPenalty = Annotated[float, Field(strict=True, gt=0, le=10)]
-MaxTokens = Annotated[int, Field(strict=True, ge=1)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1, le=_INT32_MAX)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32 - 1)]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=16), BeforeValidator(_one_or_many)
@@ -93,7 +96,7 @@ class RequestOptions(SamplingDefaults):
     session_id: str | None = Field(default=None, min_length=1, max_length=256)
     system_prompt: str | None = None
     seed: Seed | None = None
-    deadline: Annotated[float, Field(strict=True, gt=0)] | None = None
+    deadline: Annotated[float, Field(strict=True, gt=0, le=LONGEST_WAIT_S)] | None = None
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     local_only: bool = False
     on_overflow: Literal["error", "drop_oldest"] = "error"

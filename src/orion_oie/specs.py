@@ -19,7 +19,11 @@ class Spec(BaseModel):
     """Base of the registry's shapes: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), defer_build=True
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        defer_build=True,
+        allow_inf_nan=False,  # JSON cannot hold them
     )
 
 
@@ -151,10 +155,10 @@ class AgentModels(Spec):
 class RoutingHints(Spec):
     """What makes a question this agent's.
 
-    keywords: whole words or stems, compared case-insensitively on word borders.
-    phrases: several words in a row. patterns: regular expressions (case-insensitive).
-    features: weights for shapes the router detects. Each maps to a weight in (0, 100].
-    examples: questions that this agent should answer.
+    keywords: whole words, compared without regard to case; a `*` at the end makes one a stem
+    (`translat*`). phrases: several words in a row, likewise. patterns: regular expressions,
+    case-insensitive. features: shapes that the router detects. Each maps to a weight in
+    (0, 100]. examples: questions that this agent should answer.
     """
 
     keywords: dict[str, Weight] = {}

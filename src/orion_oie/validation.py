@@ -52,7 +52,10 @@ def _is_union_tag(part: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an int of more digits than Python writes
+        return f"a huge {type(value).__name__}"
     if len(text) <= _SHOWN_VALUE_CHARS:
         return text
     return f"{text[:_SHOWN_VALUE_CHARS]}... ({len(text)} characters)"
@@ -113,6 +116,6 @@ def _interval(schema: Mapping[str, Any]) -> str:
     kind = schema["type"]
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum", schema.get("exclusiveMaximum"))
-    left = "" if low is None else f" {'>=' if 'minimum' in schema else '>'} {low:g}"
-    right = "" if high is None else f" {'<=' if 'maximum' in schema else '<'} {high:g}"
+    left = "" if low is None else f" {'>=' if 'minimum' in schema else '>'} {low}"
+    right = "" if high is None else f" {'<=' if 'maximum' in schema else '<'} {high}"
     return f"{kind}{left}{' and' if left and right else ''}{right}"

@@ -28,11 +28,12 @@ class TextAssembler:
         if not self._stop or not text:
             self._held = ""
             return text
-        cut = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=-1)
-        if cut >= 0:
+        # The one that is complete first, so that it does not matter how the text was cut.
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
             self.is_stopped = True
             self._held = ""
-            return text[:cut]
+            return text[: min(found)[1]]
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

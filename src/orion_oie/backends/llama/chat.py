@@ -12,11 +12,11 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from orion_oie.errors import InvalidRequestError, ModelCorruptError
+from orion_oie.errors import InvalidRequestError, ModelCorruptError, OrionError
 from orion_oie.schemas import Message
 from orion_oie.specs import PromptFormat
 
@@ -73,14 +73,14 @@ class ChatTemplate:
                 documents=None,
                 **self._special,
             )
+            return _cut_at_marks(text, messages)
         except _TemplateRefusalError:
             raise
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except Exception as error:  # a template is foreign code: it may raise anything
             raise ModelCorruptError(
                 f"the chat template of the model fails: {type(error).__name__}: {error}; "
                 "set 'prompt_format' for this model in models.json"
             ) from error
-        return _cut_at_marks(text, messages)
 
 
 class PlainFormat:
@@ -110,6 +110,10 @@ class _TemplateRefusalError(Exception):
     """The template called `raise_exception`."""
 
 
+class _LeftOutError(_TemplateRefusalError):
+    """The template dropped a message."""
+
+
 def _refuse(message: object) -> None:
     raise _TemplateRefusalError(str(message))
 
@@ -118,7 +122,12 @@ def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-def _complaint(refusal: _TemplateRefusalError) -> InvalidRequestError:
+def _complaint(refusal: _TemplateRefusalError) -> OrionError:
+    if isinstance(refusal, _LeftOutError):
+        return ModelCorruptError(
+            f"the chat template of the model {refusal}; "
+            "set 'prompt_format' for this model in models.json"
+        )
     return InvalidRequestError(
         f"the chat template of the model refuses this conversation: {refusal}; "
         "check the order of the roles in conversation_history"
@@ -142,9 +151,9 @@ def _compiled(source: str) -> Template:
     )
     try:
         return environment.from_string(source)
-    except TemplateError as error:
+    except Exception as error:  # Python's compiler has limits of its own
         raise ModelCorruptError(
-            f"the chat template of the model cannot be read: {error}; "
+            f"the chat template of the model cannot be read: {type(error).__name__}: {error}; "
             "set 'prompt_format' for this model in models.json"
         ) from error
 
@@ -173,9 +182,7 @@ def _cut_at_marks(text: str, messages: Sequence[Message]) -> list[Segment]:
     segments.append(Segment(text[end:], is_control=True))
     missing = [messages[i].role for i in range(len(messages)) if i not in seen]
     if missing:
-        raise _TemplateRefusalError(
-            f"it leaves out the {' and '.join(sorted(set(missing)))} message"
-        )
+        raise _LeftOutError(f"leaves out the {' and '.join(sorted(set(missing)))} message")
     return _merged(segments)
 
 
