@@ -1,0 +1,102 @@
+"""The front door: what `import orion_oie` offers, and what it does not load."""
+
+import subprocess
+import sys
+
+import orion_oie
+from orion_oie import errors
+
+EXPORTED = [
+    "AgentModels",
+    "AgentSpec",
+    "BreakerConfig",
+    "BreakerState",
+    "BreakerStats",
+    "BudgetExceededError",
+    "CircuitOpenError",
+    "Consideration",
+    "ContextOverflowError",
+    "DeadlineExceededError",
+    "DigestMismatchError",
+    "DownloadError",
+    "EngineClosedError",
+    "EngineConfig",
+    "EngineStats",
+    "Event",
+    "GenerationOptions",
+    "GuardrailError",
+    "Health",
+    "InferenceResult",
+    "InsufficientMemoryError",
+    "InvalidRequestError",
+    "Message",
+    "ModelCorruptError",
+    "ModelError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "ModelRegistry",
+    "ModelSpec",
+    "ModelStats",
+    "OrionError",
+    "OrionInferenceEngine",
+    "PromptFormat",
+    "ProviderAuthError",
+    "ProviderError",
+    "ProviderRateLimitError",
+    "QueueFullError",
+    "Receipt",
+    "RecipeError",
+    "RegistryError",
+    "RequestCancelledError",
+    "RequestHandle",
+    "RequestOptions",
+    "RequestState",
+    "Route",
+    "RouteCandidate",
+    "RoutingHints",
+    "SamplingDefaults",
+    "SourceSpec",
+    "StreamStats",
+    "Timings",
+    "TokenEvent",
+    "UnknownAgentError",
+    "Usage",
+    "VariantSpec",
+    "WorkerCrashedError",
+    "WorkerError",
+    "WorkerTimeoutError",
+    "__version__",
+]
+HEAVY = ["llama_cpp", "psutil", "sentence_transformers", "structlog", "torch"]
+
+
+def test_the_exported_names_are_frozen() -> None:
+    """A name comes or goes only together with this list."""
+    assert orion_oie.__all__ == EXPORTED
+    assert sorted(EXPORTED) == EXPORTED
+
+
+def test_every_exported_name_resolves() -> None:
+    """`from orion_oie import *` works, and each public class knows where it is at home."""
+    namespace: dict[str, object] = {}
+    exec("from orion_oie import *", namespace)
+    assert set(EXPORTED) <= set(namespace)
+    for name in EXPORTED:
+        assert getattr(namespace[name], "__name__", name) == name
+
+
+def test_every_error_is_exported() -> None:
+    """Whoever wants to catch an error finds it at the front door."""
+    raised = {
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.OrionError)
+    }
+    assert raised <= set(EXPORTED)
+
+
+def test_importing_the_library_loads_nothing_heavy() -> None:
+    """`import orion_oie` loads no model library and nothing that only a running engine needs."""
+    program = f"import sys, orion_oie; print([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
