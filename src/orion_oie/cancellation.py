@@ -7,6 +7,7 @@ callback there. Nothing here interrupts threads.
 
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -39,7 +40,11 @@ class CancelScope:
             callbacks = list(self._callbacks.values())
             self._callbacks.clear()
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                # The others must still be told, and the thread that cancels is not to blame.
+                logging.getLogger("orion_oie").exception("a cancel callback failed")
         return True
 
     def check(self) -> None:
@@ -81,8 +86,8 @@ class DeadlineTimer:
             heapq.heappush(self._pending, entry)
             self._condition.notify()
             if not self._running:
-                self._running = True
                 threading.Thread(target=self._run, name="orion-deadlines", daemon=True).start()
+                self._running = True
 
     def forget(self, scope: CancelScope) -> None:
         """Stop watching `scope`: its request is over."""
@@ -94,15 +99,22 @@ class DeadlineTimer:
                 self._condition.notify()
 
     def _run(self) -> None:
-        while (due := self._next_due()) is not None:
-            scope, deadline_s = due
-            scope.cancel(
-                DeadlineExceededError(
-                    f"the deadline of {deadline_s:g} s passed before the answer was complete; "
-                    "allow more time or ask for fewer tokens (max_tokens)",
-                    deadline_s=deadline_s,
-                )
+        while self._fire_next():
+            pass  # and keep nothing of the last request while waiting for the next
+
+    def _fire_next(self) -> bool:
+        due = self._next_due()
+        if due is None:
+            return False
+        scope, deadline_s = due
+        scope.cancel(
+            DeadlineExceededError(
+                f"the deadline of {deadline_s:g} s passed before the answer was complete; "
+                "allow more time or ask for fewer tokens (max_tokens)",
+                deadline_s=deadline_s,
             )
+        )
+        return True
 
     def _next_due(self) -> tuple[CancelScope, float] | None:
         """Wait for the next scope that is due; None when there was nothing to do for a while."""
@@ -117,4 +129,4 @@ class DeadlineTimer:
                 if left_s <= 0:
                     _, _, scope, deadline_s = heapq.heappop(self._pending)
                     return scope, deadline_s
-                self._condition.wait(left_s)
+                self._condition.wait(min(left_s, threading.TIMEOUT_MAX))

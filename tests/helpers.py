@@ -1,0 +1,148 @@
+"""What several test modules need: bounded waits, small registries, threads that report."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orion_oie.backends.base import GenerationJob
+from orion_oie.backends.fake import FakeAnswer
+from orion_oie.registry import ModelRegistry
+from orion_oie.specs import RegistryFile
+
+BOUND_S = 10.0
+
+
+def wait_until(condition: Callable[[], object], timeout: float = BOUND_S) -> None:
+    """Return once `condition()` is true; fail after `timeout` seconds."""
+    ends_at = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < ends_at, "the awaited condition did not come"
+        time.sleep(0.002)
+
+
+class Running:
+    """A call on a thread of its own."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(function, *args), daemon=True)
+        self._thread.start()
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> None:
+        try:
+            self.value = function(*args)
+        except BaseException as error:  # noqa: BLE001 (kept for the test to look at)
+            self.error = error
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self) -> Any:
+        """The value of the call; raises what the call raised, fails when it does not end."""
+        self._thread.join(BOUND_S)
+        assert not self.is_running, "the call does not end"
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+def run_all(calls: Sequence[Callable[[], Any]]) -> list[Running]:
+    """Run all calls at once, each on its thread, and wait until all have ended."""
+    barrier = threading.Barrier(len(calls))
+
+    def started_together(call: Callable[[], Any]) -> Any:
+        barrier.wait(BOUND_S)
+        return call()
+
+    runs = [Running(started_together, call) for call in calls]
+    wait_until(lambda: not any(run.is_running for run in runs), 3 * BOUND_S)
+    return runs
+
+
+def refuse_to_start(_thread: threading.Thread) -> None:
+    """In place of `threading.Thread.start`: the system has no more threads."""
+    raise RuntimeError("no more threads")
+
+
+class Held:
+    """A script of the fake backend that is asked, waits, and answers when it is let go."""
+
+    def __init__(self, answer: FakeAnswer | None = None) -> None:
+        self.jobs: list[GenerationJob] = []
+        self.let_go = threading.Event()
+        self._answer = answer or FakeAnswer()
+
+    def __call__(self, job: GenerationJob) -> FakeAnswer:
+        self.jobs.append(job)
+        assert self.let_go.wait(BOUND_S)
+        return self._answer
+
+    def wait_for(self, count: int = 1) -> None:
+        """Wait until `count` jobs have come."""
+        wait_until(lambda: len(self.jobs) >= count)
+
+
+def registry_with(
+    folder: Path,
+    agents: Mapping[str, Sequence[str] | Mapping[str, Any]],
+    models: Mapping[str, Mapping[str, Any]] | None = None,
+    missing: Sequence[str] = (),
+) -> ModelRegistry:
+    """A registry whose models are empty files in `folder`; those in `missing` have none.
+
+    An agent is the list of its models (the primary one, then fallbacks), or the fields of its
+    specification. `models` adds fields to the specifications of some models.
+    """
+    specs = {agent_id: _agent(agent_id, given) for agent_id, given in agents.items()}
+    ids = {model_id: None for spec in specs.values() for model_id in _models_of(spec)}
+    for model_id in ids:
+        if model_id not in missing:
+            (folder / f"{model_id}.gguf").touch()
+    return ModelRegistry(
+        RegistryFile.model_validate(
+            {
+                "version": "1",
+                "agents": specs,
+                "models": {i: {**_model(i), **(models or {}).get(i, {})} for i in ids},
+            }
+        ),
+        folder,
+    )
+
+
+def _agent(agent_id: str, given: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        given = {"models": {"primary": given[0], "fallback": list(given[1:])}}
+    return {
+        "name": agent_id,
+        "description": "",
+        "system_prompt": f"You are the {agent_id}.",
+        **given,
+    }
+
+
+def _models_of(spec: Mapping[str, Any]) -> list[str]:
+    models = spec["models"]
+    named = [models["primary"], models.get("lite"), *models.get("fallback", [])]
+    return [model_id for model_id in named if model_id is not None]
+
+
+def _model(model_id: str) -> dict[str, Any]:
+    return {
+        "name": model_id.upper(),
+        "version": "1.5",
+        "license": "apache-2.0",
+        "context_length": 4096,
+        "variants": {
+            "q4": {
+                "quantization": "q4",
+                "size_mb": 1,
+                "min_ram_gb": 0.1,
+                "source": {"path": f"{model_id}.gguf"},
+            }
+        },
+    }
