@@ -19,8 +19,19 @@ def error(text: str = "stop") -> RequestCancelledError:
     return RequestCancelledError(text)
 
 
-def timer_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "orion-deadlines"]
+Threads = Callable[[], int]
+
+
+@pytest.fixture
+def timer_threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
+    """Counts the timer threads of the test; they end soon when idle."""
+    monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", 0.01)
+    before = set(threading.enumerate())
+
+    def count() -> int:
+        return sum(t.name == "orion-deadlines" for t in set(threading.enumerate()) - before)
+
+    return count
 
 
 # CancelScope
@@ -232,21 +243,19 @@ def test_a_failing_callback_does_not_end_the_timer() -> None:
     wait_until(lambda: after.error)
 
 
-def test_the_thread_ends_when_idle_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_ends_when_idle_and_comes_back(timer_threads: Threads) -> None:
     """Without pending deadlines the thread ends; the next watch starts another."""
-    monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", 0.01)
-    wait_until(lambda: not timer_threads())
     timer = DeadlineTimer()
-    assert not timer_threads()
+    assert timer_threads() == 0
     for _ in range(3):
         scope = CancelScope()
         timer.watch(scope, 0.001)
         wait_until(lambda scope=scope: scope.error)
-        wait_until(lambda: not timer_threads())
+        wait_until(lambda: timer_threads() == 0)
 
 
 def test_no_deadline_is_lost_when_the_thread_is_about_to_end(
-    monkeypatch: pytest.MonkeyPatch,
+    timer_threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deadlines that come just when the idle thread gives up still fire."""
     monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", 0.0005)
@@ -263,7 +272,7 @@ def test_no_deadline_is_lost_when_the_thread_is_about_to_end(
     for run in runs:
         run.join()
     wait_until(lambda: all(scope.error for scope in scopes))
-    wait_until(lambda: not timer_threads())
+    wait_until(lambda: timer_threads() == 0)
 
 
 def test_a_thread_that_cannot_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,12 +297,12 @@ def test_a_fired_deadline_is_not_kept() -> None:
     wait_until(lambda: gone() is None)
 
 
-def test_at_most_one_timer_thread_runs() -> None:
+def test_at_most_one_timer_thread_runs(timer_threads: Threads) -> None:
     """Watching from many threads at once starts one thread."""
-    wait_until(lambda: not timer_threads(), 3 * BOUND_S)
     timer = DeadlineTimer()
     scopes = [CancelScope() for _ in range(16)]
     run_all([lambda scope=scope: timer.watch(scope, FAR_S) for scope in scopes])
-    assert len(timer_threads()) == 1
+    assert timer_threads() == 1
     for scope in scopes:
         timer.forget(scope)
+    wait_until(lambda: timer_threads() == 0)

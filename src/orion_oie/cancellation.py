@@ -83,11 +83,11 @@ class DeadlineTimer:
         """Cancel `scope` with `DeadlineExceededError` in `deadline_s` seconds from now."""
         entry = (time.monotonic() + deadline_s, next(self._order), scope, deadline_s)
         with self._condition:
-            heapq.heappush(self._pending, entry)
-            self._condition.notify()
             if not self._running:
                 threading.Thread(target=self._run, name="orion-deadlines", daemon=True).start()
                 self._running = True
+            heapq.heappush(self._pending, entry)
+            self._condition.notify()
 
     def forget(self, scope: CancelScope) -> None:
         """Stop watching `scope`: its request is over."""

@@ -40,7 +40,7 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     enable_circuit_breaker: bool = True
-    breaker: BreakerConfig = BreakerConfig()
+    breaker: BreakerConfig = Field(default_factory=BreakerConfig)
     slots: int = Field(default=4, ge=1, le=64)
     max_models: int = Field(default=2, ge=1)
     max_queue: int = Field(default=256, ge=1)

@@ -61,6 +61,7 @@ from orion_oie.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.telemetry import Counters, RequestCounts
 from orion_oie.validation import problems_of
 
+
 class ModelStats(ResidentModel):
     """One model in memory. `memory_bytes` is the resident size of its process."""
 

@@ -181,8 +181,8 @@ class AgentSpec(Spec):
     capabilities: list[str] = []
     system_prompt: str
     models: AgentModels
-    routing: RoutingHints = RoutingHints()
-    defaults: SamplingDefaults = SamplingDefaults()
+    routing: RoutingHints = Field(default_factory=RoutingHints)
+    defaults: SamplingDefaults = Field(default_factory=SamplingDefaults)
     fallback_agent: str | None = None
 
 
@@ -198,7 +198,7 @@ class ProviderModel(Spec):
     """A model behind a provider, with its price."""
 
     name: str
-    price: PriceSpec = PriceSpec()
+    price: PriceSpec = Field(default_factory=PriceSpec)
     context_length: int | None = Field(default=None, ge=1)
 
 

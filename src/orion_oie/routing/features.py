@@ -8,6 +8,7 @@ neighbour is bounded.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import NamedTuple
 
 from orion_oie.routing.excerpt import excerpt
@@ -20,11 +21,17 @@ class Cue(NamedTuple):
 
     strength: float
     needles: tuple[str, ...]
-    pattern: re.Pattern[str]
+    pattern: str
 
 
 def _cue(strength: float, needles: str, pattern: str) -> Cue:
-    return Cue(strength, tuple(needles.split(" ")), re.compile(pattern, re.MULTILINE))
+    return Cue(strength, tuple(needles.split(" ")), pattern)
+
+
+@cache
+def _compiled(pattern: str, flags: re.RegexFlag = re.MULTILINE) -> re.Pattern[str]:
+    """Compiled when first needed: an import of the library should not pay for it."""
+    return re.compile(pattern, flags)
 
 
 _CODE = (
@@ -132,20 +139,19 @@ _MATH = (
     ),
 )
 
-_NUMBER = re.compile(r"\d[\d,]{0,15}(?:\.\d{1,9})?")
+_NUMBER = r"\d[\d,]{0,15}(?:\.\d{1,9})?"
 _NUMBER_WORD_LIST = """
     two three four five six seven eight nine ten eleven twelve fifteen twenty thirty forty fifty
     hundred half twice double triple dozen third quarter
 """
 _NUMBER_WORDS = frozenset(_NUMBER_WORD_LIST.split())
 _QUANTITY_NEEDLES = ("how ", "How ", "what ", "What ", "Find ", "find ")
-_QUANTITY_QUESTION = re.compile(
+_QUANTITY_QUESTION = (
     r"\bhow (?:many|much|far|long|old|fast|tall|often)\b|\bwhat percent"
     r"|\b(?:what (?:is|was|will be|are)|find) (?:the |his |her |their |its |your )?"
     r"(?:\w{1,20} ){0,2}(?:total|sum|number|average|mean|cost|price|area|volume|perimeter|"
     r"percentage|probability|speed|distance|ratio|value|difference|product|remainder|profit|"
-    r"length|width|height|angle)\b",
-    re.IGNORECASE,
+    r"length|width|height|angle)\b"
 )
 _WORD_PROBLEM_NUMBERS = 2
 
@@ -158,11 +164,11 @@ _SQL = (
     ),
     _cue(0.6, ".", r"\w\.(?:csv|tsv|xlsx?|parquet|sqlite)\b"),
 )
-_PIPE_ROW = re.compile(r"^[^|\n]{0,200}\|[^|\n]{0,200}\|[^\n]{0,600}$", re.MULTILINE)
-_ONE_PIPE_ROW = re.compile(r"^[^|\n]{1,200}\|[^|\n]{1,200}$", re.MULTILINE)
-_COMMA_ROW = re.compile(r"^[^,\n]{1,80},[^,\n]{0,80}(?:,[^,\n]{0,80}){1,30}$", re.MULTILINE)
-_PAIR_ROW = re.compile(r"^[^,\s][^,\n]{0,40},[^,\s][^,\n]{0,40}$", re.MULTILINE)
-_TAB_ROW = re.compile(r"^[^\t\n]{0,200}\t[^\n]{1,600}$", re.MULTILINE)
+_PIPE_ROW = r"^[^|\n]{0,200}\|[^|\n]{0,200}\|[^\n]{0,600}$"
+_ONE_PIPE_ROW = r"^[^|\n]{1,200}\|[^|\n]{1,200}$"
+_COMMA_ROW = r"^[^,\n]{1,80},[^,\n]{0,80}(?:,[^,\n]{0,80}){1,30}$"
+_PAIR_ROW = r"^[^,\s][^,\n]{0,40},[^,\s][^,\n]{0,40}$"
+_TAB_ROW = r"^[^\t\n]{0,200}\t[^\n]{1,600}$"
 _ROWS = (
     ("|", _PIPE_ROW, 2),
     ("|", _ONE_PIPE_ROW, 3),
@@ -232,7 +238,7 @@ def _strengths(cues: Iterable[Cue], text: str) -> list[float]:
     return [
         strength
         for strength, needles, pattern in cues
-        if any(needle in text for needle in needles) and pattern.search(text)
+        if any(needle in text for needle in needles) and _compiled(pattern).search(text)
     ]
 
 
@@ -247,16 +253,18 @@ def _noisy_or(strengths: Iterable[float]) -> float:
 def _word_problem(text: str) -> float:
     if not any(needle in text for needle in _QUANTITY_NEEDLES):
         return 0.0
-    if not _QUANTITY_QUESTION.search(text):
+    if not _compiled(_QUANTITY_QUESTION, re.IGNORECASE).search(text):
         return 0.0
-    numbers = len(_NUMBER.findall(text)) + sum(w in _NUMBER_WORDS for w in text.lower().split())
+    numbers = len(_compiled(_NUMBER).findall(text)) + sum(
+        w in _NUMBER_WORDS for w in text.lower().split()
+    )
     return 0.0 if numbers < _WORD_PROBLEM_NUMBERS else min(0.8, 0.4 + 0.1 * numbers)
 
 
 def _table_rows(text: str) -> float:
     lines = text.count("\n") + 1
     strengths = (
-        _even_rows(pattern.findall(text), separator, enough)
+        _even_rows(_compiled(pattern).findall(text), separator, enough)
         for separator, pattern, enough in _ROWS
         if lines >= enough and separator in text
     )

@@ -6,6 +6,7 @@ no grammar, does not split mixed texts, and prefers "undecided" to a wrong forei
 
 import re
 import unicodedata
+from functools import cache
 from typing import NamedTuple
 
 from orion_oie.routing.excerpt import excerpt
@@ -34,7 +35,6 @@ _SCRIPTS: tuple[tuple[str, str, float], ...] = (
     ("ka", "[\u10a0-\u10ff]{2,}", 1.0),
     ("hy", "[\u0530-\u058f]{2,}", 1.0),
 )
-_SCRIPT_RUNS = [(name, re.compile(pattern), weight) for name, pattern, weight in _SCRIPTS]
 _LATIN_RUNS = re.compile("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]+")
 _UKRAINIAN = re.compile("[іїєґІЇЄҐ]")
 _URDU = re.compile("[ٹڈڑںے]")
@@ -69,6 +69,12 @@ _LETTER_WEIGHT = 0.35
 _ENDING_WEIGHT = 0.4
 _UNKNOWN_ASCII_WEIGHT = 0.1
 _UNKNOWN_ASCII_LIMIT = 0.8
+
+
+# Built when first needed: an import of the library should not pay for them.
+@cache
+def _script_runs() -> list[tuple[str, re.Pattern[str], float]]:
+    return [(name, re.compile(pattern), weight) for name, pattern, weight in _SCRIPTS]
 
 
 class Language(NamedTuple):
@@ -110,12 +116,12 @@ def foreign_letter_share(text: str) -> float:
 def has_foreign_script(text: str) -> bool:
     """Whether the start or the end of `text` has words in a script that is not Latin."""
     text = excerpt(text, _HEAD_CHARS, _TAIL_CHARS)
-    return not text.isascii() and any(pattern.search(text) for _, pattern, _ in _SCRIPT_RUNS)
+    return not text.isascii() and any(pattern.search(text) for _, pattern, _ in _script_runs())
 
 
 def _by_script(text: str) -> Language:
-    runs = {name: "".join(pattern.findall(text)) for name, pattern, _ in _SCRIPT_RUNS}
-    sizes = {name: len(runs[name]) * weight for name, _, weight in _SCRIPT_RUNS}
+    runs = {name: "".join(pattern.findall(text)) for name, pattern, _ in _script_runs()}
+    sizes = {name: len(runs[name]) * weight for name, _, weight in _script_runs()}
     east_asian = sizes[_HAN] + sizes[_KANA]
     sizes[_HAN], sizes[_KANA] = east_asian, 0.0
     script = max(sizes, key=lambda name: sizes[name])
@@ -160,7 +166,7 @@ def _by_words(text: str) -> Language:
     scores = dict.fromkeys(STOP_WORDS, 0.0)
     unknown_ascii = 0
     for word in words:
-        weights = _WEIGHTS.get(word)
+        weights = _word_weights().get(word)
         if weights:
             for language, weight in weights:
                 scores[language] += weight
@@ -194,6 +200,7 @@ def _unaccented(word: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
 
 
+@cache
 def _word_weights() -> dict[str, tuple[tuple[str, float], ...]]:
     """Each stop word with its weight per language: one, shared among the languages that have it."""
     owners: dict[str, set[str]] = {}
@@ -213,6 +220,3 @@ def _word_weight(word: str, language: str, languages: set[str]) -> float:
     sharers = sum(1.0 if other in _NAMED else _NEIGHBOUR_SHARE for other in languages)
     weight = (_SHORT_WORD_WEIGHT if len(word) == 1 else 1.0) / max(1.0, sharers)
     return weight * _CODE_WORD_WEIGHT if language == "en" and word in _CODE_WORDS else weight
-
-
-_WEIGHTS = _word_weights()

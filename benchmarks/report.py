@@ -1,0 +1,61 @@
+"""What every benchmark shares: its two options, its rows, and how they are written.
+
+Not a benchmark itself.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. `bar` None means that it is for information only."""
+
+    name: str
+    value: float
+    unit: str
+    bar: float | None
+    higher_is_better: bool
+    ok: bool | None
+    spread: str = ""
+
+
+def row(
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    *,
+    bar: float | None = None,
+    higher_is_better: bool = True,
+) -> Row:
+    """A row with the median of the values and their range."""
+    value = statistics.median(values)
+    ok = None if bar is None else (value >= bar if higher_is_better else value <= bar)
+    spread = f"{min(values):.3g} to {max(values):.3g}, n={len(values)}"
+    return Row(name, value, unit, bar, higher_is_better, ok, spread)
+
+
+def options(description: str) -> argparse.Namespace:
+    """`--quick` and `--json FILE`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, under 50 s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    return parser.parse_args()
+
+
+def report(rows: Sequence[Row], to: Path | None) -> int:
+    """Print the rows, write them if asked; the exit status is 1 if a bar is missed."""
+    width = max(len(r.name) for r in rows)
+    for r in rows:
+        sign = ">=" if r.higher_is_better else "<="
+        bar = "" if r.bar is None else f"  bar {sign} {r.bar:g}  {'met' if r.ok else 'MISSED'}"
+        print(f"{r.name:<{width}}  {r.value:9.3f} {r.unit:<10} ({r.spread}){bar}")
+    if to is not None:
+        content = {"machine": platform.platform(), "rows": [asdict(r) for r in rows]}
+        to.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(r.ok is not False for r in rows) else 1
