@@ -294,7 +294,7 @@ def test_a_fired_deadline_is_not_kept() -> None:
     wait_until(lambda: scope.error)
     gone = weakref.ref(scope)
     del scope
-    wait_until(lambda: gone() is None)
+    wait_until(lambda: gone() is None, cancellation._IDLE_EXIT_S / 2)
 
 
 def test_at_most_one_timer_thread_runs(timer_threads: Threads) -> None:

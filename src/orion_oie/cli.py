@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from orion_oie import ModelRegistry, __version__, lifecycle
 
@@ -12,11 +14,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="orion_oie", description="Orion Inference Engine")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("schema", help="print the JSON Schema of models.json")
-    commands.add_parser("lifecycle", help="print docs/lifecycle.md")
-    match parser.parse_args(argv).command:
+    schema = commands.add_parser("schema", help="write the JSON Schema of models.json")
+    diagram = commands.add_parser("lifecycle", help="write the states of a request, as Markdown")
+    for command in (schema, diagram):
+        command.add_argument("file", type=Path, nargs="?", help="where to; default: print it")
+    arguments = parser.parse_args(argv)
+    match arguments.command:
         case "schema":
-            print(json.dumps(ModelRegistry.json_schema(), indent=2))
-        case "lifecycle":
-            print(lifecycle.document(), end="")
+            text = json.dumps(ModelRegistry.json_schema(), indent=2) + "\n"
+        case _:
+            text = lifecycle.document()
+    if arguments.file is None:
+        sys.stdout.write(text)
+    else:
+        arguments.file.write_text(text, encoding="utf-8")
     return 0

@@ -49,15 +49,15 @@ class RequestQueue(Generic[T]):
                     waiting=len(self._waiting),
                     limit=self._limit,
                 )
-            heapq.heappush(self._waiting, (-priority, next(self._order), item))
-            if self._idle >= len(self._waiting):
+            if self._idle > len(self._waiting):
                 self._changed.notify()
             elif self._threads < self._concurrency:
-                self._threads += 1
-                name = f"orion-request-{self._threads}"
+                name = f"orion-request-{self._threads + 1}"
                 threading.Thread(
                     target=_run, args=(self._next, self._serve), name=name, daemon=True
                 ).start()
+                self._threads += 1
+            heapq.heappush(self._waiting, (-priority, next(self._order), item))
 
     def remove(self, item: T) -> bool:
         """Take back an item that is still waiting; False when it is not."""
