@@ -22,9 +22,9 @@ def main() -> None:
     loads: list[str] = []
     with OrionInferenceEngine() as engine:
         engine.subscribe(
-            lambda event: loads.append(event.fields["key"])
-            if event.name == "model.loaded"
-            else None
+            lambda event: (
+                loads.append(event.fields["key"]) if event.name == "model.loaded" else None
+            )
         )
         for question in QUESTIONS:
             print(f"\n{BOLD}> {question}{PLAIN}")

@@ -134,7 +134,9 @@ class BackendContract:
         answers = []
         for _ in range(2):
             pieces: list[str] = []
-            model.generate(job("Hello?", max_tokens=12), CancelScope(), lambda t, _n: pieces.append(t))
+            model.generate(
+                job("Hello?", max_tokens=12), CancelScope(), lambda t, _n: pieces.append(t)
+            )
             answers.append("".join(pieces))
         assert answers[0] == answers[1]
 

@@ -2,9 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from orion_oie.backends.base import GenerationJob
 from orion_oie.backends.fake import FakeAnswer
@@ -63,9 +66,16 @@ def run_all(calls: Sequence[Callable[[], Any]]) -> list[Running]:
     return runs
 
 
-def refuse_to_start(_thread: threading.Thread) -> None:
-    """In place of `threading.Thread.start`: the system has no more threads."""
-    raise RuntimeError("no more threads")
+@contextmanager
+def no_more_threads() -> Iterator[None]:
+    """Inside, the system refuses to start threads."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("no more threads")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
 
 
 class Held:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import pytest
+from helpers import BOUND_S, run_all
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -24,7 +25,6 @@ from orion_oie.errors import (
 
 THRESHOLD = 3
 PAUSE_S = 30.0
-BOUND_S = 30.0
 CONFIG = BreakerConfig(failure_threshold=THRESHOLD, reset_timeout_s=PAUSE_S)
 CLOSED, OPEN, HALF_OPEN = BreakerState
 CALLERS_OWN = {
@@ -288,38 +288,28 @@ def test_a_change_is_announced_outside_the_lock(clock: Clock) -> None:
     assert seen == [OPEN, HALF_OPEN, CLOSED]
 
 
+def is_admitted(breaker: CircuitBreaker, refused: threading.Semaphore) -> bool:
+    """Try to get in; whoever does stays until the seven others have been refused."""
+    try:
+        with breaker.guard():
+            for _ in range(7):
+                assert refused.acquire(timeout=BOUND_S)
+            return True
+    except CircuitOpenError:
+        refused.release()
+        return False
+
+
 def test_exactly_one_of_many_threads_gets_the_trial(clock: Clock) -> None:
     """Eight threads race for the trial: one is let in, seven are refused, in every round."""
     breaker = CircuitBreaker("x", CONFIG, clock)
+    refused = threading.Semaphore(0)
     for _ in range(25):
         breaker.reset()
         fail(breaker, THRESHOLD)
         clock.tick(PAUSE_S)
-        together = threading.Barrier(8, timeout=BOUND_S)
-        refused = threading.Semaphore(0)
-        admitted: list[int] = []
-
-        def race(
-            number: int,
-            together: threading.Barrier = together,
-            refused: threading.Semaphore = refused,
-            admitted: list[int] = admitted,
-        ) -> None:
-            together.wait()
-            try:
-                with breaker.guard():
-                    admitted.append(number)
-                    for _ in range(7):  # the trial lasts until all others have been refused
-                        assert refused.acquire(timeout=BOUND_S)
-            except CircuitOpenError:
-                refused.release()
-
-        threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(BOUND_S)
-        assert len(admitted) == 1
+        runs = run_all([lambda: is_admitted(breaker, refused)] * 8)
+        assert sum(run.join() for run in runs) == 1
         assert breaker.stats().rejected == 7
         assert state(breaker) is CLOSED
 

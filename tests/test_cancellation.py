@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-from helpers import BOUND_S, refuse_to_start, run_all, wait_until
+from helpers import BOUND_S, no_more_threads, run_all, wait_until
 
 from orion_oie import cancellation
 from orion_oie.cancellation import CancelScope, DeadlineTimer
@@ -275,11 +275,10 @@ def test_no_deadline_is_lost_when_the_thread_is_about_to_end(
     wait_until(lambda: timer_threads() == 0)
 
 
-def test_a_thread_that_cannot_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_start_is_tried_again() -> None:
     """When the system refuses a thread, that watch fails and the next one starts it."""
     timer = DeadlineTimer()
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no more threads"):
-        patch.setattr(threading.Thread, "start", refuse_to_start)
+    with no_more_threads(), pytest.raises(RuntimeError, match="no more threads"):
         timer.watch(CancelScope(), FAR_S)
     near = CancelScope()
     timer.watch(near, NEAR_S)
@@ -290,10 +289,12 @@ def test_a_fired_deadline_is_not_kept() -> None:
     """The waiting thread holds nothing of the request whose deadline fired last."""
     timer = DeadlineTimer()
     scope = CancelScope()
+    fired = threading.Event()
+    scope.on_cancel(fired.set)
     timer.watch(scope, NEAR_S)
-    wait_until(lambda: scope.error)
     gone = weakref.ref(scope)
     del scope
+    assert fired.wait(BOUND_S)
     wait_until(lambda: gone() is None, cancellation._IDLE_EXIT_S / 2)
 
 

@@ -195,8 +195,9 @@ def test_shutdown_leaves_nothing(tiny_model: Path) -> None:
     assert all(handle.done() for handle in handles)
     assert not psutil.Process().children()
     until(
-        lambda: (len(threading.enumerate()), len(psutil.Process().net_connections("unix")))
-        <= before,
+        lambda: (
+            (len(threading.enumerate()), len(psutil.Process().net_connections("unix"))) <= before
+        ),
         "threads and sockets are gone",
     )
 
@@ -319,4 +320,3 @@ def test_config_is_kept(tiny_model: Path) -> None:
     with OrionInferenceEngine(one_model_registry(tiny_model), config) as engine:
         info = engine.preload("conversation")
         assert (info.context_length, info.threads) == (256, 1)
-

@@ -21,6 +21,8 @@ LAYERS = [
     [FRONT_DOOR],
     ["engine"],
     # upper rooms
+    ["answering"],
+    ["health", "wiring"],
     ["agents", "pool", "request", "routing.keyword"],
     ["registry", "routing.features"],
     ["routing.base", "routing.language"],
@@ -134,7 +136,7 @@ def test_the_reader_of_imports_sees_them_all() -> None:
     assert ("cli", "lifecycle", False) in edges
     assert ("cli", FRONT_DOOR, False) in edges
     assert ("engine", "guardrails", False) in edges
-    assert ("engine", "backends.llama.client", True) in edges
+    assert ("wiring", "backends.llama.client", True) in edges
     assert ("lifecycle", "transitions.extensions", True) in edges
     assert ("backends.llama.native", "llama_cpp", False) in edges
     assert ("memory", "psutil", True) in edges
@@ -156,15 +158,15 @@ def test_some_packages_have_one_importer(package: str) -> None:
     assert wrong == []
 
 
-def test_only_the_engine_picks_a_backend() -> None:
-    """Upper rooms know the contract of a backend; the engine alone knows the concrete ones."""
+def test_one_module_picks_the_backend() -> None:
+    """Upper rooms know the contract of a backend; the wiring alone knows the concrete ones."""
     wrong = [
         str(found)
         for found in IMPORTS
         if found.target.startswith("backends.")
         and found.target != "backends.base"
         and not found.importer.startswith(("backends.", "foundry."))
-        and found.importer != "engine"
+        and found.importer != "wiring"
     ]
     assert wrong == []
 

@@ -1,6 +1,7 @@
 """What may go out: every word of an answer, and nothing that could act on a terminal."""
 
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,7 @@ def test_only_unsafe_characters_are_removed(text: str) -> None:
 def test_cleaning_pieces_is_cleaning_the_whole(text: str, cuts: list[int]) -> None:
     """A stream can be cleaned piece by piece, however it was cut."""
     borders = [0, *sorted(cuts), len(text)]
-    pieces = [clean(text[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    pieces = [clean(text[a:b]) for a, b in pairwise(borders)]
     assert ("".join(text for text, _ in pieces), sum(count for _, count in pieces)) == clean(text)
 
 

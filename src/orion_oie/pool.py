@@ -49,11 +49,19 @@ class _Entry:
     fraction: float = 0.0
     model: LoadedModel | None = None
     error: BaseException | None = None
-    is_abandoned: bool = False
+    is_leaving: bool = False  # an abandoned load that ends, or a model that is being freed
 
     @property
     def is_loading(self) -> bool:
         return self.model is None and self.error is None
+
+    @property
+    def is_in_use(self) -> bool:
+        return self.users > 0 or self.is_loading or self.is_leaving
+
+    @property
+    def is_dead(self) -> bool:
+        return self.model is not None and not self.is_leaving and not self.model.is_alive()
 
 
 class AgentPool:
@@ -97,11 +105,16 @@ class AgentPool:
         """Free an idle model; False when it is not loaded or in use."""
         with self._changed:
             entry = self._entries.get(key)
-            if entry is None or entry.users or entry.model is None:
+            if entry is None or entry.model is None or entry.is_in_use or entry.is_dead:
                 return False
-            del self._entries[key]
-            self._changed.notify_all()
-        entry.model.close()
+            entry.is_leaving = True
+        try:
+            entry.model.close()
+        finally:
+            with self._changed:
+                if self._entries.get(key) is entry:
+                    del self._entries[key]
+                self._changed.notify_all()
         return True
 
     def residents(self) -> dict[str, ResidentModel]:
@@ -138,43 +151,44 @@ class AgentPool:
     def _join(self, spec: LoadSpec, scope: CancelScope) -> tuple[_Entry, bool]:
         """Become a user of the model's entry, making it (and starting the load) if there is none.
 
-        Waits while an abandoned load ends, and while every model that could make room is in use.
+        Waits while the model's last load or use ends, and while every model that could make room
+        is in use. Dead models take no room.
         """
         with self._changed:
             while True:
                 if self._is_closed:
                     raise EngineClosedError("the engine was shut down")
                 scope.check()
+                for key in [key for key, entry in self._entries.items() if entry.is_dead]:
+                    del self._entries[key]
                 entry = self._entries.get(spec.key)
-                if entry is not None and entry.model is not None and not entry.model.is_alive():
-                    del self._entries[spec.key]
-                    entry = None
                 if entry is None:
                     victims = choose_victims(self._as_residents(), self._max_models)
                     if victims is not None:
                         return self._begin_load(spec, victims), True
-                elif not entry.is_abandoned:
+                elif not entry.is_leaving:
                     entry.users += 1
                     return entry, entry.is_loading
                 self._changed.wait()
 
     def _as_residents(self) -> list[Resident]:
         return [
-            Resident(key, entry.last_used, entry.users > 0 or entry.is_loading)
-            for key, entry in self._entries.items()
+            Resident(key, entry.last_used, entry.is_in_use) for key, entry in self._entries.items()
         ]
 
     def _begin_load(self, spec: LoadSpec, victims: list[str]) -> _Entry:
-        removed = [(key, self._entries.pop(key)) for key in victims]
         self._uses += 1
         entry = _Entry(spec, self._uses, tuple(victims), users=1)
-        self._entries[spec.key] = entry
+        removed = [(key, self._entries[key]) for key in victims]
         threading.Thread(
             target=self._run_load,
             args=(entry, removed),
             name=f"orion-load-{spec.info.model_id}",
             daemon=True,
         ).start()
+        for key in victims:
+            del self._entries[key]
+        self._entries[spec.key] = entry
         return entry
 
     def _run_load(self, entry: _Entry, removed: list[tuple[str, _Entry]]) -> None:
@@ -195,6 +209,7 @@ class AgentPool:
             error = caught
         with self._changed:
             entry.model, entry.error = model, error
+            entry.is_leaving = False  # it may have completed although nobody waited any more
             if error is not None and self._entries.get(entry.spec.key) is entry:
                 del self._entries[entry.spec.key]
             is_orphaned = self._is_closed
@@ -223,7 +238,8 @@ class AgentPool:
             entry.users -= 1
             self._uses += 1
             entry.last_used = self._uses
-            entry.is_abandoned = entry.users == 0 and entry.is_loading
+            is_abandoned = entry.users == 0 and entry.is_loading
+            entry.is_leaving = entry.is_leaving or is_abandoned
             self._changed.notify_all()
-        if entry.is_abandoned:
+        if is_abandoned:
             entry.scope.cancel(RequestCancelledError("nobody waits for this load any more"))

@@ -5,6 +5,7 @@ are views of the same handle.
 """
 
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from orion_oie.cancellation import CancelScope
-from orion_oie.errors import RequestCancelledError
+from orion_oie.errors import InvalidRequestError, RequestCancelledError
 from orion_oie.lifecycle import RequestLifecycle, RequestState
 from orion_oie.registry import Choice
 from orion_oie.schemas import (
@@ -92,6 +93,30 @@ class RequestHandle:
     def add_done_callback(self, callback: Callable[["RequestHandle"], Any]) -> None:
         """Call `callback(handle)` when the request has ended, on the thread that ends it."""
         self._future.add_done_callback(lambda _future: callback(self))
+
+    def feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
+        """Call `on_event` with every event, on a thread of its own; if it raises, the request
+        ends with `InvalidRequestError`."""
+        threading.Thread(
+            target=self._feed, args=(on_event,), name="orion-events", daemon=True
+        ).start()
+
+    def _feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
+        events = iter(self._stream)
+        while True:
+            try:
+                event = next(events)
+            except StopIteration:
+                return
+            except Exception:  # noqa: BLE001 (the request's own error: result() raises it)
+                return
+            try:
+                on_event(event)
+            except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
+                failure = InvalidRequestError(f"on_event raised {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                self._scope.cancel(failure)
+                return
 
     def __iter__(self) -> Iterator[TokenEvent]:
         return iter(self._stream)

@@ -4,6 +4,8 @@
 event from the start. Splitters decide how text is cut; they never change it.
 """
 
+import contextlib
+import math
 import re
 import threading
 import time
@@ -20,7 +22,8 @@ whose concatenation must be that same text."""
 ChunkBy = Literal["token", "word", "sentence"] | Splitter
 
 _WORD = re.compile(r"\s*\S+\s+")
-_SENTENCE = re.compile(r"""[^.!?…。！？\n]*(?:[.!?…]+["')\]]*\s+|[。！？]+["'」』）]*|\n+)""")
+# A run of dots is tried once, from its beginning: the lookbehind keeps the time linear.
+_SENTENCE = re.compile(r"""(?s:.*?)(?:(?<![.!?…])[.!?…]++["')\]]*+\s+|[。！？]+["'」』）]*|\n+)""")
 
 
 def split_tokens(text: str) -> tuple[list[str], str]:
@@ -49,7 +52,7 @@ def splitter_of(chunk_by: ChunkBy) -> Splitter:
     """The splitter of a name, or the caller's own."""
     if callable(chunk_by):
         return chunk_by
-    if chunk_by not in _SPLITTERS:
+    if not isinstance(chunk_by, str) or chunk_by not in _SPLITTERS:
         raise InvalidRequestError(
             f"chunk_by: {chunk_by!r} is not known; allowed: 'token', 'word', 'sentence' or a "
             "function from text to (pieces, rest)"
@@ -76,6 +79,12 @@ class TextStream:
         typewriter_delay_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        if isinstance(typewriter_delay_s, bool) or not (
+            isinstance(typewriter_delay_s, (int, float)) and 0 <= typewriter_delay_s < math.inf
+        ):
+            raise InvalidRequestError(
+                f"typewriter_delay: allowed is a number of seconds >= 0, got {typewriter_delay_s!r}"
+            )
         self._splitter = splitter
         self._delay_s = typewriter_delay_s
         self._clock = clock
@@ -103,10 +112,7 @@ class TextStream:
             self._first_at = now
         self._last_at = now
         self._held += text
-        pieces, rest = self._splitter(self._held)
-        if "".join(pieces) + rest != self._held:
-            raise InvalidRequestError("chunk_by: the function loses or changes text")
-        self._held = rest
+        pieces, self._held = self._split(self._held)
         self._append(pieces, now)
 
     def restart(self) -> None:
@@ -135,6 +141,19 @@ class TextStream:
             self._error = error
             self._is_closed = True
         self._wake()
+
+    def _split(self, text: str) -> tuple[list[str], str]:
+        try:
+            pieces, rest = self._splitter(text)
+            pieces = list(pieces)
+            is_whole = "".join(pieces) + rest == text
+        except Exception as error:
+            raise InvalidRequestError(
+                f"chunk_by: the function raised {type(error).__name__}: {error}"
+            ) from error
+        if not is_whole:
+            raise InvalidRequestError("chunk_by: the function loses or changes text")
+        return pieces, rest
 
     def _append(self, pieces: list[str], now: float) -> None:
         if not pieces:
@@ -167,7 +186,8 @@ class TextStream:
     @property
     def first_text_ms(self) -> float | None:
         """Milliseconds from the start of the stream to the first text of this attempt."""
-        return None if self._first_at is None else (self._first_at - self._started_at) * 1e3
+        first_at = self._first_at  # a restart on another thread may take it away
+        return None if first_at is None else (first_at - self._started_at) * 1e3
 
     @property
     def text(self) -> str:
@@ -191,11 +211,12 @@ class TextStream:
 
     def stats(self) -> StreamStats:
         """Tokens so far, time to the first text, and tokens per second since then."""
+        tokens, first_at, last_at = self._tokens, self._first_at, self._last_at
         speed = None
-        if self._first_at is not None and self._last_at is not None and self._tokens > 1:
-            span = self._last_at - self._first_at
-            speed = (self._tokens - 1) / span if span > 0 else None
-        return StreamStats(self._tokens, self.first_text_ms, speed)
+        if first_at is not None and last_at is not None and tokens > 1:
+            span = last_at - first_at
+            speed = (tokens - 1) / span if span > 0 else None
+        return StreamStats(tokens, self.first_text_ms, speed)
 
     def __iter__(self) -> Iterator[TokenEvent]:
         index = 0
@@ -224,7 +245,7 @@ class TextStream:
 
         def waker() -> None:
             # The loop may be closed while the answer still comes: nobody listens then.
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(changed.set)
 
         with self._changed:
