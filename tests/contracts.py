@@ -65,6 +65,13 @@ class Running:
         assert not self._thread.is_alive(), "the generation does not end"
 
 
+def said(model: LoadedModel, work: GenerationJob) -> str:
+    """The whole answer to a job."""
+    pieces: list[str] = []
+    model.generate(work, CancelScope(), lambda text, _n: pieces.append(text))
+    return "".join(pieces)
+
+
 class BackendContract:
     """What every backend does."""
 
@@ -131,20 +138,12 @@ class BackendContract:
 
     def test_the_same_job_gives_the_same_answer(self, model) -> None:
         """Greedy answers are repeatable."""
-        answers = []
-        for _ in range(2):
-            pieces: list[str] = []
-            model.generate(
-                job("Hello?", max_tokens=12), CancelScope(), lambda t, _n: pieces.append(t)
-            )
-            answers.append("".join(pieces))
+        answers = [said(model, job("Hello?", max_tokens=12)) for _ in range(2)]
         assert answers[0] == answers[1]
 
     def test_a_stop_string_cuts_the_answer(self, model) -> None:
         """The answer ends right before the stop string, with the finish reason "stop"."""
-        whole: list[str] = []
-        model.generate(job("Hello?", max_tokens=12), CancelScope(), lambda t, _n: whole.append(t))
-        text = "".join(whole)
+        text = said(model, job("Hello?", max_tokens=12))
         stop = text[len(text) // 2 : len(text) // 2 + 3]
         cut: list[str] = []
         completion = model.generate(
@@ -181,8 +180,7 @@ class BackendContract:
 
     def test_cancel_leaves_the_neighbours_alone(self, model, long_job) -> None:
         """Neighbours of a cancelled generation answer as if they had been alone."""
-        alone: list[str] = []
-        model.generate(job("Hello?", max_tokens=24), CancelScope(), lambda t, _n: alone.append(t))
+        alone = said(model, job("Hello?", max_tokens=24))
         neighbour = Running(model, long_job)
         assert neighbour.started.wait(BOUND_S)
         other = Running(model, job("Hello?", max_tokens=24))
@@ -190,16 +188,12 @@ class BackendContract:
         other.join()
         neighbour.join()
         assert other.error is None
-        assert "".join(other.pieces) == "".join(alone)
+        assert "".join(other.pieces) == alone
 
     def test_four_at_once(self, model) -> None:
         """Four generations at the same time all end, each with its own answer."""
         works = [job(f"Question number {n}?", max_tokens=10) for n in range(4)]
-        alone = []
-        for work in works:
-            pieces: list[str] = []
-            model.generate(work, CancelScope(), lambda t, _n, p=pieces: p.append(t))
-            alone.append("".join(pieces))
+        alone = [said(model, work) for work in works]
         together = [Running(model, work) for work in works]
         for running in together:
             running.join()

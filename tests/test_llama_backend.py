@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contracts import BOUND_S, INFO, Running, job
+from contracts import BOUND_S, INFO, Running, job, said
 from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
 
 from orion_oie.backends.base import GenerationJob, LoadSpec
@@ -25,7 +25,6 @@ from orion_oie.errors import (
 from orion_oie.schemas import GenerationOptions, Message, ModelInfo
 from orion_oie.specs import PromptFormat
 
-
 SKY = GenerationJob(
     (
         Message(role="system", content="You are a helpful assistant."),
@@ -39,12 +38,6 @@ def load(path: Path, **settings: object) -> LlamaModel:
     """A loaded model; close it."""
     spec = LoadSpec(INFO, (path,), **{"context_length": 2048, **settings})
     return LlamaBackend().load(spec, CancelScope(), lambda _fraction: None)
-
-
-def answer(model: LlamaModel, work: GenerationJob) -> str:
-    pieces: list[str] = []
-    model.generate(work, CancelScope(), lambda text, _n: pieces.append(text))
-    return "".join(pieces)
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +59,23 @@ def real(smollm2: Path) -> Iterator[LlamaModel]:
 
 def test_the_real_model_makes_sense(real: LlamaModel) -> None:
     """A plain question gets a true answer."""
-    assert "scatter" in answer(real, SKY)
+    assert "scatter" in said(real, SKY)
 
 
-def test_one_seed_gives_one_answer(real: LlamaModel) -> None:
+def test_one_seed_gives_one_said(real: LlamaModel) -> None:
     """A sampled answer repeats with its seed and changes with another."""
     texts = [
-        answer(real, job("Tell me a story.", temperature=1.0, seed=seed, max_tokens=24))
+        said(real, job("Tell me a story.", temperature=1.0, seed=seed, max_tokens=24))
         for seed in (1, 1, 2)
     ]
     assert texts[0] == texts[1]
     assert texts[0] != texts[2]
 
 
-def test_repeat_penalty_changes_a_repetitive_answer(tiny: LlamaModel) -> None:
+def test_repeat_penalty_changes_a_repetitive_said(tiny: LlamaModel) -> None:
     """A strong repeat penalty changes what greedy decoding repeats."""
-    plain = answer(tiny, job("Go on.", max_tokens=40))
-    penalised = answer(tiny, job("Go on.", max_tokens=40, repeat_penalty=2.0))
+    plain = said(tiny, job("Go on.", max_tokens=40))
+    penalised = said(tiny, job("Go on.", max_tokens=40, repeat_penalty=2.0))
     assert plain != penalised
     assert len(set(penalised)) > len(set(plain))
 
@@ -132,7 +125,7 @@ def test_a_template_that_refuses_is_the_callers_error(tmp_path: Path) -> None:
     model = load(path)
     try:
         with pytest.raises(InvalidRequestError, match="roles must alternate"):
-            answer(model, job("Hello?"))
+            said(model, job("Hello?"))
     finally:
         model.close()
 
@@ -215,10 +208,10 @@ def test_a_recurrent_model_recomputes(tmp_path: Path) -> None:
     """A model whose state cannot be cut back answers the same, computed anew."""
     model = load(write_tiny_recurrent(tmp_path / "mamba.gguf"))
     try:
-        texts = [answer(model, job("Hello?", max_tokens=12)) for _ in range(2)]
-        other = answer(model, job("Hello you?", max_tokens=12))
+        texts = [said(model, job("Hello?", max_tokens=12)) for _ in range(2)]
+        other = said(model, job("Hello you?", max_tokens=12))
         assert texts[0] == texts[1]
-        assert answer(model, job("Hello you?", max_tokens=12)) == other
+        assert said(model, job("Hello you?", max_tokens=12)) == other
     finally:
         model.close()
 
@@ -252,7 +245,7 @@ def test_cancel_in_prefill_takes_effect_at_once(real: LlamaModel) -> None:
     took = time.perf_counter() - started
     assert running.is_set()
     assert took < 1.5, "reading 1900 tokens takes about four seconds"
-    assert "scatter" in answer(real, SKY)
+    assert "scatter" in said(real, SKY)
 
 
 def test_a_deadline_ends_prefill_and_decode(real: LlamaModel) -> None:
@@ -339,7 +332,7 @@ def test_split_files_load_as_one(tmp_path: Path) -> None:
     for files in ((whole,), shards):
         model = LlamaBackend().load(LoadSpec(info, files), CancelScope(), lambda _f: None)
         try:
-            texts.append(answer(model, job("Hello?", max_tokens=12)))
+            texts.append(said(model, job("Hello?", max_tokens=12)))
         finally:
             model.close()
     assert texts[0] == texts[1]
