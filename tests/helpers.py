@@ -79,17 +79,21 @@ def no_more_threads() -> Iterator[None]:
 
 
 class Held:
-    """A script of the fake backend that is asked, waits, and answers when it is let go."""
+    """A script of the fake backend that is asked, waits, and answers when it is let go.
 
-    def __init__(self, answer: FakeAnswer | None = None) -> None:
+    It gives the answers in turn; the last one stays.
+    """
+
+    def __init__(self, *answers: FakeAnswer) -> None:
         self.jobs: list[GenerationJob] = []
         self.let_go = threading.Event()
-        self._answer = answer or FakeAnswer()
+        self._answers = answers or (FakeAnswer(),)
 
     def __call__(self, job: GenerationJob) -> FakeAnswer:
         self.jobs.append(job)
+        answer = self._answers[min(len(self.jobs), len(self._answers)) - 1]
         assert self.let_go.wait(BOUND_S)
-        return self._answer
+        return answer
 
     def wait_for(self, count: int = 1) -> None:
         """Wait until `count` jobs have come."""

@@ -15,7 +15,7 @@ NUMBERS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "max_models": ("integer >= 1", [1], [0, -1]),
     "max_queue": ("integer >= 1", [1], [0, -1]),
     "context_length": ("integer >= 64 and < 2147483648", [64, 2**31 - 1], [0, 63, 2**32 + 64]),
-    "threads": ("integer >= 1", [1], [0, -1]),
+    "threads": ("integer >= 1 and <= 1024", [1, 1024], [0, -1, 1025]),
     "max_query_chars": ("integer >= 1", [1], [0, -1]),
     "load_timeout_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "cancel_grace_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
@@ -113,3 +113,12 @@ def test_a_configuration_does_not_change() -> None:
     config = EngineConfig()
     with pytest.raises(ValidationError):
         config.slots = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"slots": True}, {"max_models": "3"}, {"log_content": "yes"}, {"breaker": 3}]
+)
+def test_nothing_is_converted(settings: dict[str, object]) -> None:
+    """A value of another type is refused, not read as what it may have meant."""
+    with pytest.raises(InvalidRequestError, match=next(iter(settings))):
+        EngineConfig(**settings)

@@ -217,16 +217,21 @@ def test_a_loaded_model_and_a_written_answer_fill_their_part() -> None:
     assert request.progress == 99
 
 
+reports = st.floats(-1, 2) | st.sampled_from([float("inf"), float("nan")])
+
+
 @given(
-    steps=st.lists(
-        st.sampled_from(TRIGGERS) | st.floats(-1, 2) | st.sampled_from([float("inf")]), max_size=60
-    )
+    start=st.sampled_from([state for state in S if state not in FINAL]),
+    steps=st.lists(st.sampled_from(["load", "generate", "fall_back"]) | reports, max_size=20),
+    end=st.sampled_from(["succeed", "cancel", "fail"]),
 )
-def test_progress_never_falls_within_an_attempt(steps: list[str | float]) -> None:
+def test_progress_never_falls_within_an_attempt(
+    start: RequestState, steps: list[str | float], end: str
+) -> None:
     """Whatever is reported in whatever order, progress is in 0-100 and falls only in a fallback."""
-    request = Recorded()
+    request = Recorded(*WAYS[start])
     shown = request.progress
-    for step in steps:
+    for step in [*steps, end, 1.0]:
         if isinstance(step, str):
             if step not in moves_from(request.state):
                 continue

@@ -134,6 +134,7 @@ class Answerer:
         request.lifecycle.move("fall_back")
         self._counters.count("replays" if is_replay else "fallbacks")
         request.replays += is_replay
+        request.removed_characters = 0
         self._events.publish(
             "request.replayed" if is_replay else "request.fallback",
             request.id,

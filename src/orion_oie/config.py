@@ -12,7 +12,7 @@ from orion_oie.validation import problems_of
 class BreakerConfig(BaseModel):
     """When a failing operation is paused, and for how long."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     failure_threshold: int = Field(default=3, ge=1)
     reset_timeout_s: float = Field(default=30.0, gt=0, le=LONGEST_WAIT_S)
@@ -37,15 +37,15 @@ class EngineConfig(BaseModel):
     Raises `InvalidRequestError` with every problem found.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
     enable_circuit_breaker: bool = True
-    breaker: BreakerConfig = Field(default_factory=BreakerConfig)
+    breaker: BreakerConfig = Field(default_factory=BreakerConfig, strict=False)
     slots: int = Field(default=4, ge=1, le=64)
     max_models: int = Field(default=2, ge=1)
     max_queue: int = Field(default=256, ge=1)
     context_length: int | None = Field(default=None, ge=64, lt=2**31)
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     max_query_chars: int = Field(default=1_000_000, ge=1)
     load_timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_WAIT_S)
     cancel_grace_s: float = Field(default=5.0, gt=0, le=LONGEST_WAIT_S)

@@ -285,7 +285,8 @@ class OrionInferenceEngine:
         handle = RequestHandle(stream, CancelScope(), wiring.state_reporter(self._events))
         request = Request(handle, owner=self)
         self._counters.count("received")
-        self._events.publish("request.received", request.id, query=query)
+        shown = query if isinstance(query, str) else f"<{type(query).__name__}>"
+        self._events.publish("request.received", request.id, query=shown)
         with self._live_changed:
             self._live.add(request)
         try:
@@ -330,8 +331,10 @@ class OrionInferenceEngine:
     def _enqueue(self, request: Request) -> None:
         request.lifecycle.move("load")
         request.queued_at = time.perf_counter()
-        request.scope.on_cancel(lambda: self._end_if_waiting(request))
+        request.stop_watching = request.scope.on_cancel(lambda: self._end_if_waiting(request))
         self._queue.put(request, request.options.priority)
+        if request.scope.error is not None:
+            self._end_if_waiting(request)  # it came before there was anything to take back
 
     def _end_if_waiting(self, request: Request) -> None:
         if self._queue.remove(request) and request.scope.error is not None:
@@ -353,7 +356,6 @@ class OrionInferenceEngine:
         assert request.model is not None
         request.stream.flush()
         request.dropped_turns = completion.dropped_turns
-        request.lifecycle.move("succeed")
         spec = self.registry.model(choice.model_id)
         result = InferenceResult(
             content=request.stream.joined(),
@@ -375,9 +377,9 @@ class OrionInferenceEngine:
             receipt=request.receipt(),
             cost=cost_of(completion.usage, spec.price),
         )
+        request.lifecycle.move("succeed")
         self._counters.answered(choice.agent_id, completion.usage)
         self._forget(request)
-        request.succeed(result)
         self._events.publish(
             "request.succeeded",
             request.id,
@@ -387,6 +389,7 @@ class OrionInferenceEngine:
             total_ms=round(result.timings.total_ms, 1),
             content=result.content,
         )
+        request.succeed(result)
 
     def _end(self, request: Request, error: Exception) -> None:
         """End a request without an answer."""
@@ -397,15 +400,16 @@ class OrionInferenceEngine:
         else:
             self._counters.failed(error)
         self._forget(request)
-        request.fail(error)
         self._events.publish(
             "request.cancelled" if is_cancelled else "request.failed",
             request.id,
             level="info" if isinstance(error, OrionError) else "error",
-            error=f"{type(error).__name__}: {error}",
+            **_told(error),
         )
+        request.fail(error)
 
     def _forget(self, request: Request) -> None:
+        request.stop_watching()
         if request.options.deadline is not None:
             self._deadlines.forget(request.scope)
         with self._live_changed:
@@ -430,6 +434,14 @@ def _checked_options(options: dict[str, Any]) -> RequestOptions:
     except ValidationError as error:
         problems = problems_of(error, RequestOptions)
         raise InvalidRequestError("; ".join(problems), problems=problems) from error
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """An error as fields of an event: its message is content where it may quote the caller."""
+    name = type(error).__name__
+    if type(error) is InvalidRequestError or not isinstance(error, OrionError):
+        return {"error": name, "text": str(error)}
+    return {"error": f"{name}: {error}"}
 
 
 def _call(method: "weakref.ReferenceType[Callable[[Request], None]]", request: Request) -> None:

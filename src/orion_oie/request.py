@@ -47,9 +47,11 @@ class RequestHandle:
         self._stream = stream
         self._scope = scope
         self._lifecycle = RequestLifecycle(lambda old, new: on_state(self, old, new))
-        self._future: Future[InferenceResult] = Future()
         self._receipt: Receipt | None = None
+        self._future: Future[InferenceResult] = Future()
         self._future.set_running_or_notify_cancel()
+        # The first callback: those of the application find the stream ended.
+        self._future.add_done_callback(lambda future: stream.close(future.exception()))
 
     @property
     def state(self) -> RequestState:
@@ -189,6 +191,7 @@ class Request:
         self.stream = self.handle._stream
         self.scope = self.handle._scope
         self.lifecycle = self.handle._lifecycle
+        self.stop_watching: Callable[[], None] = lambda: None
 
     def consider(self, choice: Choice, outcome: Outcome, reason: str, error: str = "") -> None:
         """Note what became of a choice."""
@@ -224,11 +227,9 @@ class Request:
         self.owner = None
         self.handle._receipt = result.receipt
         self.handle._future.set_result(result)
-        self.stream.close()
 
     def fail(self, error: BaseException) -> None:
         """Hand the error to whoever waits."""
         self.owner = None
         self.handle._receipt = self.receipt()
         self.handle._future.set_exception(error)
-        self.stream.close(error)

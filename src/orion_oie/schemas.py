@@ -98,7 +98,7 @@ class RequestOptions(SamplingDefaults):
     seed: Seed | None = None
     deadline: Annotated[float, Field(strict=True, gt=0, le=LONGEST_WAIT_S)] | None = None
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
-    local_only: bool = False
+    local_only: Annotated[bool, Field(strict=True)] = False
     on_overflow: Literal["error", "drop_oldest"] = "error"
     on_stream_failure: Literal["error", "restart"] = "error"
 

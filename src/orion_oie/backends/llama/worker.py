@@ -19,7 +19,7 @@ from orion_oie.backends.llama import native
 from orion_oie.backends.llama.batcher import Batcher, Task
 from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat
 from orion_oie.backends.llama.protocol import Packet, error_to_wire, receive, send
-from orion_oie.errors import ContextOverflowError, ModelError, OrionError
+from orion_oie.errors import ContextOverflowError, ModelError, OrionError, WorkerError
 from orion_oie.schemas import GenerationOptions, Message
 from orion_oie.specs import PromptFormat
 
@@ -48,8 +48,8 @@ class Worker:
         try:
             model = self._load(spec)
             form = _prompt_form(model, spec)
-        except OrionError as error:
-            self._send({"ev": "failed", "error": error_to_wire(error)})
+        except Exception as error:  # noqa: BLE001 (the host decides what a failed load means)
+            self._send({"ev": "failed", "error": error_to_wire(_as_orion(error))})
             return
         threading.Thread(
             target=self._prepare_tasks, args=(model, form), name="prepare", daemon=True
@@ -149,8 +149,8 @@ class Worker:
             try:
                 task = _prepared(command, model, form)
                 self._inbox.put({"op": "task", "id": task.id, "task": task})
-            except OrionError as error:
-                wire = error_to_wire(error)
+            except Exception as error:  # noqa: BLE001 (one bad request must not end the thread)
+                wire = error_to_wire(_as_orion(error))
                 self._inbox.put({"op": "rejected", "id": command["id"], "error": wire})
 
     # -- sending
@@ -170,6 +170,12 @@ class Worker:
         # While a decode is being aborted, llama.cpp reports what was asked of it as errors.
         if level in _LOG_LEVELS_SENT and not self._abort.is_raised:
             self._send({"ev": "log", "level": level, "line": line})
+
+
+def _as_orion(error: Exception) -> OrionError:
+    if isinstance(error, OrionError):
+        return error
+    return WorkerError(f"the worker met {type(error).__name__}: {error}")
 
 
 def _prompt_form(model: native.NativeModel, spec: Packet) -> "ChatTemplate | PlainFormat":
