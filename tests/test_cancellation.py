@@ -94,6 +94,22 @@ def test_a_late_callback_runs_at_once() -> None:
     undo()
 
 
+def test_a_cancelled_scope_lets_go_of_its_callbacks() -> None:
+    """After a cancel the scope no longer holds what it told."""
+
+    class Callback:
+        def __call__(self) -> None:
+            pass
+
+    scope, callback = CancelScope(), Callback()
+    scope.on_cancel(callback)
+    gone = weakref.ref(callback)
+    del callback
+    assert gone() is not None
+    scope.cancel(error())
+    assert gone() is None
+
+
 def test_callbacks_may_use_the_scope() -> None:
     """A callback may cancel, register and undo on the same scope without a deadlock."""
     scope = CancelScope()
@@ -273,6 +289,24 @@ def test_no_deadline_is_lost_when_the_thread_is_about_to_end(
         run.join()
     wait_until(lambda: all(scope.error for scope in scopes))
     wait_until(lambda: timer_threads() == 0)
+
+
+def test_a_deadline_that_comes_as_the_thread_gives_up_fires() -> None:
+    """A deadline that comes between the end of the idle wait and the next look is not lost."""
+    timer = DeadlineTimer()
+    first, second = CancelScope(), CancelScope()
+    wait = timer._condition.wait
+
+    def wait_in_vain(timeout: float) -> bool:
+        if timer._pending or first.error is None:
+            return wait(timeout)
+        if second.error is None:
+            timer.watch(second, 0.001)
+        return False
+
+    timer._condition.wait = wait_in_vain
+    timer.watch(first, 0.001)
+    wait_until(lambda: second.error)
 
 
 def test_a_thread_that_cannot_start_is_tried_again() -> None:

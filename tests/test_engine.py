@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from orion_oie import (
     Message,
     ModelCorruptError,
     ModelNotFoundError,
+    OrionError,
     OrionInferenceEngine,
     QueueFullError,
     RequestCancelledError,
@@ -333,6 +335,16 @@ def test_a_wrong_history_is_refused(make_engine, turn: dict[str, str], message: 
         make_engine(max_query_chars=100).infer("Hello?", conversation_history=history)
 
 
+@pytest.mark.parametrize(
+    ("system_prompt", "message"),
+    [("x" * 101, "system_prompt has 101 characters"), ("\udc00", "system_prompt is not valid")],
+)
+def test_a_wrong_system_prompt_is_refused(make_engine, system_prompt: str, message: str) -> None:
+    """A system prompt that is too long or no Unicode is refused before a model sees it."""
+    with pytest.raises(InvalidRequestError, match=message):
+        make_engine(max_query_chars=100).infer("Hello?", system_prompt=system_prompt)
+
+
 def test_an_unknown_agent_is_named_with_the_closest(make_engine) -> None:
     """An unknown agent raises UnknownAgentError with the closest name and all names."""
     engine = make_engine(agents={"conversation": ["main"], "writer": ["main"]})
@@ -460,6 +472,24 @@ def test_max_tokens_and_stop_end_the_answer(make_engine) -> None:
     assert (cut.content, cut.finish_reason) == ("one two ", "length")
     stopped = engine.infer("Hello?", stop="three")
     assert (stopped.content, stopped.finish_reason) == ("one two ", "stop")
+
+
+def test_an_agent_may_be_added_while_the_engine_runs(make_engine) -> None:
+    """A changed registry is seen by the next request; the same agent may change too."""
+    engine = make_engine({"*": lambda job: FakeAnswer(job.messages[0].content)})
+    with pytest.raises(UnknownAgentError):
+        engine.infer("Hello?", agent="poet")
+    for prompt in ("Rhyme.", "Rhyme well."):
+        engine.registry.add_agent(
+            "poet",
+            {
+                "name": "Poet",
+                "description": "",
+                "system_prompt": prompt,
+                "models": {"primary": "main"},
+            },
+        )
+        assert engine.infer("Hello?", agent="poet").content == prompt
 
 
 # The result and its receipt
@@ -1181,6 +1211,18 @@ def test_a_paused_model_is_passed_over(make_engine) -> None:
     assert engine.infer("Hello?").model_id == "main"
 
 
+def test_a_paused_model_is_not_loaded(make_engine) -> None:
+    """A model whose answers failed too often is not even loaded while it is paused."""
+    backend = FakeBackend({"main": FakeAnswer("", error=WorkerTimeoutError("stuck"))})
+    engine = make_engine(backend, {"conversation": ["main", "spare"]})
+    for _ in range(3):
+        engine.infer("Hello?")
+    assert engine.unload("conversation")
+    backend.loaded.clear()
+    assert engine.infer("Hello?").model_id == "spare"
+    assert backend.loaded == ["spare@q4"]
+
+
 def test_breakers_can_be_switched_off(make_engine) -> None:
     """Without breakers every request tries again."""
     failing = FakeAnswer("", error=WorkerTimeoutError("stuck"))
@@ -1305,6 +1347,35 @@ def test_a_bug_in_a_backend_reaches_the_caller(make_engine) -> None:
     assert engine.stats().requests.errors == {"RuntimeError": 1}
 
 
+@pytest.mark.parametrize("error", [StopIteration(), SystemExit(3), asyncio.CancelledError()])
+@pytest.mark.parametrize("where", ["load", "generate", "route"])
+def test_an_odd_exception_hangs_nobody(make_engine, error: BaseException, where: str) -> None:
+    """Also what is no ordinary error, raised by a backend or a router, ends its request, for
+    synchronous and asynchronous callers."""
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    backend = FakeBackend({"*": fail if where == "generate" else FakeAnswer(TEXT)})
+    if where == "load":
+        backend.load = fail
+    router = None
+    if where == "route":
+        router = type("Router", (), {"route": fail})()
+    engine = make_engine(backend, router=router, **one_at_a_time())
+    for _ in range(2):
+        with pytest.raises((type(error), RuntimeError)):
+            engine.submit("Hello?").result(BOUND_S)
+
+    async def main() -> None:
+        await asyncio.wait_for(engine.ainfer("Hello?"), BOUND_S)
+
+    with pytest.raises((type(error), RuntimeError)):
+        asyncio.run(main())
+    assert engine.stats().running == 0
+    assert engine.stats().requests.failed == 3
+
+
 @pytest.mark.parametrize("wrong", ["finish_reason", "usage", "nothing"])
 def test_a_backend_that_returns_nonsense_does_not_hang_the_caller(make_engine, wrong: str) -> None:
     """A completion that makes no result is an exception of infer, each time."""
@@ -1334,7 +1405,7 @@ def test_a_backend_that_returns_nonsense_does_not_hang_the_caller(make_engine, w
     engine = make_engine(BrokenBackend(), **one_at_a_time())
     for _ in range(3):
         handle = engine.submit("Hello?")
-        with pytest.raises(Exception, match=r"nonsense|NoneType"):
+        with pytest.raises(Exception, match=r"nonsense|no attribute"):
             handle.result(BOUND_S)
         assert handle.state is RequestState.ERROR
     assert engine.stats().running == 0
@@ -1515,6 +1586,17 @@ def test_shutdown_ends_what_does_not_end(make_engine) -> None:
     assert engine.stats().models == {}
 
 
+def test_shutdown_reaches_requests_whose_model_does_not_end(make_engine, monkeypatch) -> None:
+    """A running request is told of the shutdown also when its model does not close."""
+    monkeypatch.setattr("orion_oie.backends.fake.FakeModel.close", lambda *_: None)
+    engine = make_engine({"*": LONG})
+    handle = engine.submit("Hello?")
+    wait_until(lambda: handle.stats.tokens)
+    Running(engine.shutdown, 0.0).join()
+    with pytest.raises(EngineClosedError):
+        handle.result(BOUND_S)
+
+
 def test_shutdown_ends_a_load(make_engine) -> None:
     """A request, and a preload, that wait for a load fail with EngineClosedError."""
     engine = make_engine(FakeBackend(load_delay_s=BOUND_S))
@@ -1526,6 +1608,45 @@ def test_shutdown_ends_a_load(make_engine) -> None:
         handle.result(BOUND_S)
     with pytest.raises(EngineClosedError):
         loading.join()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shutdown_at_any_moment_ends_every_request(make_engine, seed: int) -> None:
+    """While threads go on asking, a shutdown leaves no request without an end."""
+    dice = random.Random(seed)
+    engine = make_engine({"*": FakeAnswer("word " * 20, delay_s=0.001)})
+    handles: list[RequestHandle] = []
+
+    def ask() -> None:
+        while True:
+            handles.append(engine.submit("Hello?", deadline=60.0))
+
+    asking = [Running(ask) for _ in range(3)]
+    wait_until(lambda: len(handles) > dice.randrange(100))
+    engine.shutdown(0.0)
+    for running in asking:
+        with pytest.raises(EngineClosedError):
+            running.join()
+    for handle in handles:
+        wait_until(handle.done)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.models) == (0, 0, {})
+
+
+def test_a_done_callback_may_shut_down(make_engine) -> None:
+    """A shutdown from a done callback, on the serving thread, does not wait for itself."""
+    held = Held(FakeAnswer(TEXT))
+    engine = make_engine({"*": held})
+    handle = engine.submit("Hello?")
+    closed: list[str] = []
+
+    def close(_handle: RequestHandle) -> None:
+        engine.shutdown(BOUND_S)
+        closed.append(engine.health().status)
+
+    handle.add_done_callback(close)
+    held.let_go.set()
+    wait_until(lambda: closed == ["down"], BOUND_S / 2)
 
 
 def test_a_closed_engine_says_so(make_engine) -> None:
@@ -1653,12 +1774,16 @@ def test_a_running_request_keeps_its_engine(make_engine) -> None:
 def test_ended_requests_are_not_kept(make_engine) -> None:
     """The engine forgets a request when it has ended, however it ended."""
     engine = make_engine({"*": all_fates})
+    ids: set[str | None] = set()
+    engine.subscribe(lambda event: ids.add(event.request_id))
     serve_some(engine)
 
     def left() -> int:
         gc.collect()
-        return sum(isinstance(thing, (Request, RequestHandle)) for thing in gc.get_objects())
+        things = gc.get_objects()
+        return sum(isinstance(t, (Request, RequestHandle)) and t.id in ids for t in things)
 
+    assert len(ids) > 5
     wait_until(lambda: left() == 0, scheduling._IDLE_EXIT_S / 2)
 
 
@@ -1695,12 +1820,84 @@ def test_many_threads_leave_nothing_behind(make_engine, quick_exit) -> None:
 
     fates = [run.join() for run in run_all([lambda n=n: work(n) for n in range(64)])]
     assert fates.count("answered") >= 40
+    wait_until(lambda: engine.stats().running == engine.stats().waiting == 0)
     stats = engine.stats()
-    assert (stats.running, stats.waiting) == (0, 0)
     counts = stats.requests
     assert counts.received == counts.succeeded + counts.failed + counts.cancelled == 80
     assert all(model.users == 0 for model in stats.models.values())
     assert len(stats.models) <= 2
+    wait_until(lambda: not set(threading.enumerate()) - before)
+
+
+FAULTS = [
+    FakeAnswer("one two three four", crash_after=0),
+    FakeAnswer("one two three four", crash_after=2),
+    FakeAnswer("one two", error=WorkerTimeoutError("stuck")),
+    FakeAnswer("one two", error=ModelCorruptError("bad")),
+]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_mix_of_faults_ends(make_engine, quick_exit, seed: int) -> None:
+    """With crashes, errors, failing loads, bugs, evictions, cancels and deadlines at once, every
+    request ends with its own answer or an error, and a stream agrees with its result."""
+    before = set(threading.enumerate())
+    lock = threading.Lock()
+    dice = random.Random(seed)
+
+    def script(job: GenerationJob) -> FakeAnswer:
+        with lock:
+            roll = dice.random()
+        if roll < 0.03:
+            raise RuntimeError("bug")
+        if roll < 0.25:
+            return FAULTS[int(roll * 1e6) % len(FAULTS)]
+        return FakeAnswer(f"{job.messages[-1].content} " * 5, delay_s=0.0005)
+
+    backend = FakeBackend(
+        {"*": script},
+        load_delay_s=0.001,
+        load_errors={"b": [ModelCorruptError("bad file") for _ in range(5)]},
+    )
+    agents = {"conversation": ["a", "b"], "x": ["b", "c"], "y": ["c"]}
+    engine = make_engine(backend, agents, slots=2, max_models=2, breaker={"failure_threshold": 9})
+
+    def work(worker: int) -> None:
+        own_dice = random.Random(1000 * seed + worker)
+        for turn in range(12):
+            query = f"question-{worker}-{turn}"
+            options: dict[str, Any] = {"agent": own_dice.choice(list(agents))}
+            options["on_stream_failure"] = own_dice.choice(["error", "restart"])
+            if own_dice.random() < 0.15:
+                options["deadline"] = own_dice.random() / 50
+            handle = engine.stream(query, chunk_by=own_dice.choice(["token", "word"]), **options)
+            if own_dice.random() < 0.15:
+                threading.Timer(own_dice.random() / 100, handle.cancel).start()
+            pieces: list[str] = []
+            is_reading = own_dice.random() < 0.6
+            try:
+                if is_reading:
+                    for event in handle:
+                        pieces = [] if event.kind == "restart" else [*pieces, event.text]
+                content = handle.result(BOUND_S).content
+            except (OrionError, RuntimeError) as error:
+                if not isinstance(error, OrionError) and str(error) != "bug":
+                    raise
+                assert handle.state in (RequestState.ERROR, RequestState.CANCELLED)
+            else:
+                assert content == f"{query} " * 5
+                assert not is_reading or "".join(pieces) == content
+                assert handle.receipt.considered[-1].outcome in ("answered", "not_needed")
+            assert handle.receipt is not None
+
+    for run in run_all([lambda n=n: work(n) for n in range(10)]):
+        run.join()
+    stats = engine.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+    counts = stats.requests
+    assert counts.received == counts.succeeded + counts.failed + counts.cancelled == 120
+    assert counts.succeeded > 30
+    wait_until(lambda: all(model.users == 0 for model in engine.stats().models.values()))
     wait_until(lambda: not set(threading.enumerate()) - before)
 
 

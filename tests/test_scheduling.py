@@ -134,6 +134,22 @@ def test_a_full_queue_says_so_with_numbers(gate) -> None:
     assert len(queue) == 2
 
 
+def test_what_a_free_thread_takes_does_not_wait(gate) -> None:
+    """An idle queue takes as many items at once as it can serve, besides those that may wait."""
+    for _ in range(20):
+        gate.opened.clear()
+        queue: RequestQueue[Item] = RequestQueue(gate, limit=1, concurrency=4)
+        for _ in range(5):
+            queue.put(Item())
+        with pytest.raises(QueueFullError) as caught:
+            queue.put(Item())
+        assert caught.value.details == {"waiting": 1, "limit": 1}
+        gate.opened.set()
+        wait_until(lambda queue=queue: len(queue) == 0 and gate.running == 0)
+        wait_until(lambda queue=queue: queue._busy == 0)
+        queue.put(Item())
+
+
 def test_a_removed_item_makes_room_and_is_not_served(gate) -> None:
     """A waiting item can be taken back once; an unknown, running or served one cannot."""
     queue: RequestQueue[Item] = RequestQueue(gate, limit=2, concurrency=1)
@@ -175,6 +191,19 @@ def test_an_idle_thread_is_used_before_a_new_one(gate, threads, monkeypatch) -> 
     queue.close()
 
 
+def test_an_idle_thread_is_not_counted_on_twice(gate) -> None:
+    """Two items that come at once beside one idle thread both run at once."""
+    queue: RequestQueue[Item] = RequestQueue(gate, limit=10, concurrency=2)
+    gate.opened.set()
+    queue.put(Item())
+    wait_until(lambda: queue._idle == 1 and gate.running == 0)
+    gate.opened.clear()
+    with queue._changed:  # the idle thread cannot take the first before the second is there
+        queue.put(Item())
+        queue.put(Item())
+    wait_until(lambda: gate.running == 2)
+
+
 # Threads
 
 
@@ -207,6 +236,21 @@ def test_no_item_is_lost_when_threads_give_up(threads, monkeypatch) -> None:
     wait_until(lambda: len(served) == 1200)
     assert sorted(served) == list(range(1200))
     wait_until(lambda: threads() == 0)
+
+
+def test_an_item_that_comes_as_a_thread_gives_up_is_served() -> None:
+    """An item that comes between the end of an idle thread's wait and its next look is its own."""
+    served: list[str] = []
+    queue: RequestQueue[str] = RequestQueue(served.append, limit=10, concurrency=1)
+
+    def wait(_timeout: float) -> bool:
+        if served == ["first"]:
+            queue.put("second")
+        return False
+
+    queue._changed.wait = wait
+    queue.put("first")
+    wait_until(lambda: served == ["first", "second"])
 
 
 def test_served_items_are_not_kept(gate) -> None:

@@ -295,6 +295,12 @@ class OrionInferenceEngine:
             self._enqueue(request)
         except Exception as error:  # noqa: BLE001 (also a bug in a router: the handle raises it)
             self._end(request, error)
+        except BaseException as error:  # Ctrl-C
+            if request.queued_at:
+                handle.cancel()
+            else:
+                self._end(request, error)
+            raise
         return handle
 
     def _validate(self, request: Request, query: str, options: dict[str, Any]) -> None:
@@ -305,6 +311,7 @@ class OrionInferenceEngine:
         limit = self.config.max_query_chars
         request.query = guardrails.check_query(query, limit)
         guardrails.check_history(request.options.conversation_history, limit)
+        guardrails.check_text(request.options.system_prompt or "", "system_prompt", limit)
         seed = request.options.seed
         request.seed = int.from_bytes(os.urandom(4)) // 2 if seed is None else seed
 
@@ -348,7 +355,7 @@ class OrionInferenceEngine:
             request.scope.check()
             choice, completion = self._answerer.answer(request)
             self._succeed(request, choice, completion)
-        except Exception as error:  # noqa: BLE001 (a bug must reach the caller, not end the thread)
+        except BaseException as error:  # noqa: BLE001 (it must reach the caller, not this thread)
             self._end(request, error)
 
     def _succeed(self, request: Request, choice: Choice, completion: Completion) -> None:
@@ -391,7 +398,7 @@ class OrionInferenceEngine:
         )
         request.succeed(result)
 
-    def _end(self, request: Request, error: Exception) -> None:
+    def _end(self, request: Request, error: BaseException) -> None:
         """End a request without an answer."""
         is_cancelled = isinstance(error, RequestCancelledError)
         request.lifecycle.move("cancel" if is_cancelled else "fail")
@@ -436,7 +443,7 @@ def _checked_options(options: dict[str, Any]) -> RequestOptions:
         raise InvalidRequestError("; ".join(problems), problems=problems) from error
 
 
-def _told(error: Exception) -> dict[str, str]:
+def _told(error: BaseException) -> dict[str, str]:
     """An error as fields of an event: its message is content where it may quote the caller."""
     name = type(error).__name__
     if type(error) is InvalidRequestError or not isinstance(error, OrionError):

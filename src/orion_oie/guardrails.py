@@ -16,7 +16,7 @@ def check_query(query: object, max_chars: int) -> str:
     if not query.strip():
         what = "is empty" if not query else f"is {len(query)} characters of white space"
         raise InvalidRequestError(f"the question {what}; ask something")
-    _check_text(query, "the question", max_chars)
+    check_text(query, "the question", max_chars)
     return query
 
 
@@ -28,10 +28,11 @@ def check_history(history: Sequence[Message], max_chars: int) -> None:
             raise InvalidRequestError(
                 f"{where} has the role 'system'; pass its text as system_prompt= instead"
             )
-        _check_text(message.content, where, max_chars)
+        check_text(message.content, where, max_chars)
 
 
-def _check_text(text: str, where: str, max_chars: int) -> None:
+def check_text(text: str, where: str, max_chars: int) -> None:
+    """Raises `InvalidRequestError` for a text that is too long or that no tokenizer could take."""
     if len(text) > max_chars:
         raise InvalidRequestError(
             f"{where} has {len(text)} characters, the limit is {max_chars}; shorten it or raise "

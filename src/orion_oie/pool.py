@@ -57,7 +57,7 @@ class _Entry:
 
     @property
     def is_in_use(self) -> bool:
-        return self.users > 0 or self.is_loading or self.is_leaving
+        return self.users > 0 or self.is_leaving
 
     @property
     def is_dead(self) -> bool:
@@ -205,7 +205,7 @@ class AgentPool:
                     victim.model.close()
                 self._on_evicted(key)
             model = self._load(entry.spec, entry.scope, on_progress)
-        except Exception as caught:  # noqa: BLE001 (handed to those who wait for the load)
+        except BaseException as caught:  # noqa: BLE001 (handed to those who wait for the load)
             error = caught
         with self._changed:
             entry.model, entry.error = model, error

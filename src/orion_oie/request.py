@@ -230,6 +230,10 @@ class Request:
 
     def fail(self, error: BaseException) -> None:
         """Hand the error to whoever waits."""
+        if isinstance(error, StopIteration):  # a coroutine that awaits it would never end
+            error = RuntimeError(f"a backend or a router raised {error!r}").with_traceback(
+                error.__traceback__
+            )
         self.owner = None
         self.handle._receipt = self.receipt()
         self.handle._future.set_exception(error)

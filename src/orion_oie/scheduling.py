@@ -20,7 +20,7 @@ _IDLE_EXIT_S = 5.0
 class RequestQueue(Generic[T]):
     """Runs `serve(item)` for every item, at most `concurrency` at the same time.
 
-    `serve` must not raise.
+    `limit` items may wait for one of the served to end. `serve` must not raise.
     """
 
     def __init__(self, serve: Callable[[T], None], *, limit: int, concurrency: int) -> None:
@@ -32,6 +32,7 @@ class RequestQueue(Generic[T]):
         self._order = itertools.count()
         self._threads = 0
         self._idle = 0
+        self._busy = 0
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -42,11 +43,13 @@ class RequestQueue(Generic[T]):
         with self._changed:
             if self._is_closed:
                 raise EngineClosedError("the engine was shut down")
-            if len(self._waiting) >= self._limit:
+            # An item that a free thread is about to take does not wait.
+            waiting = len(self._waiting) - (self._concurrency - self._busy)
+            if waiting >= self._limit:
                 raise QueueFullError(
-                    f"{len(self._waiting)} requests are waiting and the limit is {self._limit}; "
+                    f"{waiting} requests are waiting and the limit is {self._limit}; "
                     "try again later or raise EngineConfig(max_queue=...)",
-                    waiting=len(self._waiting),
+                    waiting=waiting,
                     limit=self._limit,
                 )
             if self._idle > len(self._waiting):
@@ -54,7 +57,10 @@ class RequestQueue(Generic[T]):
             elif self._threads < self._concurrency:
                 name = f"orion-request-{self._threads + 1}"
                 threading.Thread(
-                    target=_run, args=(self._next, self._serve), name=name, daemon=True
+                    target=_run,
+                    args=(self._next, self._serve, self._served),
+                    name=name,
+                    daemon=True,
                 ).start()
                 self._threads += 1
             heapq.heappush(self._waiting, (-priority, next(self._order), item))
@@ -89,12 +95,20 @@ class RequestQueue(Generic[T]):
                             break
                         self._threads -= 1
                         return None
+                self._busy += 1
                 return heapq.heappop(self._waiting)[2]
             finally:
                 self._idle -= 1
 
+    def _served(self) -> None:
+        with self._changed:
+            self._busy -= 1
 
-def _run(next_item: Callable[[], T | None], serve: Callable[[T], None]) -> None:
+
+def _run(
+    next_item: Callable[[], T | None], serve: Callable[[T], None], served: Callable[[], None]
+) -> None:
     while (item := next_item()) is not None:
         serve(item)
         del item
+        served()
