@@ -7,7 +7,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from engines import make_engine, quick_exit
 from tiny import write_tiny_llama
+
+__all__ = ["make_engine", "quick_exit"]  # fixtures of the tests of the engine
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
