@@ -18,10 +18,7 @@ from pydantic import ValidationError
 
 from orion_oie import guardrails, hardware, memory, wiring
 from orion_oie.answering import Answerer
-from orion_oie.backends.base import (
-    Backend,
-    Completion,
-)
+from orion_oie.backends.base import Backend, Completion
 from orion_oie.breaker import BreakerBoard, BreakerState
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
@@ -242,9 +239,12 @@ class OrionInferenceEngine:
         )
 
     def health(self) -> Health:
-        """`down` when closed, `degraded` while a breaker is not closed or the queue is full."""
-        if self._is_closed:
-            return Health(status="down", reasons=["the engine was shut down"])
+        """`down` when it cannot be used, `degraded` while a breaker is not closed or the queue
+        is full."""
+        try:
+            self._check_usable()
+        except EngineClosedError as error:
+            return Health(status="down", reasons=[error.message])
         reasons = [
             f"{name} is {stats.state.value} after {stats.consecutive_failures} failures"
             for name, stats in self._breakers.stats().items()

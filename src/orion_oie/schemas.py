@@ -87,8 +87,16 @@ class GenerationOptions(Schema):
 class RequestOptions(SamplingDefaults):
     """The keyword options of `OrionInferenceEngine.infer` and its siblings.
 
-    `deadline` is in seconds and covers everything from the call to the last token.
-    A higher `priority` is served first.
+    agent: who answers; None lets the router choose. conversation_history: earlier turns of user
+    and assistant, as messages or as {"role", "content"}. session_id: requests with one id find
+    the state of their last turn again, as long as it is in memory; no text is kept.
+    system_prompt: replaces the agent's. seed: None draws one; the receipt names it.
+    deadline: seconds for everything, from the call to the last token. priority: higher is served
+    first. local_only: nothing leaves this machine, whatever fails.
+    on_overflow: what to do with a history that does not fit the context; "drop_oldest" drops
+    whole turns, and the receipt counts them.
+    on_stream_failure: a model that fails after its text was seen is an error, or "restart"
+    begins again and says so in the stream.
     """
 
     agent: str | None = None
