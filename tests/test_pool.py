@@ -538,6 +538,64 @@ def test_unloading_makes_room_for_those_who_wait(world) -> None:
     assert world.most == 1
 
 
+# Waiting in line
+
+
+def test_users_of_what_is_in_memory_may_overtake(world) -> None:
+    """While somebody waits for room, a model in memory serves on: waiting would help nobody yet."""
+    pool = AgentPool(world.load, 1, patience_s=BOUND_S * 10)
+    first = Holder(pool, "a")
+    first.wait()
+    waiter = Holder(pool, "c")
+    wait_until(lambda: len(pool._waiting_for_room) == 1)
+    second = Holder(pool, "a")
+    second.wait()
+    first.let_go()
+    assert not waiter.holds
+    second.let_go()
+    waiter.wait()
+    waiter.let_go()
+
+
+def test_nobody_waits_for_room_forever(world) -> None:
+    """When patience is over, later users of what is in memory wait, and the line moves on."""
+    pool = AgentPool(world.load, 1, patience_s=0.0)
+    first = Holder(pool, "a")
+    first.wait()
+    waiter = Holder(pool, "c")
+    wait_until(lambda: len(pool._waiting_for_room) == 1)
+    second = Holder(pool, "a")
+    first.let_go()
+    waiter.wait()
+    assert not second.holds
+    waiter.let_go()
+    second.wait()
+    second.let_go()
+    assert world.loads == ["a", "c", "a"]
+    assert world.most == 1
+
+
+def test_steady_traffic_starves_nobody(world) -> None:
+    """Two models in overlapping use all the time: a request for a third one is served."""
+    pool = AgentPool(world.load, 2, patience_s=0.01)
+    is_over = threading.Event()
+
+    def traffic(name: str) -> None:
+        while not is_over.is_set():
+            with pool.acquire(spec(name), CancelScope()):
+                is_over.wait(0.002)
+
+    threads = [Running(traffic, name) for name in "aabb" for _ in range(2)]
+    wait_until(lambda: {"a", "b"} <= set(world.loads))
+    third = Holder(pool, "c")
+    third.wait()
+    third.let_go()
+    is_over.set()
+    for thread in threads:
+        thread.join()
+    assert world.most == 2
+
+
 # Closing
 
 

@@ -2,6 +2,7 @@
 
 `acquire` gives a model for as long as its `with` block runs: it is loaded once however many ask
 at the same time, never unloaded while in use, and the least recently used idle one makes room.
+Whoever waits for room is overtaken by users of what is in memory, but only for so long.
 Loading runs on a thread of its own and goes on as long as somebody waits for it.
 """
 
@@ -64,15 +65,32 @@ class _Entry:
         return self.model is not None and not self.is_leaving and not self.model.is_alive()
 
 
+@dataclass(eq=False, slots=True)
+class _Ticket:
+    """A place in the line of those who wait for room."""
+
+    since: float = field(default_factory=time.monotonic)
+
+
 class AgentPool:
-    """Loaded models by `LoadSpec.key`. `on_evicted(key)` is called with no lock held."""
+    """Loaded models by `LoadSpec.key`. `on_evicted(key)` is called with no lock held.
+
+    After `patience_s` of waiting for room, later requests for models in memory wait as well, so
+    that one of these becomes idle.
+    """
 
     def __init__(
-        self, load: Load, max_models: int, on_evicted: Callable[[str], None] = lambda _key: None
+        self,
+        load: Load,
+        max_models: int,
+        on_evicted: Callable[[str], None] = lambda _key: None,
+        patience_s: float = 2.0,
     ) -> None:
         self._load = load
         self._max_models = max_models
         self._on_evicted = on_evicted
+        self._patience_s = patience_s
+        self._waiting_for_room: list[_Ticket] = []
         self._changed = threading.Condition()
         self._entries: dict[str, _Entry] = {}
         self._uses = 0
@@ -154,22 +172,41 @@ class AgentPool:
         Waits while the model's last load or use ends, and while every model that could make room
         is in use. Dead models take no room.
         """
+        ticket = _Ticket()
+        line = self._waiting_for_room
         with self._changed:
-            while True:
-                if self._is_closed:
-                    raise EngineClosedError("the engine was shut down")
-                scope.check()
-                for key in [key for key, entry in self._entries.items() if entry.is_dead]:
-                    del self._entries[key]
-                entry = self._entries.get(spec.key)
-                if entry is None:
-                    victims = choose_victims(self._as_residents(), self._max_models)
-                    if victims is not None:
-                        return self._begin_load(spec, victims), True
-                elif not entry.is_leaving:
-                    entry.users += 1
-                    return entry, entry.is_loading
-                self._changed.wait()
+            try:
+                while True:
+                    if self._is_closed:
+                        raise EngineClosedError("the engine was shut down")
+                    scope.check()
+                    self._drop_dead()
+                    entry = self._entries.get(spec.key)
+                    if entry is None:
+                        if ticket not in line:
+                            line.append(ticket)
+                        victims = choose_victims(self._as_residents(), self._max_models)
+                        if victims is not None and line[0] is ticket:
+                            return self._begin_load(spec, victims), True
+                    elif not entry.is_leaving and not self._must_wait_behind_others(ticket):
+                        entry.users += 1
+                        return entry, entry.is_loading
+                    self._changed.wait()
+            finally:
+                if ticket in line:
+                    line.remove(ticket)
+                    self._changed.notify_all()
+
+    def _must_wait_behind_others(self, ticket: _Ticket) -> bool:
+        """True when somebody who came before has waited for room for too long."""
+        if not self._waiting_for_room:
+            return False
+        oldest = self._waiting_for_room[0]
+        return oldest.since < ticket.since and time.monotonic() - oldest.since > self._patience_s
+
+    def _drop_dead(self) -> None:
+        for key in [key for key, entry in self._entries.items() if entry.is_dead]:
+            del self._entries[key]
 
     def _as_residents(self) -> list[Resident]:
         return [
