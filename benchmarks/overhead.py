@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from _report import Row, options, report, row
 from llama_cpp import Llama
-from report import Row, options, report, row
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
 from orion_oie.hardware import usable_cores
