@@ -95,6 +95,7 @@ class Batcher:
         self._slots = [Slot(index) for index in range(model.slots)]
         self._waiting: deque[Task] = deque()
         self._uses = 0
+        self._was_aborted = False
 
     @property
     def has_work(self) -> bool:
@@ -125,6 +126,7 @@ class Batcher:
         if not rows:
             return output
         code = self._model.decode(rows)
+        self._was_aborted = code == DECODE_ABORTED
         if code == DECODE_OK:
             self._advance(shares, output)
         elif code == DECODE_ABORTED:
@@ -151,8 +153,8 @@ class Batcher:
             self._start(slot, task)
 
     def _fitness(self, slot: Slot, task: Task) -> tuple[bool, int, int]:
-        is_own = task.session_id is not None and slot.session_id == task.session_id
         reusable = self._reusable(slot, task)
+        is_own = reusable > 0 and slot.session_id is not None and slot.session_id == task.session_id
         worth = reusable if reusable >= MIN_REUSE * task.prompt_tokens else 0
         return is_own, worth, -slot.last_used
 
@@ -168,16 +170,19 @@ class Batcher:
         return same
 
     def _reserve(self, chosen: Slot, task: Task) -> bool:
-        """Make sure that the task's cells are free, forgetting idle slots if needed."""
+        """Make sure that the task's cells are free, forgetting idle slots if that helps."""
         needed = task.prompt_tokens + task.limit
         others = [slot for slot in self._slots if slot is not chosen]
         taken = sum(slot.reserved_cells for slot in others)
         idle = sorted((s for s in others if s.task is None), key=lambda s: s.last_used)
-        while taken + needed > self._model.context_length and idle:
+        busy = taken - sum(len(slot.cells) for slot in idle)
+        if busy + needed > self._model.context_length:
+            return False
+        while taken + needed > self._model.context_length:
             slot = idle.pop(0)
             taken -= len(slot.cells)
             self._clear(slot)
-        return taken + needed <= self._model.context_length
+        return True
 
     def _start(self, slot: Slot, task: Task) -> None:
         keep = self._reusable(slot, task)
@@ -200,10 +205,12 @@ class Batcher:
         """
         active = [slot for slot in self._slots if slot.task is not None]
         active.sort(key=lambda slot: (_pending(slot) > 1, slot.last_used))
-        is_shared = any(_pending(slot) == 1 for slot in active)
+        # After an abort the batch is small too: else cancels that come fast enough would throw
+        # away everything that their neighbours compute.
+        is_small = self._was_aborted or any(_pending(slot) == 1 for slot in active)
         rows: list[tuple[int, int, int, bool]] = []
         shares: list[tuple[Slot, int]] = []
-        prefill_left = SHARED_PREFILL_TOKENS if is_shared else BATCH_TOKENS
+        prefill_left = SHARED_PREFILL_TOKENS if is_small else BATCH_TOKENS
         for slot in active:
             assert slot.task is not None
             pending = _pending(slot)

@@ -6,7 +6,10 @@ Tokenizing is not done here.
 """
 
 import re
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -24,6 +27,11 @@ from orion_oie.specs import PromptFormat
 _PAD = "\u2003"
 _MARK = re.compile(f"({_PAD}?)\ue000([0-9]+)\ue001({_PAD}?)")
 
+# What templates of reasoning models do to earlier answers; a mark has nothing that they could cut.
+_CUTS_REASONING = re.compile(r"""split\(\s*['"]</think>['"]\s*\)""")
+
+RENDER_LIMIT_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -38,41 +46,53 @@ class ChatTemplate:
 
     def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
         self._template = _compiled(source)
+        self._cuts_reasoning = bool(_CUTS_REASONING.search(source))
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
 
     def render(self, messages: Sequence[Message]) -> list[Segment]:
         """The prompt that asks for the next assistant turn.
 
-        A template without a system role gets the system text at the head of the first user turn.
-        Raises `InvalidRequestError` with the template's own complaint, e.g. about the order of
-        roles, and `ModelCorruptError` when the template leaves a message out.
+        A template without a system role gets the system text at the head of the first user turn,
+        one that knows only lists of typed parts gets such lists. Raises `InvalidRequestError`
+        with the template's own complaint, e.g. about the order of roles, and `ModelCorruptError`
+        when the template leaves a message out, fails, or takes longer than `RENDER_LIMIT_S`.
         """
-        try:
-            return self._render(messages)
-        except _TemplateRefusalError as refusal:
-            folded = _fold_system(messages)
-            if len(folded) == len(messages):
-                raise _complaint(refusal) from refusal
+        if self._cuts_reasoning:
+            messages = [_without_reasoning(message) for message in messages]
+        ways = [(messages, False), (messages, True)]
+        folded = _fold_system(messages)
+        if len(folded) < len(messages):
+            ways = [ways[0], (folded, False), ways[1], (folded, True)]
+        refusals: list[_TemplateRefusalError | ModelCorruptError] = []
+        for way, is_typed in ways:
             try:
-                return self._render(folded)
-            except _TemplateRefusalError:
-                raise _complaint(refusal) from refusal
+                return self._render(way, is_typed)
+            except (_TemplateRefusalError, ModelCorruptError) as refusal:
+                refusals.append(refusal)
+            except _OutOfTimeError:
+                raise ModelCorruptError(
+                    f"the chat template of the model does not end within {RENDER_LIMIT_S:g} s; "
+                    "set 'prompt_format' for this model in models.json"
+                ) from None
+        first = refusals[0]
+        raise first if isinstance(first, ModelCorruptError) else _complaint(first)
 
-    def _render(self, messages: Sequence[Message]) -> list[Segment]:
+    def _render(self, messages: Sequence[Message], is_typed: bool) -> list[Segment]:
         marked = [
-            {"role": message.role, "content": f"{_PAD}\ue000{index}\ue001{_PAD}"}
+            {"role": message.role, "content": _mark(index, message, is_typed)}
             for index, message in enumerate(messages)
         ]
         try:
-            text = self._template.render(
-                messages=marked,
-                add_generation_prompt=True,
-                raise_exception=_refuse,
-                strftime_now=_strftime_now,
-                tools=None,
-                documents=None,
-                **self._special,
-            )
+            with _time_limit(RENDER_LIMIT_S):
+                text = self._template.render(
+                    messages=marked,
+                    add_generation_prompt=True,
+                    raise_exception=_refuse,
+                    strftime_now=_strftime_now,
+                    tools=None,
+                    documents=None,
+                    **self._special,
+                )
             return _cut_at_marks(text, messages)
         except _TemplateRefusalError:
             raise
@@ -110,6 +130,10 @@ class _TemplateRefusalError(Exception):
     """The template called `raise_exception`."""
 
 
+class _OutOfTimeError(BaseException):
+    """The template runs for too long. Nothing that it calls may catch this."""
+
+
 class _LeftOutError(_TemplateRefusalError):
     """The template dropped a message."""
 
@@ -120,6 +144,37 @@ def _refuse(message: object) -> None:
 
 def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
+
+
+@contextmanager
+def _time_limit(limit_s: float) -> Iterator[None]:
+    """Ends Python code that is called in here, on this thread, at its first line past the limit."""
+    end = time.monotonic() + limit_s
+
+    def on_line(_frame: object, _event: str, _argument: object) -> Any:
+        if time.monotonic() > end:
+            raise _OutOfTimeError
+        return on_line
+
+    before = sys.gettrace()
+    sys.settrace(on_line)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _mark(index: int, message: Message, is_typed: bool) -> str | list[dict[str, str]]:
+    # Nothing needs no mark, and templates ask whether there is something.
+    text = f"{_PAD}\ue000{index}\ue001{_PAD}" if message.content else ""
+    return [{"type": "text", "text": text}] if is_typed else text
+
+
+def _without_reasoning(message: Message) -> Message:
+    if message.role != "assistant" or "</think>" not in message.content:
+        return message
+    answer = message.content.rpartition("</think>")[2].lstrip("\n")
+    return Message(role="assistant", content=answer)
 
 
 def _complaint(refusal: _TemplateRefusalError) -> OrionError:
@@ -162,7 +217,7 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
     """The same conversation with a leading system message moved into the first user turn."""
     if len(messages) < 2 or messages[0].role != "system" or messages[1].role != "user":
         return list(messages)
-    first = f"{messages[0].content}\n\n{messages[1].content}"
+    first = "\n\n".join(message.content for message in messages[:2] if message.content)
     return [Message(role="user", content=first), *messages[2:]]
 
 
@@ -180,7 +235,9 @@ def _cut_at_marks(text: str, messages: Sequence[Message]) -> list[Segment]:
         segments.append(Segment(content, is_control=False))
         end = mark.end()
     segments.append(Segment(text[end:], is_control=True))
-    missing = [messages[i].role for i in range(len(messages)) if i not in seen]
+    missing = [
+        messages[i].role for i in range(len(messages)) if messages[i].content and i not in seen
+    ]
     if missing:
         raise _LeftOutError(f"leaves out the {' and '.join(sorted(set(missing)))} message")
     return _merged(segments)

@@ -1,12 +1,14 @@
 """The host's side of a worker: starts the process, speaks with it, notices when it dies.
 
-`LlamaBackend` is the backend of the library. Each loaded model has one process and one reader
-thread here. Needs POSIX: the socket is handed to the child as an open descriptor, so that no
-address of it exists anywhere.
+`LlamaBackend` is the backend of the library. Each loaded model has one process, and a reader and
+a writer thread here: nobody else waits for the socket, so that a worker that stopped reading holds
+up neither a cancel nor a close. Needs POSIX: the socket is handed to the child as an open
+descriptor, so that no address of it exists anywhere.
 """
 
 import itertools
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -123,7 +125,7 @@ class LlamaModel:
         self._on_crash = on_crash
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._send_lock = threading.Lock()
+        self._outbox: queue.SimpleQueue[Packet | None] = queue.SimpleQueue()
         self._pending: dict[int, _Pending] = {}
         self._is_closing = False
         self._death: OrionError | None = None
@@ -132,9 +134,13 @@ class LlamaModel:
         self._load_error: OrionError | None = None
         self._log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
         self._process, self._connection, self._output = _start_process()
-        name = f"orion-reader-{spec.info.model_id}"
-        threading.Thread(target=self._read, name=name, daemon=True).start()
-        self._send(
+        name = spec.info.model_id
+        self._writer = threading.Thread(
+            target=self._write, name=f"orion-writer-{name}", daemon=True
+        )
+        self._writer.start()
+        threading.Thread(target=self._read, name=f"orion-reader-{name}", daemon=True).start()
+        self._outbox.put(
             {
                 "op": "load",
                 "files": [str(file) for file in spec.files],
@@ -161,6 +167,9 @@ class LlamaModel:
         undo = scope.on_cancel(self._load_ended.set)
         try:
             is_ended = self._load_ended.wait(timeout_s)
+        except BaseException:
+            self.kill()  # interrupted here: nobody would ever close it
+            raise
         finally:
             undo()
         error = scope.error or self._load_error
@@ -185,10 +194,10 @@ class LlamaModel:
             self._pending[request_id] = pending
 
         def on_cancel() -> None:
-            self._send({"op": "cancel", "id": request_id})
+            self._outbox.put({"op": "cancel", "id": request_id})
             pending.awake.set()
 
-        self._send(
+        self._outbox.put(
             {
                 "op": "generate",
                 "id": request_id,
@@ -221,7 +230,7 @@ class LlamaModel:
         with self._lock:
             self._is_closing = True
         if timeout_s > 0:
-            self._send({"op": "close"})
+            self._outbox.put({"op": "close"})
         if not self._buried.wait(timeout_s):
             self.kill()
             self._buried.wait()
@@ -242,13 +251,14 @@ class LlamaModel:
         )
         self._process.kill()
 
-    def _send(self, message: Packet) -> None:
-        with self._send_lock:
-            try:
+    # -- writer thread
+
+    def _write(self) -> None:
+        try:
+            while (message := self._outbox.get()) is not None:
                 send(self._connection, message)
-            except OSError:
-                # The worker is gone; the reader thread notices and tells everyone who waits.
-                return
+        except OSError:
+            return  # the worker is gone; the reader thread tells everyone who waits
 
     # -- reader thread
 
@@ -314,15 +324,19 @@ class LlamaModel:
             pending.on_text(text, tokens)
         except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
             pending.end(error=error)
-            self._send({"op": "cancel", "id": request_id})
+            self._outbox.put({"op": "cancel", "id": request_id})
 
     def _bury(self) -> None:
         code = self._exit_code()
         output = _beginning(self._output)
         crash = None
-        if not self._is_closing and self._death is None:
+        # A worker that could not load says so and ends: no crash.
+        is_expected = self._is_closing or self._death or self._load_error
+        if not is_expected:
             crash = self._crash_error(code, output)
         self._die(crash or EngineClosedError(f"{self._spec.key} was unloaded"))
+        self._outbox.put(None)
+        self._writer.join()
         self._connection.close()
         self._output.close()
         self._buried.set()
@@ -374,6 +388,13 @@ def _start_process() -> "tuple[subprocess.Popen[bytes], Connection[Any, Any], Bi
         raise WorkerError("workers need a POSIX system; on Windows use WSL")
     if not sys.executable:
         raise WorkerError("sys.executable is empty: no interpreter to start a worker with")
+    try:
+        return _spawn()
+    except OSError as error:
+        raise WorkerError(f"no worker can be started: {error}") from error
+
+
+def _spawn() -> "tuple[subprocess.Popen[bytes], Connection[Any, Any], BinaryIO]":
     ours, theirs = socket.socketpair()
     output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the worker is buried)
     # -P and an explicit path: the worker imports what this process would, not what happens to

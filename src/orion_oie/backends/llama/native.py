@@ -21,6 +21,7 @@ BATCH_TOKENS = 512
 
 _LOG_LEVELS = {1: "debug", 2: "info", 3: "warning", 4: "error"}
 _PENALTY_WINDOW = 64
+_COLDEST = 1e-6  # below it, logits divided by the temperature leave the range of floats
 
 
 def capture_logs(sink: Callable[[str, str], None]) -> None:
@@ -94,7 +95,7 @@ class NativeModel:
         on_progress: Callable[[float], None],
     ) -> None:
         lc.llama_backend_init()
-        self._callbacks: list[Any] = []
+        self._natively_used: list[Any] = []
         self.slots = slots
         self._model = self._load(files, on_progress)
         self._vocab = lc.llama_model_get_vocab(self._model)
@@ -138,12 +139,13 @@ class NativeModel:
                 f"{self.slots} slots; its reasons are in the worker's log"
             )
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, lc.ggml_abort_callback)
-        lc.llama_set_abort_callback(context, strlen, abort.address)
+        lc.llama_set_abort_callback(context, strlen, self._kept(abort).address)
         return context
 
-    def _kept(self, callback: Any) -> Any:
-        self._callbacks.append(callback)
-        return callback
+    def _kept(self, thing: Any) -> Any:
+        """The same, kept for as long as native code may look at it."""
+        self._natively_used.append(thing)
+        return thing
 
     # -- what the model says of itself
 
@@ -317,7 +319,7 @@ def _stages(options: GenerationOptions, vocab_size: int) -> list[Any]:
                 vocab_size, _PENALTY_WINDOW, options.repeat_penalty, 0.0, 0.0
             )
         )
-    if options.temperature == 0:
+    if options.temperature < _COLDEST:
         return [*stages, lc.llama_sampler_init_greedy()]
     if options.top_k > 0:
         stages.append(lc.llama_sampler_init_top_k(options.top_k))

@@ -11,6 +11,8 @@ import queue
 import resource
 import sys
 import threading
+import traceback
+from bisect import bisect_left
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,13 @@ from orion_oie.backends.llama import native
 from orion_oie.backends.llama.batcher import Batcher, Task
 from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat
 from orion_oie.backends.llama.protocol import Packet, error_to_wire, receive, send
-from orion_oie.errors import ContextOverflowError, ModelError, OrionError, WorkerError
+from orion_oie.errors import (
+    ContextOverflowError,
+    InvalidRequestError,
+    ModelError,
+    OrionError,
+    WorkerError,
+)
 from orion_oie.schemas import GenerationOptions, Message
 from orion_oie.specs import PromptFormat
 
@@ -126,26 +134,33 @@ class Worker:
     # -- command thread
 
     def _read_commands(self) -> None:
-        while True:
-            try:
+        try:
+            while True:
                 while not self._connection.poll(_PARENT_CHECK_S):
                     if os.getppid() != self._parent:
                         os._exit(0)
-                command = receive(self._connection)
-            except (EOFError, OSError):
-                os._exit(0)
-            if command["op"] == "generate":
-                self._preparing.add(command["id"])
-                self._to_prepare.put(command)
-            else:
-                self._abort.raise_()
-                self._inbox.put(command)
+                self._accept(receive(self._connection))
+        except (EOFError, OSError):
+            os._exit(0)
+        except Exception:  # noqa: BLE001 (a worker that no longer listens must not live on)
+            traceback.print_exc()
+            os._exit(1)
+
+    def _accept(self, command: Packet) -> None:
+        if command["op"] == "generate":
+            self._preparing.add(command["id"])
+            self._to_prepare.put(command)
+        else:
+            self._abort.raise_()
+            self._inbox.put(command)
 
     # -- preparing thread
 
     def _prepare_tasks(self, model: native.NativeModel, form: "ChatTemplate | PlainFormat") -> None:
         while True:
             command = self._to_prepare.get()
+            if command["id"] not in self._preparing:
+                continue  # cancelled while it waited
             try:
                 task = _prepared(command, model, form)
                 self._inbox.put({"op": "task", "id": task.id, "task": task})
@@ -196,27 +211,33 @@ def _prepared(
     """The task of a "generate" command; raises `ContextOverflowError` if it can never fit."""
     options = GenerationOptions.model_validate(command["options"])
     messages = [Message.model_validate(message) for message in command["messages"]]
+    kept = 1 if messages and messages[0].role == "system" else 0
+    requested = options.max_tokens if options.max_tokens_asked else 1
+
+    def tokens_without(dropped: int) -> list[int]:
+        segments = form.render(messages[:kept] + messages[kept + dropped :])
+        return model.tokenize([(segment.text, segment.is_control) for segment in segments])
+
+    def fits(tokens: list[int]) -> bool:
+        return len(tokens) + requested <= model.context_length
+
     dropped = 0
-    while True:
-        segments = [(segment.text, segment.is_control) for segment in form.render(messages)]
-        tokens = model.tokenize(segments)
-        requested = options.max_tokens if options.max_tokens_asked else 1
-        if len(tokens) + requested <= model.context_length:
-            return Task(command["id"], tokens, options, command["session_id"], dropped)
-        shorter = _without_oldest_turn(messages)
-        if options.on_overflow == "error" or len(shorter) == len(messages):
-            raise _overflow(len(tokens), requested, model.context_length, dropped)
-        dropped += len(messages) - len(shorter)
-        messages = shorter
+    tokens = tokens_without(dropped)
+    if not fits(tokens) and options.on_overflow == "drop_oldest":
+        choices = [0, *_droppable(messages[kept:])]
+        least = bisect_left(choices, True, key=lambda count: fits(tokens_without(count)))
+        dropped = choices[min(least, len(choices) - 1)]
+        tokens = tokens_without(dropped)
+    if not fits(tokens):
+        raise _overflow(len(tokens), requested, model.context_length, dropped)
+    if not tokens:
+        raise InvalidRequestError("the prompt is empty: there is nothing to answer")
+    return Task(command["id"], tokens, options, command["session_id"], dropped)
 
 
-def _without_oldest_turn(messages: list[Message]) -> list[Message]:
-    """The conversation without its oldest question and its answer; never without the last."""
-    first = 1 if messages and messages[0].role == "system" else 0
-    end = first + 1
-    while end < len(messages) - 1 and messages[end].role == "assistant":
-        end += 1
-    return messages[:first] + messages[end:] if end < len(messages) else messages
+def _droppable(messages: list[Message]) -> list[int]:
+    """How many of the oldest may go: whole turns, a question with its answer; never the last."""
+    return [count for count in range(1, len(messages)) if messages[count].role != "assistant"]
 
 
 def _overflow(prompt: int, requested: int, limit: int, dropped: int) -> ContextOverflowError:
