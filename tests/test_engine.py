@@ -157,7 +157,7 @@ def test_a_failing_done_callback_harms_nobody(make_engine) -> None:
         ({"top_p": 0}, "top_p: .*allowed: number > 0 and <= 1, got 0"),
         ({"top_k": -1}, "top_k: .*allowed: integer >= 0"),
         ({"min_p": 1}, "min_p: .*allowed: number >= 0 and < 1"),
-        ({"repeat_penalty": 0}, "repeat_penalty: .*allowed: number > 0 and <= 10"),
+        ({"repeat_penalty": 0}, "repeat_penalty: .*allowed: number >= 0.1 and <= 10"),
         ({"max_tokens": 0}, "max_tokens: .*allowed: integer >= 1.*got 0"),
         ({"max_tokens": 1.5}, r"max_tokens: .*got 1\.5"),
         ({"max_tokens": "many"}, "max_tokens: .*got 'many'"),

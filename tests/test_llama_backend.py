@@ -62,7 +62,7 @@ def test_the_real_model_makes_sense(real: LlamaModel) -> None:
     assert "scatter" in said(real, SKY)
 
 
-def test_one_seed_gives_one_said(real: LlamaModel) -> None:
+def test_one_seed_gives_one_answer(real: LlamaModel) -> None:
     """A sampled answer repeats with its seed and changes with another."""
     texts = [
         said(real, job("Tell me a story.", temperature=1.0, seed=seed, max_tokens=24))
@@ -72,7 +72,7 @@ def test_one_seed_gives_one_said(real: LlamaModel) -> None:
     assert texts[0] != texts[2]
 
 
-def test_repeat_penalty_changes_a_repetitive_said(tiny: LlamaModel) -> None:
+def test_repeat_penalty_changes_a_repetitive_answer(tiny: LlamaModel) -> None:
     """A strong repeat penalty changes what greedy decoding repeats."""
     plain = said(tiny, job("Go on.", max_tokens=40))
     penalised = said(tiny, job("Go on.", max_tokens=40, repeat_penalty=2.0))

@@ -102,12 +102,14 @@ def test_higher_priority_first(gate) -> None:
 @given(st.lists(st.integers(-3, 3), max_size=25), st.data())
 def test_order_for_any_priorities_and_removals(priorities: list[int], data: st.DataObject) -> None:
     """What is left after any removals is served by priority, then by arrival, each once."""
+    # Drawn before anything runs: a draw may end the example.
+    goes = data.draw(st.lists(st.booleans(), min_size=len(priorities), max_size=len(priorities)))
     gate = Gate()
     queue = busy_queue(gate)
     items = [Item((-priority, number)) for number, priority in enumerate(priorities)]
     for item, priority in zip(items, priorities, strict=True):
         queue.put(item, priority)
-    removed = [item for item in items if data.draw(st.booleans())]
+    removed = [item for item, is_gone in zip(items, goes, strict=True) if is_gone]
     for item in removed:
         assert queue.remove(item)
         assert not queue.remove(item)

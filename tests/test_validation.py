@@ -19,7 +19,7 @@ NUMBERS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "top_p": ("number > 0 and <= 1", [1e-9, 1], [0, -0.5, 1.01]),
     "top_k": ("integer >= 0 and <= 2147483647", [0, 2**31 - 1], [-1, 2**31, 2**32 + 1]),
     "min_p": ("number >= 0 and < 1", [0, 0.999], [-0.1, 1]),
-    "repeat_penalty": ("number > 0 and <= 10", [0.1, 10], [0, -1, 10.5]),
+    "repeat_penalty": ("number >= 0.1 and <= 10", [0.1, 10], [0, 0.05, 10.5]),
     "max_tokens": ("integer >= 1 and <= 2147483647", [1, 2**31 - 1], [0, -5, 2**31]),
     "seed": ("integer >= 0 and < 4294967295", [0, 2**32 - 2], [-1, 2**32 - 1, HUGE]),
     "deadline": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),

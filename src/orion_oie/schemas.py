@@ -40,7 +40,7 @@ Temperature = Annotated[float, Field(strict=True, ge=0, le=5)]
 TopP = Annotated[float, Field(strict=True, gt=0, le=1)]
 TopK = Annotated[int, Field(strict=True, ge=0, le=_INT32_MAX)]
 MinP = Annotated[float, Field(strict=True, ge=0, lt=1)]
-RepeatPenalty = Annotated[float, Field(strict=True, gt=0, le=10)]
+RepeatPenalty = Annotated[float, Field(strict=True, ge=0.1, le=10)]
 MaxTokens = Annotated[int, Field(strict=True, ge=1, le=_INT32_MAX)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32 - 1)]
 StopStrings = Annotated[
