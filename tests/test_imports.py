@@ -32,7 +32,8 @@ LAYERS = [
     ["backends.llama.worker"],
     ["backends.fake", "backends.llama.batcher", "backends.llama.client"],
     ["backends.base", "backends.llama.chat", "backends.llama.gguf", "backends.llama.native"],
-    ["backends.llama.cursor", "backends.llama.ggml_types", "backends.llama.protocol"],
+    ["backends.llama.cursor", "backends.llama.ggml_types", "backends.llama.process"],
+    ["backends.llama.protocol"],
     ["backends.text"],
     # the ground
     ["cancellation", "config", "hardware", "logs", "specs"],

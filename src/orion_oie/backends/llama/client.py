@@ -2,24 +2,17 @@
 
 `LlamaBackend` is the backend of the library. Each loaded model has one process, and a reader and
 a writer thread here: nobody else waits for the socket, so that a worker that stopped reading holds
-up neither a cancel nor a close. Needs POSIX: the socket is handed to the child as an open
-descriptor, so that no address of it exists anywhere.
+up neither a cancel nor a close.
 """
 
 import itertools
-import os
 import queue
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any, BinaryIO
 
 from orion_oie.backends.base import (
     DEFAULT_CONTEXT_LENGTH,
@@ -30,6 +23,7 @@ from orion_oie.backends.base import (
     OnText,
 )
 from orion_oie.backends.llama.gguf import GGUFHeader, read_header
+from orion_oie.backends.llama.process import beginning_of, start_worker
 from orion_oie.backends.llama.protocol import Packet, error_from_wire, receive, send
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
@@ -42,7 +36,6 @@ from orion_oie.errors import (
 from orion_oie.hardware import usable_cores
 from orion_oie.schemas import ModelInfo, Usage
 
-_OUTPUT_BYTES_SHOWN = 2000
 _LOG_LINES_KEPT = 20
 _DYING_GRACE_S = 1.0
 
@@ -133,7 +126,7 @@ class LlamaModel:
         self._load_ended = threading.Event()
         self._load_error: OrionError | None = None
         self._log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
-        self._process, self._connection, self._output = _start_process()
+        self._process, self._connection, self._output = start_worker()
         name = spec.info.model_id
         self._writer = threading.Thread(
             target=self._write, name=f"orion-writer-{name}", daemon=True
@@ -328,7 +321,7 @@ class LlamaModel:
 
     def _bury(self) -> None:
         code = self._exit_code()
-        output = _beginning(self._output)
+        output = beginning_of(self._output)
         crash = None
         # A worker that could not load says so and ends: no crash.
         is_expected = self._is_closing or self._death or self._load_error
@@ -381,44 +374,3 @@ def _described(spec: LoadSpec, headers: list[GGUFHeader]) -> ModelInfo:
             "size_bytes": sum(header.file_size for header in headers),
         }
     )
-
-
-def _start_process() -> "tuple[subprocess.Popen[bytes], Connection[Any, Any], BinaryIO]":
-    if os.name != "posix":
-        raise WorkerError("workers need a POSIX system; on Windows use WSL")
-    if not sys.executable:
-        raise WorkerError("sys.executable is empty: no interpreter to start a worker with")
-    try:
-        return _spawn()
-    except OSError as error:
-        raise WorkerError(f"no worker can be started: {error}") from error
-
-
-def _spawn() -> "tuple[subprocess.Popen[bytes], Connection[Any, Any], BinaryIO]":
-    ours, theirs = socket.socketpair()
-    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the worker is buried)
-    # -P and an explicit path: the worker imports what this process would, not what happens to
-    # lie in the working directory. A session of its own: Ctrl-C is the host's alone.
-    command = [sys.executable, "-P", "-X", "faulthandler"]
-    command += ["-m", "orion_oie.backends.llama.worker", str(theirs.fileno())]
-    process = subprocess.Popen(
-        command,
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-        env=_environment(),
-    )
-    theirs.close()
-    return process, Connection(ours.detach()), output
-
-
-def _environment() -> dict[str, str]:
-    paths = [path or os.getcwd() for path in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"}
-
-
-def _beginning(output: BinaryIO) -> str:
-    output.seek(0)
-    return output.read(_OUTPUT_BYTES_SHOWN).decode("utf-8", "replace").strip()

@@ -1,0 +1,63 @@
+"""Starts the process of a worker: its interpreter, its socket, its environment, its output.
+
+Needs POSIX: the socket is handed to the child as an open descriptor, so that no address of it
+exists anywhere. What is said over it is the client's business.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from multiprocessing.connection import Connection
+from typing import Any, BinaryIO
+
+from orion_oie.errors import WorkerError
+
+_OUTPUT_BYTES_SHOWN = 2000
+
+WorkerProcess = tuple["subprocess.Popen[bytes]", "Connection[Any, Any]", BinaryIO]
+
+
+def start_worker() -> WorkerProcess:
+    """Start a worker; returns the process, the connection to it, and the file that collects what
+    it prints. Raises `WorkerError` when it cannot be started."""
+    if os.name != "posix":
+        raise WorkerError("workers need a POSIX system; on Windows use WSL")
+    if not sys.executable:
+        raise WorkerError("sys.executable is empty: no interpreter to start a worker with")
+    try:
+        return _spawn()
+    except OSError as error:
+        raise WorkerError(f"no worker can be started: {error}") from error
+
+
+def _spawn() -> WorkerProcess:
+    ours, theirs = socket.socketpair()
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the worker is buried)
+    # -P and an explicit path: the worker imports what this process would, not what happens to
+    # lie in the working directory. A session of its own: Ctrl-C is the host's alone.
+    command = [sys.executable, "-P", "-X", "faulthandler"]
+    command += ["-m", "orion_oie.backends.llama.worker", str(theirs.fileno())]
+    process = subprocess.Popen(
+        command,
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        env=_environment(),
+    )
+    theirs.close()
+    return process, Connection(ours.detach()), output
+
+
+def _environment() -> dict[str, str]:
+    paths = [path or os.getcwd() for path in sys.path]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"}
+
+
+def beginning_of(output: BinaryIO) -> str:
+    """The first words of what a worker printed: where an assertion or a signal is named."""
+    output.seek(0)
+    return output.read(_OUTPUT_BYTES_SHOWN).decode("utf-8", "replace").strip()
