@@ -35,7 +35,6 @@ from orion_oie.pool import AgentPool
 from orion_oie.registry import Choice, ModelRegistry, registry_of
 from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import Router
-from orion_oie.routing.keyword import KeywordRouter
 from orion_oie.scheduling import RequestQueue
 from orion_oie.schemas import (
     InferenceResult,
@@ -74,7 +73,7 @@ class OrionInferenceEngine:
         self._pid = os.getpid()
         self._events = events = EventLog(config.log_events, log_content=config.log_content)
         self._counters = Counters()
-        self._router = router or KeywordRouter(config.router_threshold)
+        self._router = router or wiring.keyword_router(config)
         self._breakers = BreakerBoard(
             config.breaker, clock, wiring.breaker_reporter(events), config.enable_circuit_breaker
         )

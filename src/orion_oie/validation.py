@@ -3,7 +3,6 @@
 Used at every edge where outside data enters: request options, configuration, models.json.
 """
 
-import difflib
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -17,6 +16,8 @@ _SHOWN_VALUE_CHARS = 60
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` when a known word is close, else an empty string."""
+    import difflib  # only mistakes need it
+
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
 

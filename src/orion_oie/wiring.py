@@ -1,4 +1,4 @@
-"""How the parts of an engine report to its event log.
+"""Which backend and router an engine uses by default, and how its parts report to its event log.
 
 Functions instead of methods of the engine: what they return lives in threads of workers, and
 must not keep a forgotten engine alive.
@@ -15,6 +15,7 @@ from orion_oie.errors import OrionError
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import EventLog
 from orion_oie.request import RequestHandle
+from orion_oie.routing.base import Router
 
 
 def llama_backend(config: EngineConfig, events: EventLog) -> Backend:
@@ -31,6 +32,14 @@ def llama_backend(config: EngineConfig, events: EventLog) -> Backend:
             "worker.crashed", level="error", model_id=model_id, error=error.message
         ),
     )
+
+
+def keyword_router(config: EngineConfig) -> Router:
+    """The router that is used unless the application brings one."""
+    # Word lists and expressions: a mere `import orion_oie` should not pay for them.
+    from orion_oie.routing.keyword import KeywordRouter
+
+    return KeywordRouter(config.router_threshold)
 
 
 def guarded_load(
