@@ -302,8 +302,8 @@ def test_broken_files_are_typed_errors(tiny_model: Path, tmp_path: Path) -> None
         assert str(path) in str(caught.value), kind
 
 
-def test_missing_and_unreadable_files(tmp_path: Path, tiny_model: Path) -> None:
-    """A missing file, a directory and an unreadable file each get their typed error."""
+def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
+    """A missing file and a directory each get their typed error, before a process is started."""
     with pytest.raises(ModelNotFoundError, match=r"none\.gguf"):
         load(tmp_path / "none.gguf")
     with pytest.raises(ModelCorruptError, match="directory"):

@@ -5,11 +5,9 @@ Used at every edge where outside data enters: request options, configuration, mo
 
 import types
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-
-M = TypeVar("M", bound=BaseModel)
 
 _SHOWN_VALUE_CHARS = 60
 

@@ -277,10 +277,6 @@ class NativeModel:
         """Forget a whole sequence."""
         lc.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
-    def set_threads(self, threads: int) -> None:
-        """Use so many threads from the next decode on."""
-        lc.llama_set_n_threads(self._context, threads, threads)
-
     def sampler(self, options: GenerationOptions, prompt: Sequence[int]) -> "Sampler":
         """A fresh sampler chain that has seen the end of the prompt."""
         return Sampler(self._context, self.vocab_size, options, prompt)
