@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from engines import make_engine, quick_exit
 from tiny import write_tiny_llama
 
 __all__ = ["make_engine", "quick_exit"]  # fixtures of the tests of the engine
+
+# A shell that starts a command in the background makes it ignore Ctrl-C, and its children with it:
+# the tests of Ctrl-C need it back.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
