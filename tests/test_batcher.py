@@ -8,17 +8,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import llama_cpp as lc
+import numpy as np
 import pytest
-from tiny import write_tiny_llama, write_tiny_recurrent
+from tiny import write_tiny_llama, write_tiny_recurrent, write_tiny_windowed
 
 from orion_oie.backends.llama import native
-from orion_oie.backends.llama.batcher import Batcher, StepOutput, Task
+from orion_oie.backends.llama.batcher import Batcher
 from orion_oie.backends.llama.native import AbortFlag, NativeModel
+from orion_oie.backends.llama.tasks import StepOutput, Task
 from orion_oie.schemas import GenerationOptions
 
 CONTEXT = 512
 NO_END = {"<|im_end|>": -40}
-WRITERS = {"llama": write_tiny_llama, "mamba": write_tiny_recurrent}
+WRITERS = {
+    "llama": write_tiny_llama,
+    "mamba": write_tiny_recurrent,
+    "gemma3": write_tiny_windowed,
+}
 
 
 class Bench:
@@ -46,13 +52,15 @@ class Bench:
         return Batcher(self.model)
 
     def check_memory(self, batcher: Batcher) -> None:
-        """The slots say what llama.cpp says, and promise no more than there is."""
+        """The slots say what llama.cpp says, and the books of the cells agree with them."""
         for slot in batcher._slots:
             end = lc.llama_memory_seq_pos_max(self.model._memory, slot.index)
-            assert end == len(slot.cells) - 1
-            if slot.task is not None:
-                assert slot.cells == slot.task.tokens[: len(slot.cells)]
-        assert sum(slot.reserved_cells for slot in batcher._slots) <= CONTEXT
+            assert end == len(slot.tokens) - 1
+            assert len(slot.cells) == len(slot.tokens)
+            if slot.task is not None and slot.has_begun:
+                assert slot.tokens == slot.task.tokens[: len(slot.tokens)]
+        held = {cell for slot in batcher._slots for cell in slot.cells}
+        assert batcher._cells.used == len(held) <= CONTEXT
 
     def check_answer(self, task: Task) -> None:
         """Each token of a greedy answer is the best one, or as good, for a context of its own."""
@@ -67,11 +75,38 @@ class Bench:
             done = end
 
 
-def task_of(task_id: int, prompt: str, session: str | None = None, **options: object) -> Task:
+def task_of(
+    task_id: int,
+    prompt: str,
+    session: str | None = None,
+    prefix_tokens: int = 0,
+    priority: int = 0,
+    **options: object,
+) -> Task:
     """A greedy task; the prompt has one token for each of its letters."""
     settings = {"temperature": 0.0, "max_tokens": 8, **options}
     tokens = [3 + ord(letter) - 0x21 for letter in prompt]
-    return Task(task_id, tokens, GenerationOptions(**settings), session)
+    return Task(
+        task_id,
+        tokens,
+        GenerationOptions(**settings),
+        session,
+        prefix_tokens=prefix_tokens,
+        priority=priority,
+    )
+
+
+def computed_rows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Grows by (sequence, position) for every row that the model computes from now on."""
+    rows: list[tuple[int, int]] = []
+    decode = bench.model.decode
+
+    def counting(batch: list[tuple[int, int, int, bool]]) -> int:
+        rows.extend((sequence, position) for _, position, sequence, _ in batch)
+        return decode(batch)
+
+    monkeypatch.setattr(bench.model, "decode", counting)
+    return rows
 
 
 def finish(batcher: Batcher, each: Callable[[], None] = lambda: None) -> list[StepOutput]:
@@ -112,8 +147,8 @@ def no_sampler_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         freed(chain)
 
     made, freed = lc.llama_sampler_chain_init, lc.llama_sampler_free
-    monkeypatch.setattr(native.lc, "llama_sampler_chain_init", init)
-    monkeypatch.setattr(native.lc, "llama_sampler_free", free)
+    monkeypatch.setattr(lc, "llama_sampler_chain_init", init)
+    monkeypatch.setattr(lc, "llama_sampler_free", free)
     yield
     assert not chains
 
@@ -199,6 +234,215 @@ def test_a_session_whose_state_is_gone_starts_where_others_are(bench: Bench) -> 
     batcher.add(again)
     finish(batcher)
     assert again.cached_tokens == (299 if bench.model.is_rewindable else 0)
+
+
+# -- beginnings that are shared
+
+
+def test_a_prefix_is_computed_once_for_all(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve requests of two agents at once: each system prompt is computed by one of them, and
+    cached_tokens of the others says so."""
+    batcher = bench.batcher()
+    rows = computed_rows(bench, monkeypatch)
+    prefixes = ["abcdefgh" * 10, "hgfedcba" * 10]
+    tasks = [
+        task_of(n, prefixes[n % 2] + chr(65 + n) * 3, prefix_tokens=80, max_tokens=2)
+        for n in range(12)
+    ]
+    for task in tasks:
+        batcher.add(task)
+    finish(batcher, lambda: bench.check_memory(batcher))
+    assert len(rows) == 2 * 80 + 12 * (3 + 1)
+    assert [task.cached_tokens for task in tasks] == [0, 0] + [80] * 10
+    for task in tasks:
+        bench.check_answer(task)
+
+
+def test_a_prefix_outlives_what_used_it(bench: Bench) -> None:
+    """However many other conversations came in between, an agent's prompt is not computed again
+    while there is memory for it."""
+    batcher = bench.batcher()
+    for n in range(20):
+        prefix = "abcdefgh" * 10 if n in (0, 19) else chr(98 + n) * 300
+        task = task_of(n, prefix + "x" * n, prefix_tokens=80 if n in (0, 19) else 0, max_tokens=1)
+        batcher.add(task)
+        finish(batcher, lambda: bench.check_memory(batcher))
+    assert task.cached_tokens == 80
+    bench.check_answer(task)
+
+
+def test_who_waits_for_a_prefix_goes_on_when_its_maker_is_cancelled(bench: Bench) -> None:
+    """A request that computes a prefix for others may go: the next one computes the rest."""
+    batcher = bench.batcher()
+    tasks = [task_of(n, "ab" * 200 + f"{n}", prefix_tokens=400) for n in range(3)]
+    batcher.add(task_of(9, "z", max_tokens=40))  # makes prompts be read in pieces
+    batcher.step()
+    for task in tasks:
+        batcher.add(task)
+    batcher.step()
+    batcher.step()
+    assert batcher.cancel(0)
+    outputs = finish(batcher, lambda: bench.check_memory(batcher))
+    assert set(ends(outputs)) == {1, 2, 9}
+    for task in tasks[1:]:
+        bench.check_answer(task)
+
+
+def test_conversations_stay_warm_with_others_in_between(bench: Bench) -> None:
+    """Five conversations on three slots take turns: each goes on from its own last state."""
+    batcher = bench.batcher()
+    texts = {name: chr(97 + n) * 60 for n, name in enumerate("vwxyz")}
+    for turn in range(3):
+        for name in texts:
+            task = task_of(turn, texts[name], name, max_tokens=6)
+            batcher.add(task)
+            finish(batcher, lambda: bench.check_memory(batcher))
+            bench.check_answer(task)
+            if turn:
+                assert task.cached_tokens == length[name]
+            length = {**(length if turn or name != "v" else {}), name: len(task.tokens) - 1}
+            texts[name] = "".join(chr(token - 3 + 0x21) for token in task.tokens[:-1]) + "?!"
+
+
+def test_silent_conversations_leave_the_cache_to_the_others(bench: Bench) -> None:
+    """While somebody is answered, the cells of silent conversations are given back, and their
+    state is kept."""
+    batcher = bench.batcher()
+    for n in range(3):
+        batcher.add(task_of(n, chr(97 + n) * 130, max_tokens=1))
+    finish(batcher)
+    assert batcher._cells.used == 390
+    batcher.add(task_of(4, "z", max_tokens=8))
+    finish(batcher)
+    assert batcher._cells.used <= 256 + 8
+    assert len(batcher._lot) == 2
+    back = task_of(5, "a" * 150, max_tokens=1)
+    batcher.add(back)
+    finish(batcher)
+    assert back.cached_tokens == 130
+
+
+def test_no_memory_for_silent_conversations_means_computing_again(bench: Bench) -> None:
+    """With parked_bytes=0 nothing is kept outside the cache, and answers are the same."""
+    for sequence in range(bench.model.slots):
+        bench.model.forget(sequence)
+    batcher = Batcher(bench.model, parked_bytes=0)
+    for n in range(8):
+        task = task_of(n, "abcd"[n % 4] * 200, prefix_tokens=100, max_tokens=4)
+        batcher.add(task)
+        finish(batcher, lambda: bench.check_memory(batcher))
+        bench.check_answer(task)
+    assert len(batcher._lot) == 0
+
+
+def logits_after(model: NativeModel, sequence: int, tokens: list[int], start: int) -> np.ndarray:
+    """The logits behind the last token, when only those from `start` on are computed."""
+    end = len(tokens)
+    rows = [(tokens[at], at, sequence, at == end - 1) for at in range(start, end)]
+    assert model.decode(rows) == native.DECODE_OK
+    return model.logits(1)[0].copy()
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_reuse_changes_no_logits(tmp_path: Path, kind: str) -> None:
+    """Cut back in the middle, shared with a neighbour, or parked and restored: the logits of what
+    follows are within 1e-3 of those of a sequence that was computed without any of it.
+
+    The same pieces are computed in the same batches: how many rows a batch has chooses the kernels
+    of llama.cpp, and with them the rounding.
+    """
+    path = WRITERS[kind](tmp_path / "m.gguf", context_length=CONTEXT)
+    model = Bench._loaded(path, 4, AbortFlag())
+    tokens = [3 + (n * 37) % 90 for n in range(250)]
+    others = tokens[:150] + [3 + (n * 11) % 90 for n in range(70)]
+
+    def fresh(whole: list[int]) -> np.ndarray:
+        model.forget(3)
+        logits_after(model, 3, whole[:150], 0)
+        logits = logits_after(model, 3, whole, 150)
+        model.forget(3)
+        return logits
+
+    def check(sequence: int, whole: list[int]) -> None:
+        assert np.abs(logits_after(model, sequence, whole, 150) - expected[id(whole)]).max() < 1e-3
+
+    expected = {id(tokens): fresh(tokens), id(others): fresh(others)}
+    assert np.abs(expected[id(tokens)] - expected[id(others)]).max() > 0.1
+    logits_after(model, 0, tokens[:150], 0)
+    if model.is_rewindable:
+        check(0, tokens)
+        assert model.rewind(0, 150)
+        check(0, others)
+        assert model.rewind(0, 150)
+        assert model.share(0, 1, 150)
+        check(1, others)  # what one of the two does then is nothing to the other
+        check(0, tokens)
+        model.forget(1)
+        assert model.rewind(0, 150)
+    else:
+        assert not model.rewind(0, 100)
+        model.forget(0)
+        logits_after(model, 0, tokens[:150], 0)
+    state = model.save(0)
+    model.forget(0)
+    assert model.restore(2, state)
+    check(2, tokens)
+    assert model.restore(1, state)
+    check(1, others)
+
+
+def test_a_window_that_was_overwritten_is_computed_again(tmp_path: Path) -> None:
+    """A model with a sliding window cannot go back to where its window is gone: it says so."""
+    path = write_tiny_windowed(tmp_path / "w.gguf", context_length=CONTEXT, window=32)
+    model = Bench._loaded(path, 2, AbortFlag())
+    tokens = [3 + n % 90 for n in range(500)]
+    logits_after(model, 0, tokens[:200], 0)
+    state = model.save(0)
+    assert model.rewind(0, 150)
+    # as if the cells before position 140 had been taken by others
+    assert lc.llama_memory_seq_rm(model._memory, 0, 0, 140)
+    assert not model.rewind(0, 145)
+    model.forget(0)
+    assert model.restore(1, state)
+
+
+# -- when the cells run short
+
+
+def test_answers_that_outgrow_the_cache_are_all_given(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three answers of 300 tokens in a cache of 512: all run at first, some wait in between, none
+    fails, and nothing is computed twice."""
+    batcher = bench.batcher()
+    rows = computed_rows(bench, monkeypatch)
+    tasks = [task_of(n, "abc"[n] * 10, max_tokens=300) for n in range(3)]
+    for task in tasks:
+        batcher.add(task)
+    batcher.step()
+    assert all(slot.task for slot in batcher._slots)
+    outputs = finish(batcher, lambda: bench.check_memory(batcher))
+    assert ends(outputs) == dict.fromkeys(range(3), "length")
+    assert any(task.is_preempted for task in tasks)
+    assert len(rows) == 3 * (10 + 299)
+    for task in tasks:
+        assert task.generated == 300
+        assert task.cached_tokens == 0
+        bench.check_answer(task)
+
+
+def test_a_higher_priority_runs_first(bench: Bench) -> None:
+    """Among those that wait for a slot, priority decides, then arrival."""
+    batcher = bench.batcher()
+    priorities = [0, 0, 0, 0, 5, -5, 5, 0]
+    tasks = [task_of(n, f"{n}" * 5, priority=p) for n, p in enumerate(priorities)]
+    for task in tasks:
+        batcher.add(task)
+    finish(batcher)
+    order = sorted(tasks, key=lambda task: task.started_at)
+    assert [task.id for task in order] == [4, 6, 0, 1, 2, 3, 7, 5]
 
 
 def decode_codes(bench: Bench, monkeypatch: pytest.MonkeyPatch, codes: list[int]) -> None:

@@ -26,24 +26,28 @@ LAYERS = [
     ["agents", "pool", "request", "routing.keyword"],
     ["registry", "routing.features"],
     ["routing.base", "routing.language"],
-    ["breaker", "costs", "eviction", "guardrails", "lifecycle", "memory", "routing.excerpt"],
+    ["breaker", "costs", "eviction", "guardrails", "lifecycle", "routing.excerpt"],
     ["routing.stopwords", "sanitize", "scheduling", "streaming", "telemetry"],
     # backends
     ["backends.llama.worker"],
-    ["backends.fake", "backends.llama.batcher", "backends.llama.client"],
+    ["backends.fake", "backends.llama.batcher", "backends.llama.client", "backends.llama.embedder"],
+    ["backends.llama.reuse"],
+    ["backends.llama.parking", "backends.llama.tasks"],
+    ["backends.llama.cells", "backends.llama.pacing", "backends.llama.sampling"],
     ["backends.base", "backends.llama.chat", "backends.llama.gguf", "backends.llama.native"],
     ["backends.llama.cursor", "backends.llama.ggml_types", "backends.llama.process"],
     ["backends.llama.protocol"],
     ["backends.text"],
     # the ground
-    ["cancellation", "config", "hardware", "logs", "specs"],
-    ["errors", "schemas", "validation"],
+    ["cancellation", "config", "logs", "specs"],
+    ["hardware"],
+    ["errors", "memory", "schemas", "validation"],
 ]
 LEVEL = {module: level for level, line in enumerate(LAYERS) for module in line}
 
 # Third-party packages that only some modules may import: by module, or by package with a dot.
 ONLY_IMPORTERS = {
-    "llama_cpp": ("backends.llama.native", "foundry."),
+    "llama_cpp": ("backends.llama.embedder", "backends.llama.native", "foundry."),
     "psutil": ("memory",),
     "sentence_transformers": ("embeddings",),
     "torch": (),

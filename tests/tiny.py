@@ -144,6 +144,53 @@ def write_tiny_recurrent(
     return _finish(writer, path, tensors, "F32")
 
 
+def write_tiny_windowed(
+    path: Path,
+    *,
+    layers: int = 2,
+    width: int = 64,
+    ffn: int = 128,
+    heads: int = 4,
+    window: int = 32,
+    chat_template: str | None = CHATML,
+    context_length: int = 512,
+    name: str = "tiny-gemma3",
+    seed: int = 0,
+    token_bias: Mapping[str, float] | None = None,
+) -> Path:
+    """Write a model of the gemma3 architecture, which looks back `window` tokens; return its path.
+
+    The vocabulary and `token_bias` are those of `write_tiny_llama(vocab="bytes")`.
+    """
+    vocabulary = _byte_vocabulary()
+    writer = GGUFWriter(path, "gemma3")
+    writer.add_feed_forward_length(ffn)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
+    writer.add_key_length(width // heads)
+    writer.add_value_length(width // heads)
+    writer.add_sliding_window(window)
+    writer.add_rope_freq_base(10000.0)
+
+    rng = np.random.default_rng(seed)
+    tensors = _embeddings(rng, width, vocabulary.bias(token_bias or {}))
+    for layer in range(layers):
+        block = f"blk.{layer}."
+        for norm in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            tensors[block + norm + ".weight"] = np.ones(width, np.float32)
+        for norm in ("attn_q_norm", "attn_k_norm"):
+            tensors[block + norm + ".weight"] = np.ones(width // heads, np.float32)
+        for matrix in ("attn_q", "attn_k", "attn_v"):
+            tensors[block + matrix + ".weight"] = _matrix(rng, width, width)
+        tensors[block + "attn_output.weight"] = _into_residual(_matrix(rng, width, width))
+        tensors[block + "ffn_gate.weight"] = _matrix(rng, ffn, width)
+        tensors[block + "ffn_up.weight"] = _matrix(rng, ffn, width)
+        tensors[block + "ffn_down.weight"] = _into_residual(_matrix(rng, width, ffn))
+
+    _add_general(writer, vocabulary, name, layers, width, context_length, "F16", chat_template)
+    return _finish(writer, path, tensors, "F16")
+
+
 def broken_files(good: bytes) -> dict[str, bytes]:
     """Ways in which a GGUF file goes bad, made from a good tiny one."""
 

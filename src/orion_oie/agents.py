@@ -41,6 +41,10 @@ class Agent:
             seed=seed,
             max_tokens_asked=options.max_tokens is not None,
             on_overflow=options.on_overflow,
+            logit_bias=list(options.logit_bias.items()),
+            json_schema=options.json_schema,
+            grammar=options.grammar,
+            logprobs=options.logprobs,
         )
 
 

@@ -100,6 +100,7 @@ class Answerer:
             ),
             options,
             request.options.session_id,
+            request.options.priority,
         )
         spec = self.load_spec(choice)
         with self._pool.acquire(spec, request.scope, request.lifecycle.advance) as lease:
@@ -161,6 +162,7 @@ class Answerer:
             slots=self._config.slots,
             context_length=self._config.context_length,
             threads=self._config.threads,
+            parked_bytes=self._config.parked_bytes,
             prompt_format=model.prompt_format,
         )
 

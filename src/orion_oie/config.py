@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orion_oie.errors import InvalidRequestError
+from orion_oie.hardware import default_slots
 from orion_oie.schemas import LONGEST_WAIT_S
 from orion_oie.validation import problems_of
 
@@ -21,12 +22,15 @@ class BreakerConfig(BaseModel):
 class EngineConfig(BaseModel):
     """Settings of one engine.
 
-    slots: requests that one loaded model answers at the same time.
+    slots: requests that one loaded model answers at the same time; by default 4 for each usable
+        core, at most 16, fewer where memory is short.
     max_models: models kept in memory; the least recently used idle one makes room.
     max_queue: requests that may wait; one more raises `QueueFullError`.
     context_length: tokens of context per loaded model, shared by its slots; None takes the
         model's own limit, at most 4096.
     threads: threads of one loaded model; None takes the usable cores.
+    parked_bytes: memory per loaded model for the state of silent conversations and of system
+        prompts, outside the KV cache; None takes as much as the cache has, 0 keeps none.
     max_query_chars: longest question accepted, in characters.
     load_timeout_s: a load that takes longer raises `WorkerTimeoutError`.
     cancel_grace_s: a worker that has not confirmed a cancel by then is ended.
@@ -41,11 +45,12 @@ class EngineConfig(BaseModel):
 
     enable_circuit_breaker: bool = True
     breaker: BreakerConfig = Field(default_factory=BreakerConfig, strict=False)
-    slots: int = Field(default=4, ge=1, le=64)
+    slots: int = Field(default_factory=default_slots, ge=1, le=64)
     max_models: int = Field(default=2, ge=1)
     max_queue: int = Field(default=256, ge=1)
     context_length: int | None = Field(default=None, ge=64, lt=2**31)
     threads: int | None = Field(default=None, ge=1, le=1024)
+    parked_bytes: int | None = Field(default=None, ge=0)
     max_query_chars: int = Field(default=1_000_000, ge=1)
     load_timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_WAIT_S)
     cancel_grace_s: float = Field(default=5.0, gt=0, le=LONGEST_WAIT_S)

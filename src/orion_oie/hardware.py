@@ -5,8 +5,10 @@ reported by each worker in `ModelInfo.device`.
 import os
 from pathlib import Path
 
+from orion_oie import memory
 from orion_oie.schemas import Schema
 
+_BYTES_PER_SLOT = 256 * 2**20
 _CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -40,6 +42,17 @@ def usable_cores() -> int:
         cores = os.cpu_count() or 1
     quota = _cgroup_quota()
     return max(1, min(cores, int(quota) if quota else cores))
+
+
+def default_slots() -> int:
+    """How many requests one loaded model should answer at the same time here."""
+    return slots_for(usable_cores(), memory.available_bytes())
+
+
+def slots_for(cores: int, available_bytes: int) -> int:
+    """Slots for a machine: what all of them say in a second grows up to about 4 for each core,
+    and what each of them says shrinks with every one. Between 1 and 16, with 256 MiB for each."""
+    return max(1, min(16, max(4, 4 * cores), available_bytes // _BYTES_PER_SLOT))
 
 
 def _cgroup_quota() -> float | None:

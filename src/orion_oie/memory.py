@@ -1,4 +1,11 @@
-"""What processes take of the machine's memory. The only importer of psutil."""
+"""What the machine has of memory, and what processes take of it. The only importer of psutil."""
+
+
+def available_bytes() -> int:
+    """Memory that could be used now without swapping, in bytes."""
+    import psutil  # not needed by a mere import of the library
+
+    return int(psutil.virtual_memory().available)
 
 
 def resident_bytes(pid: int) -> int | None:

@@ -4,7 +4,7 @@ Everything here is immutable and holds no behaviour beyond small derived values.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -43,6 +43,9 @@ MinP = Annotated[float, Field(strict=True, ge=0, lt=1)]
 RepeatPenalty = Annotated[float, Field(strict=True, ge=0.1, le=10)]
 MaxTokens = Annotated[int, Field(strict=True, ge=1, le=_INT32_MAX)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32 - 1)]
+TopLogprobs = Annotated[int, Field(strict=True, ge=0, le=20)]
+BiasKey = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True, min_length=1)]
+Bias = Annotated[float, Field(strict=True, ge=-100, le=100)]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=16), BeforeValidator(_one_or_many)
 ]
@@ -69,7 +72,8 @@ class GenerationOptions(Schema):
     """How one answer is generated: fully resolved, nothing left to a default.
 
     `max_tokens_asked` tells an explicit `max_tokens` of the caller from a preset: an explicit
-    one that cannot fit is an error, a preset one is lowered to what fits.
+    one that cannot fit is an error, a preset one is lowered to what fits. `logit_bias` is
+    (token, added logit) pairs.
     """
 
     temperature: Temperature = 0.7
@@ -81,6 +85,10 @@ class GenerationOptions(Schema):
     max_tokens: MaxTokens = 512
     max_tokens_asked: bool = False
     stop: StopStrings = []
+    logit_bias: list[tuple[BiasKey, Bias]] = []
+    json_schema: dict[str, Any] | None = None
+    grammar: str | None = None
+    logprobs: TopLogprobs | None = None
     on_overflow: Literal["error", "drop_oldest"] = "error"
 
 
@@ -91,6 +99,10 @@ class RequestOptions(SamplingDefaults):
     and assistant, as messages or as {"role", "content"}. session_id: requests with one id find
     the state of their last turn again, as long as it is in memory; no text is kept.
     system_prompt: replaces the agent's. seed: None draws one; the receipt names it.
+    logit_bias: what to add to the logits of tokens, by number or by a text that is one token of
+    the model; -100 all but forbids one. json_schema: the answer is JSON that validates against
+    it. grammar: the answer is in the language of this GBNF grammar, whose first rule is `root`.
+    logprobs: return the log-probability of each token, and of as many alternatives.
     deadline: seconds for everything, from the call to the last token. priority: higher is served
     first. local_only: nothing leaves this machine, whatever fails.
     on_overflow: what to do with a history that does not fit the context; "drop_oldest" drops
@@ -104,6 +116,10 @@ class RequestOptions(SamplingDefaults):
     session_id: str | None = Field(default=None, min_length=1, max_length=256)
     system_prompt: str | None = None
     seed: Seed | None = None
+    logit_bias: dict[BiasKey, Bias] = {}
+    json_schema: dict[str, Any] | None = None
+    grammar: str | None = None
+    logprobs: TopLogprobs | None = None
     deadline: Annotated[float, Field(strict=True, gt=0, le=LONGEST_WAIT_S)] | None = None
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     local_only: Annotated[bool, Field(strict=True)] = False
@@ -139,6 +155,21 @@ class Usage(Schema):
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+class TokenAlternative(Schema):
+    """A token that the model might have said. `logprob` is the natural logarithm of its
+    probability before any sampling setting; `text` has U+FFFD for a part of a character."""
+
+    text: str
+    token: int
+    logprob: float
+
+
+class TokenLogprob(TokenAlternative):
+    """A token of an answer, and the most probable ones in its place, best first."""
+
+    top: list[TokenAlternative] = []
 
 
 class Timings(Schema):
@@ -211,7 +242,8 @@ FinishReason = Literal["stop", "length"]
 
 
 class InferenceResult(Schema):
-    """An answer with everything needed to judge it. `cost` is in US dollars."""
+    """An answer with everything needed to judge it. `cost` is in US dollars. `logprobs` is None
+    unless they were asked for."""
 
     content: str
     agent_id: str
@@ -224,6 +256,7 @@ class InferenceResult(Schema):
     timings: Timings
     receipt: Receipt
     cost: float = 0.0
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Protocol
 
 from orion_oie.cancellation import CancelScope
-from orion_oie.schemas import FinishReason, GenerationOptions, Message, ModelInfo, Usage
+from orion_oie.schemas import (
+    FinishReason,
+    GenerationOptions,
+    Message,
+    ModelInfo,
+    TokenLogprob,
+    Usage,
+)
 from orion_oie.specs import PromptFormat
 
 
@@ -23,7 +30,8 @@ class LoadSpec:
 
     `info` is what the registry says of the model; the backend completes it.
     `context_length` is in tokens and shared by all `slots`; None takes the model's own, at most
-    `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores.
+    `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `parked_bytes` is for the
+    state of silent conversations outside the KV cache; None takes as much as the cache itself.
     """
 
     info: ModelInfo
@@ -31,6 +39,7 @@ class LoadSpec:
     slots: int = 4
     context_length: int | None = None
     threads: int | None = None
+    parked_bytes: int | None = None
     prompt_format: PromptFormat | None = None
 
     @property
@@ -44,11 +53,13 @@ DEFAULT_CONTEXT_LENGTH = 4096
 
 @dataclass(frozen=True, slots=True)
 class GenerationJob:
-    """One conversation to continue. The last message is the one to answer."""
+    """One conversation to continue. The last message is the one to answer. Among those that
+    wait for a slot, a higher `priority` is served first."""
 
     messages: tuple[Message, ...]
     options: GenerationOptions = field(default_factory=GenerationOptions)
     session_id: str | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,7 @@ class Completion:
     prompt_ms: float = 0.0
     decode_ms: float = 0.0
     dropped_turns: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:

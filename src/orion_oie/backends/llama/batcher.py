@@ -1,99 +1,79 @@
 """Continuous batching: several sequences share every decode of one context.
 
-Each step takes the next token of every running sequence and a piece of the prompts that are
-still being read. A slot keeps what it computed after its task ended, so that the next task with
-the same beginning starts there. Owned by one thread. No I/O here.
+    step:  admit -> begin -> plan -> decode -> advance -> park
+
+Each step takes the next token of every running sequence and a piece of the prompts that are still
+being read. What was computed once is not computed again: a prompt starts from the longest state
+that a slot holds, that another slot is computing, or that was parked in the host's memory.
+Owned by one thread. No I/O here.
 """
 
 import time
-from collections import deque
-from dataclasses import dataclass, field
-from typing import Any
+from bisect import insort_left, insort_right
 
+from orion_oie.backends.llama.cells import Cells
 from orion_oie.backends.llama.native import (
     BATCH_TOKENS,
     DECODE_ABORTED,
     DECODE_NO_SLOT,
     DECODE_OK,
     NativeModel,
-    Sampler,
+    Row,
 )
+from orion_oie.backends.llama.pacing import Pacer
+from orion_oie.backends.llama.parking import ParkedState, ParkingLot
 from orion_oie.backends.llama.protocol import error_to_wire
-from orion_oie.backends.text import TextAssembler
-from orion_oie.errors import WorkerError
-from orion_oie.schemas import GenerationOptions
+from orion_oie.backends.llama.reuse import (
+    MIN_GAIN,
+    Start,
+    best_awaited,
+    best_slot,
+    best_start,
+    reusable,
+)
+from orion_oie.backends.llama.sampling import (
+    Candidates,
+    Logits,
+    NoTokenAllowedError,
+    Sampler,
+    log_probabilities,
+)
+from orion_oie.backends.llama.tasks import Slot, StepOutput, Task
+from orion_oie.errors import OrionError, WorkerError
+from orion_oie.schemas import FinishReason
 
-# A slot is chosen for what it holds only if that is this part of the prompt at least: a few
-# template tokens in common are not worth another conversation's state.
-MIN_REUSE = 0.2
+# Room for this much of an answer is kept free when a task is admitted. Most answers are far
+# shorter than what they may take; one that outgrows the room parks the youngest of its neighbours.
+GROWTH = 64
 
-# While others are being answered, a prompt is read in pieces of this many tokens per step.
-SHARED_PREFILL_TOKENS = 32
+# After an aborted batch: else cancels that come fast enough would throw away all that is computed.
+AFTER_ABORT_TOKENS = 32
+
+# Cells of silent sequences that may stay while others are answered. llama.cpp looks at cells in
+# runs of this many, so fewer cost nothing.
+IDLE_CELLS = 256
+
+# Shorter states are computed again sooner than they are looked after.
+MIN_PARKED = 32
+MIN_PREFIX = 8
 
 
 class DecodeFailedError(Exception):
     """llama_decode failed in a way after which the context cannot be trusted."""
 
 
-@dataclass(eq=False)
-class Task:
-    """One generation. `tokens` is the prompt and, growing, the answer."""
-
-    id: int
-    tokens: list[int]
-    options: GenerationOptions
-    session_id: str | None = None
-    dropped_turns: int = 0
-    arrived_at: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self.prompt_tokens = len(self.tokens)
-        self.limit = self.options.max_tokens
-        self.assembler = TextAssembler(self.options.stop)
-        self.sampler: Sampler | None = None
-        self.cached_tokens = 0
-        self.generated = 0
-        self.unsent = 0
-        self.started_at = self.first_token_at = self.last_token_at = 0.0
-
-
-@dataclass(eq=False)
-class Slot:
-    """One sequence of the context. `cells` are the tokens whose state it holds, in order."""
-
-    index: int
-    cells: list[int] = field(default_factory=list)
-    task: Task | None = None
-    session_id: str | None = None
-    last_used: int = 0
-
-    @property
-    def reserved_cells(self) -> int:
-        """KV cells that this slot holds or may still need."""
-        if self.task is None:
-            return len(self.cells)
-        return self.task.prompt_tokens + self.task.limit
-
-
-@dataclass
-class StepOutput:
-    """What one step produced, in the words of `protocol`."""
-
-    text: list[tuple[int, str, int]] = field(default_factory=list)
-    done: list[dict[str, Any]] = field(default_factory=list)
-    error: list[dict[str, Any]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.text or self.done or self.error)
-
-
 class Batcher:
-    """Runs tasks in the slots of a model."""
+    """Runs tasks in the slots of a model. `parked_bytes` None: as much as the KV cache has."""
 
-    def __init__(self, model: NativeModel) -> None:
+    def __init__(self, model: NativeModel, parked_bytes: int | None = None) -> None:
         self._model = model
         self._slots = [Slot(index) for index in range(model.slots)]
-        self._waiting: deque[Task] = deque()
+        self._cells = Cells(model.context_length)
+        self._lot = ParkingLot(parked_bytes or 0)
+        self._is_lot_sized = parked_bytes is not None
+        self._pacer = Pacer(BATCH_TOKENS)
+        self._candidates = Candidates(model.vocab_size)
+        self._waiting: list[Task] = []
         self._uses = 0
         self._was_aborted = False
 
@@ -104,13 +84,14 @@ class Batcher:
     def add(self, task: Task) -> None:
         """Queue a task whose prompt and at least one more token fit the context."""
         task.limit = min(task.limit, self._model.context_length - task.prompt_tokens)
-        self._waiting.append(task)
+        insort_right(self._waiting, task, key=_rank)
 
     def cancel(self, task_id: int) -> bool:
         """Drop a task; False when it is not here. Its slot is free at once."""
         for task in self._waiting:
             if task.id == task_id:
                 self._waiting.remove(task)
+                task.close()
                 return True
         for slot in self._slots:
             if slot.task is not None and slot.task.id == task_id:
@@ -119,16 +100,23 @@ class Batcher:
         return False
 
     def step(self) -> StepOutput:
-        """Admit what fits, run one batch, sample."""
-        self._admit()
-        rows, shares = self._plan_rows()
+        """Admit what fits, run one batch, choose tokens."""
         output = StepOutput()
+        self._admit()
+        for slot in self._busy():
+            if not slot.has_begun:
+                self._begin(slot)
+        rows, shares = self._planned_rows()
         if not rows:
             return output
+        started = time.perf_counter()
         code = self._model.decode(rows)
         self._was_aborted = code == DECODE_ABORTED
         if code == DECODE_OK:
+            running = sum(1 for _, share in shares if share == 1)
+            self._pacer.note(running, len(rows) - running, time.perf_counter() - started)
             self._advance(shares, output)
+            self._park_silent()
         elif code == DECODE_ABORTED:
             self._undo(shares)
         elif code == DECODE_NO_SLOT:
@@ -138,6 +126,16 @@ class Batcher:
             raise DecodeFailedError(f"llama_decode returned {code}")
         return output
 
+    def _busy(self) -> list[Slot]:
+        """The slots with tasks, in the order in which these came."""
+        busy = [slot for slot in self._slots if slot.task is not None]
+        return sorted(busy, key=lambda slot: slot.last_used)
+
+    def _silent(self) -> list[Slot]:
+        """The slots that hold state for nobody, the longest unused first."""
+        silent = [slot for slot in self._slots if slot.task is None and slot.tokens]
+        return sorted(silent, key=lambda slot: slot.last_used)
+
     # -- admission
 
     def _admit(self) -> None:
@@ -146,106 +144,205 @@ class Batcher:
             if not idle:
                 return
             task = self._waiting[0]
-            slot = max(idle, key=lambda s: self._fitness(s, task))
+            slot = best_slot(
+                idle, task, self._slots, list(self._lot), is_rewindable=self._model.is_rewindable
+            )
             if not self._reserve(slot, task):
                 return
-            self._waiting.popleft()
-            self._start(slot, task)
-
-    def _fitness(self, slot: Slot, task: Task) -> tuple[bool, int, int]:
-        reusable = self._reusable(slot, task)
-        is_own = reusable > 0 and slot.session_id is not None and slot.session_id == task.session_id
-        worth = reusable if reusable >= MIN_REUSE * task.prompt_tokens else 0
-        return is_own, worth, -slot.last_used
-
-    def _reusable(self, slot: Slot, task: Task) -> int:
-        """How many tokens of the slot's state the task can start from."""
-        # The last prompt token is always computed: its logits choose the first token.
-        limit = min(len(slot.cells), task.prompt_tokens - 1)
-        same = 0
-        while same < limit and slot.cells[same] == task.tokens[same]:
-            same += 1
-        if not self._model.is_rewindable and same < len(slot.cells):
-            return 0
-        return same
+            self._waiting.pop(0)
+            self._uses += 1
+            slot.task, slot.session_id, slot.last_used = task, task.session_id, self._uses
+            task.started_at = task.started_at or time.perf_counter()
+            self._begin(slot)
 
     def _reserve(self, chosen: Slot, task: Task) -> bool:
-        """Make sure that the task's cells are free, forgetting idle slots if that helps."""
-        needed = task.prompt_tokens + task.limit
-        others = [slot for slot in self._slots if slot is not chosen]
-        taken = sum(slot.reserved_cells for slot in others)
-        idle = sorted((s for s in others if s.task is None), key=lambda s: s.last_used)
-        busy = taken - sum(len(slot.cells) for slot in idle)
-        if busy + needed > self._model.context_length:
+        """Make sure that there are cells for the task, parking silent sequences if that helps."""
+        wanted = self._promised(task) - self._shareable(chosen, task)
+        for slot in self._busy():
+            assert slot.task is not None
+            expected = slot.awaited.length if slot.awaited is not None else 0
+            wanted += max(0, self._promised(slot.task) - max(len(slot.tokens), expected))
+        if wanted <= self._cells.free:
+            return True
+        others = [slot for slot in self._silent() if slot is not chosen]
+        kept = {cell for slot in self._busy() for cell in slot.cells}
+        kept.update(chosen.cells[: reusable(chosen.tokens, task, is_rewindable=True)])
+        is_alone = not any(slot.task for slot in self._slots)  # then it can always start
+        if wanted > self._cells.capacity - len(kept) and not is_alone:
             return False
-        while taken + needed > self._model.context_length:
-            slot = idle.pop(0)
-            taken -= len(slot.cells)
-            self._clear(slot)
+        for slot in others:
+            if wanted <= self._cells.free:
+                break
+            self._park(slot)
         return True
 
-    def _start(self, slot: Slot, task: Task) -> None:
-        keep = self._reusable(slot, task)
-        if keep == 0 or (keep < len(slot.cells) and not self._model.rewind(slot.index, keep)):
+    def _promised(self, task: Task) -> int:
+        """Cells that a task is sure to get once it runs."""
+        if task.is_preempted:
+            return task.most_tokens
+        return min(task.most_tokens, len(task.tokens) + GROWTH)
+
+    def _shareable(self, chosen: Slot, task: Task) -> int:
+        """How many cells the task will not need, because others hold or compute them."""
+        if not self._model.is_rewindable:
+            return reusable(chosen.tokens, task, is_rewindable=False)
+        held = max(
+            reusable(slot.tokens, task, is_rewindable=True)
+            for slot in self._slots
+            if slot.task or slot is chosen
+        )
+        awaited = best_awaited(chosen, task, self._slots, is_rewindable=True)
+        return max(held, awaited.length if awaited else 0)
+
+    # -- where a task starts
+
+    def _begin(self, slot: Slot) -> None:
+        """Let a task start from the best state there is, unless it waits for a better one."""
+        task = slot.task
+        assert task is not None
+        if slot.awaited is not None and slot.awaited.is_coming:
+            return
+        slot.awaited = None
+        is_rewindable = self._model.is_rewindable
+        start = best_start(
+            slot,
+            task,
+            self._slots,
+            self._lot,
+            is_rewindable=is_rewindable,
+            are_parked_rewindable=self._model.saves_whole_states,
+            free_cells=self._cells.free,
+        )
+        awaited = best_awaited(slot, task, self._slots, is_rewindable=is_rewindable)
+        if awaited is not None and awaited.length >= start.length + MIN_GAIN:
+            slot.awaited = awaited
+            return
+        self._take_state(slot, start)
+        if task.cached_tokens is None:
+            task.cached_tokens = len(slot.tokens)
+        if task.sampler is None:
+            prompt = task.tokens[: task.prompt_tokens]
+            task.sampler = Sampler(
+                self._candidates, task.options, prompt, task.bias, task.grammar
+            )
+        slot.has_begun = True
+
+    def _take_state(self, slot: Slot, start: Start) -> None:
+        if start.slot is slot:
+            self._rewind(slot, start.length)
+            return
+        self._park(slot)
+        if start.slot is not None:
+            if self._model.share(start.slot.index, slot.index, start.length):
+                self._cells.share(start.slot.cells, slot.cells, start.length)
+                slot.tokens[:] = start.slot.tokens[: start.length]
+        elif start.parked is not None and self._model.restore(slot.index, start.parked.data):
+            self._lot.touch(start.parked)
+            if start.parked.is_preempted:
+                self._lot.remove(start.parked)
+            self._cells.grow(slot.cells, len(start.parked.tokens))
+            slot.tokens[:] = start.parked.tokens
+            self._rewind(slot, start.length)
+
+    def _rewind(self, slot: Slot, length: int) -> None:
+        """Cut a slot's state back; nothing is left of it when the model cannot."""
+        if length == len(slot.tokens):
+            return
+        if length == 0 or not self._model.rewind(slot.index, length):
             self._clear(slot)
-            keep = 0
-        del slot.cells[keep:]
-        self._uses += 1
-        slot.task, slot.session_id, slot.last_used = task, task.session_id, self._uses
-        task.cached_tokens = keep
-        task.sampler = self._model.sampler(task.options, task.tokens)
-        task.started_at = time.perf_counter()
+            return
+        self._cells.cut(slot.cells, length)
+        del slot.tokens[length:]
 
     # -- one batch
 
-    def _plan_rows(self) -> tuple[list[tuple[int, int, int, bool]], list[tuple[Slot, int]]]:
-        """The rows of the next batch, and how many of them each slot has.
-
-        Slots that need one token come first: a long prompt never makes them wait.
-        """
-        active = [slot for slot in self._slots if slot.task is not None]
-        active.sort(key=lambda slot: (_pending(slot) > 1, slot.last_used))
-        # After an abort the batch is small too: else cancels that come fast enough would throw
-        # away everything that their neighbours compute.
-        is_small = self._was_aborted or any(_pending(slot) == 1 for slot in active)
-        rows: list[tuple[int, int, int, bool]] = []
-        shares: list[tuple[Slot, int]] = []
-        prefill_left = SHARED_PREFILL_TOKENS if is_small else BATCH_TOKENS
-        for slot in active:
+    def _planned_rows(self) -> tuple[list[Row], list[tuple[Slot, int]]]:
+        """The rows of the next batch, for which there are cells, and how many each slot has."""
+        while True:
+            shares = self._shares()
+            total = sum(share for _, share in shares)
+            if total <= self._cells.free:
+                break
+            silent = self._silent()
+            if silent:
+                self._park(silent[0])
+            else:
+                self._preempt(self._busy()[-1])
+        rows: list[Row] = []
+        for slot, share in shares:
             assert slot.task is not None
-            pending = _pending(slot)
-            share = 1 if pending == 1 else min(pending, prefill_left, BATCH_TOKENS - len(rows))
-            if share <= 0:
-                continue
-            if pending > 1:
-                prefill_left -= share
-            start = len(slot.cells)
-            for offset in range(share):
-                position = start + offset
-                is_last = offset == share - 1 and share == pending
-                rows.append((slot.task.tokens[position], position, slot.index, is_last))
-            shares.append((slot, share))
+            start = len(slot.tokens)
+            is_complete = share == slot.pending
+            new = slot.task.tokens[start : start + share]
+            rows += [(token, start + i, slot.index, False) for i, token in enumerate(new)]
+            if is_complete:
+                rows[-1] = (*rows[-1][:3], True)
         return rows, shares
 
+    def _shares(self) -> list[tuple[Slot, int]]:
+        """How many tokens of which slots are computed next: those that need one come first, so
+        that a long prompt never makes them wait."""
+        active = sorted(self._busy(), key=lambda slot: slot.pending > 1)
+        running = sum(1 for slot in active if slot.pending == 1)
+        prompt_left = self._pacer.prompt_tokens(running)
+        if self._was_aborted:
+            prompt_left = min(prompt_left, AFTER_ABORT_TOKENS)
+        prompt_left = min(prompt_left, BATCH_TOKENS - running)
+        shares: list[tuple[Slot, int]] = []
+        for slot in active:
+            share = 1 if slot.pending == 1 else min(slot.pending, prompt_left)
+            if slot.pending > 1:
+                share = min(share, self._until_prefix_ends(slot))
+                prompt_left -= share
+            if share > 0:
+                shares.append((slot, share))
+        return shares
+
+    def _until_prefix_ends(self, slot: Slot) -> int:
+        """Tokens up to the place where the state is worth keeping for other requests."""
+        assert slot.task is not None
+        left = slot.task.prefix_tokens - len(slot.tokens)
+        if left <= 0 or not self._is_new_prefix(slot.task):
+            return BATCH_TOKENS
+        return left
+
+    def _is_new_prefix(self, task: Task) -> bool:
+        length = task.prefix_tokens
+        return length >= MIN_PREFIX and not self._lot.has_prefix(task.tokens[:length])
+
     def _advance(self, shares: list[tuple[Slot, int]], output: StepOutput) -> None:
-        row = -1
-        for slot, share in shares:
+        complete = [share == slot.pending for slot, share in shares]
+        count = sum(complete)
+        logits = iter(self._model.logits(count) if count else ())
+        for (slot, share), is_complete in zip(shares, complete, strict=True):
             task = slot.task
             assert task is not None
-            assert task.sampler is not None
-            row += share
-            start = len(slot.cells)
-            slot.cells += task.tokens[start : start + share]
-            if len(slot.cells) == len(task.tokens):
-                self._take_token(slot, task, task.sampler.sample(row), output)
+            start = len(slot.tokens)
+            slot.tokens += task.tokens[start : start + share]
+            self._cells.grow(slot.cells, share)
+            if len(slot.tokens) == task.prefix_tokens and self._is_new_prefix(task):
+                self._keep(slot, is_prefix=True)
+            if is_complete:
+                self._take_token(slot, task, next(logits), output)
 
-    def _take_token(self, slot: Slot, task: Task, token: int, output: StepOutput) -> None:
+    def _take_token(self, slot: Slot, task: Task, logits: Logits, output: StepOutput) -> None:
+        assert task.sampler is not None
+        try:
+            token = task.sampler.sample(logits)
+        except NoTokenAllowedError:
+            self._fail(
+                slot,
+                WorkerError("the grammar allows nothing that the model's vocabulary can say"),
+                output,
+            )
+            return
         task.last_token_at = time.perf_counter()
-        if not task.first_token_at:
-            task.first_token_at = task.last_token_at
+        task.first_token_at = task.first_token_at or task.last_token_at
         if self._model.is_end(token):
             self._finish(slot, task, "stop", output)
             return
+        if task.options.logprobs is not None:
+            self._note_logprobs(task, logits, token)
         task.tokens.append(token)
         task.generated += 1
         task.unsent += 1
@@ -258,62 +355,99 @@ class Batcher:
         elif task.generated >= task.limit:
             self._finish(slot, task, "length", output)
 
-    def _finish(self, slot: Slot, task: Task, reason: str, output: StepOutput) -> None:
+    def _note_logprobs(self, task: Task, logits: Logits, token: int) -> None:
+        own, best = log_probabilities(logits, token, task.options.logprobs or 0)
+
+        def described(token: int, logprob: float) -> tuple[str, int, float]:
+            return self._model.piece(token).decode("utf-8", "replace"), token, logprob
+
+        task.logprobs.append((*described(token, own), [described(*item) for item in best]))
+
+    def _finish(self, slot: Slot, task: Task, reason: FinishReason, output: StepOutput) -> None:
         rest = task.assembler.finish()
         if rest or task.unsent:
             output.text.append((task.id, rest, task.unsent))
-        output.done.append(
-            {
-                "id": task.id,
-                "finish_reason": reason,
-                "usage": {
-                    "prompt_tokens": task.prompt_tokens,
-                    "completion_tokens": task.generated,
-                    "cached_tokens": task.cached_tokens,
-                },
-                "wait_ms": (task.started_at - task.arrived_at) * 1e3,
-                "prompt_ms": (task.first_token_at - task.started_at) * 1e3,
-                "decode_ms": (task.last_token_at - task.first_token_at) * 1e3,
-                "dropped_turns": task.dropped_turns,
-            }
-        )
+        output.add_done(task, reason)
+        self._release(slot)
+
+    def _fail(self, slot: Slot, error: OrionError, output: StepOutput) -> None:
+        assert slot.task is not None
+        output.error.append({"id": slot.task.id, "error": error_to_wire(error)})
         self._release(slot)
 
     def _release(self, slot: Slot) -> None:
-        if slot.task is not None and slot.task.sampler is not None:
-            slot.task.sampler.close()
-        slot.task = None
+        """End a slot's task. What was computed stays, for whoever goes on from there."""
+        if slot.task is not None:
+            slot.task.close()
+        slot.task, slot.has_begun, slot.awaited = None, False, None
+
+    # -- states that leave
+
+    def _park_silent(self) -> None:
+        """Take one silent sequence out of the way of the running ones; none while a prompt is
+        read, which has waited long enough."""
+        busy = self._busy()
+        silent = self._silent()
+        is_reading = any(slot.pending != 1 for slot in busy)
+        if not busy or is_reading or sum(len(slot.cells) for slot in silent) <= IDLE_CELLS:
+            return
+        self._park(silent[0])
+
+    def _park(self, slot: Slot, *, is_preempted: bool = False) -> None:
+        """Move a slot's state to the host's memory."""
+        is_kept = self._lot.has_state(slot.tokens, or_longer=self._model.saves_whole_states)
+        if len(slot.tokens) >= MIN_PARKED and not is_kept:
+            self._keep(slot, is_preempted=is_preempted)
+        self._clear(slot)
+
+    def _keep(self, slot: Slot, *, is_prefix: bool = False, is_preempted: bool = False) -> None:
+        data = self._model.save(slot.index)
+        if not self._is_lot_sized:
+            per_token = data.nbytes / len(slot.tokens)
+            self._lot.limit_bytes = int(per_token * self._cells.capacity)
+            self._is_lot_sized = True
+        if not is_prefix:
+            self._lot.drop_beginnings_of(slot.tokens)
+        tokens = list(slot.tokens)
+        self._lot.add(ParkedState(tokens, data, slot.session_id, is_prefix, is_preempted))
+
+    def _preempt(self, slot: Slot) -> None:
+        """Take a running task out again: it goes on later, when all that it may need is free."""
+        task = slot.task
+        assert task is not None
+        task.is_preempted = True
+        slot.task, slot.has_begun, slot.awaited = None, False, None
+        insort_left(self._waiting, task, key=_rank)
+        self._park(slot, is_preempted=True)
 
     # -- when a batch did not run
 
     def _undo(self, shares: list[tuple[Slot, int]]) -> None:
         """Bring the sequences of a failed batch back to where they were before it."""
         for slot, _ in shares:
-            if not self._model.rewind(slot.index, len(slot.cells)):
+            if not self._model.rewind(slot.index, len(slot.tokens)):
                 self._clear(slot)
 
     def _make_room(self, output: StepOutput) -> None:
-        """The KV cache has no room although it was reserved: give up cached state, then a task."""
-        cached = [slot for slot in self._slots if slot.task is None and slot.cells]
-        for slot in cached:
-            self._clear(slot)
-        if cached:
+        """The KV cache has no room although there should be: give up what is silent, then a
+        task."""
+        silent = self._silent()
+        for slot in silent:
+            self._park(slot)
+        if silent:
             return
-        largest = max((s for s in self._slots if s.task), key=lambda s: s.reserved_cells)
-        assert largest.task is not None
-        error = WorkerError(
-            f"the KV cache of {self._model.context_length} tokens is full",
-            limit=self._model.context_length,
-        )
-        output.error.append({"id": largest.task.id, "error": error_to_wire(error)})
-        self._release(largest)
+        largest = max(self._busy(), key=lambda slot: len(slot.tokens))
+        limit = self._cells.capacity
+        error = WorkerError(f"the KV cache of {limit} tokens is full", limit=limit)
+        self._fail(largest, error, output)
         self._clear(largest)
 
     def _clear(self, slot: Slot) -> None:
         self._model.forget(slot.index)
-        slot.cells.clear()
+        self._cells.cut(slot.cells, 0)
+        slot.tokens.clear()
 
 
-def _pending(slot: Slot) -> int:
-    """Tokens of the slot's task that are not computed yet."""
-    return len(slot.task.tokens) - len(slot.cells) if slot.task is not None else 0
+def _rank(task: Task) -> int:
+    """Tasks of higher priority run first."""
+    return -task.priority

@@ -243,6 +243,20 @@ def _cut_at_marks(text: str, messages: Sequence[Message]) -> list[Segment]:
     return _merged(segments)
 
 
+def prefix_of(segments: Sequence[Segment], first: Message) -> list[Segment]:
+    """What all conversations with the same system prompt begin with: the segments before the
+    first text that is not the system's. `first` is the first message of the conversation."""
+    system = first.content.strip() if first.role == "system" else ""
+    prefix: list[Segment] = []
+    for segment in segments:
+        if not segment.is_control:
+            if not system or segment.text.strip() != system:
+                break
+            system = ""  # a question may repeat it
+        prefix.append(segment)
+    return prefix
+
+
 def _merged(segments: list[Segment]) -> list[Segment]:
     merged: list[Segment] = []
     for segment in segments:

@@ -34,7 +34,7 @@ from orion_oie.errors import (
     WorkerTimeoutError,
 )
 from orion_oie.hardware import usable_cores
-from orion_oie.schemas import ModelInfo, Usage
+from orion_oie.schemas import ModelInfo, TokenAlternative, TokenLogprob, Usage
 
 _LOG_LINES_KEPT = 20
 _DYING_GRACE_S = 1.0
@@ -140,6 +140,7 @@ class LlamaModel:
                 "slots": spec.slots,
                 "context_length": _context_length(spec.context_length, headers[0].context_length),
                 "threads": spec.threads or usable_cores(),
+                "parked_bytes": spec.parked_bytes,
                 "prompt_format": spec.prompt_format and spec.prompt_format.model_dump(),
             }
         )
@@ -197,6 +198,7 @@ class LlamaModel:
                 "messages": [message.model_dump() for message in job.messages],
                 "options": job.options.model_dump(),
                 "session_id": job.session_id,
+                "priority": job.priority,
             }
         )
         undo = scope.on_cancel(on_cancel)
@@ -305,7 +307,7 @@ class LlamaModel:
         for done in message["done"]:
             pending = self._pending.get(done.pop("id"))
             if pending is not None:
-                pending.end(Completion(**{**done, "usage": Usage(**done["usage"])}))
+                pending.end(_completion(done))
         for failed in message["error"]:
             pending = self._pending.get(failed["id"])
             if pending is not None:
@@ -364,6 +366,19 @@ class LlamaModel:
 def _context_length(asked: int | None, trained: int | None) -> int:
     """Tokens of context to allocate: what was asked, never more than the model was trained on."""
     return min(asked or DEFAULT_CONTEXT_LENGTH, trained or DEFAULT_CONTEXT_LENGTH)
+
+
+def _completion(done: Packet) -> Completion:
+    logprobs = tuple(
+        TokenLogprob(
+            text=text,
+            token=token,
+            logprob=logprob,
+            top=[TokenAlternative(text=t, token=n, logprob=p) for t, n, p in top],
+        )
+        for text, token, logprob, top in done["logprobs"]
+    )
+    return Completion(**{**done, "usage": Usage(**done["usage"]), "logprobs": logprobs})
 
 
 def _described(spec: LoadSpec, headers: list[GGUFHeader]) -> ModelInfo:

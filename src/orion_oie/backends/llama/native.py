@@ -1,7 +1,7 @@
 """A thin, typed cover over the llama.cpp calls that a worker needs. Runs in a worker only.
 
-One `NativeModel` is weights plus one context. All calls but `tokenize` and `piece` belong to
-the one thread that owns it. Nothing here knows of requests.
+One `NativeModel` is weights plus one context. All calls but those of the vocabulary belong to the
+one thread that owns it. Nothing here knows of requests.
 """
 
 import ctypes
@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp as lc
+import numpy as np
+from numpy.typing import NDArray
 
 from orion_oie.errors import ModelCorruptError, OrionError
-from orion_oie.schemas import GenerationOptions
 
 DECODE_OK, DECODE_NO_SLOT, DECODE_ABORTED = 0, 1, 2
 BATCH_TOKENS = 512
 
 _LOG_LEVELS = {1: "debug", 2: "info", 3: "warning", 4: "error"}
-_PENALTY_WINDOW = 64
-_COLDEST = 1e-6  # below it, logits divided by the temperature leave the range of floats
+
+Row = tuple[int, int, int, bool]
+"""One row of a batch: token, position, sequence, whether its logits are wanted."""
 
 
 def capture_logs(sink: Callable[[str, str], None]) -> None:
@@ -95,6 +97,7 @@ class NativeModel:
         on_progress: Callable[[float], None],
     ) -> None:
         lc.llama_backend_init()
+        self._logits: NDArray[np.float32]
         self._natively_used: list[Any] = []
         self.slots = slots
         self._model = self._load(files, on_progress)
@@ -102,7 +105,9 @@ class NativeModel:
         self.vocab_size = lc.llama_vocab_n_tokens(self._vocab)
         self._context = self._make_context(context_length, threads, abort)
         self._memory = lc.llama_get_memory(self._context)
-        self._batch = lc.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self._batch = _Batch(BATCH_TOKENS)
+        self._window = int(lc.llama_model_n_swa(self._model))
+        self._logits_address = 0
         self._pieces: dict[int, bytes] = {}
 
     def _load(self, files: Sequence[Path], on_progress: Callable[[float], None]) -> Any:
@@ -156,6 +161,12 @@ class NativeModel:
             lc.llama_model_is_recurrent(self._model) or lc.llama_model_is_hybrid(self._model)
         )
 
+    @property
+    def saves_whole_states(self) -> bool:
+        """False when a saved state can only be gone on from, not cut back: because no state of
+        the model can be, or because it leaves out what lies before a sliding window."""
+        return self.is_rewindable and self._window == 0
+
     @cached_property
     def can_generate(self) -> bool:
         """False for encoders and embedding models."""
@@ -198,6 +209,11 @@ class NativeModel:
     def _is_sentencepiece(self) -> bool:
         return int(lc.llama_vocab_type(self._vocab)) == lc.LLAMA_VOCAB_TYPE_SPM
 
+    @property
+    def vocabulary(self) -> Any:
+        """llama.cpp's handle of the vocabulary, for grammars."""
+        return self._vocab
+
     def is_end(self, token: int) -> bool:
         """True for the tokens that end a generation."""
         return bool(lc.llama_vocab_is_eog(self._vocab, token))
@@ -223,6 +239,10 @@ class NativeModel:
         if tokens[: len(lead)] != lead:
             return self._raw_tokens(text, parse_special)
         return tokens[len(lead) :]
+
+    def text_tokens(self, text: str) -> list[int]:
+        """Tokens of a text as it stands, without control tokens."""
+        return self._tokens_of(text, parse_special=False)
 
     def _raw_tokens(self, text: str, parse_special: bool) -> list[int]:
         data = text.encode()
@@ -254,75 +274,102 @@ class NativeModel:
 
     # -- computing
 
-    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> int:
-        """Run one batch of (token, position, sequence, wants logits) rows.
+    def decode(self, rows: Sequence[Row]) -> int:
+        """Run one batch of rows.
 
         Returns llama_decode's code: 0 done, 1 no room in the KV cache, 2 aborted, others fatal.
         """
-        batch = self._batch
-        batch.n_tokens = len(rows)
-        for index, (token, position, sequence, wants_logits) in enumerate(rows):
-            batch.token[index] = token
-            batch.pos[index] = position
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = sequence
-            batch.logits[index] = wants_logits
-        return int(lc.llama_decode(self._context, batch))
+        self._batch.fill(rows)
+        return int(lc.llama_decode(self._context, self._batch.native))
+
+    def logits(self, count: int) -> NDArray[np.float32]:
+        """The logits of the last batch: one row of vocabulary size for each of the `count` rows
+        that wanted them, in their order. A view that the next batch overwrites."""
+        address = ctypes.cast(lc.llama_get_logits(self._context), ctypes.c_void_p).value
+        assert address is not None, "the last batch wanted no logits"
+        if address != self._logits_address:
+            array = (ctypes.c_float * (self.slots * self.vocab_size)).from_address(address)
+            self._logits = np.frombuffer(array, np.float32).reshape(self.slots, self.vocab_size)
+            self._logits_address = address
+        return self._logits[:count]
+
+    # -- the state of a sequence
 
     def rewind(self, sequence: int, position: int) -> bool:
-        """Forget a sequence from `position` on; False when the model's memory refuses."""
-        return bool(lc.llama_memory_seq_rm(self._memory, sequence, position, -1))
+        """Forget a sequence from `position` on; False when the model's memory refuses, or has
+        overwritten what the next token would look back at."""
+        if not lc.llama_memory_seq_rm(self._memory, sequence, position, -1):
+            return False
+        return self._holds_window(sequence, position)
 
     def forget(self, sequence: int) -> None:
         """Forget a whole sequence."""
         lc.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
-    def sampler(self, options: GenerationOptions, prompt: Sequence[int]) -> "Sampler":
-        """A fresh sampler chain that has seen the end of the prompt."""
-        return Sampler(self._context, self.vocab_size, options, prompt)
+    def share(self, source: int, target: int, length: int) -> bool:
+        """Let the empty sequence `target` begin with the first `length` tokens of `source`. Takes
+        no room: both look at the same cells. False when the source does not hold enough."""
+        lc.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        if self._holds_window(target, length):
+            return True
+        self.forget(target)
+        return False
+
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """A copy of the state of a sequence, in the host's memory."""
+        size = lc.llama_state_seq_get_size(self._context, sequence)
+        state = np.empty(size, np.uint8)
+        written = lc.llama_state_seq_get_data(self._context, _bytes_of(state), size, sequence)
+        assert written == size
+        return state
+
+    def restore(self, sequence: int, state: NDArray[np.uint8]) -> bool:
+        """Give the empty sequence a saved state; False, and still empty, when there is no room."""
+        done = lc.llama_state_seq_set_data(self._context, _bytes_of(state), len(state), sequence)
+        if done != len(state):
+            self.forget(sequence)
+        return bool(done == len(state))
+
+    def _holds_window(self, sequence: int, length: int) -> bool:
+        # Models with a sliding window may have overwritten what lies before the window.
+        if not self._window or length == 0:
+            return True
+        first = lc.llama_memory_seq_pos_min(self._memory, sequence)
+        return bool(0 <= first <= max(0, length - self._window))
 
 
-class Sampler:
-    """The sampler chain of one sequence, in llama.cpp's own order. Free it with `close`."""
+class _Batch:
+    """The arrays of a llama_batch, filled in a few calls however many rows there are."""
 
-    def __init__(
-        self, context: Any, vocab_size: int, options: GenerationOptions, prompt: Sequence[int]
-    ) -> None:
-        self._context = context
-        self._chain = lc.llama_sampler_chain_init(lc.llama_sampler_chain_default_params())
-        for stage in _stages(options, vocab_size):
-            lc.llama_sampler_chain_add(self._chain, stage)
-        if options.repeat_penalty != 1.0:
-            for token in prompt[-_PENALTY_WINDOW:]:
-                lc.llama_sampler_accept(self._chain, token)
+    def __init__(self, capacity: int) -> None:
+        self._tokens = np.zeros(capacity, np.int32)
+        self._positions = np.zeros(capacity, np.int32)
+        self._sequences = np.zeros(capacity, np.int32)
+        self._wants = np.zeros(capacity, np.int8)
+        self._counts = np.ones(capacity, np.int32)
+        self._pointers = (
+            self._sequences.ctypes.data + np.arange(capacity, dtype=np.uint64) * 4
+        ).astype(np.uint64)
+        self.native = lc.llama_batch()
+        self.native.token = _pointer(self._tokens, ctypes.c_int32)
+        self.native.pos = _pointer(self._positions, ctypes.c_int32)
+        self.native.n_seq_id = _pointer(self._counts, ctypes.c_int32)
+        self.native.seq_id = _pointer(self._pointers, ctypes.POINTER(ctypes.c_int32))
+        self.native.logits = _pointer(self._wants, ctypes.c_int8)
 
-    def sample(self, row: int) -> int:
-        """Choose the next token from the logits of a row of the last batch."""
-        return int(lc.llama_sampler_sample(self._chain, self._context, row))
+    def fill(self, rows: Sequence[Row]) -> None:
+        count = len(rows)
+        table = np.array(rows, np.int32)
+        self._tokens[:count] = table[:, 0]
+        self._positions[:count] = table[:, 1]
+        self._sequences[:count] = table[:, 2]
+        self._wants[:count] = table[:, 3]
+        self.native.n_tokens = count
 
-    def close(self) -> None:
-        """Free the chain."""
-        if self._chain:
-            lc.llama_sampler_free(self._chain)
-            self._chain = None
+
+def _pointer(array: NDArray[Any], kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
-def _stages(options: GenerationOptions, vocab_size: int) -> list[Any]:
-    stages = []
-    if options.repeat_penalty != 1.0:
-        stages.append(
-            lc.llama_sampler_init_penalties(
-                vocab_size, _PENALTY_WINDOW, options.repeat_penalty, 0.0, 0.0
-            )
-        )
-    if options.temperature < _COLDEST:
-        return [*stages, lc.llama_sampler_init_greedy()]
-    if options.top_k > 0:
-        stages.append(lc.llama_sampler_init_top_k(options.top_k))
-    if options.top_p < 1:
-        stages.append(lc.llama_sampler_init_top_p(options.top_p, 1))
-    if options.min_p > 0:
-        stages.append(lc.llama_sampler_init_min_p(options.min_p, 1))
-    stages.append(lc.llama_sampler_init_temp(options.temperature))
-    stages.append(lc.llama_sampler_init_dist(options.seed))
-    return stages
+def _bytes_of(state: NDArray[np.uint8]) -> Any:
+    return _pointer(state, ctypes.c_uint8)
