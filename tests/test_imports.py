@@ -27,14 +27,17 @@ LAYERS = [
     ["registry", "routing.features"],
     ["routing.base", "routing.language"],
     ["breaker", "costs", "eviction", "guardrails", "lifecycle", "routing.excerpt"],
-    ["routing.stopwords", "sanitize", "scheduling", "streaming", "telemetry"],
+    ["routing.stopwords", "sanitize", "scheduling", "streaming", "structured", "telemetry"],
     # backends
     ["backends.llama.worker"],
+    ["backends.llama.preparing"],
     ["backends.fake", "backends.llama.batcher", "backends.llama.client", "backends.llama.embedder"],
+    ["backends.llama.kvcache"],
     ["backends.llama.reuse"],
     ["backends.llama.parking", "backends.llama.tasks"],
     ["backends.llama.cells", "backends.llama.pacing", "backends.llama.sampling"],
     ["backends.base", "backends.llama.chat", "backends.llama.gguf", "backends.llama.native"],
+    ["backends.llama.grammar"],
     ["backends.llama.cursor", "backends.llama.ggml_types", "backends.llama.process"],
     ["backends.llama.protocol"],
     ["backends.text"],
@@ -47,7 +50,7 @@ LEVEL = {module: level for level, line in enumerate(LAYERS) for module in line}
 
 # Third-party packages that only some modules may import: by module, or by package with a dot.
 ONLY_IMPORTERS = {
-    "llama_cpp": ("backends.llama.embedder", "backends.llama.native", "foundry."),
+    "llama_cpp": ("backends.llama.", "foundry."),
     "psutil": ("memory",),
     "sentence_transformers": ("embeddings",),
     "torch": (),

@@ -101,6 +101,7 @@ class Answerer:
             options,
             request.options.session_id,
             request.options.priority,
+            request.is_streamed,
         )
         spec = self.load_spec(choice)
         with self._pool.acquire(spec, request.scope, request.lifecycle.advance) as lease:

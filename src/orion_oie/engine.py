@@ -105,14 +105,15 @@ class OrionInferenceEngine:
         """Ask and wait for the answer.
 
         Options: agent, conversation_history, session_id, system_prompt, temperature, top_p,
-        top_k, min_p, repeat_penalty, seed, max_tokens, stop, deadline (seconds, covers
-        everything), priority, local_only, on_overflow, on_stream_failure: see `RequestOptions`.
+        top_k, min_p, repeat_penalty, seed, max_tokens, stop, logit_bias, json_schema, grammar,
+        logprobs, deadline (seconds, covers everything), priority, local_only, on_overflow,
+        on_stream_failure: see `RequestOptions`.
 
         Raises `InvalidRequestError` and its kin for a request that must be changed, `ModelError`
         and `WorkerError` when no model could answer, `CircuitOpenError`, `QueueFullError`,
         `DeadlineExceededError`, `EngineClosedError`.
         """
-        handle = self.submit(query, **options)
+        handle = self._submit(query, options, TextStream(), is_streamed=False)
         try:
             return handle.result()
         except BaseException:
@@ -150,7 +151,7 @@ class OrionInferenceEngine:
 
     async def ainfer(self, query: str, **options: Any) -> InferenceResult:
         """`infer` for asynchronous callers; cancelling the task cancels the request."""
-        return await self.submit(query, **options)
+        return await self._submit(query, options, TextStream(), is_streamed=False)
 
     async def astream(self, query: str, **options: Any) -> AsyncIterator[TokenEvent]:
         """`stream` for asynchronous callers; leaving the loop cancels the request."""
@@ -279,10 +280,17 @@ class OrionInferenceEngine:
 
     # -- the way of a request, on the caller's thread: validate -> route -> queue
 
-    def _submit(self, query: str, options: dict[str, Any], stream: TextStream) -> RequestHandle:
+    def _submit(
+        self,
+        query: str,
+        options: dict[str, Any],
+        stream: TextStream,
+        *,
+        is_streamed: bool = True,
+    ) -> RequestHandle:
         self._check_usable()
         handle = RequestHandle(stream, CancelScope(), wiring.state_reporter(self._events))
-        request = Request(handle, owner=self)
+        request = Request(handle, owner=self, is_streamed=is_streamed)
         self._counters.count("received")
         shown = query if isinstance(query, str) else f"<{type(query).__name__}>"
         self._events.publish("request.received", request.id, query=shown)
@@ -311,6 +319,7 @@ class OrionInferenceEngine:
         request.query = guardrails.check_query(query, limit)
         guardrails.check_history(request.options.conversation_history, limit)
         guardrails.check_text(request.options.system_prompt or "", "system_prompt", limit)
+        _check_structure(request.options)
         seed = request.options.seed
         request.seed = int.from_bytes(os.urandom(4)) // 2 if seed is None else seed
 
@@ -382,6 +391,7 @@ class OrionInferenceEngine:
             ),
             receipt=request.receipt(),
             cost=cost_of(completion.usage, spec.price),
+            logprobs=None if request.options.logprobs is None else list(completion.logprobs),
         )
         request.lifecycle.move("succeed")
         self._counters.answered(choice.agent_id, completion.usage)
@@ -440,6 +450,20 @@ def _checked_options(options: dict[str, Any]) -> RequestOptions:
     except ValidationError as error:
         problems = problems_of(error, RequestOptions)
         raise InvalidRequestError("; ".join(problems), problems=problems) from error
+
+
+def _check_structure(options: RequestOptions) -> None:
+    if options.json_schema is None and options.grammar is None:
+        return
+    if options.json_schema is not None and options.grammar is not None:
+        raise InvalidRequestError("json_schema and grammar exclude each other: pass one of them")
+    # Most requests want neither: a mere import of the library should not pay for them.
+    from orion_oie.structured import check_grammar, check_json_schema
+
+    if options.json_schema is not None:
+        check_json_schema(options.json_schema)
+    if options.grammar is not None:
+        check_grammar(options.grammar)
 
 
 def _told(error: BaseException) -> dict[str, str]:

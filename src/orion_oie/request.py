@@ -175,6 +175,7 @@ class Request:
     queue_ms: float = 0.0
     route_ms: float = 0.0
     load_ms: float = 0.0
+    is_streamed: bool = True
     route: Route | None = None
     choices: list[Choice] = field(default_factory=list)
     considered: list[Consideration] = field(default_factory=list)

@@ -7,10 +7,10 @@ A `LoadedModel` answers several `generate` calls at once, from different threads
 ends with a `Completion`, or with an `OrionError`; the process that hosts it never dies of it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.schemas import (
@@ -23,6 +23,10 @@ from orion_oie.schemas import (
 )
 from orion_oie.specs import PromptFormat
 
+if TYPE_CHECKING:  # not needed by who embeds nothing
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
@@ -32,6 +36,7 @@ class LoadSpec:
     `context_length` is in tokens and shared by all `slots`; None takes the model's own, at most
     `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `parked_bytes` is for the
     state of silent conversations outside the KV cache; None takes as much as the cache itself.
+    `is_embedding` loads a model for `embed` instead of `generate`.
     """
 
     info: ModelInfo
@@ -41,6 +46,7 @@ class LoadSpec:
     threads: int | None = None
     parked_bytes: int | None = None
     prompt_format: PromptFormat | None = None
+    is_embedding: bool = False
 
     @property
     def key(self) -> str:
@@ -54,12 +60,14 @@ DEFAULT_CONTEXT_LENGTH = 4096
 @dataclass(frozen=True, slots=True)
 class GenerationJob:
     """One conversation to continue. The last message is the one to answer. Among those that
-    wait for a slot, a higher `priority` is served first."""
+    wait for a slot, a higher `priority` is served first. When nobody looks at an answer before it
+    is complete (`is_streamed` False), its text may come in few pieces."""
 
     messages: tuple[Message, ...]
     options: GenerationOptions = field(default_factory=GenerationOptions)
     session_id: str | None = None
     priority: int = 0
+    is_streamed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +126,18 @@ class LoadedModel(Protocol):
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Free the model; what still runs fails with `EngineClosedError`. Idempotent."""
+        ...
+
+
+class EmbeddingModel(Protocol):
+    """A model in memory that was loaded with `LoadSpec.is_embedding`."""
+
+    def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
+        """Unit vectors of texts, shape (texts, dimensions), in their order.
+
+        Raises `ContextOverflowError` for a text that the model cannot read whole,
+        `InvalidRequestError`, `WorkerCrashedError`, or the error that `scope` was cancelled with.
+        """
         ...
 
 

@@ -1,6 +1,6 @@
 """Continuous batching: several sequences share every decode of one context.
 
-    step:  admit -> begin -> plan -> decode -> advance -> park
+    step:  park -> admit -> begin -> plan -> decode -> advance
 
 Each step takes the next token of every running sequence and a piece of the prompts that are still
 being read. What was computed once is not computed again: a prompt starts from the longest state
@@ -11,7 +11,7 @@ Owned by one thread. No I/O here.
 import time
 from bisect import insort_left, insort_right
 
-from orion_oie.backends.llama.cells import Cells
+from orion_oie.backends.llama.kvcache import KVCache
 from orion_oie.backends.llama.native import (
     BATCH_TOKENS,
     DECODE_ABORTED,
@@ -21,11 +21,9 @@ from orion_oie.backends.llama.native import (
     Row,
 )
 from orion_oie.backends.llama.pacing import Pacer
-from orion_oie.backends.llama.parking import ParkedState, ParkingLot
 from orion_oie.backends.llama.protocol import error_to_wire
 from orion_oie.backends.llama.reuse import (
     MIN_GAIN,
-    Start,
     best_awaited,
     best_slot,
     best_start,
@@ -49,13 +47,9 @@ GROWTH = 64
 # After an aborted batch: else cancels that come fast enough would throw away all that is computed.
 AFTER_ABORT_TOKENS = 32
 
-# Cells of silent sequences that may stay while others are answered. llama.cpp looks at cells in
-# runs of this many, so fewer cost nothing.
-IDLE_CELLS = 256
-
-# Shorter states are computed again sooner than they are looked after.
-MIN_PARKED = 32
-MIN_PREFIX = 8
+# llama.cpp looks at the cells in use in runs of this many: silent cells that make no run more cost
+# nothing.
+CELL_RUN = 256
 
 
 class DecodeFailedError(Exception):
@@ -68,18 +62,18 @@ class Batcher:
     def __init__(self, model: NativeModel, parked_bytes: int | None = None) -> None:
         self._model = model
         self._slots = [Slot(index) for index in range(model.slots)]
-        self._cells = Cells(model.context_length)
-        self._lot = ParkingLot(parked_bytes or 0)
-        self._is_lot_sized = parked_bytes is not None
+        self._kv = KVCache(model, parked_bytes)
         self._pacer = Pacer(BATCH_TOKENS)
         self._candidates = Candidates(model.vocab_size)
         self._waiting: list[Task] = []
+        self._busy: list[Slot] = []  # in the order in which their tasks came
+        self._may_park = False
         self._uses = 0
         self._was_aborted = False
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting) or any(slot.task for slot in self._slots)
+        return bool(self._waiting or self._busy)
 
     def add(self, task: Task) -> None:
         """Queue a task whose prompt and at least one more token fit the context."""
@@ -93,8 +87,9 @@ class Batcher:
                 self._waiting.remove(task)
                 task.close()
                 return True
-        for slot in self._slots:
-            if slot.task is not None and slot.task.id == task_id:
+        for slot in self._busy:
+            assert slot.task is not None
+            if slot.task.id == task_id:
                 self._release(slot)
                 return True
         return False
@@ -102,8 +97,9 @@ class Batcher:
     def step(self) -> StepOutput:
         """Admit what fits, run one batch, choose tokens."""
         output = StepOutput()
+        self._park_silent()
         self._admit()
-        for slot in self._busy():
+        for slot in self._busy:
             if not slot.has_begun:
                 self._begin(slot)
         rows, shares = self._planned_rows()
@@ -113,10 +109,9 @@ class Batcher:
         code = self._model.decode(rows)
         self._was_aborted = code == DECODE_ABORTED
         if code == DECODE_OK:
-            running = sum(1 for _, share in shares if share == 1)
+            running = sum(slot.pending == 1 for slot, _ in shares)
             self._pacer.note(running, len(rows) - running, time.perf_counter() - started)
             self._advance(shares, output)
-            self._park_silent()
         elif code == DECODE_ABORTED:
             self._undo(shares)
         elif code == DECODE_NO_SLOT:
@@ -125,11 +120,6 @@ class Batcher:
         else:
             raise DecodeFailedError(f"llama_decode returned {code}")
         return output
-
-    def _busy(self) -> list[Slot]:
-        """The slots with tasks, in the order in which these came."""
-        busy = [slot for slot in self._slots if slot.task is not None]
-        return sorted(busy, key=lambda slot: slot.last_used)
 
     def _silent(self) -> list[Slot]:
         """The slots that hold state for nobody, the longest unused first."""
@@ -145,35 +135,41 @@ class Batcher:
                 return
             task = self._waiting[0]
             slot = best_slot(
-                idle, task, self._slots, list(self._lot), is_rewindable=self._model.is_rewindable
+                idle,
+                task,
+                self._slots,
+                list(self._kv.lot),
+                is_rewindable=self._model.is_rewindable,
+                are_parked_rewindable=self._model.saves_whole_states,
             )
             if not self._reserve(slot, task):
                 return
             self._waiting.pop(0)
             self._uses += 1
             slot.task, slot.session_id, slot.last_used = task, task.session_id, self._uses
+            self._busy.append(slot)
             task.started_at = task.started_at or time.perf_counter()
             self._begin(slot)
 
     def _reserve(self, chosen: Slot, task: Task) -> bool:
         """Make sure that there are cells for the task, parking silent sequences if that helps."""
         wanted = self._promised(task) - self._shareable(chosen, task)
-        for slot in self._busy():
+        for slot in self._busy:
             assert slot.task is not None
             expected = slot.awaited.length if slot.awaited is not None else 0
             wanted += max(0, self._promised(slot.task) - max(len(slot.tokens), expected))
-        if wanted <= self._cells.free:
+        if wanted <= self._kv.cells.free:
             return True
         others = [slot for slot in self._silent() if slot is not chosen]
-        kept = {cell for slot in self._busy() for cell in slot.cells}
+        kept = {cell for slot in self._busy for cell in slot.cells}
         kept.update(chosen.cells[: reusable(chosen.tokens, task, is_rewindable=True)])
-        is_alone = not any(slot.task for slot in self._slots)  # then it can always start
-        if wanted > self._cells.capacity - len(kept) and not is_alone:
+        # Alone, a task can always start.
+        if wanted > self._kv.cells.capacity - len(kept) and self._busy:
             return False
         for slot in others:
-            if wanted <= self._cells.free:
+            if wanted <= self._kv.cells.free:
                 break
-            self._park(slot)
+            self._kv.park(slot)
         return True
 
     def _promised(self, task: Task) -> int:
@@ -208,51 +204,22 @@ class Batcher:
             slot,
             task,
             self._slots,
-            self._lot,
+            self._kv.lot,
             is_rewindable=is_rewindable,
             are_parked_rewindable=self._model.saves_whole_states,
-            free_cells=self._cells.free,
+            free_cells=self._kv.cells.free,
         )
         awaited = best_awaited(slot, task, self._slots, is_rewindable=is_rewindable)
         if awaited is not None and awaited.length >= start.length + MIN_GAIN:
             slot.awaited = awaited
             return
-        self._take_state(slot, start)
+        self._kv.take(slot, start)
         if task.cached_tokens is None:
             task.cached_tokens = len(slot.tokens)
         if task.sampler is None:
             prompt = task.tokens[: task.prompt_tokens]
-            task.sampler = Sampler(
-                self._candidates, task.options, prompt, task.bias, task.grammar
-            )
+            task.sampler = Sampler(self._candidates, task.options, prompt, task.bias, task.grammar)
         slot.has_begun = True
-
-    def _take_state(self, slot: Slot, start: Start) -> None:
-        if start.slot is slot:
-            self._rewind(slot, start.length)
-            return
-        self._park(slot)
-        if start.slot is not None:
-            if self._model.share(start.slot.index, slot.index, start.length):
-                self._cells.share(start.slot.cells, slot.cells, start.length)
-                slot.tokens[:] = start.slot.tokens[: start.length]
-        elif start.parked is not None and self._model.restore(slot.index, start.parked.data):
-            self._lot.touch(start.parked)
-            if start.parked.is_preempted:
-                self._lot.remove(start.parked)
-            self._cells.grow(slot.cells, len(start.parked.tokens))
-            slot.tokens[:] = start.parked.tokens
-            self._rewind(slot, start.length)
-
-    def _rewind(self, slot: Slot, length: int) -> None:
-        """Cut a slot's state back; nothing is left of it when the model cannot."""
-        if length == len(slot.tokens):
-            return
-        if length == 0 or not self._model.rewind(slot.index, length):
-            self._clear(slot)
-            return
-        self._cells.cut(slot.cells, length)
-        del slot.tokens[length:]
 
     # -- one batch
 
@@ -261,13 +228,13 @@ class Batcher:
         while True:
             shares = self._shares()
             total = sum(share for _, share in shares)
-            if total <= self._cells.free:
+            if total <= self._kv.cells.free:
                 break
             silent = self._silent()
             if silent:
-                self._park(silent[0])
+                self._kv.park(silent[0])
             else:
-                self._preempt(self._busy()[-1])
+                self._preempt(self._busy[-1])
         rows: list[Row] = []
         for slot, share in shares:
             assert slot.task is not None
@@ -282,7 +249,7 @@ class Batcher:
     def _shares(self) -> list[tuple[Slot, int]]:
         """How many tokens of which slots are computed next: those that need one come first, so
         that a long prompt never makes them wait."""
-        active = sorted(self._busy(), key=lambda slot: slot.pending > 1)
+        active = sorted(self._busy, key=lambda slot: slot.pending > 1)
         running = sum(1 for slot in active if slot.pending == 1)
         prompt_left = self._pacer.prompt_tokens(running)
         if self._was_aborted:
@@ -302,13 +269,9 @@ class Batcher:
         """Tokens up to the place where the state is worth keeping for other requests."""
         assert slot.task is not None
         left = slot.task.prefix_tokens - len(slot.tokens)
-        if left <= 0 or not self._is_new_prefix(slot.task):
+        if left <= 0 or not self._kv.is_new_prefix(slot.task):
             return BATCH_TOKENS
         return left
-
-    def _is_new_prefix(self, task: Task) -> bool:
-        length = task.prefix_tokens
-        return length >= MIN_PREFIX and not self._lot.has_prefix(task.tokens[:length])
 
     def _advance(self, shares: list[tuple[Slot, int]], output: StepOutput) -> None:
         complete = [share == slot.pending for slot, share in shares]
@@ -318,10 +281,9 @@ class Batcher:
             task = slot.task
             assert task is not None
             start = len(slot.tokens)
-            slot.tokens += task.tokens[start : start + share]
-            self._cells.grow(slot.cells, share)
-            if len(slot.tokens) == task.prefix_tokens and self._is_new_prefix(task):
-                self._keep(slot, is_prefix=True)
+            self._kv.append(slot, task.tokens[start : start + share])
+            if len(slot.tokens) == task.prefix_tokens and self._kv.is_new_prefix(task):
+                self._kv.keep_prefix(slot)
             if is_complete:
                 self._take_token(slot, task, next(logits), output)
 
@@ -348,12 +310,18 @@ class Batcher:
         task.unsent += 1
         text = task.assembler.push(self._model.piece(token))
         if text:
-            output.text.append((task.id, text, task.unsent))
-            task.unsent = 0
+            self._send_text(task, text, output)
         if task.assembler.is_stopped:
             self._finish(slot, task, "stop", output)
         elif task.generated >= task.limit:
             self._finish(slot, task, "length", output)
+
+    def _send_text(self, task: Task, text: str, output: StepOutput) -> None:
+        if not task.is_streamed and task.unsent < task.generated:
+            task.held_text += text  # the first piece tells of the time; the rest can wait
+            return
+        output.text.append((task.id, text, task.unsent))
+        task.unsent = 0
 
     def _note_logprobs(self, task: Task, logits: Logits, token: int) -> None:
         own, best = log_probabilities(logits, token, task.options.logprobs or 0)
@@ -364,7 +332,7 @@ class Batcher:
         task.logprobs.append((*described(token, own), [described(*item) for item in best]))
 
     def _finish(self, slot: Slot, task: Task, reason: FinishReason, output: StepOutput) -> None:
-        rest = task.assembler.finish()
+        rest = task.held_text + task.assembler.finish()
         if rest or task.unsent:
             output.text.append((task.id, rest, task.unsent))
         output.add_done(task, reason)
@@ -379,46 +347,38 @@ class Batcher:
         """End a slot's task. What was computed stays, for whoever goes on from there."""
         if slot.task is not None:
             slot.task.close()
+        self._vacate(slot)
+
+    def _vacate(self, slot: Slot) -> None:
         slot.task, slot.has_begun, slot.awaited = None, False, None
+        self._busy.remove(slot)
+        self._may_park = True
 
     # -- states that leave
 
     def _park_silent(self) -> None:
         """Take one silent sequence out of the way of the running ones; none while a prompt is
         read, which has waited long enough."""
-        busy = self._busy()
-        silent = self._silent()
-        is_reading = any(slot.pending != 1 for slot in busy)
-        if not busy or is_reading or sum(len(slot.cells) for slot in silent) <= IDLE_CELLS:
+        if not self._may_park or not self._busy:
             return
-        self._park(silent[0])
-
-    def _park(self, slot: Slot, *, is_preempted: bool = False) -> None:
-        """Move a slot's state to the host's memory."""
-        is_kept = self._lot.has_state(slot.tokens, or_longer=self._model.saves_whole_states)
-        if len(slot.tokens) >= MIN_PARKED and not is_kept:
-            self._keep(slot, is_preempted=is_preempted)
-        self._clear(slot)
-
-    def _keep(self, slot: Slot, *, is_prefix: bool = False, is_preempted: bool = False) -> None:
-        data = self._model.save(slot.index)
-        if not self._is_lot_sized:
-            per_token = data.nbytes / len(slot.tokens)
-            self._lot.limit_bytes = int(per_token * self._cells.capacity)
-            self._is_lot_sized = True
-        if not is_prefix:
-            self._lot.drop_beginnings_of(slot.tokens)
-        tokens = list(slot.tokens)
-        self._lot.add(ParkedState(tokens, data, slot.session_id, is_prefix, is_preempted))
+        if any(slot.pending != 1 for slot in self._busy):
+            return
+        silent = self._silent()
+        if not silent:
+            self._may_park = False
+            return
+        needed = self._kv.cells.used - sum(len(slot.cells) for slot in silent)
+        if _runs(needed) < _runs(self._kv.cells.used):
+            self._kv.park(silent[0])
 
     def _preempt(self, slot: Slot) -> None:
         """Take a running task out again: it goes on later, when all that it may need is free."""
         task = slot.task
         assert task is not None
         task.is_preempted = True
-        slot.task, slot.has_begun, slot.awaited = None, False, None
+        self._vacate(slot)
         insort_left(self._waiting, task, key=_rank)
-        self._park(slot, is_preempted=True)
+        self._kv.park(slot, is_preempted=True)
 
     # -- when a batch did not run
 
@@ -426,26 +386,25 @@ class Batcher:
         """Bring the sequences of a failed batch back to where they were before it."""
         for slot, _ in shares:
             if not self._model.rewind(slot.index, len(slot.tokens)):
-                self._clear(slot)
+                self._kv.clear(slot)
 
     def _make_room(self, output: StepOutput) -> None:
         """The KV cache has no room although there should be: give up what is silent, then a
         task."""
         silent = self._silent()
         for slot in silent:
-            self._park(slot)
+            self._kv.park(slot)
         if silent:
             return
-        largest = max(self._busy(), key=lambda slot: len(slot.tokens))
-        limit = self._cells.capacity
+        largest = max(self._busy, key=lambda slot: len(slot.tokens))
+        limit = self._kv.cells.capacity
         error = WorkerError(f"the KV cache of {limit} tokens is full", limit=limit)
         self._fail(largest, error, output)
-        self._clear(largest)
+        self._kv.clear(largest)
 
-    def _clear(self, slot: Slot) -> None:
-        self._model.forget(slot.index)
-        self._cells.cut(slot.cells, 0)
-        slot.tokens.clear()
+
+def _runs(cells: int) -> int:
+    return -(-cells // CELL_RUN)
 
 
 def _rank(task: Task) -> int:

@@ -41,7 +41,3 @@ class Cells:
             else:
                 self._more_holders[cell] = others - 1
         del held[keep:]
-
-    def own(self, held: list[int]) -> int:
-        """How many of a sequence's cells nobody else holds."""
-        return sum(1 for cell in held if cell not in self._more_holders)

@@ -5,6 +5,7 @@ a writer thread here: nobody else waits for the socket, so that a worker that st
 up neither a cancel nor a close.
 """
 
+import base64
 import itertools
 import queue
 import signal
@@ -12,7 +13,8 @@ import subprocess
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 from orion_oie.backends.base import (
     DEFAULT_CONTEXT_LENGTH,
@@ -28,6 +30,7 @@ from orion_oie.backends.llama.protocol import Packet, error_from_wire, receive, 
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     EngineClosedError,
+    InvalidRequestError,
     OrionError,
     WorkerCrashedError,
     WorkerError,
@@ -35,6 +38,10 @@ from orion_oie.errors import (
 )
 from orion_oie.hardware import usable_cores
 from orion_oie.schemas import ModelInfo, TokenAlternative, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _LOG_LINES_KEPT = 20
 _DYING_GRACE_S = 1.0
@@ -82,18 +89,18 @@ class LlamaBackend:
 
 
 class _Pending:
-    """A generation that waits for its worker. Ends once, with a completion or an error."""
+    """A request that waits for its worker. Ends once, with an answer or an error."""
 
     def __init__(self, on_text: OnText) -> None:
         self.on_text = on_text
         self.awake = threading.Event()  # it ended, or it was cancelled
         self.ended = threading.Event()
-        self.completion: Completion | None = None
+        self.answer: object | None = None
         self.error: Exception | None = None
 
-    def end(self, completion: Completion | None = None, error: Exception | None = None) -> None:
+    def end(self, answer: object | None = None, error: Exception | None = None) -> None:
         if not self.ended.is_set():
-            self.completion, self.error = completion, error
+            self.answer, self.error = answer, error
             self.ended.set()
             self.awake.set()
 
@@ -141,6 +148,7 @@ class LlamaModel:
                 "context_length": _context_length(spec.context_length, headers[0].context_length),
                 "threads": spec.threads or usable_cores(),
                 "parked_bytes": spec.parked_bytes,
+                "is_embedding": spec.is_embedding,
                 "prompt_format": spec.prompt_format and spec.prompt_format.model_dump(),
             }
         )
@@ -179,6 +187,27 @@ class LlamaModel:
 
     def generate(self, job: GenerationJob, scope: CancelScope, on_text: OnText) -> Completion:
         """See `LoadedModel.generate`."""
+        if self._spec.is_embedding:
+            raise InvalidRequestError(f"{self._spec.key} was loaded to embed, not to generate")
+        request = {
+            "op": "generate",
+            "messages": [message.model_dump() for message in job.messages],
+            "options": job.options.model_dump(),
+            "session_id": job.session_id,
+            "priority": job.priority,
+            "is_streamed": job.is_streamed,
+        }
+        return cast(Completion, self._ask(request, scope, on_text))
+
+    def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
+        """See `EmbeddingModel.embed`."""
+        if not self._spec.is_embedding:
+            raise InvalidRequestError(f"{self._spec.key} was loaded to generate, not to embed")
+        request = {"op": "embed", "texts": list(texts)}
+        return cast("NDArray[np.float32]", self._ask(request, scope, lambda _text, _tokens: None))
+
+    def _ask(self, request: Packet, scope: CancelScope, on_text: OnText) -> object:
+        """Send a request and wait for its answer."""
         scope.check()
         pending = _Pending(on_text)
         with self._lock:
@@ -191,16 +220,7 @@ class LlamaModel:
             self._outbox.put({"op": "cancel", "id": request_id})
             pending.awake.set()
 
-        self._outbox.put(
-            {
-                "op": "generate",
-                "id": request_id,
-                "messages": [message.model_dump() for message in job.messages],
-                "options": job.options.model_dump(),
-                "session_id": job.session_id,
-                "priority": job.priority,
-            }
-        )
+        self._outbox.put({**request, "id": request_id})
         undo = scope.on_cancel(on_cancel)
         try:
             pending.awake.wait()
@@ -215,10 +235,10 @@ class LlamaModel:
                 self._pending.pop(request_id, None)
         if pending.error is not None:
             raise pending.error
-        if pending.completion is None:
+        if pending.answer is None:
             scope.check()
             raise WorkerError(f"{self._spec.key} ended a request without an answer")
-        return pending.completion
+        return pending.answer
 
     def close(self, timeout_s: float = 10.0) -> None:
         """See `LoadedModel.close`."""
@@ -283,6 +303,10 @@ class LlamaModel:
         match message["ev"]:
             case "step":
                 self._on_step(message)
+            case "embedded":
+                pending = self._pending.get(message["id"])
+                if pending is not None:
+                    pending.end(_vectors(message))
             case "loading":
                 self._on_progress(message["fraction"])
             case "loaded":
@@ -379,6 +403,13 @@ def _completion(done: Packet) -> Completion:
         for text, token, logprob, top in done["logprobs"]
     )
     return Completion(**{**done, "usage": Usage(**done["usage"]), "logprobs": logprobs})
+
+
+def _vectors(message: Packet) -> "NDArray[np.float32]":
+    import numpy as np  # not needed by who embeds nothing
+
+    data = np.frombuffer(base64.b64decode(message["data"]), "<f4")
+    return data.reshape(message["shape"]).astype(np.float32)
 
 
 def _described(spec: LoadSpec, headers: list[GGUFHeader]) -> ModelInfo:

@@ -45,6 +45,11 @@ def capture_logs(sink: Callable[[str, str], None]) -> None:
     lc.llama_log_set(capture_logs.callback, ctypes.c_void_p(0))  # type: ignore[attr-defined]
 
 
+def device() -> str:
+    """Where layers run: "gpu" when llama.cpp can offload here, else "cpu"."""
+    return "gpu" if lc.llama_supports_gpu_offload() else "cpu"
+
+
 class AbortFlag:
     """Ends a running decode early, so that a cancel is seen at once.
 
@@ -109,6 +114,7 @@ class NativeModel:
         self._window = int(lc.llama_model_n_swa(self._model))
         self._logits_address = 0
         self._pieces: dict[int, bytes] = {}
+        self._ends: dict[int, bool] = {}
 
     def _load(self, files: Sequence[Path], on_progress: Callable[[float], None]) -> Any:
         def report(fraction: float, _data: object) -> bool:
@@ -169,15 +175,8 @@ class NativeModel:
 
     @cached_property
     def can_generate(self) -> bool:
-        """False for encoders and embedding models."""
-        return bool(lc.llama_model_has_decoder(self._model)) and not lc.llama_model_has_encoder(
-            self._model
-        )
-
-    @property
-    def device(self) -> str:
-        """Where the layers run: "gpu" when llama.cpp can offload here, else "cpu"."""
-        return "gpu" if lc.llama_supports_gpu_offload() else "cpu"
+        """False for encoders: llama.cpp gives them no memory, or calls them so."""
+        return bool(self._memory) and not lc.llama_model_has_encoder(self._model)
 
     @property
     def context_length(self) -> int:
@@ -216,7 +215,10 @@ class NativeModel:
 
     def is_end(self, token: int) -> bool:
         """True for the tokens that end a generation."""
-        return bool(lc.llama_vocab_is_eog(self._vocab, token))
+        known = self._ends.get(token)
+        if known is None:
+            known = self._ends[token] = bool(lc.llama_vocab_is_eog(self._vocab, token))
+        return known
 
     # -- text and tokens
 
@@ -285,8 +287,7 @@ class NativeModel:
     def logits(self, count: int) -> NDArray[np.float32]:
         """The logits of the last batch: one row of vocabulary size for each of the `count` rows
         that wanted them, in their order. A view that the next batch overwrites."""
-        address = ctypes.cast(lc.llama_get_logits(self._context), ctypes.c_void_p).value
-        assert address is not None, "the last batch wanted no logits"
+        address = _get_logits(self._context)
         if address != self._logits_address:
             array = (ctypes.c_float * (self.slots * self.vocab_size)).from_address(address)
             self._logits = np.frombuffer(array, np.float32).reshape(self.slots, self.vocab_size)
@@ -315,13 +316,15 @@ class NativeModel:
         self.forget(target)
         return False
 
-    def save(self, sequence: int) -> NDArray[np.uint8]:
-        """A copy of the state of a sequence, in the host's memory."""
-        size = lc.llama_state_seq_get_size(self._context, sequence)
-        state = np.empty(size, np.uint8)
-        written = lc.llama_state_seq_get_data(self._context, _bytes_of(state), size, sequence)
+    def state_bytes(self, sequence: int) -> int:
+        """Size of what `save` writes."""
+        return int(lc.llama_state_seq_get_size(self._context, sequence))
+
+    def save(self, sequence: int, buffer: NDArray[np.uint8]) -> None:
+        """Copy the state of a sequence to a buffer of its size."""
+        size = len(buffer)
+        written = lc.llama_state_seq_get_data(self._context, _bytes_of(buffer), size, sequence)
         assert written == size
-        return state
 
     def restore(self, sequence: int, state: NDArray[np.uint8]) -> bool:
         """Give the empty sequence a saved state; False, and still empty, when there is no room."""
@@ -336,6 +339,12 @@ class NativeModel:
             return True
         first = lc.llama_memory_seq_pos_min(self._memory, sequence)
         return bool(0 <= first <= max(0, length - self._window))
+
+
+# The address as a number, without the cost of a pointer object, at every step.
+_get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
+    ctypes.cast(lc.llama_get_logits, ctypes.c_void_p).value or 0
+)
 
 
 class _Batch:
@@ -359,12 +368,15 @@ class _Batch:
 
     def fill(self, rows: Sequence[Row]) -> None:
         count = len(rows)
+        self.native.n_tokens = count
+        if count == 1:
+            self._tokens[0], self._positions[0], self._sequences[0], self._wants[0] = rows[0]
+            return
         table = np.array(rows, np.int32)
         self._tokens[:count] = table[:, 0]
         self._positions[:count] = table[:, 1]
         self._sequences[:count] = table[:, 2]
         self._wants[:count] = table[:, 3]
-        self.native.n_tokens = count
 
 
 def _pointer(array: NDArray[Any], kind: Any) -> Any:

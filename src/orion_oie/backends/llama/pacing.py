@@ -10,6 +10,8 @@ STRETCH = 2.3
 
 _FIRST_GUESS = 8
 _WEIGHT = 0.2  # of the newest observation
+_MOST = 2.0  # times what is known: what a single observation may claim
+_USUAL_EVERY = 64  # steps: so often one without prompt tokens shows what is usual
 
 
 class Pacer:
@@ -19,11 +21,17 @@ class Pacer:
         self._most = most
         self._usual_s: dict[int, float] = {}
         self._token_s: float | None = None
+        self._since_usual = 0
 
     def prompt_tokens(self, running: int) -> int:
-        """Prompt tokens for a step that also computes one token for each of `running`."""
+        """Prompt tokens for a step that also computes one token for each of `running`.
+
+        0 now and then: such a step shows what the usual one takes.
+        """
         if running == 0:
             return self._most
+        if not self._usual_s or self._since_usual >= _USUAL_EVERY:
+            return 0
         if self._token_s is None:
             return min(self._most, _FIRST_GUESS)
         spare_s = (STRETCH - 1) * self._usual(running, self._token_s)
@@ -31,7 +39,9 @@ class Pacer:
 
     def note(self, running: int, prompt_tokens: int, seconds: float) -> None:
         """Learn from a step."""
+        self._since_usual += 1
         if prompt_tokens == 0:
+            self._since_usual = 0
             known = self._usual_s.get(running)
             self._usual_s[running] = seconds if known is None else _mixed(known, seconds)
             return
@@ -44,10 +54,10 @@ class Pacer:
         if running in self._usual_s:
             return self._usual_s[running]
         if not self._usual_s:
-            return (running + 1) * token_s
+            return running * token_s
         nearest = min(self._usual_s, key=lambda count: abs(count - running))
         return self._usual_s[nearest] * min(1.0, running / nearest)
 
 
 def _mixed(known: float, new: float) -> float:
-    return known + _WEIGHT * (new - known)
+    return known + _WEIGHT * (min(new, _MOST * known) - known)

@@ -6,11 +6,15 @@ computing it again. Bounded in bytes; the longest unused goes first, prefixes of
 Nothing native here.
 """
 
+import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+_ALIGNMENT = 64
 
 
 @dataclass(eq=False)
@@ -26,12 +30,41 @@ class ParkedState:
     last_used: int = 0
 
 
+class Arena:
+    """Buffers from one stretch of memory. Memory that was touched once is used again: to have the
+    system hand out fresh pages takes ten times as long as to write to them."""
+
+    def __init__(self, size: int) -> None:
+        memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = np.frombuffer(memory, np.uint8, size)
+        self._taken: dict[int, int] = {}  # the end of each buffer, by its beginning
+
+    def allocate(self, size: int) -> NDArray[np.uint8] | None:
+        """A buffer in the first gap that is large enough; None when there is none."""
+        start = 0
+        for begin in [*sorted(self._taken), len(self._bytes)]:
+            if begin - start >= size:
+                end = min(start + -(-size // _ALIGNMENT) * _ALIGNMENT, begin)
+                self._taken[start] = end
+                return self._bytes[start : start + size]
+            start = self._taken.get(begin, begin)
+        return None
+
+    def free(self, buffer: NDArray[np.uint8]) -> None:
+        """Take a buffer back."""
+        del self._taken[buffer.ctypes.data - self._bytes.ctypes.data]
+
+
 class ParkingLot:
     """Keeps states up to `limit_bytes` in all."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self._arena = Arena(limit_bytes)
         self._states: list[ParkedState] = []
         self._uses = 0
 
@@ -41,20 +74,33 @@ class ParkingLot:
     def __len__(self) -> int:
         return len(self._states)
 
-    def add(self, state: ParkedState) -> bool:
-        """Keep a state, giving up others for it; False when it is too large, or would drive out
-        that of a preempted task."""
-        if state.data.nbytes > self.limit_bytes:
-            return False
-        while self.used_bytes + state.data.nbytes > self.limit_bytes:
+    def room_for(self, size: int, *, is_preempted: bool = False) -> NDArray[np.uint8] | None:
+        """A buffer of `size` bytes for a state, for which others are given up; None when it is
+        too large, or would drive out that of a preempted task."""
+        pinned = sum(s.data.nbytes for s in self._states if s.is_preempted and not is_preempted)
+        if size > self.limit_bytes - pinned:
+            return None
+        while (buffer := self._arena.allocate(size)) is None:
             victim = self._most_dispensable()
-            if victim.is_preempted and not state.is_preempted:
-                return False
+            if victim.is_preempted and not is_preempted:
+                return None
             self._drop(victim)
+        return buffer
+
+    def add(self, state: ParkedState) -> None:
+        """Keep a state whose data is in a buffer of `room_for`."""
         self._states.append(state)
         self.used_bytes += state.data.nbytes
         self.touch(state)
-        return True
+
+    @contextmanager
+    def pinned(self, state: ParkedState) -> Iterator[None]:
+        """Inside, no other state drives this one out."""
+        was_preempted, state.is_preempted = state.is_preempted, True
+        try:
+            yield
+        finally:
+            state.is_preempted = was_preempted
 
     def touch(self, state: ParkedState) -> None:
         """Note that a state was used."""
@@ -93,4 +139,5 @@ class ParkingLot:
 
     def _drop(self, state: ParkedState) -> None:
         self._states.remove(state)
+        self._arena.free(state.data)
         self.used_bytes -= state.data.nbytes

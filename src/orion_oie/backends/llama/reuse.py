@@ -63,8 +63,11 @@ def best_start(
     for state in parked:
         length = reusable(state.tokens, task, is_rewindable=are_parked_rewindable)
         gain = length - best.length
-        is_shorter = best.parked is not None and len(state.tokens) < len(best.parked.tokens)
-        if len(state.tokens) <= free_cells and (gain >= MIN_GAIN or (gain == 0 and is_shorter)):
+        if best.parked is None:
+            is_better = gain >= MIN_GAIN
+        else:
+            is_better = gain > 0 or (gain == 0 and len(state.tokens) < len(best.parked.tokens))
+        if is_better and len(state.tokens) <= free_cells:
             best = Start(length, None, state)
     return best if best.length else Start()
 
@@ -81,7 +84,8 @@ def best_awaited(
             length = common_length(other.task.tokens, task.tokens, len(task.tokens) - 1)
         else:  # what can be shared is the state at the end of the prefix, once it is parked
             length = task.prefix_tokens
-            if other.task.tokens[:length] != task.tokens[:length]:
+            is_same = other.task.prefix_tokens == length
+            if not is_same or other.task.tokens[:length] != task.tokens[:length]:
                 continue
         awaited = Awaited(other, other.task, length)
         if awaited.is_coming and (best is None or length > best.length):
@@ -96,15 +100,15 @@ def best_slot(
     parked: Sequence[ParkedState],
     *,
     is_rewindable: bool,
+    are_parked_rewindable: bool,
 ) -> Slot:
     """The idle slot for a task: the one of its session, one whose state it continues, an empty
     one, or the one that was not used for longest."""
 
-    def held(tokens: Sequence[int]) -> int:
-        return reusable(tokens, task, is_rewindable=is_rewindable)
-
-    in_slots = {slot: held(slot.tokens) for slot in slots}
-    in_parked = max((held(state.tokens) for state in parked), default=0)
+    in_slots = {s: reusable(s.tokens, task, is_rewindable=is_rewindable) for s in slots}
+    in_parked = max(
+        (reusable(p.tokens, task, is_rewindable=are_parked_rewindable) for p in parked), default=0
+    )
 
     def rank(slot: Slot) -> tuple[bool, int, bool, int]:
         own = in_slots[slot]

@@ -33,7 +33,8 @@ class Candidates:
         self._ids = np.arange(vocab_size, dtype=np.int32)
         self._table = np.empty(vocab_size, _CANDIDATE)
         self._native = lc.llama_token_data_array()
-        self._native.data = ctypes.cast(self._table.ctypes.data, lc.llama_token_data_p)
+        first: Any = ctypes.cast(self._table.ctypes.data, lc.llama_token_data_p)
+        self._native.data = first
 
     def load(self, logits: Logits) -> None:
         """Start over with all tokens."""
@@ -98,7 +99,7 @@ class Sampler:
         """Choose the next token. Raises `NoTokenAllowedError`."""
         if len(self._bias_ids):
             logits = logits.copy()
-            logits[self._bias_ids] += self._bias_values
+            np.add.at(logits, self._bias_ids, self._bias_values)
         token = int(logits.argmax()) if self._is_argmax else self._from_chain(logits)
         if self._grammar is not None:
             if not self._is_allowed(token):
@@ -135,9 +136,12 @@ def free_sampler(sampler: Any) -> None:
         lc.llama_sampler_free(sampler)
 
 
-def log_probabilities(logits: Logits, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
+def log_probabilities(
+    logits: Logits, token: int, top: int
+) -> tuple[float, list[tuple[int, float]]]:
     """Natural logarithms of the model's own probabilities, before any setting changes them: of
     `token`, and of the `top` most probable tokens, best first."""
+    top = min(top, len(logits))
     shifted = logits.astype(np.float64) - float(logits.max())
     shifted -= np.log(np.exp(shifted).sum())
     best = np.argpartition(shifted, -top)[-top:] if top else np.empty(0, np.int64)

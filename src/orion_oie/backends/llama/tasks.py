@@ -15,6 +15,7 @@ class Task:
     """One generation. `tokens` is the prompt and, growing, the answer.
 
     The first `prefix_tokens` of the prompt are what all requests of its agent begin with.
+    What is not streamed comes in two pieces, the first token and the rest.
     `bias` is (token, added logit) pairs. `grammar` is a grammar sampler of llama.cpp, which the
     task owns. Free it with `close`.
     """
@@ -26,6 +27,7 @@ class Task:
     dropped_turns: int = 0
     prefix_tokens: int = 0
     priority: int = 0
+    is_streamed: bool = True
     bias: Sequence[tuple[int, float]] = ()
     grammar: Any = None
     arrived_at: float = field(default_factory=time.perf_counter)
@@ -39,6 +41,7 @@ class Task:
         self.cached_tokens: int | None = None
         self.generated = 0
         self.unsent = 0
+        self.held_text = ""
         self.logprobs: list[Any] = []
         self.started_at = self.first_token_at = self.last_token_at = 0.0
 

@@ -1,35 +1,30 @@
 """The process that holds one loaded model: `python -m orion_oie.backends.llama.worker FD`.
 
 Three threads: the main one owns the model and runs the batches, one reads commands, one turns
-conversations into tokens. It writes nothing to stdout, ignores Ctrl-C, and ends at once when its
-parent is gone.
+conversations into tokens. An embedding model needs the first two. It writes nothing to stdout,
+ignores Ctrl-C, and ends at once when its parent is gone.
 """
 
+import base64
 import faulthandler
+import gc
 import os
 import queue
 import resource
 import sys
 import threading
 import traceback
-from bisect import bisect_left
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from orion_oie.backends.llama import native
-from orion_oie.backends.llama.batcher import Batcher, Task
-from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat
+from orion_oie.backends.llama.batcher import Batcher
+from orion_oie.backends.llama.embedder import Embedder
+from orion_oie.backends.llama.preparing import PromptForm, prepared, prompt_form
 from orion_oie.backends.llama.protocol import Packet, error_to_wire, receive, send
-from orion_oie.errors import (
-    ContextOverflowError,
-    InvalidRequestError,
-    ModelError,
-    OrionError,
-    WorkerError,
-)
-from orion_oie.schemas import GenerationOptions, Message
-from orion_oie.specs import PromptFormat
+from orion_oie.errors import ModelError, OrionError, WorkerError
 
 _PARENT_CHECK_S = 2.0
 _LOG_LEVELS_SENT = frozenset({"warning", "error"})
@@ -54,25 +49,47 @@ class Worker:
         spec = receive(self._connection)
         threading.Thread(target=self._read_commands, name="commands", daemon=True).start()
         try:
-            model = self._load(spec)
-            form = _prompt_form(model, spec)
+            if spec["is_embedding"]:
+                embedder = self._load_embedder(spec)
+            else:
+                model = self._load(spec)
+                form = prompt_form(model, spec)
         except Exception as error:  # noqa: BLE001 (the host decides what a failed load means)
             self._send({"ev": "failed", "error": error_to_wire(_as_orion(error))})
+            return
+        if spec["is_embedding"]:
+            self._send_loaded(spec, embedder.max_tokens)
+            self._serve_embeddings(embedder)
             return
         threading.Thread(
             target=self._prepare_tasks, args=(model, form), name="prepare", daemon=True
         ).start()
-        self._send(
-            {
-                "ev": "loaded",
-                "context_length": model.context_length,
-                "threads": spec["threads"],
-                "device": model.device,
-            }
-        )
-        self._serve(Batcher(model))
+        gc.freeze()  # what was made up to now stays: collections need not look at it
+        self._send_loaded(spec, model.context_length)
+        self._serve(Batcher(model, spec["parked_bytes"]))
 
     def _load(self, spec: Packet) -> native.NativeModel:
+        model = native.NativeModel(
+            [Path(file) for file in spec["files"]],
+            slots=spec["slots"],
+            context_length=spec["context_length"],
+            threads=spec["threads"],
+            abort=self._abort,
+            on_progress=self._progress_reporter(),
+        )
+        if not model.can_generate:
+            raise ModelError(f"{spec['files'][0]} is not a model that writes text")
+        return model
+
+    def _load_embedder(self, spec: Packet) -> Embedder:
+        return Embedder(
+            [Path(file) for file in spec["files"]],
+            threads=spec["threads"],
+            context_length=spec["context_length"],
+            on_progress=self._progress_reporter(),
+        )
+
+    def _progress_reporter(self) -> Callable[[float], None]:
         shown = 0.0
 
         def on_progress(fraction: float) -> None:
@@ -81,17 +98,17 @@ class Worker:
                 shown = fraction
                 self._send({"ev": "loading", "fraction": fraction})
 
-        model = native.NativeModel(
-            [Path(file) for file in spec["files"]],
-            slots=spec["slots"],
-            context_length=spec["context_length"],
-            threads=spec["threads"],
-            abort=self._abort,
-            on_progress=on_progress,
+        return on_progress
+
+    def _send_loaded(self, spec: Packet, context_length: int) -> None:
+        self._send(
+            {
+                "ev": "loaded",
+                "context_length": context_length,
+                "threads": spec["threads"],
+                "device": native.device(),
+            }
         )
-        if not model.can_generate:
-            raise ModelError(f"{spec['files'][0]} is not a model that writes text")
-        return model
 
     # -- main thread
 
@@ -124,12 +141,27 @@ class Worker:
             self._send_end({"id": command["id"]})
             return
         if command["id"] not in self._preparing:
+            if command["op"] == "task":
+                command["task"].close()
             return
         self._preparing.discard(command["id"])
         if command["op"] == "task":
             batcher.add(command["task"])
         else:
             self._send_end({"id": command["id"], "error": command["error"]})
+
+    def _serve_embeddings(self, embedder: Embedder) -> None:
+        while True:
+            for command in self._commands(wait=True):
+                if command["op"] == "close":
+                    return
+                if command["op"] == "cancel":
+                    self._abort.lower()
+                    self._preparing.discard(command["id"])
+                    self._send_end({"id": command["id"]})
+                elif command["id"] in self._preparing:
+                    self._preparing.discard(command["id"])
+                    self._send(_embedded(command, embedder))
 
     # -- command thread
 
@@ -150,19 +182,22 @@ class Worker:
         if command["op"] == "generate":
             self._preparing.add(command["id"])
             self._to_prepare.put(command)
+        elif command["op"] == "embed":
+            self._preparing.add(command["id"])
+            self._inbox.put(command)
         else:
             self._abort.raise_()
             self._inbox.put(command)
 
     # -- preparing thread
 
-    def _prepare_tasks(self, model: native.NativeModel, form: "ChatTemplate | PlainFormat") -> None:
+    def _prepare_tasks(self, model: native.NativeModel, form: PromptForm) -> None:
         while True:
             command = self._to_prepare.get()
             if command["id"] not in self._preparing:
                 continue  # cancelled while it waited
             try:
-                task = _prepared(command, model, form)
+                task = prepared(command, model, form)
                 self._inbox.put({"op": "task", "id": task.id, "task": task})
             except Exception as error:  # noqa: BLE001 (one bad request must not end the thread)
                 wire = error_to_wire(_as_orion(error))
@@ -193,63 +228,15 @@ def _as_orion(error: Exception) -> OrionError:
     return WorkerError(f"the worker met {type(error).__name__}: {error}")
 
 
-def _prompt_form(model: native.NativeModel, spec: Packet) -> "ChatTemplate | PlainFormat":
-    if spec["prompt_format"] is not None:
-        return PlainFormat(PromptFormat.model_validate(spec["prompt_format"]))
-    if model.chat_template is None:
-        raise ModelError(
-            f"{spec['files'][0]} has no chat template; set 'prompt_format' in models.json"
-        )
-    return ChatTemplate(
-        model.chat_template, model.special_text(model.bos), model.special_text(model.eos)
-    )
-
-
-def _prepared(
-    command: Packet, model: native.NativeModel, form: "ChatTemplate | PlainFormat"
-) -> Task:
-    """The task of a "generate" command; raises `ContextOverflowError` if it can never fit."""
-    options = GenerationOptions.model_validate(command["options"])
-    messages = [Message.model_validate(message) for message in command["messages"]]
-    kept = 1 if messages and messages[0].role == "system" else 0
-    requested = options.max_tokens if options.max_tokens_asked else 1
-
-    def tokens_without(dropped: int) -> list[int]:
-        segments = form.render(messages[:kept] + messages[kept + dropped :])
-        return model.tokenize([(segment.text, segment.is_control) for segment in segments])
-
-    def fits(tokens: list[int]) -> bool:
-        return len(tokens) + requested <= model.context_length
-
-    dropped = 0
-    tokens = tokens_without(dropped)
-    if not fits(tokens) and options.on_overflow == "drop_oldest":
-        choices = [0, *_droppable(messages[kept:])]
-        least = bisect_left(choices, True, key=lambda count: fits(tokens_without(count)))
-        dropped = choices[min(least, len(choices) - 1)]
-        tokens = tokens_without(dropped)
-    if not fits(tokens):
-        raise _overflow(len(tokens), requested, model.context_length, dropped)
-    if not tokens:
-        raise InvalidRequestError("the prompt is empty: there is nothing to answer")
-    return Task(command["id"], tokens, options, command["session_id"], dropped)
-
-
-def _droppable(messages: list[Message]) -> list[int]:
-    """How many of the oldest may go: whole turns, a question with its answer; never the last."""
-    return [count for count in range(1, len(messages)) if messages[count].role != "assistant"]
-
-
-def _overflow(prompt: int, requested: int, limit: int, dropped: int) -> ContextOverflowError:
-    after = f" (after dropping {dropped} turns)" if dropped else ""
-    return ContextOverflowError(
-        f"the prompt has {prompt} tokens{after} and the answer may take {requested}, but the "
-        f"context holds {limit}; shorten the question or the history, lower max_tokens, pass "
-        'on_overflow="drop_oldest", or raise EngineConfig(context_length=...)',
-        prompt_tokens=prompt,
-        requested_tokens=requested,
-        limit=limit,
-    )
+def _embedded(command: Packet, embedder: Embedder) -> Packet:
+    """The answer to an "embed" command."""
+    try:
+        vectors = embedder.embed(command["texts"])
+    except Exception as error:  # noqa: BLE001 (one bad request must not end the worker)
+        end = {"id": command["id"], "error": error_to_wire(_as_orion(error))}
+        return {"ev": "step", "text": [], "done": [], "error": [end]}
+    data = base64.b64encode(vectors.astype("<f4").tobytes()).decode()
+    return {"ev": "embedded", "id": command["id"], "shape": vectors.shape, "data": data}
 
 
 def main() -> None:

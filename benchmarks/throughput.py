@@ -1,0 +1,334 @@
+"""Many requests at once: the engine against `llama_cpp.Llama` behind a lock and against llama.cpp's
+own server loop (the xllamacpp wheel), in one run, in turn, on the same file and threads.
+
+Needs the smollm2 and bench extras.
+"""
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from _peers import Conversation, OnFirst, Peer, private_bytes, run_all
+from _report import Row, options, report, row
+
+from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
+from orion_oie.hardware import usable_cores
+
+AGENT = "conversation"
+MODEL = "smollm2-135m-instruct"
+MAX_TOKENS = 64
+CONTEXT = 8192
+LADDER = {1: 1.4, 4: 2.0, 8: 2.8, 16: 3.5, 32: 3.5}  # the bars against Llama
+END_TOKEN = 2
+FORMS = [
+    "Why do people care about {}?",
+    "Tell me three facts about {}.",
+    "How would you explain {} to a child?",
+    "What is the history of {}?",
+    "What do most people get wrong about {}?",
+    "Describe {} in a few sentences.",
+    "What should a beginner know about {}?",
+    "Which question about {} is still open?",
+]
+TOPICS = """lighthouses, bread, the tides, clocks, beekeeping, glass, rivers, maps, volcanoes,
+paper, bridges, salt, the moon, violins, forests, trains, coffee, deserts, printing, whales,
+snow, chess, gardens, ceramics, libraries, markets, windmills, comets, wool, harbours""".replace(
+    "\n", " "
+).split(", ")
+QUESTIONS = itertools.cycle(form.format(topic) for form in FORMS for topic in TOPICS)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int
+    levels: tuple[int, ...]
+    agents: int
+    per_agent: int
+    conversation_tokens: int
+
+
+FULL = Size(rounds=3, levels=tuple(LADDER), agents=4, per_agent=4, conversation_tokens=1500)
+QUICK = Size(rounds=1, levels=(1, 4), agents=2, per_agent=3, conversation_tokens=300)
+
+Run = Callable[..., dict[str, Any]]
+
+
+def text_of(tokens: int) -> str:
+    """A text of about so many tokens that no other text begins like."""
+    parts = [next(QUESTIONS)]
+    while sum(map(len, parts)) < 4.6 * tokens:
+        parts.append(next(QUESTIONS))
+    return " ".join(parts)
+
+
+def user(question: str) -> Conversation:
+    return [{"role": "user", "content": question}]
+
+
+def asker(engine: OrionInferenceEngine) -> Callable[[Conversation, int, OnFirst], int]:
+    """Asks the engine what the peers are asked, with the same settings."""
+
+    def ask(conversation: Conversation, max_tokens: int, on_first: OnFirst) -> int:
+        *head, last = conversation
+        settings = {
+            "agent": AGENT,
+            "system_prompt": head.pop(0)["content"] if head else "",
+            "conversation_history": head,
+            "temperature": 0.0,
+            "repeat_penalty": 1.0,
+            "max_tokens": max_tokens,
+        }
+        if on_first is None:
+            return engine.infer(last["content"], **settings).usage.completion_tokens
+        handle = engine.stream(last["content"], **settings)
+        for index, _ in enumerate(handle):
+            if index == 0:
+                on_first()
+        return handle.result().usage.completion_tokens
+
+    return ask
+
+
+@contextmanager
+def systems(slots: int, kinds: tuple[str, ...]) -> Iterator[tuple[dict[str, Run], Any, Any]]:
+    """The engine and the peers, loaded and warm: how to run them, the engine, the peers."""
+    registry = ModelRegistry.packaged()
+    choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)
+    assert choice.files is not None
+    threads = usable_cores()
+    peers = {
+        kind: Peer(kind, choice.files[0], slots=slots, context=CONTEXT, threads=threads)
+        for kind in kinds
+    }
+    config = EngineConfig(threads=threads, context_length=CONTEXT, slots=slots)
+    try:
+        with OrionInferenceEngine(registry, config) as engine:
+            ask = asker(engine)
+            runs: dict[str, Run] = {"engine": lambda *a, **k: run_all(ask, *a, **k)}
+            runs |= {kind: peer.run for kind, peer in peers.items()}
+            for run in runs.values():
+                run([user("Are you there?")], 8, is_streamed=True)
+            yield runs, engine, peers
+    finally:
+        for peer in peers.values():
+            peer.close()
+
+
+def in_turn(runs: dict[str, Run], turn: int) -> list[str]:
+    """Whoever goes first changes."""
+    return list(runs) if turn % 2 else list(runs)[::-1]
+
+
+def measure_ladder(size: Size) -> list[Row]:
+    """Tokens per second at several numbers of requests at once."""
+    rows = []
+    with systems(max(LADDER), ("llama", "xllamacpp")) as (runs, _engine, _peers):
+        speeds: dict[tuple[str, int], list[float]] = {}
+        for turn, level in itertools.product(range(size.rounds), size.levels):
+            # A single request is short: several of them, one after the other.
+            batches = [[user(next(QUESTIONS)) for _ in range(level)] for _ in range(-(-6 // level))]
+            for name in in_turn(runs, turn):
+                ended = [runs[name](batch, MAX_TOKENS, is_streamed=False) for batch in batches]
+                speed = sum(e["tokens"] for e in ended) / sum(e["seconds"] for e in ended)
+                speeds.setdefault((name, level), []).append(speed)
+        for level in size.levels:
+            ours = speeds["engine", level]
+            rows.append(row(f"{level} at once, engine", ours, "tokens/s"))
+            for name, bar in (("llama", LADDER[level]), ("xllamacpp", 1.0)):
+                theirs = speeds[name, level]
+                ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+                rows.append(row(f"{level} at once, {name}", theirs, "tokens/s"))
+                rows.append(row(f"{level} at once, engine / {name}", ratios, "ratio", bar=bar))
+    return rows
+
+
+def measure_agents(runs: dict[str, Run], size: Size) -> list[Row]:
+    """Requests to agents with 400-token system prompts that nobody has seen before."""
+    totals: dict[str, list[float]] = {name: [] for name in runs}
+    firsts: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(size.rounds):
+        prompts = [f"You are assistant {n}. Remember: {text_of(385)}" for n in range(size.agents)]
+        work = [
+            [{"role": "system", "content": prompt}, *user(next(QUESTIONS))]
+            for prompt in prompts
+            for _ in range(size.per_agent)
+        ]
+        for name in in_turn(runs, turn):
+            ended = runs[name](work, MAX_TOKENS, is_streamed=True)
+            totals[name].append(ended["seconds"])
+            firsts[name].append(statistics.quantiles(ended["firsts"], n=20)[-1])
+    what = f"{size.agents * size.per_agent} requests to {size.agents} agents"
+    rows = []
+    for name, values, bar in (("total", totals, 0.6), ("first token p95", firsts, 0.5)):
+        rows += [
+            row(f"{what}, {name}, {k}", v, "s", higher_is_better=False) for k, v in values.items()
+        ]
+        ratios = [a / b for a, b in zip(values["engine"], values["xllamacpp"], strict=True)]
+        label = f"{what}, {name}, engine / xllamacpp"
+        rows.append(row(label, ratios, "ratio", bar=bar, higher_is_better=False))
+    return rows
+
+
+def first_token_s(
+    engine: OrionInferenceEngine, question: str, **settings: Any
+) -> tuple[float, Any]:
+    """Seconds to the first token, and the result."""
+    result = engine.infer(
+        question, agent=AGENT, system_prompt="", temperature=0.0, max_tokens=16, **settings
+    )
+    assert result.timings.ttft_ms is not None
+    return result.timings.ttft_ms / 1e3, result
+
+
+def measure_conversations(engine: OrionInferenceEngine, size: Size) -> list[Row]:
+    """The second turn of a long conversation, at once and with three others in between."""
+    ratios: dict[int, list[float]] = {0: [], 3: []}
+    wholes, seconds = [], []
+    for others, _ in itertools.product(ratios, range(size.rounds)):
+        name = f"session {len(wholes)}"
+        text = text_of(size.conversation_tokens)
+        whole_s, answer = first_token_s(engine, text, session_id=name)
+        for other in range(others):
+            first_token_s(engine, text_of(size.conversation_tokens), session_id=f"{name}-{other}")
+        history = [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": answer.content},
+        ]
+        second_s, _ = first_token_s(
+            engine, next(QUESTIONS), session_id=name, conversation_history=history
+        )
+        wholes.append(whole_s)
+        seconds.append(second_s)
+        ratios[others].append(second_s / whole_s)
+    tokens = size.conversation_tokens
+    rows = [
+        row(f"{tokens}-token prompt, first token", wholes, "s", higher_is_better=False),
+        row("second turn, first token", seconds, "s", higher_is_better=False),
+    ]
+    for others, values in ratios.items():
+        label = f"second turn / whole prompt, {others} others in between"
+        rows.append(row(label, values, "ratio", bar=0.1, higher_is_better=False))
+    return rows
+
+
+def measure_gaps(engine: OrionInferenceEngine, size: Size) -> list[Row]:
+    """What a stream notices of a long prompt that is read beside it."""
+    p95, worst = [], []
+    for _ in range(size.rounds):
+        times: list[float] = []
+        bounds: list[float] = []
+        handle = engine.stream(
+            next(QUESTIONS), agent=AGENT, temperature=0.0, max_tokens=1500,
+            logit_bias={END_TOKEN: -100.0},
+        )  # fmt: skip
+        other: Any = None
+        for _event in handle:
+            times.append(time.perf_counter())
+            if len(times) == 60:
+                bounds.append(time.perf_counter())
+                other = engine.submit(text_of(size.conversation_tokens), agent=AGENT, max_tokens=1)
+            if other is not None and other.done():
+                bounds.append(time.perf_counter())
+                break
+        handle.cancel()
+        gaps = [(b - a, b) for a, b in itertools.pairwise(times)]
+        usual = statistics.median(gap for gap, at in gaps if at < bounds[0])
+        during = sorted(gap / usual for gap, at in gaps if bounds[0] <= at <= bounds[-1])
+        p95.append(during[int(len(during) * 0.95)])
+        worst.append(during[-1])
+    what = f"gap of a stream while {size.conversation_tokens} tokens are read / usual gap"
+    return [
+        row(f"{what}, p95", p95, "ratio", bar=3.0, higher_is_better=False),
+        row(f"{what}, longest", worst, "ratio", higher_is_better=False),
+    ]
+
+
+def measure_memory(engine: OrionInferenceEngine, peers: dict[str, Peer]) -> list[Row]:
+    """Private memory after the work above."""
+    (model,) = engine.stats().models.values()
+    assert model.pid is not None
+    ours = private_bytes(model.pid) / 2**20
+    theirs = peers["xllamacpp"].memory_bytes() / 2**20
+    return [
+        row("private memory of the worker, 16 slots", [ours], "MiB", higher_is_better=False),
+        row("private memory of xllamacpp, 16 slots", [theirs], "MiB", higher_is_better=False),
+        row("private memory, engine / xllamacpp", [ours / theirs], "ratio", bar=1.15,
+            higher_is_better=False),
+    ]  # fmt: skip
+
+
+def measure_python(size: Size) -> list[Row]:
+    """The part of a 16-slot step that is spent outside llama_decode."""
+    from orion_oie.backends.llama import native
+    from orion_oie.backends.llama.batcher import Batcher
+    from orion_oie.backends.llama.preparing import prepared, prompt_form
+    from orion_oie.schemas import GenerationOptions
+
+    registry = ModelRegistry.packaged()
+    choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)
+    native.capture_logs(lambda _level, _line: None)
+    model = native.NativeModel(
+        list(choice.files or ()), slots=16, context_length=CONTEXT, threads=usable_cores(),
+        abort=native.AbortFlag(), on_progress=lambda _fraction: None,
+    )  # fmt: skip
+    form = prompt_form(model, {"prompt_format": None})
+    spent = {"native": 0.0}
+    decode = model.decode
+
+    def timed(rows: Any) -> int:
+        started = time.perf_counter()
+        code = decode(rows)
+        spent["native"] += time.perf_counter() - started
+        return code
+
+    model.decode = timed  # type: ignore[method-assign]
+    shares = []
+    for _ in range(size.rounds):
+        batcher = Batcher(model)
+        options = GenerationOptions(temperature=0.0, max_tokens=MAX_TOKENS)
+        for index in range(16):
+            command = {
+                "id": index, "options": options.model_dump(), "messages": user(next(QUESTIONS)),
+                "session_id": None, "priority": 0, "is_streamed": True,
+            }  # fmt: skip
+            batcher.add(prepared(command, model, form))
+        while any(slot.pending != 1 for slot in batcher._busy) or not batcher._busy:
+            batcher.step()  # until all of them are running
+        spent["native"] = 0.0
+        started = time.perf_counter()
+        for _ in range(40):
+            output = batcher.step()
+            json.dumps({"ev": "step", "text": output.text, "done": output.done, "error": []})
+        total = time.perf_counter() - started
+        shares.append(1 - spent["native"] / total)
+        for sequence in range(16):
+            model.forget(sequence)
+    return [
+        row("part of a 16-slot step outside llama_decode", shares, "ratio", bar=0.1,
+            higher_is_better=False)
+    ]  # fmt: skip
+
+
+def main() -> int:
+    arguments = options("Many requests at once, against two peers")
+    size = QUICK if arguments.quick else FULL
+    rows = measure_ladder(size)
+    with systems(16, ("xllamacpp",)) as (runs, engine, peers):
+        rows += measure_agents(runs, size)
+        rows += measure_conversations(engine, size)
+        rows += measure_gaps(engine, size)
+        rows += measure_memory(engine, peers)
+    rows += measure_python(size)
+    return report(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

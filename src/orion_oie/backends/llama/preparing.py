@@ -1,0 +1,122 @@
+"""From the words of a request to a task for the batcher: rendered, tokenized, checked.
+
+Everything that can be wrong with a request is found here, before anything runs. Computes nothing;
+may run on another thread than the one that owns the model.
+"""
+
+from bisect import bisect_left
+from typing import Any
+
+from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat, Segment, prefix_of
+from orion_oie.backends.llama.grammar import gbnf_of_schema, parse_grammar
+from orion_oie.backends.llama.native import NativeModel
+from orion_oie.backends.llama.protocol import Packet
+from orion_oie.backends.llama.tasks import Task
+from orion_oie.errors import ContextOverflowError, InvalidRequestError, ModelError
+from orion_oie.schemas import GenerationOptions, Message
+from orion_oie.specs import PromptFormat
+
+PromptForm = ChatTemplate | PlainFormat
+
+
+def prompt_form(model: NativeModel, spec: Packet) -> PromptForm:
+    """How conversations are written for the model of a "load" command."""
+    if spec["prompt_format"] is not None:
+        return PlainFormat(PromptFormat.model_validate(spec["prompt_format"]))
+    if model.chat_template is None:
+        raise ModelError(
+            f"{spec['files'][0]} has no chat template; set 'prompt_format' in models.json"
+        )
+    return ChatTemplate(
+        model.chat_template, model.special_text(model.bos), model.special_text(model.eos)
+    )
+
+
+def prepared(command: Packet, model: NativeModel, form: PromptForm) -> Task:
+    """The task of a "generate" command.
+
+    Raises `ContextOverflowError` if it can never fit, and `InvalidRequestError`.
+    """
+    options = GenerationOptions.model_validate(command["options"])
+    messages = [Message.model_validate(message) for message in command["messages"]]
+    kept = 1 if messages and messages[0].role == "system" else 0
+    requested = options.max_tokens if options.max_tokens_asked else 1
+
+    def tokens_of(segments: list[Segment]) -> list[int]:
+        return model.tokenize([(segment.text, segment.is_control) for segment in segments])
+
+    def rendered_without(dropped: int) -> list[Segment]:
+        return form.render(messages[:kept] + messages[kept + dropped :])
+
+    def fits(tokens: list[int]) -> bool:
+        return len(tokens) + requested <= model.context_length
+
+    dropped = 0
+    segments = rendered_without(dropped)
+    tokens = tokens_of(segments)
+    if not fits(tokens) and options.on_overflow == "drop_oldest":
+        choices = [0, *_droppable(messages[kept:])]
+        least = bisect_left(
+            choices, True, key=lambda count: fits(tokens_of(rendered_without(count)))
+        )
+        dropped = choices[min(least, len(choices) - 1)]
+        segments = rendered_without(dropped)
+        tokens = tokens_of(segments)
+    if not fits(tokens):
+        raise _overflow(len(tokens), requested, model.context_length, dropped)
+    if not tokens:
+        raise InvalidRequestError("the prompt is empty: there is nothing to answer")
+    return Task(
+        command["id"],
+        tokens,
+        options,
+        session_id=command["session_id"],
+        dropped_turns=dropped,
+        prefix_tokens=len(tokens_of(prefix_of(segments, messages[0]))),
+        priority=command["priority"],
+        is_streamed=command["is_streamed"],
+        bias=[(_token_of(key, model), value) for key, value in options.logit_bias],
+        grammar=_grammar_of(options, model),
+    )
+
+
+def _token_of(key: int | str, model: NativeModel) -> int:
+    """The token that a key of `logit_bias` means."""
+    if isinstance(key, int):
+        if not 0 <= key < model.vocab_size:
+            raise InvalidRequestError(
+                f"logit_bias: there is no token {key}; the model has {model.vocab_size}"
+            )
+        return key
+    tokens = model.text_tokens(key)
+    if len(tokens) != 1:
+        raise InvalidRequestError(
+            f"logit_bias: {key!r} is {len(tokens)} tokens of this model; only single tokens can "
+            "be made more or less likely"
+        )
+    return tokens[0]
+
+
+def _grammar_of(options: GenerationOptions, model: NativeModel) -> Any:
+    """The grammar sampler of the options; None without a grammar."""
+    text = options.grammar
+    if options.json_schema is not None:
+        text = gbnf_of_schema(options.json_schema)
+    return None if text is None else parse_grammar(model.vocabulary, text)
+
+
+def _droppable(messages: list[Message]) -> list[int]:
+    """How many of the oldest may go: whole turns, a question with its answer; never the last."""
+    return [count for count in range(1, len(messages)) if messages[count].role != "assistant"]
+
+
+def _overflow(prompt: int, requested: int, limit: int, dropped: int) -> ContextOverflowError:
+    after = f" (after dropping {dropped} turns)" if dropped else ""
+    return ContextOverflowError(
+        f"the prompt has {prompt} tokens{after} and the answer may take {requested}, but the "
+        f"context holds {limit}; shorten the question or the history, lower max_tokens, pass "
+        'on_overflow="drop_oldest", or raise EngineConfig(context_length=...)',
+        prompt_tokens=prompt,
+        requested_tokens=requested,
+        limit=limit,
+    )

@@ -1,0 +1,736 @@
+"""What a structured answer may be asked to be: a JSON Schema, or a grammar in llama.cpp's GBNF.
+
+`check_json_schema` lets a schema pass if every value that is generated for it validates, by JSON
+Schema 2020-12. A keyword that would not be enforced is refused, never ignored; keywords that only
+describe are free. `check_grammar` lets a grammar pass if native code can read and follow it: what
+would crash llama.cpp, hang it or fill the memory is found here.
+
+Nothing is generated here: `backends/llama/grammar.py` writes the grammar of a schema.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, NamedTuple, NoReturn
+
+from orion_oie.errors import InvalidRequestError
+
+# -- JSON Schema
+
+MAX_SCHEMA_CHARS = 100_000
+MAX_SCHEMA_DEPTH = 64
+MAX_NESTED_REFS = 16  # a value follows at most so many $ref, one inside the other
+MAX_COUNT = 50_000  # of characters, items and entries
+MAX_ENUM = 2000
+MAX_BRANCHES = 100
+MAX_PROPERTIES = 256
+MAX_INTEGER = 2**64
+MAX_NUMBER = 10**9  # bounds of numbers stay below it, and have at most so many decimals:
+NUMBER_DECIMALS = 5
+FORMATS = frozenset({"date", "time", "date-time", "uuid", "email"})
+FREE_FORMATS = frozenset({"password", "path", "binary"})  # any text has them
+
+_ANNOTATIONS = {
+    **dict.fromkeys(("title", "description", "$comment"), str),
+    **dict.fromkeys(("deprecated", "readOnly", "writeOnly"), bool),
+    **dict.fromkeys(("default", "discriminator"), object),
+    "examples": list,
+}
+_AT_THE_TOP = {"$schema": str, "$id": str, "$defs": dict, "definitions": dict}
+_UNIONS = ("anyOf", "oneOf", "allOf")
+_FORMS = ("$ref", *_UNIONS, "const", "enum")
+_BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+_KEYWORDS = {
+    "null": frozenset[str](),
+    "boolean": frozenset[str](),
+    "integer": _BOUNDS,
+    "number": _BOUNDS,
+    "string": frozenset({"minLength", "maxLength", "format"}),
+    "array": frozenset({"items", "prefixItems", "minItems", "maxItems", "uniqueItems"}),
+    "object": frozenset(
+        {"properties", "required", "additionalProperties", "propertyNames"}
+        | {"minProperties", "maxProperties"}
+    ),
+}
+
+
+def check_json_schema(schema: object) -> None:
+    """Raises `InvalidRequestError` unless answers can be held to the schema.
+
+    The error's details are the `path` of the place in the schema, and the `keyword`.
+    """
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(f"json_schema must be a dict, got {type(schema).__name__}")
+    _SchemaCheck(schema).run()
+
+
+def _refuse(path: str, keyword: str, why: str) -> NoReturn:
+    where = f" at {path}" if path else ""
+    raise InvalidRequestError(f"json_schema{where}: '{keyword}' {why}", path=path, keyword=keyword)
+
+
+def _step(path: str, key: object) -> str:
+    return f"{path}/{str(key).replace('~', '~0').replace('/', '~1')}"
+
+
+def _is_number(value: object) -> bool:
+    """True for numbers, and booleans, that JSON can write and Python can read back."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and abs(value) < 10**100
+
+
+class _SchemaCheck:
+    """One pass over every subschema, then what takes all of them to judge."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._root = schema
+        self._size = 0
+        self._targets: dict[str, Any] = {"#": schema}
+        self._one_ofs: list[tuple[str, list[Any]]] = []
+        self._key_schemas: list[tuple[str, Any]] = []
+
+    def run(self) -> None:
+        self._check_json(self._root, "", "json_schema", 0)
+        for home in ("$defs", "definitions"):
+            definitions = self._root.get(home)
+            if isinstance(definitions, dict):
+                self._targets |= {f"#/{home}/{name}": one for name, one in definitions.items()}
+        for ref, schema in self._targets.items():
+            self._visit(schema, ref[1:], "$ref")
+        self._check_loops()
+        self._check_end()
+        for path, schema in self._key_schemas:
+            if any(_types_of(leaf) != {"string"} for leaf in self._leaves(schema)):
+                _refuse(path, "propertyNames", "must allow strings only")
+        for path, branches in self._one_ofs:
+            self._check_one_of(branches, path)
+
+    def _check_json(self, value: object, path: str, keyword: str, depth: int) -> None:
+        """The schema is JSON, and not too much of it; one that contains itself is too deep."""
+        self._grow(1)
+        if isinstance(value, dict | list):
+            if depth > MAX_SCHEMA_DEPTH:
+                _refuse(path, keyword, f"is nested more than {MAX_SCHEMA_DEPTH} deep")
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, inner in pairs:
+                if isinstance(value, dict):
+                    self._check_text(key, path, keyword)
+                self._check_json(inner, _step(path, key), str(key), depth + 1)
+        elif not _is_number(value) and value is not None:
+            self._check_text(value, path, keyword)
+
+    def _check_text(self, text: object, path: str, keyword: str) -> None:
+        if not isinstance(text, str):
+            _refuse(path, keyword, f"has no value of JSON, but {text!r:.80}")
+        self._grow(len(text))
+        if re.search("[\ud800-\udfff]", text):
+            _refuse(path, keyword, "has a text with an unpaired surrogate")
+
+    def _grow(self, size: int) -> None:
+        self._size += size
+        if self._size > MAX_SCHEMA_CHARS:
+            _refuse("", "json_schema", f"has more than {MAX_SCHEMA_CHARS} characters")
+
+    # -- one subschema
+
+    def _visit(self, schema: Any, path: str, keyword: str) -> None:
+        if schema is True:
+            return
+        if schema is False:
+            _refuse(path, keyword, "is false, which allows nothing")
+        if not isinstance(schema, dict):
+            _refuse(path, keyword, "must be a schema: an object or true")
+        types = _declared_types(schema, path)
+        form = next((form for form in _FORMS if form in schema), None)
+        if form is None:
+            allowed = {"type"}.union(*(_KEYWORDS[kind] for kind in types))
+        else:
+            allowed = {form, "type"} if form in ("const", "enum") else {form}
+        free = _ANNOTATIONS if path else _ANNOTATIONS | _AT_THE_TOP
+        for key, value in schema.items():
+            if key not in free and key not in allowed:
+                _refuse(path, key, _why_not(key, form))
+            if not isinstance(value, free.get(key, object)):
+                _refuse(path, key, f"must be a {free[key].__name__}")
+        if form == "$ref":
+            self._visit_reference(schema["$ref"], path)
+        elif form in _UNIONS:
+            self._visit_union(form, schema[form], path)
+        elif form is not None:
+            _check_constants(schema, form, types, path)
+        else:
+            self._visit_typed(schema, types, path)
+
+    def _visit_reference(self, ref: object, path: str) -> None:
+        is_plain = isinstance(ref, str) and re.fullmatch(r"#(/[^/~%#\0-\x20]+){,2}", ref)
+        if not is_plain or ref not in self._targets:
+            _refuse(path, "$ref", f"must be '#' or '#/$defs/NAME' of this schema, got {ref!r:.80}")
+
+    def _visit_union(self, form: str, branches: object, path: str) -> None:
+        if not isinstance(branches, list) or not 0 < len(branches) <= MAX_BRANCHES:
+            _refuse(path, form, f"must be a list of 1 to {MAX_BRANCHES} schemas")
+        if form == "allOf" and len(branches) > 1:
+            _refuse(path, form, "is supported with one schema; merge them into one")
+        for index, branch in enumerate(branches):
+            self._visit(branch, f"{path}/{form}/{index}", form)
+        if form == "oneOf":
+            self._one_ofs.append((path, branches))
+
+    def _visit_typed(self, schema: dict[str, Any], types: list[str], path: str) -> None:
+        for kind in {"integer", "number"} & set(types):
+            _check_bounds(schema, path, is_integer=kind == "integer")
+        if "string" in types:
+            _check_range(schema, "minLength", "maxLength", path)
+            _check_format(schema, path)
+        if "array" in types:
+            self._visit_array(schema, path)
+        if "object" in types:
+            self._visit_object(schema, path)
+
+    def _visit_array(self, schema: dict[str, Any], path: str) -> None:
+        _check_range(schema, "minItems", "maxItems", path)
+        if schema.get("uniqueItems", False) is not False:
+            _refuse(path, "uniqueItems", "is not supported: answers could not be held to it")
+        prefix = schema.get("prefixItems", [])
+        if not isinstance(prefix, list) or ("prefixItems" in schema and not prefix):
+            _refuse(path, "prefixItems", "must be a list of schemas, and not empty")
+        for index, item in enumerate(prefix):
+            self._visit(item, f"{path}/prefixItems/{index}", "prefixItems")
+        if "items" in schema and not (prefix and schema["items"] is False):
+            self._visit(schema["items"], f"{path}/items", "items")
+        if schema.get("maxItems", len(prefix)) < len(prefix):
+            _refuse(path, "maxItems", "is less than there are 'prefixItems'")
+        is_closed = prefix and schema.get("items", False) is False
+        if is_closed and schema.get("minItems", 0) > len(prefix):
+            _refuse(path, "minItems", "is more than there are 'prefixItems', without 'items'")
+
+    def _visit_object(self, schema: dict[str, Any], path: str) -> None:
+        _check_range(schema, "minProperties", "maxProperties", path)
+        properties = schema.get("properties", {})
+        if not isinstance(properties, dict) or len(properties) > MAX_PROPERTIES:
+            _refuse(path, "properties", f"must be an object of up to {MAX_PROPERTIES} schemas")
+        for name, inner in properties.items():
+            self._visit(inner, _step(f"{path}/properties", name), "properties")
+        required = schema.get("required", [])
+        is_list = isinstance(required, list) and all(isinstance(name, str) for name in required)
+        if not is_list or len(set(required)) < len(required):
+            _refuse(path, "required", "must be a list of different names")
+        for name in required:
+            if name not in properties:
+                _refuse(path, "required", f"names {name!r:.80}, which is not in 'properties'")
+        if schema.get("additionalProperties", True) is not False:
+            inner = schema.get("additionalProperties", True)
+            self._visit(inner, f"{path}/additionalProperties", "additionalProperties")
+        if "propertyNames" in schema:
+            self._visit(schema["propertyNames"], f"{path}/propertyNames", "propertyNames")
+            self._key_schemas.append((path, schema["propertyNames"]))
+        for key in ("propertyNames", "minProperties", "maxProperties"):
+            if key in schema and "properties" in schema:
+                _refuse(path, key, "cannot stand beside 'properties'")
+        # One name may come twice, so that two entries need not make two properties.
+        if schema.get("minProperties", 0) > (schema.get("additionalProperties") is not False):
+            _refuse(path, "minProperties", "is supported up to 1, where properties are allowed")
+
+    # -- what takes all subschemas to judge
+
+    def _check_loops(self) -> None:
+        graph = {ref: set(_in_place(schema)) for ref, schema in self._targets.items()}
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as error:
+            ref = str(error.args[1][0])
+            _refuse(ref[1:], "$ref", "leads back to itself with no value in between")
+
+    def _check_end(self) -> None:
+        """Some value is reached within the references that a grammar follows."""
+        levels: dict[str, float] = {}
+        for _ in range(MAX_NESTED_REFS + 1):
+            levels = {ref: _levels(schema, levels) for ref, schema in self._targets.items()}
+        if levels["#"] > MAX_NESTED_REFS:
+            _refuse("", "$ref", f"leads to no value within {MAX_NESTED_REFS} nested references")
+
+    def _leaves(self, schema: Any) -> list[dict[str, Any]]:
+        """What a schema comes down to when its references and unions are followed."""
+        leaves, seen, todo = [], set(), [schema]
+        while todo:
+            inner = todo.pop()
+            inner = {} if inner is True else inner
+            if id(inner) in seen:
+                continue
+            seen.add(id(inner))
+            branches = [branch for form in _UNIONS for branch in inner.get(form, [])]
+            if "$ref" in inner:
+                todo.append(self._targets[inner["$ref"]])
+            elif branches:
+                todo += branches
+            else:
+                leaves.append(inner)
+        return leaves
+
+    def _check_one_of(self, branches: list[Any], path: str) -> None:
+        """No value that is made for one branch may validate against another."""
+        leaves = [self._leaves(branch) for branch in branches]
+        if sum(map(len, leaves)) > MAX_BRANCHES:
+            _refuse(path, "oneOf", f"is supported for {MAX_BRANCHES} schemas, also inside unions")
+        for second in range(len(branches)):
+            for first in range(second):
+                pairs = ((one, other) for one in leaves[first] for other in leaves[second])
+                if not all(self._are_disjoint(one, other) for one, other in pairs):
+                    _refuse(
+                        path,
+                        "oneOf",
+                        f"has branches {first} and {second} that might both match; give them "
+                        "different types, or a required property with different 'const', or use "
+                        "'anyOf'",
+                    )
+
+    def _are_disjoint(self, one: dict[str, Any], other: dict[str, Any]) -> bool:
+        common = _types_of(one) & _types_of(other)
+        if not common:
+            return True
+        values = self._values_of(one), self._values_of(other)
+        if values[0] is not None and values[1] is not None:
+            return not values[0] & values[1]
+        if common != {"object"} or "properties" not in one or "properties" not in other:
+            return False
+        tags = _always_there(one) & _always_there(other)
+        return any(
+            self._are_different(one["properties"][tag], other["properties"][tag]) for tag in tags
+        )
+
+    def _are_different(self, one: Any, other: Any) -> bool:
+        values = [set[Any]() for _ in range(2)]
+        for found, schema in zip(values, (one, other), strict=True):
+            for leaf in self._leaves(schema):
+                constants = self._values_of(leaf)
+                if constants is None:
+                    return False
+                found |= constants
+        return not values[0] & values[1]
+
+    @staticmethod
+    def _values_of(leaf: dict[str, Any]) -> set[Any] | None:
+        values = [leaf["const"]] if "const" in leaf else leaf.get("enum")
+        return None if values is None else {_comparable(value) for value in values}
+
+
+def _declared_types(schema: dict[str, Any], path: str) -> list[str]:
+    declared = schema.get("type", [])
+    types = declared if isinstance(declared, list) else [declared]
+    is_known = all(isinstance(kind, str) and kind in _KEYWORDS for kind in types)
+    if not is_known or len(set(types)) < len(types) or ("type" in schema and not types):
+        _refuse(path, "type", f"must be of {', '.join(_KEYWORDS)}, or a list of them")
+    return types
+
+
+def _why_not(keyword: str, form: str | None) -> str:
+    if keyword in _AT_THE_TOP:
+        return "is supported only at the top of the schema"
+    kinds = [kind for kind, keywords in _KEYWORDS.items() if keyword in keywords]
+    if form is not None and (kinds or keyword in (*_FORMS, "type")):
+        return f"cannot stand beside '{form}'"
+    if kinds:
+        return f'needs "type": "{kinds[-1]}" beside it'
+    return "is not supported: answers could not be held to it"
+
+
+def _check_constants(schema: dict[str, Any], form: str, types: list[str], path: str) -> None:
+    values = schema["enum"] if form == "enum" else [schema["const"]]
+    if not isinstance(values, list) or not 0 < len(values) <= MAX_ENUM:
+        _refuse(path, form, f"must be a list of 1 to {MAX_ENUM} values")
+    for value in values:
+        if types and not _types_of_value(value) & set(types):
+            _refuse(path, form, f"has {value!r:.80}, which is no {' or '.join(types)}")
+
+
+def _check_range(schema: dict[str, Any], low: str, high: str, path: str) -> None:
+    for keyword in (low, high):
+        count = schema.get(keyword, 0)
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_COUNT:
+            _refuse(path, keyword, f"must be an integer from 0 to {MAX_COUNT}, got {count!r:.80}")
+    if schema.get(low, 0) > schema.get(high, MAX_COUNT):
+        _refuse(path, high, f"is less than '{low}'")
+
+
+def _check_format(schema: dict[str, Any], path: str) -> None:
+    name = schema.get("format", "password")
+    if not isinstance(name, str) or name not in FORMATS | FREE_FORMATS:
+        known = ", ".join(sorted(FORMATS | FREE_FORMATS))
+        _refuse(path, "format", f"{name!r:.80} is not supported; known are {known}")
+    for key in ("minLength", "maxLength"):
+        if key in schema and name in FORMATS:
+            _refuse(path, key, "cannot stand beside 'format'")
+
+
+class _Bound(NamedTuple):
+    keyword: str
+    value: Fraction
+    is_strict: bool
+
+
+def _check_bounds(schema: dict[str, Any], path: str, *, is_integer: bool) -> None:
+    low = _bound(schema, "minimum", "exclusiveMinimum", path)
+    high = _bound(schema, "maximum", "exclusiveMaximum", path)
+    for bound in (low, high):
+        if bound is not None:
+            _check_bound(bound, path, is_integer)
+    if low is None or high is None:
+        return
+    if is_integer:
+        least = math.floor(low.value) + 1 if low.is_strict else math.ceil(low.value)
+        most = math.ceil(high.value) - 1 if high.is_strict else math.floor(high.value)
+        is_empty = least > most
+    else:
+        is_point = low.value == high.value and not low.is_strict and not high.is_strict
+        is_empty = low.value >= high.value and not is_point
+    if is_empty:
+        _refuse(path, high.keyword, f"leaves nothing above '{low.keyword}'")
+
+
+def _bound(schema: dict[str, Any], plain: str, strict: str, path: str) -> _Bound | None:
+    keyword = strict if strict in schema else plain
+    if keyword not in schema:
+        return None
+    if plain in schema and strict in schema:
+        _refuse(path, strict, f"cannot stand beside '{plain}'")
+    value = schema[keyword]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _refuse(path, keyword, "must be a number")
+    return _Bound(keyword, Fraction(str(value)), keyword == strict)
+
+
+def _check_bound(bound: _Bound, path: str, is_integer: bool) -> None:
+    if is_integer and abs(bound.value) > MAX_INTEGER:
+        _refuse(path, bound.keyword, f"must be within -{MAX_INTEGER} and {MAX_INTEGER}")
+    has_decimals = (bound.value * 10**NUMBER_DECIMALS).denominator > 1
+    if not is_integer and (abs(bound.value) >= MAX_NUMBER or has_decimals):
+        limits = f"below {MAX_NUMBER}, with at most {NUMBER_DECIMALS} decimals"
+        _refuse(path, bound.keyword, f"of a number is supported {limits}")
+
+
+def _in_place(schema: Any) -> Iterator[str]:
+    """The references that a value of the schema itself, not one inside it, has to follow."""
+    if schema is not True:
+        if "$ref" in schema:
+            yield schema["$ref"]
+        for form in _UNIONS:
+            for branch in schema.get(form, []):
+                yield from _in_place(branch)
+
+
+def _levels(schema: Any, known: dict[str, float]) -> float:
+    """How many nested references the smallest value takes, by what is known of the targets."""
+    if schema is True:
+        return 0
+    if "$ref" in schema:
+        return 1 + known.get(schema["$ref"], math.inf)
+    if "const" in schema or "enum" in schema:
+        return 0
+    branches = [branch for form in _UNIONS for branch in schema.get(form, [])]
+    if branches:
+        return min(_levels(branch, known) for branch in branches)
+    kinds = _types_of(schema)
+    if kinds - {"array", "object"}:
+        return 0
+    inner = {"array": _needed_items, "object": _needed_properties}
+    return min(
+        max((_levels(one, known) for one in inner[kind](schema)), default=0) for kind in kinds
+    )
+
+
+def _needed_items(schema: dict[str, Any]) -> list[Any]:
+    prefix: list[Any] = schema.get("prefixItems", [])
+    has_more = schema.get("minItems", 0) > len(prefix)
+    return [*prefix, schema.get("items", True)] if has_more else prefix
+
+
+def _needed_properties(schema: dict[str, Any]) -> list[Any]:
+    if schema.get("minProperties"):
+        return [schema.get("propertyNames", True), schema.get("additionalProperties", True)]
+    return [schema["properties"][name] for name in _always_there(schema)]
+
+
+def _always_there(schema: dict[str, Any]) -> set[str]:
+    """The properties that every generated object has: required ones, and constants."""
+    properties = schema.get("properties", {})
+    constant = {n for n, inner in properties.items() if inner is not True and "const" in inner}
+    return constant | set(schema.get("required", []))
+
+
+def _types_of(leaf: dict[str, Any]) -> set[str]:
+    """The types that values of the schema may have; an integer is a number here."""
+    if "const" in leaf or "enum" in leaf:
+        values = [leaf["const"]] if "const" in leaf else leaf["enum"]
+        types = {kind for value in values for kind in _types_of_value(value)}
+    else:
+        types = set(_declared_types(leaf, "")) or set(_KEYWORDS)
+    return {"number" if kind == "integer" else kind for kind in types}
+
+
+def _types_of_value(value: Any) -> set[str]:
+    if isinstance(value, bool) or value is None:
+        return {"null"} if value is None else {"boolean"}
+    if isinstance(value, int | float):
+        return {"number", "integer"} if value == int(value) else {"number"}
+    return {
+        "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
+    }
+
+
+def _comparable(value: Any) -> Any:
+    """Equal for values that are equal in JSON: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, list):
+        return tuple(map(_comparable, value))
+    if isinstance(value, dict):
+        return frozenset((key, _comparable(inner)) for key, inner in value.items())
+    return ("boolean", value) if isinstance(value, bool) else value
+
+
+# -- GBNF
+
+MAX_GRAMMAR_CHARS = 64_000
+MAX_GROUP_DEPTH = 64  # native code reads groups by recursion
+MAX_REPEAT = 1999  # above it, llama.cpp refuses, or takes "at most" for "without limit"
+MAX_ELEMENTS = 100_000  # characters and names, with repetitions written out
+MAX_STARTS = 5000  # ways to begin, which llama.cpp follows side by side
+MAX_START_DEPTH = 500  # native code follows first elements by recursion
+
+_GAP = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
+_HEAD = re.compile(r"([A-Za-z0-9-]+)[ \t]*::=")
+_TOKEN = re.compile(
+    r"(?P<gap>[ \t]+|\#[^\r\n]*)|(?P<newline>[\r\n]+)|(?P<any>\.)|(?P<name>[A-Za-z0-9-]+)"
+    r'|"(?P<literal>(?:[^"\\]|\\.)*)"|\[(?P<chars>(?:[^\]\\]|\\.)*)\]'
+    r"|(?P<open>\()|(?P<close>\))|(?P<bar>\|)|(?P<repeat>[*+?]|\{[^}]*\})",
+    re.DOTALL,
+)
+_COUNTS = re.compile(r"\{[ \t]*([0-9]{1,9})[ \t]*(,?)[ \t]*([0-9]{0,9})[ \t]*\}")
+_LETTER = re.compile(
+    r'\\x([0-9A-Fa-f]{2})|\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8})|\\([tnr\\"\[\]-])|([^\\])',
+    re.DOTALL,
+)
+_CONTROLS = {"t": "\t", "n": "\n", "r": "\r"}
+
+
+def check_grammar(text: object) -> None:
+    """Raises `InvalidRequestError` unless llama.cpp can read the grammar and always go on."""
+    if not isinstance(text, str):
+        raise InvalidRequestError(f"grammar must be a str, got {type(text).__name__}")
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise InvalidRequestError(
+            f"grammar has {len(text)} characters, the limit is {MAX_GRAMMAR_CHARS}"
+        )
+    if re.search("[\0\ud800-\udfff]", text):
+        raise InvalidRequestError("grammar has a NUL character or an unpaired surrogate")
+    _check_rules(_GrammarReader(text).read())
+
+
+class _Part(NamedTuple):
+    """One element of a sequence: a rule, or `size` characters; how often it comes."""
+
+    rule: str | None
+    size: int
+    least: int = 1
+    most: int | None = 1
+
+
+_Rules = dict[str, list[list[_Part]]]
+
+
+class _GrammarReader:
+    """Reads the text as llama.cpp does. A group becomes a rule, named by its number."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._rules: _Rules = {}
+
+    def read(self) -> _Rules:
+        while (gap := _GAP.match(self._text, self._at)) and gap.end() < len(self._text):
+            self._at = gap.end()
+            head = _HEAD.match(self._text, self._at)
+            if head is None:
+                self._fail("expected 'NAME ::='; a rule goes on after a line break only inside "
+                           "parentheses and after '|'")  # fmt: skip
+            if head[1] in self._rules:
+                self._fail(f"the rule {head[1]!r} is there twice")
+            self._at = head.end()
+            self._read_body(head[1])
+        return self._rules
+
+    def _fail(self, why: str) -> NoReturn:
+        line = self._text.count("\n", 0, self._at) + 1
+        raise InvalidRequestError(f"grammar, line {line}: {why}", line=line)
+
+    def _read_body(self, name: str) -> None:
+        self._rules[name] = [[]]
+        path, may_break = [name], True
+        while self._at < len(self._text):
+            token = _TOKEN.match(self._text, self._at)
+            if token is None:
+                self._fail(f"cannot read {self._text[self._at : self._at + 20]!r}")
+            kind = str(token.lastgroup)
+            if kind == "newline" and len(path) == 1 and not may_break:
+                return
+            if kind not in ("gap", "newline"):
+                self._take(kind, token[kind], path)
+                may_break = kind == "bar"
+            self._at = token.end()
+        if len(path) > 1:
+            self._fail("a '(' is not closed")
+
+    def _take(self, kind: str, word: str, path: list[str]) -> None:
+        """One token goes into the innermost group of the path."""
+        sequence = self._rules[path[-1]][-1]
+        if kind == "bar":
+            self._rules[path[-1]].append([])
+        elif kind == "open":
+            if len(path) > MAX_GROUP_DEPTH:
+                self._fail(f"parentheses are nested more than {MAX_GROUP_DEPTH} deep")
+            path.append(f"({len(self._rules)})")
+            self._rules[path[-1]] = [[]]
+            sequence.append(_Part(path[-1], 1))
+        elif kind == "close":
+            if len(path) == 1:
+                self._fail("a ')' closes nothing")
+            path.pop()
+        elif kind == "repeat":
+            if not sequence or not sequence[-1].size or sequence[-1][2:] != (1, 1):
+                self._fail(f"{word!r} repeats nothing, or a repetition")
+            least, most = self._counts(word)
+            sequence[-1] = sequence[-1]._replace(least=least, most=most)
+        elif kind == "literal":
+            letters = [letter for letter, _ in self._letters(word)]
+            if any(letter == 0 or not _is_letter(letter) for letter in letters):
+                self._fail("a text has a character that no answer can have")
+            sequence.append(_Part(None, len(letters)))
+        else:
+            size = self._check_class(word) if kind == "chars" else 1
+            sequence.append(_Part(word if kind == "name" else None, size))
+
+    def _counts(self, word: str) -> tuple[int, int | None]:
+        if word in "*+?":
+            return int(word == "+"), 1 if word == "?" else None
+        counts = _COUNTS.fullmatch(word)
+        if counts is None or (counts[3] and not counts[2]):
+            self._fail(f"cannot read the repetition {word!r}")
+        least = int(counts[1])
+        most = int(counts[3]) if counts[3] else None if counts[2] else least
+        if not least <= (least if most is None else most) <= MAX_REPEAT:
+            self._fail(f"{word!r} must go upwards, to {MAX_REPEAT} at most")
+        return least, most
+
+    def _letters(self, text: str) -> list[tuple[int, bool]]:
+        """The code points of a literal or class; true for a '-' that is not escaped."""
+        letters, at = [], 0
+        while at < len(text):
+            found = _LETTER.match(text, at)
+            if found is None:
+                self._fail(f"unknown escape {text[at : at + 6]!r}")
+            code = found[1] or found[2] or found[3]
+            plain = _CONTROLS.get(found[4], found[4]) or found[5]
+            letters.append((int(code, 16) if code else ord(plain), found[0] == "-"))
+            at = found.end()
+        return letters
+
+    def _check_class(self, text: str) -> int:
+        is_negated = text.startswith("^")
+        letters = self._letters(text[is_negated:])
+        ranges, at = [], 0
+        while at < len(letters):
+            is_range = at + 2 < len(letters) and letters[at + 1][1]
+            ranges.append((letters[at][0], letters[at + 2 * is_range][0]))
+            at += 3 if is_range else 1
+        if not ranges or any(low > high for low, high in ranges):
+            self._fail(f"[{text:.40}] is empty, or has a range that goes downwards")
+        if is_negated:
+            free = 1
+            for low, high in sorted(ranges):
+                free = max(free, high + 1) if low <= free else free
+            is_alive = _is_letter(free)
+        else:
+            is_alive = all(map(_is_letter, sum(ranges, ()))) and any(high for _, high in ranges)
+        if not is_alive:
+            self._fail(f"[{text:.40}] allows no character, or one that no answer can have")
+        return 2 * len(ranges)
+
+
+def _is_letter(code: int) -> bool:
+    return code < 0xD800 or 0xE000 <= code <= 0x10FFFF
+
+
+def _check_rules(rules: _Rules) -> None:
+    """What no rule shows by itself. An element that may be empty is called nullable."""
+    if "root" not in rules:
+        raise InvalidRequestError("grammar has no rule 'root'")
+    parts = [part for sequences in rules.values() for sequence in sequences for part in sequence]
+    for part in parts:
+        if part.rule is not None and part.rule not in rules:
+            raise InvalidRequestError(f"grammar has no rule {part.rule!r}, but uses it")
+    if sum(part.size * (part.most or part.least or 1) for part in parts) > MAX_ELEMENTS:
+        raise InvalidRequestError("grammar is too large with its repetitions written out")
+    ending = _settled(rules, lambda part: part.rule is None)
+    if len(ending) < len(rules):
+        name = next(name for name in rules if name not in ending)
+        raise InvalidRequestError(f"grammar: {_called(name)} never comes to an end")
+    nullable = _settled(rules, lambda part: part.rule is None and part.size == 0)
+    for name, sequences in rules.items():
+        repeated = (p.rule for sequence in sequences for p in sequence if p.most != 1)
+        if not nullable.isdisjoint(repeated):
+            raise InvalidRequestError(f"grammar: {_called(name)} repeats what may be empty")
+    _check_starts(rules, nullable)
+
+
+def _settled(rules: _Rules, is_settled: Callable[[_Part], bool]) -> set[str]:
+    """The rules that have a sequence of which every part is settled, or not needed."""
+    users = defaultdict(set)
+    for name, sequences in rules.items():
+        for sequence in sequences:
+            for part in sequence:
+                users[part.rule].add(name)
+    found: set[str | None] = set()
+    todo = set(rules)
+    while todo:
+        name = todo.pop()
+        is_found = any(
+            all(part.least == 0 or part.rule in found or is_settled(part) for part in sequence)
+            for sequence in rules[name]
+        )
+        if is_found and name not in found:
+            found.add(name)
+            todo |= users[name] - found
+    return {name for name in found if name is not None}
+
+
+def _check_starts(rules: _Rules, nullable: set[str]) -> None:
+    """No rule begins with itself, and the ways in which one begins can be followed."""
+    starts = {name: [*_first_rules(rules[name], nullable)] for name in rules}
+    try:
+        order = [*TopologicalSorter(starts).static_order()]
+    except CycleError as error:
+        cycle = [name for name in error.args[1] if not name.startswith("(")]
+        path = " -> ".join(dict.fromkeys(cycle))
+        raise InvalidRequestError(f"grammar: {path} begins with itself (left recursion)") from None
+    ways: dict[str, int] = {}
+    depth: dict[str, int] = {}
+    for name in order:
+        ways[name] = len(rules[name]) + sum(ways[first] for first in starts[name])
+        depth[name] = 1 + max((depth[first] for first in starts[name]), default=0)
+        if ways[name] > MAX_STARTS or depth[name] > MAX_START_DEPTH:
+            raise InvalidRequestError(f"grammar: {_called(name)} begins in too many ways")
+
+
+def _first_rules(sequences: list[list[_Part]], nullable: set[str]) -> Iterator[str]:
+    for sequence in sequences:
+        for part in sequence:
+            if part.rule is not None:
+                yield part.rule
+            if part.least and part.size and part.rule not in nullable:
+                break
+
+
+def _called(name: str) -> str:
+    return "a group" if name.startswith("(") else f"the rule {name!r}"

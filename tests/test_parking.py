@@ -1,0 +1,369 @@
+"""Parked states: never more bytes than allowed, the right ones stay, nothing writes over them, and
+they are found again."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from orion_oie.backends.llama.parking import Arena, ParkedState, ParkingLot
+
+UNIT = 64  # bytes: buffers begin at multiples of this
+LIMIT = 100  # units
+
+
+def tokens_of(name: str) -> list[int]:
+    return [ord(letter) for letter in name]
+
+
+def put(lot: ParkingLot, name: str, units: int, **fields: Any) -> ParkedState | None:
+    """Park a state, the tokens of which are the letters of its name; None when it is refused."""
+    is_preempted = fields.get("is_preempted", False)
+    buffer = lot.room_for(units * UNIT, is_preempted=is_preempted)
+    if buffer is None:
+        return None
+    assert buffer.nbytes == units * UNIT
+    state = ParkedState(tokens_of(name), buffer, **fields)
+    lot.add(state)
+    return state
+
+
+def names_in(lot: ParkingLot) -> set[str]:
+    """The names of the states that are kept."""
+    return {"".join(map(chr, state.tokens)) for state in lot}
+
+
+def bytes_of(states: Iterable[ParkedState]) -> int:
+    return sum(state.data.nbytes for state in states)
+
+
+@pytest.fixture
+def lot() -> ParkingLot:
+    return ParkingLot(LIMIT * UNIT)
+
+
+# -- what happens in any order
+
+
+def gaps_between(buffers: Iterable[NDArray[np.uint8]], base: int, room: int) -> list[int]:
+    """The sizes of the free stretches of a room in which these buffers lie."""
+    gaps, end = [], 0
+    for buffer in sorted(buffers, key=lambda buffer: buffer.ctypes.data):
+        begin = buffer.ctypes.data - base
+        gaps.append(begin - end)
+        end = min(room, begin + -(-buffer.nbytes // UNIT) * UNIT)
+    assert all(gap >= 0 for gap in gaps), "two buffers overlap"
+    return [*gaps, room - end]
+
+
+sizes = st.one_of(st.integers(1, 110 * UNIT), st.integers(1, LIMIT // 2).map(lambda n: n * UNIT))
+
+
+@settings(max_examples=100)
+@given(
+    room=st.sampled_from([LIMIT * UNIT, LIMIT * UNIT + 17]),
+    events=st.lists(st.one_of(sizes, st.integers(-20, 0)), max_size=40),
+)
+def test_an_arena_in_any_order(room: int, events: list[int]) -> None:
+    """Buffers that are taken and given back in any order do not overlap, keep what is written to
+    them, and are refused only where no gap is large enough."""
+    arena = Arena(room)
+    taken: list[NDArray[np.uint8]] = []
+    base = None
+    for number, event in enumerate(events):
+        if event <= 0:
+            if taken:
+                arena.free(taken.pop(-event % len(taken)))
+            continue
+        buffer = arena.allocate(event)
+        base = buffer.ctypes.data if base is None and buffer is not None else base
+        largest = max(gaps_between(taken, base or 0, room))
+        assert (buffer is not None) == (event <= largest)
+        if buffer is not None:
+            assert buffer.nbytes == event
+            buffer[:] = number
+            taken.append(buffer)
+    fills = [set(buffer.tolist()) for buffer in taken]
+    assert all(len(fill) == 1 for fill in fills)
+    assert len(set().union(*fills)) == len(taken)
+
+
+def test_an_arena_is_used_again() -> None:
+    """What was given back is taken from the beginning on; all of it at last."""
+    arena = Arena(10 * UNIT)
+    buffers = [arena.allocate(units * UNIT) for units in (2, 3, 4)]
+    first, second, third = (buffer for buffer in buffers if buffer is not None)
+    base = first.ctypes.data
+    assert arena.allocate(2 * UNIT) is None
+    arena.free(second)
+    again = arena.allocate(2 * UNIT + 1)
+    assert again is not None
+    assert again.ctypes.data == second.ctypes.data
+    assert arena.allocate(UNIT + 1) is None
+    for buffer in (first, again, third):
+        arena.free(buffer)
+    whole = arena.allocate(10 * UNIT)
+    assert whole is not None
+    assert whole.ctypes.data == base
+
+
+# What happens to a lot: a new state (its size in bytes and what it is), or a use (a place among the
+# states that are kept).
+KINDS: Sequence[dict[str, bool]] = ({}, {"is_prefix": True}, {"is_preempted": True})
+additions = st.tuples(sizes, st.sampled_from([*KINDS[:2] * 3, KINDS[2]]))
+events = st.lists(st.one_of(additions, st.integers(0, 20)), max_size=40)
+
+
+class NaiveLot:
+    """The rules of a lot in the plainest words: a list of what is kept, the oldest use first."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.kept: list[ParkedState] = []
+        self.base = 0
+
+    def use(self, place: int) -> ParkedState:
+        state = self.kept.pop(place)
+        self.kept.append(state)
+        return state
+
+    def fits(self, size: int) -> bool:
+        buffers = [state.data for state in self.kept]
+        return size <= max(gaps_between(buffers, self.base, self.room))
+
+    def victim(self) -> ParkedState:
+        others = [kept for kept in self.kept if not kept.is_preempted]
+        prefixes = [kept for kept in others if kept.is_prefix]
+        conversations = [kept for kept in others if not kept.is_prefix]
+        too_many = 2 * bytes_of(prefixes) > self.room
+        candidates = others if too_many else conversations or prefixes
+        return (candidates or self.kept)[0]
+
+    def make_room(self, size: int, is_preempted: bool) -> bool:
+        while not self.fits(size):
+            victim = self.victim()
+            if victim.is_preempted and not is_preempted:
+                return False
+            self.kept.remove(victim)
+        return True
+
+
+@settings(max_examples=100)
+@given(events=events)
+def test_a_lot_in_any_order(events: list[tuple[int, dict[str, bool]] | int]) -> None:
+    """Whatever is added and used: the bytes stay within the limit and are counted right, states
+    are not written over, and what is kept is what the plain rules keep."""
+    room = LIMIT * UNIT
+    lot, naive = ParkingLot(room), NaiveLot(room)
+    for number, event in enumerate(events):
+        if isinstance(event, int):
+            if naive.kept:
+                lot.touch(naive.use(event % len(naive.kept)))
+            continue
+        size, kind = event
+        before = list(naive.kept)
+        buffer = lot.room_for(size, is_preempted=kind.get("is_preempted", False))
+        if size > room:
+            assert buffer is None
+            assert set(lot) == set(before)
+            continue
+        naive.base = naive.base or (buffer.ctypes.data if buffer is not None else 0)
+        if naive.make_room(size, kind.get("is_preempted", False)):
+            assert buffer is not None
+            buffer[:] = number
+            state = ParkedState([number], buffer, **kind)
+            lot.add(state)
+            naive.kept.append(state)
+        else:
+            assert buffer is None
+            assert set(lot) >= {state for state in before if state.is_preempted}
+            naive.kept = [state for state in before if state in set(lot)]
+        assert list(lot) == sorted(lot, key=lambda state: state.tokens)
+        assert set(lot) == set(naive.kept)
+        assert len(lot) == len(naive.kept)
+        assert lot.used_bytes == bytes_of(lot) <= room
+        assert all((state.data == state.tokens[0]).all() for state in lot)
+
+
+# -- what stays
+
+
+def test_the_longest_unused_goes_first(lot: ParkingLot) -> None:
+    """A state that was used again outlives one that was added after it."""
+    oldest = put(lot, "a", 40)
+    assert oldest is not None
+    assert put(lot, "b", 40)
+    lot.touch(oldest)
+    assert put(lot, "c", 40)
+    assert names_in(lot) == {"a", "c"}
+
+
+def test_a_new_state_counts_as_used(lot: ParkingLot) -> None:
+    """What a state says of its last use from before does not count in the lot."""
+    put(lot, "a", 40)
+    put(lot, "b", 40, last_used=10**9)
+    put(lot, "c", 40)
+    put(lot, "d", 40)
+    assert names_in(lot) == {"c", "d"}
+
+
+def test_only_as_much_goes_as_must(lot: ParkingLot) -> None:
+    """A state that fits exactly costs nobody's; one byte more costs one."""
+    put(lot, "a", 30)
+    put(lot, "b", 30)
+    assert put(lot, "c", 40)
+    assert names_in(lot) == {"a", "b", "c"}
+    assert put(lot, "d", 1)
+    assert names_in(lot) == {"b", "c", "d"}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_state_larger_than_the_room_is_refused(lot: ParkingLot, kind: dict[str, bool]) -> None:
+    """It costs nothing of what is there; one as large as the room is kept."""
+    put(lot, "a", 50)
+    put(lot, "b", 50, is_prefix=True)
+    assert lot.room_for(LIMIT * UNIT + 1, is_preempted="is_preempted" in kind) is None
+    assert names_in(lot) == {"a", "b"}
+    assert lot.used_bytes == LIMIT * UNIT
+    assert put(lot, "d", LIMIT, **kind)
+    assert names_in(lot) == {"d"}
+    assert lot.used_bytes == LIMIT * UNIT
+
+
+def test_a_lot_without_room_keeps_nothing() -> None:
+    """A limit of zero bytes switches parking off."""
+    lot = ParkingLot(0)
+    assert put(lot, "a", 1) is None
+    assert put(lot, "a", 1, is_preempted=True) is None
+    assert len(lot) == lot.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("prefix", "left"),
+    [
+        (20, {"agent", "new"}),
+        (50, {"agent", "new"}),  # exactly half of the room
+        (51, {"talk", "new"}),
+    ],
+)
+def test_prefixes_go_last_up_to_half_of_the_room(
+    lot: ParkingLot, prefix: int, left: set[str]
+) -> None:
+    """A prefix outlives conversations that were used after it; above half of the room it is a
+    state like any other."""
+    put(lot, "agent", prefix, is_prefix=True)
+    put(lot, "talk", LIMIT - prefix)
+    assert put(lot, "new", min(prefix, LIMIT - prefix))
+    assert names_in(lot) == left
+
+
+def test_prefixes_that_nobody_repeats_leave_room_for_conversations(lot: ParkingLot) -> None:
+    """However many prefixes come, a conversation that is in use stays."""
+    talk = put(lot, "talk", 30)
+    assert talk is not None
+    for number in range(50):
+        lot.touch(talk)
+        assert put(lot, f"agent {number}", 10, is_prefix=True)
+    assert "talk" in names_in(lot)
+    assert lot.used_bytes == LIMIT * UNIT
+
+
+def test_prefixes_alone_go_in_the_order_of_their_use(lot: ParkingLot) -> None:
+    """Where only prefixes are left, the longest unused goes."""
+    first = put(lot, "a", 25, is_prefix=True)
+    assert first is not None
+    put(lot, "b", 75, is_prefix=True)
+    lot.touch(first)
+    assert put(lot, "c", 75, is_prefix=True)
+    assert names_in(lot) == {"a", "c"}
+
+
+def test_a_preempted_task_keeps_its_state(lot: ParkingLot) -> None:
+    """Neither conversations nor prefixes drive it out, but that of another preempted task may."""
+    put(lot, "task", 40, is_preempted=True)
+    put(lot, "agent", 30, is_prefix=True)
+    assert put(lot, "talk", 60)
+    assert names_in(lot) == {"task", "talk"}
+    for is_prefix in (False, True):
+        assert put(lot, "new", 61, is_prefix=is_prefix) is None
+        assert "task" in names_in(lot)
+    assert put(lot, "urgent", 61, is_preempted=True)
+    assert names_in(lot) == {"urgent"}
+    assert lot.used_bytes == 61 * UNIT
+
+
+# -- what goes on purpose
+
+
+def test_a_state_that_is_removed_leaves_room(lot: ParkingLot) -> None:
+    """It alone goes, and its bytes with it, also when another has the same tokens."""
+    twin, state = put(lot, "a", 40), put(lot, "a", 60)
+    assert state is not None
+    lot.remove(state)
+    assert list(lot) == [twin]
+    assert lot.used_bytes == 40 * UNIT
+    assert put(lot, "b", 60)
+    assert names_in(lot) == {"a", "b"}
+
+
+def test_beginnings_of_a_conversation_go(lot: ParkingLot) -> None:
+    """The same tokens and shorter beginnings go; longer and other states stay, and those that are
+    kept for a reason of their own."""
+    for name in ("ab", "abc", "abcd"):
+        put(lot, name, 10)
+    stay = [
+        put(lot, "abcde", 10),
+        put(lot, "abx", 10),
+        put(lot, "bc", 10),
+        put(lot, "a", 10, is_prefix=True),
+        put(lot, "abcd", 10, is_prefix=True),
+        put(lot, "abc", 10, is_preempted=True),
+    ]
+    lot.drop_beginnings_of(tokens_of("abcd"))
+    assert list(lot) == stay
+    assert lot.used_bytes == 60 * UNIT
+    assert put(lot, "abcd", 30)
+    assert len(lot) == 7
+
+
+# -- what is found
+
+
+def test_has_state(lot: ParkingLot) -> None:
+    """The exact state is always found; a longer one only where one may go on from it."""
+    put(lot, "abc", 10)
+    put(lot, "agent", 10, is_prefix=True)
+    for name, exactly, or_longer in [
+        ("abc", True, True),
+        ("ab", False, True),
+        ("abcd", False, False),
+        ("abx", False, False),
+        ("bc", False, False),
+        ("agent", True, True),
+        ("age", False, True),
+        ("", False, True),
+    ]:
+        tokens = tokens_of(name)
+        assert lot.has_state(tokens, or_longer=False) == exactly, name
+        assert lot.has_state(tokens, or_longer=True) == or_longer, name
+
+
+def test_nothing_is_found_in_an_empty_lot(lot: ParkingLot) -> None:
+    """Not even the empty state."""
+    assert not lot.has_state([], or_longer=True)
+    assert not lot.has_state([1], or_longer=False)
+    assert not lot.has_prefix([])
+
+
+def test_has_prefix(lot: ParkingLot) -> None:
+    """Exactly these tokens, and kept as a prefix: no shorter, no longer, no conversation."""
+    put(lot, "agent", 10, is_prefix=True)
+    put(lot, "talk", 10)
+    found = [
+        name for name in ("agent", "agen", "agents", "talk") if lot.has_prefix(tokens_of(name))
+    ]
+    assert found == ["agent"]
