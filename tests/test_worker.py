@@ -24,7 +24,8 @@ from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.llama import chat
 from orion_oie.backends.llama.chat import ChatTemplate, Segment
 from orion_oie.backends.llama.client import LlamaBackend, LlamaModel
-from orion_oie.backends.llama.worker import Worker, _prepared
+from orion_oie.backends.llama.preparing import prepared
+from orion_oie.backends.llama.worker import Worker
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     ContextOverflowError,
@@ -145,6 +146,8 @@ def command(messages: list[Message], **options: object) -> dict[str, object]:
         "messages": [message.model_dump() for message in messages],
         "options": GenerationOptions(**options).model_dump(),
         "session_id": None,
+        "priority": 0,
+        "is_streamed": True,
     }
 
 
@@ -173,11 +176,11 @@ def test_drop_oldest_drops_as_few_turns_as_it_can(
     ]
     work = command(messages, on_overflow="drop_oldest", max_tokens=1)
     if fitting:
-        task = _prepared(work, LetterModel(), PlainForm())
+        task = prepared(work, LetterModel(), PlainForm())
         assert task.dropped_turns == fitting[0]
     else:
         with pytest.raises(ContextOverflowError) as caught:
-            _prepared(work, LetterModel(), PlainForm())
+            prepared(work, LetterModel(), PlainForm())
         assert caught.value.details["prompt_tokens"] >= last
 
 
@@ -185,7 +188,7 @@ def test_drop_oldest_is_quick_about_long_histories() -> None:
     """How much of ten thousand turns must go is found in a few tries."""
     history = [("user", "h"), ("assistant", "a")] * 10_000
     model = LetterModel()
-    task = _prepared(
+    task = prepared(
         command(conversation(*history, ("user", "q")), on_overflow="drop_oldest"),
         model,
         PlainForm(),
@@ -208,7 +211,7 @@ def test_what_was_cancelled_is_not_prepared() -> None:
             target=worker._prepare_tasks, args=(model, PlainForm()), daemon=True
         ).start()
         assert worker._inbox.get(timeout=BOUND_S)["id"] == 3
-        assert model.calls == 1
+        assert model.calls == 2  # the prompt, and the prefix in it
         with pytest.raises(queue.Empty):
             worker._inbox.get_nowait()
 

@@ -94,6 +94,23 @@ class Completion:
         return (self.usage.completion_tokens - 1) / self.decode_ms * 1e3
 
 
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What a loaded model is busy with, and what it keeps.
+
+    `busy_slots` and `waiting` count requests. `held_cells` of the `cells` in the KV cache are
+    theirs; `silent_cells` are of conversations that may go on, and make room when it is needed.
+    `parked_bytes` is what the state of others takes outside the cache.
+    """
+
+    busy_slots: int
+    waiting: int
+    cells: int
+    held_cells: int
+    silent_cells: int
+    parked_bytes: int
+
+
 OnText = Callable[[str, int], None]
 """Called with a piece of text and the number of tokens behind it; must return quickly."""
 

@@ -94,6 +94,18 @@ class Batcher:
                 return True
         return False
 
+    def occupancy(self) -> dict[str, int]:
+        """The fields of `Occupancy`."""
+        held = {cell for slot in self._busy for cell in slot.cells}
+        return {
+            "busy_slots": len(self._busy),
+            "waiting": len(self._waiting),
+            "cells": self._kv.cells.capacity,
+            "held_cells": len(held),
+            "silent_cells": self._kv.cells.used - len(held),
+            "parked_bytes": self._kv.lot.used_bytes,
+        }
+
     def step(self) -> StepOutput:
         """Admit what fits, run one batch, choose tokens."""
         output = StepOutput()

@@ -21,6 +21,7 @@ from orion_oie.backends.base import (
     Completion,
     GenerationJob,
     LoadSpec,
+    Occupancy,
     OnProgress,
     OnText,
 )
@@ -206,6 +207,11 @@ class LlamaModel:
         request = {"op": "embed", "texts": list(texts)}
         return cast("NDArray[np.float32]", self._ask(request, scope, lambda _text, _tokens: None))
 
+    def occupancy(self) -> Occupancy:
+        """What the worker is busy with now. Raises `WorkerCrashedError`."""
+        answer = self._ask({"op": "occupancy"}, CancelScope(), lambda _text, _tokens: None)
+        return cast(Occupancy, answer)
+
     def _ask(self, request: Packet, scope: CancelScope, on_text: OnText) -> object:
         """Send a request and wait for its answer."""
         scope.check()
@@ -307,6 +313,11 @@ class LlamaModel:
                 pending = self._pending.get(message["id"])
                 if pending is not None:
                     pending.end(_vectors(message))
+            case "occupancy":
+                pending = self._pending.get(message.pop("id"))
+                del message["ev"]
+                if pending is not None:
+                    pending.end(Occupancy(**message))
             case "loading":
                 self._on_progress(message["fraction"])
             case "loaded":

@@ -1,7 +1,8 @@
 """The words that a worker and its client exchange: JSON objects, one per message.
 
-To the worker:   {"op": "load" | "generate" | "embed" | "cancel" | "close", ...}
-From the worker: {"ev": "loading" | "loaded" | "failed" | "step" | "embedded" | "log", ...}
+To the worker:   {"op": "load" | "generate" | "embed" | "occupancy" | "cancel" | "close", ...}
+From the worker: {"ev": "loading" | "loaded" | "failed" | "step" | "embedded" | "occupancy" | "log",
+                  ...}
 
 A "step" carries everything that one batch step produced: `text` holds [id, text, tokens] for
 each sequence that grew, `done` and `error` hold the sequences that ended.

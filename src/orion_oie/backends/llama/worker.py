@@ -133,6 +133,9 @@ class Worker:
                 return commands
 
     def _obey(self, command: Packet, batcher: Batcher) -> None:
+        if command["op"] == "occupancy":
+            self._send({"ev": "occupancy", "id": command["id"], **batcher.occupancy()})
+            return
         if command["op"] == "cancel":
             self._abort.lower()
             # A task that is still being prepared is dropped when it comes out.
@@ -184,6 +187,8 @@ class Worker:
             self._to_prepare.put(command)
         elif command["op"] == "embed":
             self._preparing.add(command["id"])
+            self._inbox.put(command)
+        elif command["op"] == "occupancy":
             self._inbox.put(command)
         else:
             self._abort.raise_()
