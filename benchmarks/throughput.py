@@ -252,7 +252,7 @@ def measure_gaps(engine: OrionInferenceEngine, size: Size) -> list[Row]:
 
 
 def measure_memory(engine: OrionInferenceEngine, peers: dict[str, Peer]) -> list[Row]:
-    """Private memory after the work above."""
+    """Private memory of both after the same 16 short answers."""
     (model,) = engine.stats().models.values()
     assert model.pid is not None
     ours = private_bytes(model.pid) / 2**20
@@ -322,10 +322,12 @@ def main() -> int:
     size = QUICK if arguments.quick else FULL
     rows = measure_ladder(size)
     with systems(16, ("xllamacpp",)) as (runs, engine, peers):
+        for run in runs.values():
+            run([user(next(QUESTIONS)) for _ in range(16)], 16, is_streamed=True)
+        rows += measure_memory(engine, peers)
         rows += measure_agents(runs, size)
         rows += measure_conversations(engine, size)
         rows += measure_gaps(engine, size)
-        rows += measure_memory(engine, peers)
     rows += measure_python(size)
     return report(rows, arguments.json)
 

@@ -252,8 +252,11 @@ def test_a_prefix_is_computed_once_for_all(bench: Bench, monkeypatch: pytest.Mon
     for task in tasks:
         batcher.add(task)
     finish(batcher, lambda: bench.check_memory(batcher))
-    assert len(rows) == 2 * 80 + 12 * (3 + 1)
-    assert [task.cached_tokens for task in tasks] == [0, 0] + [80] * 10
+    if bench.model.saves_whole_states or not bench.model.is_rewindable:
+        assert len(rows) == 2 * 80 + 12 * (3 + 1)
+        assert [task.cached_tokens for task in tasks] == [0, 0] + [80] * 10
+    else:  # a window may be gone when the neighbour wants to start from it
+        assert [task.cached_tokens for task in tasks].count(0) <= 6
     for task in tasks:
         bench.check_answer(task)
 

@@ -1,19 +1,26 @@
 """What the llama.cpp backend does beyond the contract: tokens, text, reuse, faults of files."""
 
+import json
+import math
 import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from contracts import BOUND_S, INFO, Running, job, said
+from minilm import write_minilm
 from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
 
+from orion_oie import OrionInferenceEngine
 from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.llama.client import LlamaBackend, LlamaModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import (
+    ContextOverflowError,
     DeadlineExceededError,
     InvalidRequestError,
     ModelCorruptError,
@@ -336,3 +343,115 @@ def test_split_files_load_as_one(tmp_path: Path) -> None:
         finally:
             model.close()
     assert texts[0] == texts[1]
+
+
+# -- structured answers, bias, log-probabilities, embeddings
+
+
+def test_a_json_schema_is_kept_to(real: LlamaModel) -> None:
+    """Whatever the model would like to say, the answer is JSON of the schema."""
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": "integer"}},
+        "required": ["colour", "count"],
+    }
+    for temperature in (0.0, 1.0):
+        text = said(
+            real,
+            job("Describe the sky.", temperature=temperature, json_schema=schema, max_tokens=60),
+        )
+        value = json.loads(text)
+        assert value["colour"] in ("red", "blue")
+        assert isinstance(value["count"], int)
+
+
+def test_a_grammar_is_kept_to_and_a_bad_one_refused(tiny: LlamaModel) -> None:
+    """A GBNF grammar limits the answer; one that llama.cpp cannot read is the caller's error, and
+    the model goes on."""
+    text = said(tiny, job("Well?", grammar='root ::= "yes" | "no"', max_tokens=8))
+    assert text in ("yes", "no")
+    with pytest.raises(InvalidRequestError, match="grammar"):
+        said(tiny, job("Well?", grammar="root ::= missing", max_tokens=8))
+    assert said(tiny, job("Well?", max_tokens=4))
+
+
+def test_logit_bias_by_number_and_by_text(tiny: LlamaModel) -> None:
+    """A bias forces or forbids a token; one that means no single token is refused."""
+    assert said(tiny, job("Well?", logit_bias=[("A", 100.0)], max_tokens=4)) == "AAAA"
+    first = said(tiny, job("Well?", max_tokens=1))
+    assert said(tiny, job("Well?", logit_bias=[(first, -100.0)], max_tokens=1)) != first
+    for key in ("AB", 10**6, -1):
+        with pytest.raises(InvalidRequestError, match="logit_bias"):
+            said(tiny, job("Well?", logit_bias=[(key, 1.0)], max_tokens=4))
+
+
+def test_logprobs_of_each_token(real: LlamaModel) -> None:
+    """One entry for each token, the greedy one best, probabilities that are some."""
+    work = job("Why is the sky blue?", max_tokens=6, logprobs=3)
+    pieces: list[str] = []
+    completion = real.generate(work, CancelScope(), lambda text, _n: pieces.append(text))
+    assert "".join(entry.text for entry in completion.logprobs) == "".join(pieces)
+    for entry in completion.logprobs:
+        assert entry.logprob == pytest.approx(entry.top[0].logprob)
+        assert entry.token == entry.top[0].token
+        assert len(entry.top) == 3
+        assert sum(math.exp(other.logprob) for other in entry.top) <= 1.0
+    assert said(real, work) == "".join(pieces)
+    assert real.generate(job("Hi", max_tokens=2), CancelScope(), lambda _t, _n: None).logprobs == ()
+
+
+def test_an_unstreamed_answer_comes_in_two_pieces(real: LlamaModel) -> None:
+    """Without a reader the first token tells of the time, and the rest comes when it is whole."""
+    streamed, whole = [], []
+    real.generate(SKY, CancelScope(), lambda text, n: streamed.append((text, n)))
+    real.generate(
+        replace(SKY, is_streamed=False), CancelScope(), lambda text, n: whole.append((text, n))
+    )
+    assert len(whole) == 2 < len(streamed)
+    assert "".join(text for text, _ in whole) == "".join(text for text, _ in streamed)
+    assert sum(n for _, n in whole) == sum(n for _, n in streamed)
+
+
+def test_an_embedding_model_in_a_worker(tmp_path: Path) -> None:
+    """Texts become unit vectors in their order; each kind of model refuses the other's work."""
+    model = load(write_minilm(tmp_path / "minilm.gguf"), is_embedding=True)
+    try:
+        vectors = model.embed(["a cat", "a kitten", "tax law", ""], CancelScope())
+        assert vectors.shape == (4, 384)
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+        assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+        with pytest.raises(ContextOverflowError):
+            model.embed(["word " * 3000], CancelScope())
+        with pytest.raises(InvalidRequestError, match="embed"):
+            said(model, job("Hello?"))
+    finally:
+        model.close()
+
+
+def test_a_text_model_does_not_embed(tiny: LlamaModel) -> None:
+    """embed() of a model that was loaded to write is refused."""
+    with pytest.raises(InvalidRequestError, match="generate"):
+        tiny.embed(["x"], CancelScope())
+
+
+def test_the_engine_passes_the_new_options_on(smollm2: Path) -> None:
+    """json_schema, grammar, logit_bias and logprobs work through infer(); what is wrong with them
+    is found before a model is loaded."""
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    with OrionInferenceEngine() as engine:
+        for wrong in (
+            {"json_schema": {"type": "string", "pattern": "a+"}},
+            {"grammar": "nothing"},
+            {"json_schema": schema, "grammar": 'root ::= "x"'},
+        ):
+            with pytest.raises(InvalidRequestError):
+                engine.infer("Is it?", agent="conversation", **wrong)
+        assert not engine.stats().models
+        result = engine.infer(
+            "Is it?", agent="conversation", json_schema=schema, logprobs=0,
+            logit_bias={"Z": -50.0}, max_tokens=32, temperature=0.0,
+        )  # fmt: skip
+        assert isinstance(json.loads(result.content)["ok"], bool)
+        assert result.logprobs
+        assert result.logprobs[0].top == []
+        assert engine.infer("Hi", agent="conversation", max_tokens=2).logprobs is None
