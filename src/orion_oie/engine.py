@@ -386,7 +386,7 @@ class OrionInferenceEngine:
                 route_ms=request.route_ms,
                 load_ms=request.load_ms,
                 ttft_ms=request.stream.first_text_ms,
-                total_ms=(time.perf_counter() - request.started_at) * 1e3,
+                total_ms=(time.perf_counter() - request.stream.started_at) * 1e3,
                 tokens_per_second=completion.tokens_per_second,
             ),
             receipt=request.receipt(),

@@ -6,7 +6,6 @@ are views of the same handle.
 
 import os
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -170,7 +169,6 @@ class Request:
     owner: object
     query: str = ""
     options: RequestOptions = field(default_factory=RequestOptions)
-    started_at: float = field(default_factory=time.perf_counter)
     queued_at: float = 0.0
     queue_ms: float = 0.0
     route_ms: float = 0.0

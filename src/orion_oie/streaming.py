@@ -174,6 +174,11 @@ class TextStream:
     # -- the readers
 
     @property
+    def started_at(self) -> float:
+        """When the stream was made, by its clock: what its events count from."""
+        return self._started_at
+
+    @property
     def has_text(self) -> bool:
         """True once text of the present attempt has come."""
         return self._first_at is not None
