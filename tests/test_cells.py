@@ -33,16 +33,32 @@ class CellsBooks(RuleBasedStateMachine):
             self.expected[sequence].append(f"cell {self.made}")
 
     @rule(sequence=sequences, keep=st.integers(0, 12))
-    def cut(self, sequence: int, keep: int) -> None:
-        self.cells.cut(self.held[sequence], keep)
+    def retire(self, sequence: int, keep: int) -> None:
+        self.cells.retire(self.held[sequence], keep)
         del self.expected[sequence][keep:]
+
+    @rule()
+    def sweep(self) -> None:
+        self.cells.sweep()
+        assert self.cells.top == max((max(cells) + 1 for cells in self.held if cells), default=0)
+
+    @rule(sequence=sequences, data=st.data())
+    def move(self, sequence: int, data: st.DataObject) -> None:
+        """The end of a sequence that nobody else has moves down, past what is free."""
+        held = self.held[sequence]
+        others = {cell for cells in self.held if cells is not held for cell in cells}
+        shared = sum(cell in others for cell in held)
+        start = data.draw(st.integers(shared, len(held)))
+        before = held[start:]
+        self.cells.move([held], start, len(held))
+        assert all(new <= old for new, old in zip(held[start:], before, strict=True))
 
     @rule(source=sequences, taker=sequences, count=st.integers(0, 12))
     def share(self, source: int, taker: int, count: int) -> None:
         """A sequence gives up what it has and begins like another one."""
         if source == taker:
             return
-        self.cells.cut(self.held[taker], 0)
+        self.cells.retire(self.held[taker], 0)
         self.cells.share(self.held[source], self.held[taker], count)
         self.expected[taker] = self.expected[source][:count]
 
@@ -51,6 +67,15 @@ class CellsBooks(RuleBasedStateMachine):
         union = set().union(*self.expected)
         assert self.cells.used == len(union)
         assert self.cells.free == CAPACITY - len(union)
+        taken = {cell for cells in self.held for cell in cells}
+        assert not taken & self.cells.retired
+
+    @invariant()
+    def the_next_cells_are_the_lowest_that_are_not_taken(self) -> None:
+        taken = self.cells.retired.union(*self.held)
+        free = [cell for cell in range(CAPACITY) if cell not in taken]
+        assert self.cells.next(5) == free[:5]
+        assert self.cells.lowest_free == free[0]
 
     @invariant()
     def sequences_hold_the_right_cells(self) -> None:
@@ -65,7 +90,7 @@ class CellsBooks(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for held in self.held:
-            self.cells.cut(held, 0)
+            self.cells.retire(held, 0)
         assert self.cells.used == 0
         assert self.cells.free == CAPACITY
 
@@ -83,7 +108,7 @@ def one_sequence_of(count: int) -> tuple[Cells, list[int]]:
 
 def ends_of(cells: Cells, *sequences: list[int]) -> list[Callable[[], None]]:
     """Calls that end each of the sequences."""
-    return [lambda held=held: cells.cut(held, 0) for held in sequences]
+    return [lambda held=held: cells.retire(held, 0) for held in sequences]
 
 
 def test_shared_cells_count_once_and_go_with_their_last_holder() -> None:
@@ -106,12 +131,50 @@ def test_a_copy_goes_its_own_way() -> None:
     cells, first = one_sequence_of(5)
     second: list[int] = []
     cells.share(first, second, 5)
-    cells.cut(second, 3)
+    cells.retire(second, 3)
     cells.grow(second, 4)
     cells.grow(first, 1)
     assert first[:3] == second[:3]
     assert not set(first[3:]) & set(second[3:])
     assert (len(first), len(second), cells.used) == (6, 7, 10)
+
+
+def test_retired_cells_are_given_to_nobody_before_a_sweep() -> None:
+    """They count as free, and the next tokens still get others."""
+    cells, first = one_sequence_of(10)
+    cells.retire(first, 4)
+    assert (cells.used, cells.free, cells.top) == (4, CAPACITY - 4, 10)
+    assert cells.next(2) == [10, 11]
+    cells.sweep()
+    assert (cells.used, cells.free, cells.top) == (4, CAPACITY - 4, 4)
+    assert cells.next(2) == [4, 5]
+
+
+def test_a_full_cache_has_no_next_cell() -> None:
+    """Fewer cells than asked for, and the capacity in place of a lowest free one."""
+    cells, _ = one_sequence_of(CAPACITY - 1)
+    assert cells.next(3) == [CAPACITY - 1]
+    cells.grow([], 1)
+    assert cells.next(1) == []
+    assert cells.lowest_free == CAPACITY
+
+
+def test_shared_cells_move_for_all_who_share_them() -> None:
+    """Two sequences have one beginning before a move, and after it."""
+    cells, lead = one_sequence_of(5)
+    first: list[int] = []
+    second: list[int] = []
+    cells.grow(first, 8)
+    cells.share(first, second, 6)
+    cells.grow(second, 1)
+    cells.retire(lead, 0)
+    cells.sweep()
+    cells.move([first, second], 0, 6)
+    assert first[:6] == second[:6] == [0, 1, 2, 3, 4, 5]
+    cells.retire(first, 0)
+    assert cells.used == 7
+    cells.retire(second, 0)
+    assert cells.used == 0
 
 
 def test_cutting_nothing_changes_nothing() -> None:
@@ -120,6 +183,6 @@ def test_cutting_nothing_changes_nothing() -> None:
     second: list[int] = []
     cells.share(first, second, 5)
     for keep in (5, 6, 100):
-        cells.cut(second, keep)
+        cells.retire(second, keep)
     assert first == second
     assert cells.used == 5

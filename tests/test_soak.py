@@ -1,7 +1,7 @@
 """Two thousand requests of all kinds against one worker: everything ends as it should, nothing is
-left over, and most of what was answered in the crowd is what would have been answered alone.
+left over, and what was answered in the crowd is what would have been answered alone.
 
-Not all of it: see "What a crowd may change in an answer" in docs/architecture.md. The share that
+What may differ: see "What a crowd may change in an answer" in docs/architecture.md. The share that
 differs is printed when ORION_SOAK_REPORT is set.
 """
 
@@ -182,8 +182,8 @@ def check_end(work: Work) -> None:
 @pytest.mark.timeout(900)
 def test_two_thousand_requests(smollm2: Path) -> None:
     """Sessions, three agents, grammars, stops, cancels and deadlines in a crowd: each request ends
-    as it should, slots and cells are free, memory is flat in the second half, and four in five of
-    the greedy answers are to the letter those of a model with one slot."""
+    as it should, slots and cells are free, memory is flat in the second half, and 99 % of the greedy
+    answers are to the letter those of a model with one slot."""
     crowd = list(works())
     model = loaded(smollm2, SLOTS)
     try:
@@ -210,4 +210,4 @@ def test_two_thousand_requests(smollm2: Path) -> None:
         print(f"{len(crowd)} requests, {len(pairs)} compared, {len(other)} differ: {other}")
         print("memory in MB after each tenth:", [round(m / 1e6) for m in memory])
     assert len(pairs) > REQUESTS / 6
-    assert len(other) <= 0.2 * len(pairs), other
+    assert len(other) <= 0.01 * len(pairs), other

@@ -1,6 +1,6 @@
 """Continuous batching: several sequences share every decode of one context.
 
-    step:  park -> admit -> begin -> plan -> decode -> advance
+    step:  tidy -> admit -> begin -> plan -> decode -> advance
 
 Each step takes the next token of every running sequence and a piece of the prompts that are still
 being read. What was computed once is not computed again: a prompt starts from the longest state
@@ -53,9 +53,17 @@ LONG_PROMPT = 256
 # After an aborted batch: else cancels that come fast enough would throw away all that is computed.
 AFTER_ABORT_TOKENS = 32
 
+# Cells that were given up are left alone until they are this part of the others: freeing them makes
+# it necessary to move sequences.
+MOST_RETIRED = 1 / 8
+
 # llama.cpp looks at the cells in use in runs of this many: silent cells that make no run more cost
 # nothing.
 CELL_RUN = 256
+
+# Of a lone row, and from this many cells on, llama.cpp computes attention in two parts, which it
+# rounds otherwise.
+SPLIT_CELLS = 512 - CELL_RUN + 1
 
 
 class DecodeFailedError(Exception):
@@ -75,7 +83,6 @@ class Batcher:
         self._candidates = Candidates(model.vocab_size)
         self._waiting: list[Task] = []
         self._busy: list[Slot] = []  # in the order in which their tasks came
-        self._may_park = False
         self._uses = 0
         self._was_aborted = False
 
@@ -117,7 +124,7 @@ class Batcher:
     def step(self) -> StepOutput:
         """Admit what fits, run one batch, choose tokens."""
         output = StepOutput()
-        self._park_silent()
+        self._tidy()
         self._admit()
         for slot in self._busy:
             if not slot.has_begun:
@@ -140,6 +147,11 @@ class Batcher:
         else:
             raise DecodeFailedError(f"llama_decode returned {code}")
         return output
+
+    @property
+    def _is_split(self) -> bool:
+        """True when a batch of one row would be rounded otherwise than one of several."""
+        return self._model.can_move and self._kv.cells.top >= SPLIT_CELLS
 
     def _silent(self) -> list[Slot]:
         """The slots that hold state for nobody, the longest unused first."""
@@ -255,6 +267,9 @@ class Batcher:
                 self._kv.park(silent[0])
             else:
                 self._preempt(self._busy[-1])
+        if total == 1 and self._is_split:
+            self._tidy_for_one()
+        self._kv.make_way(shares, self._slots)
         rows: list[Row] = []
         for slot, share in shares:
             assert slot.task is not None
@@ -282,6 +297,8 @@ class Batcher:
             left = min(left, AFTER_ABORT_TOKENS)
         if not running and reading and self._share_of(reading[0]) > LONG_PROMPT:
             return [(reading[0], min(self._share_of(reading[0]), left))]
+        if len(running) == 1 and self._is_split:
+            left = max(left, 1)
         left = min(left, max(1, self._exact_rows - len(running)))
         for slot in reading:
             share = min(self._share_of(slot), left)
@@ -381,24 +398,36 @@ class Batcher:
     def _vacate(self, slot: Slot) -> None:
         slot.task, slot.has_begun, slot.awaited = None, False, None
         self._busy.remove(slot)
-        self._may_park = True
 
     # -- states that leave
 
-    def _park_silent(self) -> None:
-        """Take one silent sequence out of the way of the running ones; none while a prompt is
-        read, which has waited long enough."""
-        if not self._may_park or not self._busy:
+    def _tidy(self) -> None:
+        """Take what nobody uses out of the way of the running sequences: silent ones, one for each
+        step, then the cells that were given up. Not while a prompt is read, which has waited long
+        enough."""
+        if not self._busy:
+            self._kv.sweep()
             return
-        if any(slot.pending != 1 for slot in self._busy):
-            return
+        cells = self._kv.cells
         silent = self._silent()
-        if not silent:
-            self._may_park = False
+        if not (silent or cells.retired) or any(slot.pending != 1 for slot in self._busy):
             return
-        needed = self._kv.cells.used - sum(len(slot.cells) for slot in silent)
-        if _runs(needed) < _runs(self._kv.cells.used):
+        needed = cells.used - sum(len(slot.cells) for slot in silent)
+        if _runs(needed) >= _runs(cells.top):
+            return
+        if silent:
             self._kv.park(silent[0])
+        elif len(cells.retired) >= MOST_RETIRED * needed:
+            self._kv.sweep()
+
+    def _tidy_for_one(self) -> None:
+        """Take all that is silent out of the way of a lone row, if that keeps its rounding."""
+        silent = self._silent()
+        needed = self._kv.cells.used - sum(len(slot.cells) for slot in silent)
+        if needed < SPLIT_CELLS:
+            for slot in silent:
+                self._kv.park(slot)
+            self._kv.sweep()
 
     def _preempt(self, slot: Slot) -> None:
         """Take a running task out again: it goes on later, when all that it may need is free."""

@@ -1,27 +1,54 @@
-"""Which cells of the KV cache are held: the books of it, kept beside llama.cpp's own.
+"""Which cells of the KV cache are taken: the books of it, kept beside llama.cpp's own.
 
-A cell that several sequences look at counts once. Nothing native here, and no decisions.
+llama.cpp gives a token the lowest free cell. So the books know, without asking, which cells a
+sequence has and which it will get next. A cell that several sequences look at counts once. A
+retired cell is held by nobody, and still not given to anybody until the next `sweep`.
+Nothing native here, and no decisions.
 """
 
 
 class Cells:
-    """Counts the cells in use. A sequence's cells are a list of numbers, in token order; only
-    the methods here change such a list."""
+    """The cells of one cache. A sequence's cells are a list of numbers, in token order; only the
+    methods here change such a list."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.used = 0
-        self._next = 0
+        self.retired: set[int] = set()
+        self._taken = bytearray(capacity)
         self._more_holders: dict[int, int] = {}  # for cells with more than one
 
     @property
     def free(self) -> int:
+        """Cells that nobody holds, retired ones among them."""
         return self.capacity - self.used
 
+    @property
+    def top(self) -> int:
+        """One more than the highest cell that is taken."""
+        return self._taken.rfind(1) + 1
+
+    @property
+    def lowest_free(self) -> int:
+        """The cell that the next token gets; the capacity when all are taken."""
+        found = self._taken.find(0)
+        return self.capacity if found < 0 else found
+
+    def next(self, count: int) -> list[int]:
+        """The cells that the next tokens get, in their order; fewer when so many are not free."""
+        cells: list[int] = []
+        cell = -1
+        while len(cells) < count and (cell := self._taken.find(0, cell + 1)) >= 0:
+            cells.append(cell)
+        return cells
+
     def grow(self, held: list[int], count: int) -> None:
-        """New cells at the end of a sequence."""
-        held.extend(range(self._next, self._next + count))
-        self._next += count
+        """New cells at the end of a sequence, of which there must be enough."""
+        new = self.next(count)
+        assert len(new) == count
+        for cell in new:
+            self._taken[cell] = 1
+        held += new
         self.used += count
 
     def share(self, source: list[int], target: list[int], count: int) -> None:
@@ -30,14 +57,36 @@ class Cells:
         for cell in target:
             self._more_holders[cell] = self._more_holders.get(cell, 0) + 1
 
-    def cut(self, held: list[int], keep: int) -> None:
+    def retire(self, held: list[int], keep: int) -> None:
         """A sequence gives up all but its first `keep` cells."""
         for cell in held[keep:]:
             others = self._more_holders.get(cell, 0)
             if others == 0:
                 self.used -= 1
+                self.retired.add(cell)
             elif others == 1:
                 del self._more_holders[cell]
             else:
                 self._more_holders[cell] = others - 1
         del held[keep:]
+
+    def sweep(self) -> None:
+        """Free what is retired."""
+        for cell in self.retired:
+            self._taken[cell] = 0
+        self.retired.clear()
+
+    def move(self, holders: list[list[int]], start: int, end: int) -> None:
+        """Sequences that have all cells from `start` to `end` in common, and with nobody else, get
+        the lowest free cells for them."""
+        old = holders[0][start:end]
+        for cell in old:
+            self._taken[cell] = 0
+            self._more_holders.pop(cell, None)
+        new = self.next(len(old))
+        for cell in new:
+            self._taken[cell] = 1
+            if len(holders) > 1:
+                self._more_holders[cell] = len(holders) - 1
+        for held in holders:
+            held[start:end] = new

@@ -4,17 +4,20 @@ Keeps llama.cpp's memory, the books of its cells and the slots in step. Decides 
 park and where to start is the batcher's choice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from orion_oie.backends.llama.cells import Cells
 from orion_oie.backends.llama.native import NativeModel
 from orion_oie.backends.llama.parking import ParkedState, ParkingLot
-from orion_oie.backends.llama.reuse import MIN_GAIN, Start
+from orion_oie.backends.llama.reuse import MIN_GAIN, Start, common_length
 from orion_oie.backends.llama.tasks import Slot, Task
 
 # Shorter states are computed again sooner than they are looked after.
 MIN_PARKED = 32
 MIN_PREFIX = MIN_GAIN
+
+# Tokens that are moved at once: what is copied of them lies in memory twice for a moment.
+MOVED_TOKENS = 128
 
 
 class KVCache:
@@ -48,6 +51,8 @@ class KVCache:
             slot.tokens[:] = start.slot.tokens[: start.length]
 
     def _restore(self, slot: Slot, state: ParkedState) -> None:
+        if len(state.tokens) > self.cells.free - len(self.cells.retired):
+            self.sweep()
         if not self._model.restore(slot.index, state.data):
             return
         self.append(slot, state.tokens)
@@ -59,17 +64,65 @@ class KVCache:
         """Cut a slot's state back; nothing is left of it when the model cannot."""
         if length >= len(slot.tokens):
             return
-        if length == 0 or not self._model.rewind(slot.index, length):
-            self.clear(slot)
-            return
-        self.cells.cut(slot.cells, length)
-        del slot.tokens[length:]
+        if not self._model.can_move and not (length and self._model.rewind(slot.index, length)):
+            length = 0
+        self._give_up(slot, length)
 
     def clear(self, slot: Slot) -> None:
         """Forget what a slot holds."""
-        self._model.forget(slot.index)
-        self.cells.cut(slot.cells, 0)
-        slot.tokens.clear()
+        self._give_up(slot, 0)
+
+    def _give_up(self, slot: Slot, length: int) -> None:
+        if self._model.can_move:
+            self._model.retire(slot.index, length)
+        elif length == 0:
+            self._model.forget(slot.index)
+        self.cells.retire(slot.cells, length)
+        del slot.tokens[length:]
+        if not self._model.can_move:
+            self.cells.sweep()
+
+    # -- the order of cells
+
+    def sweep(self) -> None:
+        """Free the cells that were given up."""
+        if self.cells.retired:
+            self._model.sweep()
+            self.cells.sweep()
+
+    def make_way(self, shares: Sequence[tuple[Slot, int]], slots: Iterable[Slot]) -> None:
+        """Let the next cells of each sequence lie above those that it has: attention adds up in
+        the order of the cells, and comes out otherwise in any other. `shares` is how many tokens
+        which slots get, in the order of the batch; `slots` are all there are."""
+        if not self._model.can_move:
+            return
+        wanted = sum(share for _, share in shares)
+        if wanted > self.cells.free - len(self.cells.retired):
+            self.sweep()
+        new = iter(self.cells.next(wanted))
+        for slot, share in shares:
+            first = [next(new) for _ in range(share)][0]
+            if slot.cells and slot.cells[-1] > first:
+                self._compact(list(slots))
+                return
+
+    def _compact(self, slots: Sequence[Slot]) -> None:
+        """Move the sequences of all tasks to the lowest cells; silent ones stay where they are,
+        but for what they have in common with others."""
+        self.sweep()
+        done = dict.fromkeys(slots, 0)
+        for slot in slots:
+            while slot.task is not None and done[slot] < len(slot.cells):
+                start = done[slot]
+                holders = [s for s in slots if s.cells[start : start + 1] == [slot.cells[start]]]
+                limit = start + MOVED_TOKENS
+                end = min(common_length(slot.cells, s.cells, limit) for s in holders)
+                if slot.cells[end - 1] > self.cells.lowest_free:
+                    self._model.move([s.index for s in holders], start, end)
+                    self.cells.move([s.cells for s in holders], start, end)
+                done.update(dict.fromkeys(holders, end))
+
+    # -- states that leave and come back
 
     def is_new_prefix(self, task: Task) -> bool:
         """True when the state at the end of a task's prefix should be kept, and is not."""

@@ -108,10 +108,12 @@ class NativeModel:
         self._model = self._load(files, on_progress)
         self._vocab = lc.llama_model_get_vocab(self._model)
         self.vocab_size = lc.llama_vocab_n_tokens(self._vocab)
+        self._window = int(lc.llama_model_n_swa(self._model))
+        # Two more sequences than slots, for what is retired and for what is being moved.
+        self._retired, self._moving = slots, slots + 1
         self._context = self._make_context(context_length, threads, abort)
         self._memory = lc.llama_get_memory(self._context)
         self._batch = _Batch(BATCH_TOKENS)
-        self._window = int(lc.llama_model_n_swa(self._model))
         self._logits_address = 0
         self._pieces: dict[int, bytes] = {}
         self._ends: dict[int, bool] = {}
@@ -138,9 +140,9 @@ class NativeModel:
         params = lc.llama_context_default_params()
         params.n_ctx = context_length
         params.n_batch = params.n_ubatch = BATCH_TOKENS
-        params.n_seq_max = self.slots
+        params.n_seq_max = self.slots + 2 if self.can_move else self.slots
         # Logits are only ever read for one row of each sequence: reserve no more.
-        params.n_outputs_max = self.slots
+        params.n_outputs_max = params.n_seq_max
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = threads
         context = lc.llama_init_from_model(self._model, params)
@@ -172,6 +174,12 @@ class NativeModel:
         """False when a saved state can only be gone on from, not cut back: because no state of
         the model can be, or because it leaves out what lies before a sliding window."""
         return self.is_rewindable and self._window == 0
+
+    @cached_property
+    def can_move(self) -> bool:
+        """True when cells can be retired and moved, and when that is worth it: llama.cpp's kernels
+        for CPUs add up attention in the order of the cells, and round after each."""
+        return self.saves_whole_states and device() == "cpu"
 
     @cached_property
     def can_generate(self) -> bool:
@@ -306,6 +314,29 @@ class NativeModel:
     def forget(self, sequence: int) -> None:
         """Forget a whole sequence."""
         lc.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def retire(self, sequence: int, position: int) -> None:
+        """Forget a sequence from `position` on, but give its cells to nobody before `sweep`."""
+        lc.llama_memory_seq_cp(self._memory, sequence, self._retired, position, -1)
+        lc.llama_memory_seq_rm(self._memory, sequence, position, -1)
+
+    def sweep(self) -> None:
+        """Free the cells that are retired."""
+        self.forget(self._retired)
+
+    def move(self, sequences: Sequence[int], start: int, end: int) -> None:
+        """Give the lowest free cells to tokens that these sequences have in common, and share with
+        no other."""
+        lc.llama_memory_seq_cp(self._memory, sequences[0], self._moving, start, end)
+        for sequence in sequences:
+            lc.llama_memory_seq_rm(self._memory, sequence, start, end)
+        state = np.empty(self.state_bytes(self._moving), np.uint8)
+        self.save(self._moving, state)
+        if not self.restore(self._moving, state):
+            raise RuntimeError("llama.cpp did not take a state back that it had just given")
+        for sequence in sequences:
+            lc.llama_memory_seq_cp(self._memory, self._moving, sequence, start, end)
+        self.forget(self._moving)
 
     def share(self, source: int, target: int, length: int) -> bool:
         """Let the empty sequence `target` begin with the first `length` tokens of `source`. Takes
