@@ -182,8 +182,8 @@ def check_end(work: Work) -> None:
 @pytest.mark.timeout(900)
 def test_two_thousand_requests(smollm2: Path) -> None:
     """Sessions, three agents, grammars, stops, cancels and deadlines in a crowd: each request ends
-    as it should, slots and cells are free, memory is flat in the second half, and 99 % of the greedy
-    answers are to the letter those of a model with one slot."""
+    as it should, slots and cells are free, memory is flat in the second half, and 99 % of the
+    greedy answers are to the letter those of a model with one slot."""
     crowd = list(works())
     model = loaded(smollm2, SLOTS)
     try:

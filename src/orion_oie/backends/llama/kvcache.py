@@ -101,7 +101,7 @@ class KVCache:
             self.sweep()
         new = iter(self.cells.next(wanted))
         for slot, share in shares:
-            first = [next(new) for _ in range(share)][0]
+            first = [next(new) for _ in range(share)][0]  # noqa: RUF015 (all are taken)
             if slot.cells and slot.cells[-1] > first:
                 self._compact(list(slots))
                 return
