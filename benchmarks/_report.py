@@ -48,14 +48,24 @@ def options(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def report(rows: Sequence[Row], to: Path | None) -> int:
-    """Print the rows, write them if asked; the exit status is 1 if a bar is missed."""
+def show(rows: Sequence[Row]) -> None:
+    """Print rows, one line each."""
     width = max(len(r.name) for r in rows)
     for r in rows:
         sign = ">=" if r.higher_is_better else "<="
         bar = "" if r.bar is None else f"  bar {sign} {r.bar:g}  {'met' if r.ok else 'MISSED'}"
-        print(f"{r.name:<{width}}  {r.value:9.3f} {r.unit:<10} ({r.spread}){bar}")
+        print(f"{r.name:<{width}}  {r.value:9.3f} {r.unit:<10} ({r.spread}){bar}", flush=True)
+
+
+def finish(rows: Sequence[Row], to: Path | None) -> int:
+    """Write the rows, if asked; the exit status is 1 if a bar is missed."""
     if to is not None:
         content = {"machine": platform.platform(), "rows": [asdict(r) for r in rows]}
         to.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0 if all(r.ok is not False for r in rows) else 1
+
+
+def report(rows: Sequence[Row], to: Path | None) -> int:
+    """Print the rows, write them if asked; the exit status is 1 if a bar is missed."""
+    show(rows)
+    return finish(rows, to)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from _peers import Conversation, OnFirst, Peer, private_bytes, run_all
-from _report import Row, options, report, row
+from _report import Row, finish, options, row, show
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
 from orion_oie.hardware import usable_cores
@@ -50,13 +50,23 @@ class Size:
 
     rounds: int
     levels: tuple[int, ...]
+    least_requests: int
     agents: int
     per_agent: int
     conversation_tokens: int
 
 
-FULL = Size(rounds=3, levels=tuple(LADDER), agents=4, per_agent=4, conversation_tokens=1500)
-QUICK = Size(rounds=1, levels=(1, 4), agents=2, per_agent=3, conversation_tokens=300)
+FULL = Size(
+    rounds=3,
+    levels=tuple(LADDER),
+    least_requests=6,
+    agents=4,
+    per_agent=4,
+    conversation_tokens=1500,
+)
+QUICK = Size(
+    rounds=1, levels=(1, 4), least_requests=4, agents=2, per_agent=3, conversation_tokens=300
+)
 
 Run = Callable[..., dict[str, Any]]
 
@@ -134,7 +144,8 @@ def measure_ladder(size: Size) -> list[Row]:
         speeds: dict[tuple[str, int], list[float]] = {}
         for turn, level in itertools.product(range(size.rounds), size.levels):
             # A single request is short: several of them, one after the other.
-            batches = [[user(next(QUESTIONS)) for _ in range(level)] for _ in range(-(-6 // level))]
+            times = -(-size.least_requests // level)
+            batches = [[user(next(QUESTIONS)) for _ in range(level)] for _ in range(times)]
             for name in in_turn(runs, turn):
                 ended = [runs[name](batch, MAX_TOKENS, is_streamed=False) for batch in batches]
                 speed = sum(e["tokens"] for e in ended) / sum(e["seconds"] for e in ended)
@@ -309,8 +320,6 @@ def measure_python(size: Size) -> list[Row]:
             json.dumps({"ev": "step", "text": output.text, "done": output.done, "error": []})
         total = time.perf_counter() - started
         shares.append(1 - spent["native"] / total)
-        for sequence in range(16):
-            model.forget(sequence)
     return [
         row("part of a 16-slot step outside llama_decode", shares, "ratio", bar=0.1,
             higher_is_better=False)
@@ -320,16 +329,22 @@ def measure_python(size: Size) -> list[Row]:
 def main() -> int:
     arguments = options("Many requests at once, against two peers")
     size = QUICK if arguments.quick else FULL
-    rows = measure_ladder(size)
+    rows: list[Row] = []
+
+    def note(measured: list[Row]) -> None:
+        show(measured)
+        rows.extend(measured)
+
+    note(measure_ladder(size))
     with systems(16, ("xllamacpp",)) as (runs, engine, peers):
         for run in runs.values():
             run([user(next(QUESTIONS)) for _ in range(16)], 16, is_streamed=True)
-        rows += measure_memory(engine, peers)
-        rows += measure_agents(runs, size)
-        rows += measure_conversations(engine, size)
-        rows += measure_gaps(engine, size)
-    rows += measure_python(size)
-    return report(rows, arguments.json)
+        note(measure_memory(engine, peers))
+        note(measure_agents(runs, size))
+        note(measure_conversations(engine, size))
+        note(measure_gaps(engine, size))
+    note(measure_python(size))
+    return finish(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,6 @@ class Bench:
         )
 
     def batcher(self) -> Batcher:
-        lc.llama_memory_clear(self.model._memory, False)
         return Batcher(self.model)
 
     def check_memory(self, batcher: Batcher) -> None:

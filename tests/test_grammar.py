@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 from tiny import write_tiny_llama
 
-from orion_oie import structured
 from orion_oie.backends.llama import grammar
-from orion_oie.backends.llama.grammar import gbnf_of_schema, parse_grammar
+from orion_oie.backends.llama import schema_grammar
+from orion_oie.backends.llama.grammar import parse_grammar
+from orion_oie.backends.llama.schema_grammar import gbnf_of_schema
 from orion_oie.errors import InvalidRequestError
 from orion_oie.sanitize import clean
-from orion_oie.structured import check_grammar, check_json_schema
+from orion_oie.structured import json_schema
+from orion_oie.structured.gbnf import check_grammar
+from orion_oie.structured.json_schema import check_json_schema
 
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LONGEST = 1500
@@ -414,7 +417,7 @@ LEAVES = st.one_of(
     ranges("integer", st.integers(-2000, 2000) | st.floats(-99, 99)),
     ranges("number", st.integers(-99, 99) | st.decimals(-99, 99, places=5).map(float)),
     between("minLength", "maxLength", st.integers(0, 90)).map(lambda b: {"type": "string", **b}),
-    st.sampled_from(sorted(structured.FORMATS)).map(lambda f: {"type": "string", "format": f}),
+    st.sampled_from(sorted(json_schema.FORMATS)).map(lambda f: {"type": "string", "format": f}),
     st.builds(lambda value: {"const": value}, VALUES),
     st.builds(lambda values: {"enum": values}, st.lists(VALUES, min_size=1, max_size=4)),
     st.sampled_from(["#", "#/$defs/a"]).map(lambda ref: {"$ref": ref}),
@@ -491,13 +494,13 @@ def test_nothing_nests_without_end(schema: dict[str, Any], vocabulary: Vocabular
         while follower.allows(opening):
             follower.accept(opening)
             depth += 1
-        assert abs(depth - structured.MAX_NESTED_REFS) <= 1
+        assert abs(depth - json_schema.MAX_NESTED_REFS) <= 1
         assert follower.says("]" * depth)
 
 
 def test_a_reference_is_followed_as_deep_as_promised(vocabulary: Vocabulary) -> None:
     """A chain of references passes the check if, and only if, a grammar can be written for it."""
-    for length in (structured.MAX_NESTED_REFS, structured.MAX_NESTED_REFS + 1):
+    for length in (json_schema.MAX_NESTED_REFS, json_schema.MAX_NESTED_REFS + 1):
         definitions: dict[str, Any] = {
             f"d{index}": {
                 "type": "array",
@@ -508,7 +511,7 @@ def test_a_reference_is_followed_as_deep_as_promised(vocabulary: Vocabulary) -> 
         }
         definitions[f"d{length}"] = {"const": 1}
         schema = {"$ref": "#/$defs/d1", "$defs": definitions}
-        if length <= structured.MAX_NESTED_REFS:
+        if length <= json_schema.MAX_NESTED_REFS:
             with Follower(vocabulary, grammar_of(schema)) as follower:
                 assert follower.says("[" * (length - 1) + "1" + "]" * (length - 1))
         else:
@@ -519,8 +522,8 @@ def test_a_reference_is_followed_as_deep_as_promised(vocabulary: Vocabulary) -> 
 
 def test_check_and_grammar_know_the_same() -> None:
     """The two halves, which may not import each other, agree on formats and depth."""
-    assert grammar.FORMATS == structured.FORMATS
-    assert grammar.NESTED_REFS == structured.MAX_NESTED_REFS
+    assert schema_grammar.FORMATS == json_schema.FORMATS
+    assert schema_grammar.NESTED_REFS == json_schema.MAX_NESTED_REFS
 
 
 @pytest.mark.parametrize(

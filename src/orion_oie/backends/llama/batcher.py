@@ -283,7 +283,8 @@ class Batcher:
 
     def _shares(self) -> list[tuple[Slot, int]]:
         """How many tokens of which slots are computed next: those that need one come first, so
-        that a long prompt never makes them wait.
+        that a long prompt never makes them wait. Where nobody watches their tokens arrive, prompts
+        are read as fast as they can be.
 
         What a batch holds beside them must not change what they say: batches stay so small that
         llama.cpp computes each row as if it were alone. Only a long prompt gets a large batch, and
@@ -292,7 +293,8 @@ class Batcher:
         reading = [slot for slot in self._busy if slot.pending > 1]
         running = [slot for slot in self._busy if slot.pending == 1]
         shares = [(slot, 1) for slot in running]
-        left = self._pacer.prompt_tokens(len(running))
+        watched = [slot for slot in running if slot.task and slot.task.is_streamed]
+        left = self._pacer.prompt_tokens(len(running)) if watched else BATCH_TOKENS
         if self._was_aborted:
             left = min(left, AFTER_ABORT_TOKENS)
         if not running and reading and self._share_of(reading[0]) > LONG_PROMPT:
@@ -403,14 +405,15 @@ class Batcher:
 
     def _tidy(self) -> None:
         """Take what nobody uses out of the way of the running sequences: silent ones, one for each
-        step, then the cells that were given up. Not while a prompt is read, which has waited long
-        enough."""
+        step, then the cells that were given up. Not before the first token of a lone request, which
+        has waited long enough."""
         if not self._busy:
             self._kv.sweep()
             return
         cells = self._kv.cells
         silent = self._silent()
-        if not (silent or cells.retired) or any(slot.pending != 1 for slot in self._busy):
+        is_running = any(slot.pending == 1 for slot in self._busy)
+        if not is_running or not (silent or cells.retired):
             return
         needed = cells.used - sum(len(slot.cells) for slot in silent)
         if _runs(needed) >= _runs(cells.top):

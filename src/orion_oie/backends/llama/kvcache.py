@@ -21,10 +21,11 @@ MOVED_TOKENS = 128
 
 
 class KVCache:
-    """The sequences of a model. `parked_bytes` None: as much as the cache itself has."""
+    """The sequences of a model, none at first. `parked_bytes` None: as much as the cache itself has."""
 
     def __init__(self, model: NativeModel, parked_bytes: int | None) -> None:
         self._model = model
+        self._model.clear()
         self._parked_bytes = parked_bytes
         self.cells = Cells(model.context_length)
         self.lot = ParkingLot(parked_bytes or 0)

@@ -311,6 +311,11 @@ class NativeModel:
             return False
         return self._holds_window(sequence, position)
 
+    def clear(self) -> None:
+        """Forget all sequences."""
+        if self._memory:
+            lc.llama_memory_clear(self._memory, False)
+
     def forget(self, sequence: int) -> None:
         """Forget a whole sequence."""
         lc.llama_memory_seq_rm(self._memory, sequence, -1, -1)

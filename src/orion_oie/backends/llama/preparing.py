@@ -8,9 +8,10 @@ from bisect import bisect_left
 from typing import Any
 
 from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat, Segment, prefix_of
-from orion_oie.backends.llama.grammar import gbnf_of_schema, parse_grammar
+from orion_oie.backends.llama.grammar import parse_grammar
 from orion_oie.backends.llama.native import NativeModel
 from orion_oie.backends.llama.protocol import Packet
+from orion_oie.backends.llama.schema_grammar import gbnf_of_schema
 from orion_oie.backends.llama.tasks import Task
 from orion_oie.errors import ContextOverflowError, InvalidRequestError, ModelError
 from orion_oie.schemas import GenerationOptions, Message

@@ -1,20 +1,18 @@
-"""What may be asked of a structured answer: schemas that can be kept, grammars that can be
-followed, and for all others an error that says where and why."""
+"""Which JSON Schemas may be asked of an answer: those that can be kept; for all others an error says
+where and why."""
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_cpp import llama_grammar
 
-from orion_oie import structured
 from orion_oie.errors import InvalidRequestError
-from orion_oie.structured import check_grammar, check_json_schema
+from orion_oie.structured import json_schema
+from orion_oie.structured.json_schema import check_json_schema
 
 INTEGER = {"type": "integer"}
 TEXT = {"type": "string"}
@@ -27,10 +25,10 @@ def refusal(schema: object) -> InvalidRequestError:
     return caught.value
 
 
-def verdict(check: Callable[[Any], None], value: object) -> str | None:
-    """What a check complains of; any other error is the test's."""
+def verdict(schema: object) -> str | None:
+    """What the check complains of; any other error is the test's."""
     try:
-        check(value)
+        check_json_schema(schema)
     except InvalidRequestError as error:
         return error.message
     return None
@@ -38,9 +36,6 @@ def verdict(check: Callable[[Any], None], value: object) -> str | None:
 
 def record(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties}
-
-
-# -- JSON Schema
 
 
 def test_what_describes_is_free() -> None:
@@ -277,8 +272,8 @@ def nested(depth: int) -> dict[str, Any]:
 
 def test_a_schema_has_a_size_and_a_depth() -> None:
     """Schemas that are too large, too deep or contain themselves are refused, and at once."""
-    check_json_schema(nested(structured.MAX_SCHEMA_DEPTH))
-    assert "nested more than 64 deep" in refusal(nested(structured.MAX_SCHEMA_DEPTH + 1)).message
+    check_json_schema(nested(json_schema.MAX_SCHEMA_DEPTH))
+    assert "nested more than 64 deep" in refusal(nested(json_schema.MAX_SCHEMA_DEPTH + 1)).message
     assert "more than 100000 characters" in refusal({"title": "x" * 100_001}).message
     assert "more than 100000 characters" in refusal({"x" * 100_001: {}}).message
     many: list[Any] = []
@@ -308,13 +303,13 @@ def test_a_schema_has_a_size_and_a_depth() -> None:
 def test_no_schema_takes_long_to_check(schema: dict[str, Any]) -> None:
     """What is allowed in size is also judged in time."""
     started = time.perf_counter()
-    verdict(check_json_schema, schema)
+    verdict(schema)
     assert time.perf_counter() - started < 2
 
 
 KEYWORDS = sorted(
-    {*structured._FORMS, "type", "$defs", "title", "not", "pattern"}.union(
-        *structured._KEYWORDS.values()
+    {*json_schema._FORMS, "type", "$defs", "title", "not", "pattern"}.union(
+        *json_schema._KEYWORDS.values()
     )
 )
 NAMES = st.sampled_from(
@@ -334,145 +329,9 @@ DICTS = st.dictionaries(st.sampled_from(KEYWORDS), JSON, max_size=4)
 @given(schema=DICTS)
 def test_nonsense_is_refused_in_words(schema: dict[str, Any]) -> None:
     """Whatever stands where, the check ends with a verdict; what it accepts is a JSON Schema."""
-    complaint = verdict(check_json_schema, schema)
+    complaint = verdict(schema)
     if complaint is not None:
         assert complaint.startswith("json_schema")
         return
     jsonschema.Draft202012Validator.check_schema(schema)
     json.dumps(schema, allow_nan=False)
-
-
-# -- GBNF
-
-FINE = {
-    "plain": 'root ::= "a" [b-d]* ("e" | "f")+ . x\nx ::= "y"{2} [^z]{0,3}',
-    "lines": '# a comment\r\nroot ::=\n  "a" | # another\n  ( "b"\n    "c" )\n\nx ::= "d"',
-    "escapes": r'root ::= "\x41\u00e9\U0001F600\n\t\r\\\"\[\]" [\]\[\-\\\n-]',
-    "classes": r'root ::= [a-z-9] [-a] [a-] [--a] [^\x00-\x1F"\\] [\x00-\x7F]',
-    "raw": 'root ::= "a\n漢" [ぁ-ゖ]',
-    "empty": "root ::= ",
-    "alternatives": 'root ::= | "a" |',
-    "recursion": 'root ::= "(" root ")" | item*\nitem ::= "x" root "y"',
-    "optional": 'root ::= ws? "a" ws\nws ::= [ \\t]*',
-    "counts": 'root ::= "a"{0} "b"{ 1 } "c"{1,} [d]{ 2 , 3 } "e"{1999}',
-    "names": '1 ::= "a"\n-x- ::= 1\nroot ::= -x- 1',
-    "not ascii": r"root ::= [^\x00-\x7F]+",
-}
-
-
-@pytest.mark.parametrize("text", FINE.values(), ids=FINE)
-def test_a_grammar_passes(text: str) -> None:
-    """Everything that GBNF has for characters is let through."""
-    check_grammar(text)
-
-
-@pytest.mark.parametrize("name", [name for name in dir(llama_grammar) if name.endswith("_GBNF")])
-def test_known_grammars_pass(name: str) -> None:
-    """The grammars that come with llama-cpp-python are fine."""
-    check_grammar(getattr(llama_grammar, name))
-
-
-FAULTY = {
-    # would be no grammar at all, and no limit on the answer
-    "": "has no rule 'root'",
-    " \n# root ::= 1": "has no rule 'root'",
-    'a ::= "x"': "has no rule 'root'",
-    # would end, stall or fill up the process that holds the model
-    'root ::= b root "x" | "y"\nb ::= c\nc ::= ""': "root begins with itself (left recursion)",
-    'root ::= b root "x" | "y"\nb ::= [a]*': "root begins with itself",
-    'root ::= x "a"\nx ::= (root | "b")': "begins with itself",
-    'root ::= "a"{5,3}': "line 1: '{5,3}' must go upwards",
-    "root ::= " + "(" * 65 + '"a"' + ")" * 65: "nested more than 64 deep",
-    "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(600)) + 'r600 ::= "a"': (
-        "begins in too many ways"
-    ),
-    "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1} | r{n + 1}\n" for n in range(40)) + "r40 ::= .": (
-        "begins in too many ways"
-    ),
-    'root ::= a{0,1000}\na ::= b{0,1000}\nb ::= c{0,1000}\nc ::= "x"?': "repeats what may be empty",
-    'root ::= (("a"*)*)*': "repeats what may be empty",
-    'root ::= x+\nx ::= y\ny ::= "a"?': "the rule 'root' repeats what may be empty",
-    'root ::= "' + "a" * 1000 + '"{1000}': "too large with its repetitions",
-    # would leave no token, or take something else for one
-    'root ::= "a\\x00"': "a character that no answer can have",
-    'root ::= "\\UFFFFFFFF"': "a character that no answer can have",
-    'root ::= "\\ud800"': "a character that no answer can have",
-    "root ::= [z-a]": "a range that goes downwards",
-    "root ::= []": "[] is empty",
-    "root ::= [^]": "[^] is empty",
-    "root ::= [\\x00]": "allows no character",
-    "root ::= [^\\x00-\\U0010FFFF]": "allows no character",
-    "root ::= [\\ud800-\\udfff]": "allows no character",
-    "root ::= <[5]>": "cannot read '<[5]>'",
-    "root ::= !<|im_end|>": "cannot read '!<|im_end|>'",
-    'root ::= "a\0"': "NUL character",
-    'root ::= "\ud800"': "unpaired surrogate",
-    'root ::= "a" root': "the rule 'root' never comes to an end",
-    'root ::= "a" (x | x "b")\nx ::= "c" x': "never comes to an end",
-    # would be taken for something else
-    'root ::= "a"{0,2000}': "'{0,2000}' must go upwards, to 1999 at most",
-    'root ::= "a"\nroot ::= "b"': "line 2: the rule 'root' is there twice",
-    # would be refused, but only later
-    "root ::= foo": "no rule 'foo', but uses it",
-    'root ::= "abc': "cannot read '\"abc'",
-    "root ::= [abc": "cannot read '[abc'",
-    'root ::= ("a"': "a '(' is not closed",
-    'root ::= "a" )': "a ')' closes nothing",
-    'root ::= "\\q"': "unknown escape '\\\\q'",
-    'root ::= "\\u12"': "unknown escape",
-    'root ::= "\\': "cannot read",
-    "root ::= *": "'*' repeats nothing",
-    'root ::= ("a" | *)': "'*' repeats nothing",
-    'root ::= ""*': "'*' repeats nothing",
-    'root ::= "a"**': "or a repetition",
-    'root ::= "a"{,3}': "cannot read the repetition",
-    'root ::= "a"{99999999999}': "cannot read the repetition",
-    'root ::= "a"{1,2': "cannot read",
-    'root := "a"': "expected 'NAME ::='",
-    'a_b ::= "a"\nroot ::= a_b': "line 1: expected 'NAME ::='",
-    'root ::= "a"\n  "b"': "line 2: expected 'NAME ::='",
-    'root ::= "a" x ::= "b"': "cannot read '::= \"b\"'",
-    "x" * 64_001: "grammar has 64001 characters, the limit is 64000",
-}
-
-
-@pytest.mark.parametrize("text", FAULTY, ids=lambda text: text[:30])
-def test_a_faulty_grammar_is_refused(text: str) -> None:
-    """What llama.cpp would refuse, misread, or not survive is an error that says what it is."""
-    with pytest.raises(InvalidRequestError) as caught:
-        check_grammar(text)
-    assert caught.value.message.startswith("grammar")
-    assert FAULTY[text] in caught.value.message
-
-
-def test_a_grammar_is_a_text() -> None:
-    """Other things are refused by their type."""
-    with pytest.raises(InvalidRequestError, match="grammar must be a str, got bytes"):
-        check_grammar(b'root ::= "a"')
-
-
-@settings(max_examples=300, deadline=None)
-@given(parts=st.lists(st.sampled_from([*'()[]{}"|*+?.\\-^:= \n#', "root", "::=", '"a"', "{1,2}"])))
-def test_any_text_gets_a_verdict(parts: list[str]) -> None:
-    """Whatever stands in a grammar, the check ends, and its error is an InvalidRequestError."""
-    complaint = verdict(check_grammar, "root ::= " + " ".join(parts))
-    assert complaint is None or complaint.startswith("grammar")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "root ::= " + " ".join(f"r{n}" for n in range(4000)) + "\n"
-        + "".join(f'r{n} ::= "a"\n' for n in range(2500)),
-        "".join(f"r{n} ::= r{n + 1} | .\n" for n in range(3000)) + "root ::= .",
-        'root ::= "a"\n' + "x ::= " + "(" * 60 + '"b"' + ")*" * 60,
-        "root ::= [^" + "ab-c" * 15_000 + "]",
-    ],
-    ids=["long", "chain", "deep", "class"],
-)  # fmt: skip
-def test_no_grammar_takes_long_to_check(text: str) -> None:
-    """What is allowed in size is also judged in time."""
-    assert len(text) <= structured.MAX_GRAMMAR_CHARS
-    started = time.perf_counter()
-    verdict(check_grammar, text)
-    assert time.perf_counter() - started < 2

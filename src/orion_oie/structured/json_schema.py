@@ -1,24 +1,27 @@
-"""What a structured answer may be asked to be: a JSON Schema, or a grammar in llama.cpp's GBNF.
+"""Which JSON Schemas an answer can be held to.
 
-`check_json_schema` lets a schema pass if every value that is generated for it validates, by JSON
-Schema 2020-12. A keyword that would not be enforced is refused, never ignored; keywords that only
-describe are free. `check_grammar` lets a grammar pass if native code can read and follow it: what
-would crash llama.cpp, hang it or fill the memory is found here.
+A schema passes if every value that is generated for it validates, by JSON Schema 2020-12. A keyword
+that would not be enforced is refused, never ignored; keywords that only describe are free.
 
-Nothing is generated here: `backends/llama/grammar.py` writes the grammar of a schema.
+Nothing is generated here: `backends/llama/schema_grammar.py` writes the grammar of a schema.
 """
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from fractions import Fraction
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple, NoReturn
 
 from orion_oie.errors import InvalidRequestError
-
-# -- JSON Schema
+from orion_oie.structured.schema_values import (
+    UNIONS,
+    always_there,
+    comparable,
+    in_place,
+    levels,
+    types_of,
+    types_of_value,
+)
 
 MAX_SCHEMA_CHARS = 100_000
 MAX_SCHEMA_DEPTH = 64
@@ -40,8 +43,7 @@ _ANNOTATIONS = {
     "examples": list,
 }
 _AT_THE_TOP = {"$schema": str, "$id": str, "$defs": dict, "definitions": dict}
-_UNIONS = ("anyOf", "oneOf", "allOf")
-_FORMS = ("$ref", *_UNIONS, "const", "enum")
+_FORMS = ("$ref", *UNIONS, "const", "enum")
 _BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 _KEYWORDS = {
     "null": frozenset[str](),
@@ -104,7 +106,7 @@ class _SchemaCheck:
         self._check_loops()
         self._check_end()
         for path, schema in self._key_schemas:
-            if any(_types_of(leaf) != {"string"} for leaf in self._leaves(schema)):
+            if any(types_of(leaf) != {"string"} for leaf in self._leaves(schema)):
                 _refuse(path, "propertyNames", "must allow strings only")
         for path, branches in self._one_ofs:
             self._check_one_of(branches, path)
@@ -158,7 +160,7 @@ class _SchemaCheck:
                 _refuse(path, key, f"must be a {free[key].__name__}")
         if form == "$ref":
             self._visit_reference(schema["$ref"], path)
-        elif form in _UNIONS:
+        elif form in UNIONS:
             self._visit_union(form, schema[form], path)
         elif form is not None:
             _check_constants(schema, form, types, path)
@@ -238,7 +240,7 @@ class _SchemaCheck:
     # -- what takes all subschemas to judge
 
     def _check_loops(self) -> None:
-        graph = {ref: set(_in_place(schema)) for ref, schema in self._targets.items()}
+        graph = {ref: set(in_place(schema)) for ref, schema in self._targets.items()}
         try:
             TopologicalSorter(graph).prepare()
         except CycleError as error:
@@ -249,7 +251,7 @@ class _SchemaCheck:
         """Some value is reached within the references that a grammar follows."""
         levels: dict[str, float] = {}
         for _ in range(MAX_NESTED_REFS + 1):
-            levels = {ref: _levels(schema, levels) for ref, schema in self._targets.items()}
+            levels = {ref: levels(schema, levels) for ref, schema in self._targets.items()}
         if levels["#"] > MAX_NESTED_REFS:
             _refuse("", "$ref", f"leads to no value within {MAX_NESTED_REFS} nested references")
 
@@ -262,7 +264,7 @@ class _SchemaCheck:
             if id(inner) in seen:
                 continue
             seen.add(id(inner))
-            branches = [branch for form in _UNIONS for branch in inner.get(form, [])]
+            branches = [branch for form in UNIONS for branch in inner.get(form, [])]
             if "$ref" in inner:
                 todo.append(self._targets[inner["$ref"]])
             elif branches:
@@ -289,7 +291,7 @@ class _SchemaCheck:
                     )
 
     def _are_disjoint(self, one: dict[str, Any], other: dict[str, Any]) -> bool:
-        common = _types_of(one) & _types_of(other)
+        common = types_of(one) & types_of(other)
         if not common:
             return True
         values = self._values_of(one), self._values_of(other)
@@ -297,7 +299,7 @@ class _SchemaCheck:
             return not values[0] & values[1]
         if common != {"object"} or "properties" not in one or "properties" not in other:
             return False
-        tags = _always_there(one) & _always_there(other)
+        tags = always_there(one) & always_there(other)
         return any(
             self._are_different(one["properties"][tag], other["properties"][tag]) for tag in tags
         )
@@ -315,7 +317,7 @@ class _SchemaCheck:
     @staticmethod
     def _values_of(leaf: dict[str, Any]) -> set[Any] | None:
         values = [leaf["const"]] if "const" in leaf else leaf.get("enum")
-        return None if values is None else {_comparable(value) for value in values}
+        return None if values is None else {comparable(value) for value in values}
 
 
 def _declared_types(schema: dict[str, Any], path: str) -> list[str]:
@@ -343,7 +345,7 @@ def _check_constants(schema: dict[str, Any], form: str, types: list[str], path: 
     if not isinstance(values, list) or not 0 < len(values) <= MAX_ENUM:
         _refuse(path, form, f"must be a list of 1 to {MAX_ENUM} values")
     for value in values:
-        if types and not _types_of_value(value) & set(types):
+        if types and not types_of_value(value) & set(types):
             _refuse(path, form, f"has {value!r:.80}, which is no {' or '.join(types)}")
 
 
@@ -410,327 +412,3 @@ def _check_bound(bound: _Bound, path: str, is_integer: bool) -> None:
     if not is_integer and (abs(bound.value) >= MAX_NUMBER or has_decimals):
         limits = f"below {MAX_NUMBER}, with at most {NUMBER_DECIMALS} decimals"
         _refuse(path, bound.keyword, f"of a number is supported {limits}")
-
-
-def _in_place(schema: Any) -> Iterator[str]:
-    """The references that a value of the schema itself, not one inside it, has to follow."""
-    if schema is not True:
-        if "$ref" in schema:
-            yield schema["$ref"]
-        for form in _UNIONS:
-            for branch in schema.get(form, []):
-                yield from _in_place(branch)
-
-
-def _levels(schema: Any, known: dict[str, float]) -> float:
-    """How many nested references the smallest value takes, by what is known of the targets."""
-    if schema is True:
-        return 0
-    if "$ref" in schema:
-        return 1 + known.get(schema["$ref"], math.inf)
-    if "const" in schema or "enum" in schema:
-        return 0
-    branches = [branch for form in _UNIONS for branch in schema.get(form, [])]
-    if branches:
-        return min(_levels(branch, known) for branch in branches)
-    kinds = _types_of(schema)
-    if kinds - {"array", "object"}:
-        return 0
-    inner = {"array": _needed_items, "object": _needed_properties}
-    return min(
-        max((_levels(one, known) for one in inner[kind](schema)), default=0) for kind in kinds
-    )
-
-
-def _needed_items(schema: dict[str, Any]) -> list[Any]:
-    prefix: list[Any] = schema.get("prefixItems", [])
-    has_more = schema.get("minItems", 0) > len(prefix)
-    return [*prefix, schema.get("items", True)] if has_more else prefix
-
-
-def _needed_properties(schema: dict[str, Any]) -> list[Any]:
-    if schema.get("minProperties"):
-        return [schema.get("propertyNames", True), schema.get("additionalProperties", True)]
-    return [schema["properties"][name] for name in _always_there(schema)]
-
-
-def _always_there(schema: dict[str, Any]) -> set[str]:
-    """The properties that every generated object has: required ones, and constants."""
-    properties = schema.get("properties", {})
-    constant = {n for n, inner in properties.items() if inner is not True and "const" in inner}
-    return constant | set(schema.get("required", []))
-
-
-def _types_of(leaf: dict[str, Any]) -> set[str]:
-    """The types that values of the schema may have; an integer is a number here."""
-    if "const" in leaf or "enum" in leaf:
-        values = [leaf["const"]] if "const" in leaf else leaf["enum"]
-        types = {kind for value in values for kind in _types_of_value(value)}
-    else:
-        types = set(_declared_types(leaf, "")) or set(_KEYWORDS)
-    return {"number" if kind == "integer" else kind for kind in types}
-
-
-def _types_of_value(value: Any) -> set[str]:
-    if isinstance(value, bool) or value is None:
-        return {"null"} if value is None else {"boolean"}
-    if isinstance(value, int | float):
-        return {"number", "integer"} if value == int(value) else {"number"}
-    return {
-        "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
-    }
-
-
-def _comparable(value: Any) -> Any:
-    """Equal for values that are equal in JSON: 1 and 1.0 are, 1 and true are not."""
-    if isinstance(value, list):
-        return tuple(map(_comparable, value))
-    if isinstance(value, dict):
-        return frozenset((key, _comparable(inner)) for key, inner in value.items())
-    return ("boolean", value) if isinstance(value, bool) else value
-
-
-# -- GBNF
-
-MAX_GRAMMAR_CHARS = 64_000
-MAX_GROUP_DEPTH = 64  # native code reads groups by recursion
-MAX_REPEAT = 1999  # above it, llama.cpp refuses, or takes "at most" for "without limit"
-MAX_ELEMENTS = 100_000  # characters and names, with repetitions written out
-MAX_STARTS = 5000  # ways to begin, which llama.cpp follows side by side
-MAX_START_DEPTH = 500  # native code follows first elements by recursion
-
-_GAP = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
-_HEAD = re.compile(r"([A-Za-z0-9-]+)[ \t]*::=")
-_TOKEN = re.compile(
-    r"(?P<gap>[ \t]+|\#[^\r\n]*)|(?P<newline>[\r\n]+)|(?P<any>\.)|(?P<name>[A-Za-z0-9-]+)"
-    r'|"(?P<literal>(?:[^"\\]|\\.)*)"|\[(?P<chars>(?:[^\]\\]|\\.)*)\]'
-    r"|(?P<open>\()|(?P<close>\))|(?P<bar>\|)|(?P<repeat>[*+?]|\{[^}]*\})",
-    re.DOTALL,
-)
-_COUNTS = re.compile(r"\{[ \t]*([0-9]{1,9})[ \t]*(,?)[ \t]*([0-9]{0,9})[ \t]*\}")
-_LETTER = re.compile(
-    r'\\x([0-9A-Fa-f]{2})|\\u([0-9A-Fa-f]{4})|\\U([0-9A-Fa-f]{8})|\\([tnr\\"\[\]-])|([^\\])',
-    re.DOTALL,
-)
-_CONTROLS = {"t": "\t", "n": "\n", "r": "\r"}
-
-
-def check_grammar(text: object) -> None:
-    """Raises `InvalidRequestError` unless llama.cpp can read the grammar and always go on."""
-    if not isinstance(text, str):
-        raise InvalidRequestError(f"grammar must be a str, got {type(text).__name__}")
-    if len(text) > MAX_GRAMMAR_CHARS:
-        raise InvalidRequestError(
-            f"grammar has {len(text)} characters, the limit is {MAX_GRAMMAR_CHARS}"
-        )
-    if re.search("[\0\ud800-\udfff]", text):
-        raise InvalidRequestError("grammar has a NUL character or an unpaired surrogate")
-    _check_rules(_GrammarReader(text).read())
-
-
-class _Part(NamedTuple):
-    """One element of a sequence: a rule, or `size` characters; how often it comes."""
-
-    rule: str | None
-    size: int
-    least: int = 1
-    most: int | None = 1
-
-
-_Rules = dict[str, list[list[_Part]]]
-
-
-class _GrammarReader:
-    """Reads the text as llama.cpp does. A group becomes a rule, named by its number."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-        self._rules: _Rules = {}
-
-    def read(self) -> _Rules:
-        while (gap := _GAP.match(self._text, self._at)) and gap.end() < len(self._text):
-            self._at = gap.end()
-            head = _HEAD.match(self._text, self._at)
-            if head is None:
-                self._fail("expected 'NAME ::='; a rule goes on after a line break only inside "
-                           "parentheses and after '|'")  # fmt: skip
-            if head[1] in self._rules:
-                self._fail(f"the rule {head[1]!r} is there twice")
-            self._at = head.end()
-            self._read_body(head[1])
-        return self._rules
-
-    def _fail(self, why: str) -> NoReturn:
-        line = self._text.count("\n", 0, self._at) + 1
-        raise InvalidRequestError(f"grammar, line {line}: {why}", line=line)
-
-    def _read_body(self, name: str) -> None:
-        self._rules[name] = [[]]
-        path, may_break = [name], True
-        while self._at < len(self._text):
-            token = _TOKEN.match(self._text, self._at)
-            if token is None:
-                self._fail(f"cannot read {self._text[self._at : self._at + 20]!r}")
-            kind = str(token.lastgroup)
-            if kind == "newline" and len(path) == 1 and not may_break:
-                return
-            if kind not in ("gap", "newline"):
-                self._take(kind, token[kind], path)
-                may_break = kind == "bar"
-            self._at = token.end()
-        if len(path) > 1:
-            self._fail("a '(' is not closed")
-
-    def _take(self, kind: str, word: str, path: list[str]) -> None:
-        """One token goes into the innermost group of the path."""
-        sequence = self._rules[path[-1]][-1]
-        if kind == "bar":
-            self._rules[path[-1]].append([])
-        elif kind == "open":
-            if len(path) > MAX_GROUP_DEPTH:
-                self._fail(f"parentheses are nested more than {MAX_GROUP_DEPTH} deep")
-            path.append(f"({len(self._rules)})")
-            self._rules[path[-1]] = [[]]
-            sequence.append(_Part(path[-1], 1))
-        elif kind == "close":
-            if len(path) == 1:
-                self._fail("a ')' closes nothing")
-            path.pop()
-        elif kind == "repeat":
-            if not sequence or not sequence[-1].size or sequence[-1][2:] != (1, 1):
-                self._fail(f"{word!r} repeats nothing, or a repetition")
-            least, most = self._counts(word)
-            sequence[-1] = sequence[-1]._replace(least=least, most=most)
-        elif kind == "literal":
-            letters = [letter for letter, _ in self._letters(word)]
-            if any(letter == 0 or not _is_letter(letter) for letter in letters):
-                self._fail("a text has a character that no answer can have")
-            sequence.append(_Part(None, len(letters)))
-        else:
-            size = self._check_class(word) if kind == "chars" else 1
-            sequence.append(_Part(word if kind == "name" else None, size))
-
-    def _counts(self, word: str) -> tuple[int, int | None]:
-        if word in "*+?":
-            return int(word == "+"), 1 if word == "?" else None
-        counts = _COUNTS.fullmatch(word)
-        if counts is None or (counts[3] and not counts[2]):
-            self._fail(f"cannot read the repetition {word!r}")
-        least = int(counts[1])
-        most = int(counts[3]) if counts[3] else None if counts[2] else least
-        if not least <= (least if most is None else most) <= MAX_REPEAT:
-            self._fail(f"{word!r} must go upwards, to {MAX_REPEAT} at most")
-        return least, most
-
-    def _letters(self, text: str) -> list[tuple[int, bool]]:
-        """The code points of a literal or class; true for a '-' that is not escaped."""
-        letters, at = [], 0
-        while at < len(text):
-            found = _LETTER.match(text, at)
-            if found is None:
-                self._fail(f"unknown escape {text[at : at + 6]!r}")
-            code = found[1] or found[2] or found[3]
-            plain = _CONTROLS.get(found[4], found[4]) or found[5]
-            letters.append((int(code, 16) if code else ord(plain), found[0] == "-"))
-            at = found.end()
-        return letters
-
-    def _check_class(self, text: str) -> int:
-        is_negated = text.startswith("^")
-        letters = self._letters(text[is_negated:])
-        ranges, at = [], 0
-        while at < len(letters):
-            is_range = at + 2 < len(letters) and letters[at + 1][1]
-            ranges.append((letters[at][0], letters[at + 2 * is_range][0]))
-            at += 3 if is_range else 1
-        if not ranges or any(low > high for low, high in ranges):
-            self._fail(f"[{text:.40}] is empty, or has a range that goes downwards")
-        if is_negated:
-            free = 1
-            for low, high in sorted(ranges):
-                free = max(free, high + 1) if low <= free else free
-            is_alive = _is_letter(free)
-        else:
-            is_alive = all(map(_is_letter, sum(ranges, ()))) and any(high for _, high in ranges)
-        if not is_alive:
-            self._fail(f"[{text:.40}] allows no character, or one that no answer can have")
-        return 2 * len(ranges)
-
-
-def _is_letter(code: int) -> bool:
-    return code < 0xD800 or 0xE000 <= code <= 0x10FFFF
-
-
-def _check_rules(rules: _Rules) -> None:
-    """What no rule shows by itself. An element that may be empty is called nullable."""
-    if "root" not in rules:
-        raise InvalidRequestError("grammar has no rule 'root'")
-    parts = [part for sequences in rules.values() for sequence in sequences for part in sequence]
-    for part in parts:
-        if part.rule is not None and part.rule not in rules:
-            raise InvalidRequestError(f"grammar has no rule {part.rule!r}, but uses it")
-    if sum(part.size * (part.most or part.least or 1) for part in parts) > MAX_ELEMENTS:
-        raise InvalidRequestError("grammar is too large with its repetitions written out")
-    ending = _settled(rules, lambda part: part.rule is None)
-    if len(ending) < len(rules):
-        name = next(name for name in rules if name not in ending)
-        raise InvalidRequestError(f"grammar: {_called(name)} never comes to an end")
-    nullable = _settled(rules, lambda part: part.rule is None and part.size == 0)
-    for name, sequences in rules.items():
-        repeated = (p.rule for sequence in sequences for p in sequence if p.most != 1)
-        if not nullable.isdisjoint(repeated):
-            raise InvalidRequestError(f"grammar: {_called(name)} repeats what may be empty")
-    _check_starts(rules, nullable)
-
-
-def _settled(rules: _Rules, is_settled: Callable[[_Part], bool]) -> set[str]:
-    """The rules that have a sequence of which every part is settled, or not needed."""
-    users = defaultdict(set)
-    for name, sequences in rules.items():
-        for sequence in sequences:
-            for part in sequence:
-                users[part.rule].add(name)
-    found: set[str | None] = set()
-    todo = set(rules)
-    while todo:
-        name = todo.pop()
-        is_found = any(
-            all(part.least == 0 or part.rule in found or is_settled(part) for part in sequence)
-            for sequence in rules[name]
-        )
-        if is_found and name not in found:
-            found.add(name)
-            todo |= users[name] - found
-    return {name for name in found if name is not None}
-
-
-def _check_starts(rules: _Rules, nullable: set[str]) -> None:
-    """No rule begins with itself, and the ways in which one begins can be followed."""
-    starts = {name: [*_first_rules(rules[name], nullable)] for name in rules}
-    try:
-        order = [*TopologicalSorter(starts).static_order()]
-    except CycleError as error:
-        cycle = [name for name in error.args[1] if not name.startswith("(")]
-        path = " -> ".join(dict.fromkeys(cycle))
-        raise InvalidRequestError(f"grammar: {path} begins with itself (left recursion)") from None
-    ways: dict[str, int] = {}
-    depth: dict[str, int] = {}
-    for name in order:
-        ways[name] = len(rules[name]) + sum(ways[first] for first in starts[name])
-        depth[name] = 1 + max((depth[first] for first in starts[name]), default=0)
-        if ways[name] > MAX_STARTS or depth[name] > MAX_START_DEPTH:
-            raise InvalidRequestError(f"grammar: {_called(name)} begins in too many ways")
-
-
-def _first_rules(sequences: list[list[_Part]], nullable: set[str]) -> Iterator[str]:
-    for sequence in sequences:
-        for part in sequence:
-            if part.rule is not None:
-                yield part.rule
-            if part.least and part.size and part.rule not in nullable:
-                break
-
-
-def _called(name: str) -> str:
-    return "a group" if name.startswith("(") else f"the rule {name!r}"
