@@ -69,7 +69,7 @@ class Bench:
         for end in range(task.prompt_tokens, len(task.tokens)):
             rows = [(task.tokens[at], at, 0, at == end - 1) for at in range(done, end)]
             assert model.decode(rows) == native.DECODE_OK
-            logits = lc.llama_get_logits_ith(model._context, -1)[: model.vocab_size]
+            logits = lc.llama_get_logits_ith(model._context, -1)[: model.vocabulary.size]
             assert logits[task.tokens[end]] > max(logits) - 1e-2, f"token {end}"
             done = end
 

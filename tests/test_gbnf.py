@@ -1,5 +1,5 @@
-"""Which grammars may be asked of an answer: those that llama.cpp can follow; for all others an error
-says why."""
+"""Which grammars may be asked of an answer: those that llama.cpp can follow; for all others an
+error says why."""
 
 import time
 

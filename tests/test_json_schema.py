@@ -1,5 +1,5 @@
-"""Which JSON Schemas may be asked of an answer: those that can be kept; for all others an error says
-where and why."""
+"""Which JSON Schemas may be asked of an answer: those that can be kept; for all others an error
+says where and why."""
 
 import json
 import time

@@ -111,6 +111,25 @@ def test_an_arena_is_used_again() -> None:
     assert whole.ctypes.data == base
 
 
+def test_an_arena_is_packed() -> None:
+    """Gaps become one; what was written is still there, and all of it can be taken."""
+    arena = Arena(10 * UNIT)
+    buffers = [arena.allocate(2 * UNIT) for _ in range(5)]
+    kept = [buffer for buffer in buffers[1::2] if buffer is not None]
+    for number, buffer in enumerate(kept):
+        buffer[:] = number
+    for buffer in buffers[::2]:
+        assert buffer is not None
+        arena.free(buffer)
+    assert arena.allocate(6 * UNIT) is None
+    assert arena.free_bytes == 6 * UNIT
+    moved = arena.pack(kept[::-1])[::-1]
+    assert [set(buffer.tolist()) for buffer in moved] == [{0}, {1}]
+    assert arena.allocate(6 * UNIT) is not None
+    arena.free(moved[0])
+    assert arena.free_bytes == 2 * UNIT
+
+
 # What happens to a lot: a new state (its size in bytes and what it is), or a use (a place among the
 # states that are kept).
 KINDS: Sequence[dict[str, bool]] = ({}, {"is_prefix": True}, {"is_preempted": True})
@@ -124,7 +143,6 @@ class NaiveLot:
     def __init__(self, room: int) -> None:
         self.room = room
         self.kept: list[ParkedState] = []
-        self.base = 0
 
     def use(self, place: int) -> ParkedState:
         state = self.kept.pop(place)
@@ -132,14 +150,14 @@ class NaiveLot:
         return state
 
     def fits(self, size: int) -> bool:
-        buffers = [state.data for state in self.kept]
-        return size <= max(gaps_between(buffers, self.base, self.room))
+        taken = sum(-(-state.data.nbytes // UNIT) * UNIT for state in self.kept)
+        return size <= self.room - taken
 
     def victim(self) -> ParkedState:
         others = [kept for kept in self.kept if not kept.is_preempted]
         prefixes = [kept for kept in others if kept.is_prefix]
         conversations = [kept for kept in others if not kept.is_prefix]
-        too_many = 2 * bytes_of(prefixes) > self.room
+        too_many = 4 * bytes_of(prefixes) > self.room
         candidates = others if too_many else conversations or prefixes
         return (candidates or self.kept)[0]
 
@@ -171,7 +189,6 @@ def test_a_lot_in_any_order(events: list[tuple[int, dict[str, bool]] | int]) -> 
             assert buffer is None
             assert set(lot) == set(before)
             continue
-        naive.base = naive.base or (buffer.ctypes.data if buffer is not None else 0)
         if naive.make_room(size, kind.get("is_preempted", False)):
             assert buffer is not None
             buffer[:] = number
@@ -246,14 +263,14 @@ def test_a_lot_without_room_keeps_nothing() -> None:
     ("prefix", "left"),
     [
         (20, {"agent", "new"}),
-        (50, {"agent", "new"}),  # exactly half of the room
-        (51, {"talk", "new"}),
+        (25, {"agent", "new"}),  # exactly a quarter of the room
+        (26, {"talk", "new"}),
     ],
 )
-def test_prefixes_go_last_up_to_half_of_the_room(
+def test_prefixes_go_last_up_to_a_quarter_of_the_room(
     lot: ParkingLot, prefix: int, left: set[str]
 ) -> None:
-    """A prefix outlives conversations that were used after it; above half of the room it is a
+    """A prefix outlives conversations that were used after it; above a quarter of the room it is a
     state like any other."""
     put(lot, "agent", prefix, is_prefix=True)
     put(lot, "talk", LIMIT - prefix)

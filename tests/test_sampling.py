@@ -326,14 +326,14 @@ class Language:
             abort=AbortFlag(),
             on_progress=lambda _fraction: None,
         )
-        self.size = self.model.vocab_size
+        self.size = self.model.vocabulary.size
         self.candidates = Candidates(self.size)
 
     def grammar(self, text: str) -> Any:
-        return lc.llama_sampler_init_grammar(self.model.vocabulary, text.encode(), b"root")
+        return lc.llama_sampler_init_grammar(self.model.vocabulary.handle, text.encode(), b"root")
 
     def token(self, text: str) -> int:
-        (token,) = self.model.tokenize([(text, True)])
+        (token,) = self.model.vocabulary.tokenize([(text, True)])
         return token
 
     def logits(self, *preferred: str) -> Logits:
@@ -344,7 +344,7 @@ class Language:
         return result
 
     def text(self, tokens: Sequence[int]) -> str:
-        return b"".join(self.model.piece(token) for token in tokens).decode()
+        return b"".join(self.model.vocabulary.piece(token) for token in tokens).decode()
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ class Asked:
 def answer(language: Language, sampler: Sampler, *logits: Logits) -> str:
     """A token from each of the logits, from the last ones again and again, up to the end."""
     tokens: list[int] = []
-    while not tokens or not language.model.is_end(tokens[-1]):
+    while not tokens or not language.model.vocabulary.is_end(tokens[-1]):
         tokens.append(sampler.sample(logits[min(len(tokens), len(logits) - 1)]))
         assert len(tokens) < 50, "it does not end"
     return language.text(tokens)

@@ -18,7 +18,7 @@ from orion_oie.structured.schema_values import (
     always_there,
     comparable,
     in_place,
-    levels,
+    nested_refs,
     types_of,
     types_of_value,
 )
@@ -251,7 +251,7 @@ class _SchemaCheck:
         """Some value is reached within the references that a grammar follows."""
         levels: dict[str, float] = {}
         for _ in range(MAX_NESTED_REFS + 1):
-            levels = {ref: levels(schema, levels) for ref, schema in self._targets.items()}
+            levels = {ref: nested_refs(schema, levels) for ref, schema in self._targets.items()}
         if levels["#"] > MAX_NESTED_REFS:
             _refuse("", "$ref", f"leads to no value within {MAX_NESTED_REFS} nested references")
 

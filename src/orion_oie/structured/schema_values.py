@@ -20,7 +20,7 @@ def in_place(schema: Any) -> Iterator[str]:
                 yield from in_place(branch)
 
 
-def levels(schema: Any, known: dict[str, float]) -> float:
+def nested_refs(schema: Any, known: dict[str, float]) -> float:
     """How many nested references the smallest value takes, by what is known of the targets."""
     if schema is True:
         return 0
@@ -30,13 +30,13 @@ def levels(schema: Any, known: dict[str, float]) -> float:
         return 0
     branches = [branch for form in UNIONS for branch in schema.get(form, [])]
     if branches:
-        return min(levels(branch, known) for branch in branches)
+        return min(nested_refs(branch, known) for branch in branches)
     kinds = types_of(schema)
     if kinds - {"array", "object"}:
         return 0
     inner = {"array": _needed_items, "object": _needed_properties}
     return min(
-        max((levels(one, known) for one in inner[kind](schema)), default=0) for kind in kinds
+        max((nested_refs(one, known) for one in inner[kind](schema)), default=0) for kind in kinds
     )
 
 

@@ -23,27 +23,18 @@ from orion_oie.backends.llama.native import (
 )
 from orion_oie.backends.llama.pacing import Pacer
 from orion_oie.backends.llama.protocol import error_to_wire
-from orion_oie.backends.llama.reuse import (
-    MIN_GAIN,
-    best_awaited,
-    best_slot,
-    best_start,
-    reusable,
-)
+from orion_oie.backends.llama.reuse import MIN_GAIN, best_awaited, best_slot, best_start
+from orion_oie.backends.llama.room import Room
 from orion_oie.backends.llama.sampling import (
     Candidates,
     Logits,
     NoTokenAllowedError,
     Sampler,
-    log_probabilities,
+    described,
 )
 from orion_oie.backends.llama.tasks import Slot, StepOutput, Task
 from orion_oie.errors import OrionError, WorkerError
 from orion_oie.schemas import FinishReason
-
-# Room for this much of an answer is kept free when a task is admitted. Most answers are far
-# shorter than what they may take; one that outgrows the room parks the youngest of its neighbours.
-GROWTH = 64
 
 # With one row more, llama.cpp computes attention on a CPU with another kernel, which rounds
 # otherwise. That kernel is a tenth faster for prompts of some hundred tokens, more for longer ones.
@@ -52,18 +43,6 @@ LONG_PROMPT = 256
 
 # After an aborted batch: else cancels that come fast enough would throw away all that is computed.
 AFTER_ABORT_TOKENS = 32
-
-# Cells that were given up are left alone until they are this part of the others: freeing them makes
-# it necessary to move sequences.
-MOST_RETIRED = 1 / 8
-
-# llama.cpp looks at the cells in use in runs of this many: silent cells that make no run more cost
-# nothing.
-CELL_RUN = 256
-
-# Of a lone row, and from this many cells on, llama.cpp computes attention in two parts, which it
-# rounds otherwise.
-SPLIT_CELLS = 512 - CELL_RUN + 1
 
 
 class DecodeFailedError(Exception):
@@ -77,10 +56,11 @@ class Batcher:
         self._model = model
         self._slots = [Slot(index) for index in range(model.slots)]
         self._kv = KVCache(model, parked_bytes)
+        self._room = Room(model, self._slots, self._kv)
         self._pacer = Pacer(BATCH_TOKENS)
         is_on_gpu = device() == "gpu"
         self._exact_rows = BATCH_TOKENS if is_on_gpu else EXACT_ROWS
-        self._candidates = Candidates(model.vocab_size)
+        self._candidates = Candidates(model.vocabulary.size)
         self._waiting: list[Task] = []
         self._busy: list[Slot] = []  # in the order in which their tasks came
         self._uses = 0
@@ -124,7 +104,7 @@ class Batcher:
     def step(self) -> StepOutput:
         """Admit what fits, run one batch, choose tokens."""
         output = StepOutput()
-        self._tidy()
+        self._room.tidy(self._busy)
         self._admit()
         for slot in self._busy:
             if not slot.has_begun:
@@ -148,16 +128,6 @@ class Batcher:
             raise DecodeFailedError(f"llama_decode returned {code}")
         return output
 
-    @property
-    def _is_split(self) -> bool:
-        """True when a batch of one row would be rounded otherwise than one of several."""
-        return self._model.can_move and self._kv.cells.top >= SPLIT_CELLS
-
-    def _silent(self) -> list[Slot]:
-        """The slots that hold state for nobody, the longest unused first."""
-        silent = [slot for slot in self._slots if slot.task is None and slot.tokens]
-        return sorted(silent, key=lambda slot: slot.last_used)
-
     # -- admission
 
     def _admit(self) -> None:
@@ -174,7 +144,7 @@ class Batcher:
                 is_rewindable=self._model.is_rewindable,
                 are_parked_rewindable=self._model.saves_whole_states,
             )
-            if not self._reserve(slot, task):
+            if not self._room.reserve(slot, task, self._busy):
                 return
             self._waiting.pop(0)
             self._uses += 1
@@ -182,45 +152,6 @@ class Batcher:
             self._busy.append(slot)
             task.started_at = task.started_at or time.perf_counter()
             self._begin(slot)
-
-    def _reserve(self, chosen: Slot, task: Task) -> bool:
-        """Make sure that there are cells for the task, parking silent sequences if that helps."""
-        wanted = self._promised(task) - self._shareable(chosen, task)
-        for slot in self._busy:
-            assert slot.task is not None
-            expected = slot.awaited.length if slot.awaited is not None else 0
-            wanted += max(0, self._promised(slot.task) - max(len(slot.tokens), expected))
-        if wanted <= self._kv.cells.free:
-            return True
-        others = [slot for slot in self._silent() if slot is not chosen]
-        kept = {cell for slot in self._busy for cell in slot.cells}
-        kept.update(chosen.cells[: reusable(chosen.tokens, task, is_rewindable=True)])
-        # Alone, a task can always start.
-        if wanted > self._kv.cells.capacity - len(kept) and self._busy:
-            return False
-        for slot in others:
-            if wanted <= self._kv.cells.free:
-                break
-            self._kv.park(slot)
-        return True
-
-    def _promised(self, task: Task) -> int:
-        """Cells that a task is sure to get once it runs."""
-        if task.is_preempted:
-            return task.most_tokens
-        return min(task.most_tokens, len(task.tokens) + GROWTH)
-
-    def _shareable(self, chosen: Slot, task: Task) -> int:
-        """How many cells the task will not need, because others hold or compute them."""
-        if not self._model.is_rewindable:
-            return reusable(chosen.tokens, task, is_rewindable=False)
-        held = max(
-            reusable(slot.tokens, task, is_rewindable=True)
-            for slot in self._slots
-            if slot.task or slot is chosen
-        )
-        awaited = best_awaited(chosen, task, self._slots, is_rewindable=True)
-        return max(held, awaited.length if awaited else 0)
 
     # -- where a task starts
 
@@ -262,13 +193,13 @@ class Batcher:
             total = sum(share for _, share in shares)
             if total <= self._kv.cells.free:
                 break
-            silent = self._silent()
+            silent = self._room.silent()
             if silent:
                 self._kv.park(silent[0])
             else:
                 self._preempt(self._busy[-1])
-        if total == 1 and self._is_split:
-            self._tidy_for_one()
+        if total == 1 and self._room.is_split:
+            self._room.tidy_for_one()
         self._kv.make_way(shares, self._slots)
         rows: list[Row] = []
         for slot, share in shares:
@@ -299,7 +230,7 @@ class Batcher:
             left = min(left, AFTER_ABORT_TOKENS)
         if not running and reading and self._share_of(reading[0]) > LONG_PROMPT:
             return [(reading[0], min(self._share_of(reading[0]), left))]
-        if len(running) == 1 and self._is_split:
+        if len(running) == 1 and self._room.is_split:
             left = max(left, 1)
         left = min(left, max(1, self._exact_rows - len(running)))
         for slot in reading:
@@ -348,41 +279,24 @@ class Batcher:
             return
         task.last_token_at = time.perf_counter()
         task.first_token_at = task.first_token_at or task.last_token_at
-        if self._model.is_end(token):
+        if self._model.vocabulary.is_end(token):
             self._finish(slot, task, "stop", output)
             return
         if task.options.logprobs is not None:
-            self._note_logprobs(task, logits, token)
+            piece = self._model.vocabulary.piece
+            task.logprobs.append(described(logits, token, task.options.logprobs, piece))
         task.tokens.append(token)
         task.generated += 1
         task.unsent += 1
-        text = task.assembler.push(self._model.piece(token))
+        text = task.assembler.push(self._model.vocabulary.piece(token))
         if text:
-            self._send_text(task, text, output)
+            output.add_text(task, text)
         if task.assembler.is_stopped:
             self._finish(slot, task, "stop", output)
         elif task.generated >= task.limit:
             self._finish(slot, task, "length", output)
 
-    def _send_text(self, task: Task, text: str, output: StepOutput) -> None:
-        if not task.is_streamed and task.unsent < task.generated:
-            task.held_text += text  # the first piece tells of the time; the rest can wait
-            return
-        output.text.append((task.id, text, task.unsent))
-        task.unsent = 0
-
-    def _note_logprobs(self, task: Task, logits: Logits, token: int) -> None:
-        own, best = log_probabilities(logits, token, task.options.logprobs or 0)
-
-        def described(token: int, logprob: float) -> tuple[str, int, float]:
-            return self._model.piece(token).decode("utf-8", "replace"), token, logprob
-
-        task.logprobs.append((*described(token, own), [described(*item) for item in best]))
-
     def _finish(self, slot: Slot, task: Task, reason: FinishReason, output: StepOutput) -> None:
-        rest = task.held_text + task.assembler.finish()
-        if rest or task.unsent:
-            output.text.append((task.id, rest, task.unsent))
         output.add_done(task, reason)
         self._release(slot)
 
@@ -402,35 +316,6 @@ class Batcher:
         self._busy.remove(slot)
 
     # -- states that leave
-
-    def _tidy(self) -> None:
-        """Take what nobody uses out of the way of the running sequences: silent ones, one for each
-        step, then the cells that were given up. Not before the first token of a lone request, which
-        has waited long enough."""
-        if not self._busy:
-            self._kv.sweep()
-            return
-        cells = self._kv.cells
-        silent = self._silent()
-        is_running = any(slot.pending == 1 for slot in self._busy)
-        if not is_running or not (silent or cells.retired):
-            return
-        needed = cells.used - sum(len(slot.cells) for slot in silent)
-        if _runs(needed) >= _runs(cells.top):
-            return
-        if silent:
-            self._kv.park(silent[0])
-        elif len(cells.retired) >= MOST_RETIRED * needed:
-            self._kv.sweep()
-
-    def _tidy_for_one(self) -> None:
-        """Take all that is silent out of the way of a lone row, if that keeps its rounding."""
-        silent = self._silent()
-        needed = self._kv.cells.used - sum(len(slot.cells) for slot in silent)
-        if needed < SPLIT_CELLS:
-            for slot in silent:
-                self._kv.park(slot)
-            self._kv.sweep()
 
     def _preempt(self, slot: Slot) -> None:
         """Take a running task out again: it goes on later, when all that it may need is free."""
@@ -452,7 +337,7 @@ class Batcher:
     def _make_room(self, output: StepOutput) -> None:
         """The KV cache has no room although there should be: give up what is silent, then a
         task."""
-        silent = self._silent()
+        silent = self._room.silent()
         for slot in silent:
             self._kv.park(slot)
         if silent:
@@ -462,10 +347,6 @@ class Batcher:
         error = WorkerError(f"the KV cache of {limit} tokens is full", limit=limit)
         self._fail(largest, error, output)
         self._kv.clear(largest)
-
-
-def _runs(cells: int) -> int:
-    return -(-cells // CELL_RUN)
 
 
 def _rank(task: Task) -> int:

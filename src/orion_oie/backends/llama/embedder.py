@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH
+from orion_oie.backends.llama.native import load_weights
 from orion_oie.errors import (
     ContextOverflowError,
     InvalidRequestError,
-    ModelCorruptError,
     ModelError,
     WorkerError,
 )
@@ -57,7 +57,7 @@ class Embedder:
         self._context: Any = None
         self._batch: Any = None
         self._capacity = 0
-        self._model = _load(files, on_progress)
+        self._model = load_weights(files, on_progress)
         try:
             self._pooling = self._choose_pooling(files[0])
             self._vocab = lc.llama_model_get_vocab(self._model)
@@ -244,25 +244,6 @@ class Embedder:
         if self._model:
             lc.llama_model_free(self._model)
             self._model = None
-
-
-def _load(files: Sequence[Path], on_progress: Callable[[float], None]) -> Any:
-    def report(fraction: float, _data: object) -> bool:
-        on_progress(fraction)
-        return True
-
-    params = lc.llama_model_default_params()
-    params.progress_callback = lc.llama_progress_callback(report)
-    if len(files) == 1:
-        model = lc.llama_model_load_from_file(str(files[0]).encode(), params)
-    else:
-        names = (ctypes.c_char_p * len(files))(*(str(file).encode() for file in files))
-        model = lc.llama_model_load_from_splits(names, len(files), params)
-    if not model:
-        raise ModelCorruptError(
-            f"llama.cpp cannot load {files[0]}; its reasons are in the worker's log"
-        )
-    return model
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

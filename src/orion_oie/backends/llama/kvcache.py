@@ -21,7 +21,8 @@ MOVED_TOKENS = 128
 
 
 class KVCache:
-    """The sequences of a model, none at first. `parked_bytes` None: as much as the cache itself has."""
+    """The sequences of a model, none at first. `parked_bytes` None: as much as the cache itself
+    has."""
 
     def __init__(self, model: NativeModel, parked_bytes: int | None) -> None:
         self._model = model

@@ -15,6 +15,7 @@ import llama_cpp as lc
 import numpy as np
 from numpy.typing import NDArray
 
+from orion_oie.backends.llama.vocabulary import Vocabulary
 from orion_oie.errors import ModelCorruptError, OrionError
 
 DECODE_OK, DECODE_NO_SLOT, DECODE_ABORTED = 0, 1, 2
@@ -85,6 +86,27 @@ class AbortFlag:
             self._buffer[0] = b"\x01" if self._raised else b"\x00"
 
 
+def load_weights(files: Sequence[Path], on_progress: Callable[[float], None]) -> Any:
+    """llama.cpp's handle of a model's weights. Raises `ModelCorruptError`."""
+
+    def report(fraction: float, _data: object) -> bool:
+        on_progress(fraction)
+        return True
+
+    params = lc.llama_model_default_params()
+    params.progress_callback = lc.llama_progress_callback(report)
+    if len(files) == 1:
+        model = lc.llama_model_load_from_file(str(files[0]).encode(), params)
+    else:
+        names = (ctypes.c_char_p * len(files))(*(str(file).encode() for file in files))
+        model = lc.llama_model_load_from_splits(names, len(files), params)
+    if not model:
+        raise ModelCorruptError(
+            f"llama.cpp cannot load {files[0]}; its reasons are in the worker's log"
+        )
+    return model
+
+
 class NativeModel:
     """Loaded weights and one context with `slots` sequences over one shared KV cache.
 
@@ -105,9 +127,8 @@ class NativeModel:
         self._logits: NDArray[np.float32]
         self._natively_used: list[Any] = []
         self.slots = slots
-        self._model = self._load(files, on_progress)
-        self._vocab = lc.llama_model_get_vocab(self._model)
-        self.vocab_size = lc.llama_vocab_n_tokens(self._vocab)
+        self._model = load_weights(files, on_progress)
+        self.vocabulary = Vocabulary(self._model)
         self._window = int(lc.llama_model_n_swa(self._model))
         # Two more sequences than slots, for what is retired and for what is being moved.
         self._retired, self._moving = slots, slots + 1
@@ -115,26 +136,6 @@ class NativeModel:
         self._memory = lc.llama_get_memory(self._context)
         self._batch = _Batch(BATCH_TOKENS)
         self._logits_address = 0
-        self._pieces: dict[int, bytes] = {}
-        self._ends: dict[int, bool] = {}
-
-    def _load(self, files: Sequence[Path], on_progress: Callable[[float], None]) -> Any:
-        def report(fraction: float, _data: object) -> bool:
-            on_progress(fraction)
-            return True
-
-        params = lc.llama_model_default_params()
-        params.progress_callback = self._kept(lc.llama_progress_callback(report))
-        if len(files) == 1:
-            model = lc.llama_model_load_from_file(str(files[0]).encode(), params)
-        else:
-            names = (ctypes.c_char_p * len(files))(*(str(f).encode() for f in files))
-            model = lc.llama_model_load_from_splits(names, len(files), params)
-        if not model:
-            raise ModelCorruptError(
-                f"llama.cpp cannot load {files[0]}; its reasons are in the worker's log"
-            )
-        return model
 
     def _make_context(self, context_length: int, threads: int, abort: "AbortFlag") -> Any:
         params = lc.llama_context_default_params()
@@ -196,92 +197,6 @@ class NativeModel:
         text = lc.llama_model_chat_template(self._model, None)
         return text.decode("utf-8", "replace") if text else None
 
-    def special_text(self, token: int) -> str:
-        """The written form of a control token; empty for token -1."""
-        return self._piece_of(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
-
-    @property
-    def bos(self) -> int:
-        return int(lc.llama_vocab_bos(self._vocab))
-
-    @property
-    def eos(self) -> int:
-        return int(lc.llama_vocab_eos(self._vocab))
-
-    @cached_property
-    def _adds_bos(self) -> bool:
-        return bool(lc.llama_vocab_get_add_bos(self._vocab))
-
-    @cached_property
-    def _is_sentencepiece(self) -> bool:
-        return int(lc.llama_vocab_type(self._vocab)) == lc.LLAMA_VOCAB_TYPE_SPM
-
-    @property
-    def vocabulary(self) -> Any:
-        """llama.cpp's handle of the vocabulary, for grammars."""
-        return self._vocab
-
-    def is_end(self, token: int) -> bool:
-        """True for the tokens that end a generation."""
-        known = self._ends.get(token)
-        if known is None:
-            known = self._ends[token] = bool(lc.llama_vocab_is_eog(self._vocab, token))
-        return known
-
-    # -- text and tokens
-
-    def tokenize(self, segments: Sequence[tuple[str, bool]]) -> list[int]:
-        """Tokens of (text, is_control) segments; only control segments yield control tokens."""
-        tokens: list[int] = []
-        for text, is_control in segments:
-            tokens += self._tokens_of(text, parse_special=is_control)
-        if self._adds_bos and self.bos >= 0 and tokens[:1] != [self.bos]:
-            tokens.insert(0, self.bos)
-        return tokens
-
-    def _tokens_of(self, text: str, *, parse_special: bool) -> list[int]:
-        if not self._is_sentencepiece:
-            return self._raw_tokens(text, parse_special)
-        # SentencePiece puts a space before every text that it is given; a line break in front
-        # takes it, and is cut off again.
-        lead = self._raw_tokens("\n", parse_special)
-        tokens = self._raw_tokens("\n" + text, parse_special)
-        if tokens[: len(lead)] != lead:
-            return self._raw_tokens(text, parse_special)
-        return tokens[len(lead) :]
-
-    def text_tokens(self, text: str) -> list[int]:
-        """Tokens of a text as it stands, without control tokens."""
-        return self._tokens_of(text, parse_special=False)
-
-    def _raw_tokens(self, text: str, parse_special: bool) -> list[int]:
-        data = text.encode()
-        capacity = len(data) + 8
-        while True:
-            buffer = (lc.llama_token * capacity)()
-            count = lc.llama_tokenize(
-                self._vocab, data, len(data), buffer, capacity, False, parse_special
-            )
-            if count >= 0:
-                return list(buffer[:count])
-            capacity = -count
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token's text; empty for control tokens."""
-        known = self._pieces.get(token)
-        if known is None:
-            known = self._pieces[token] = self._piece_of(token, special=False)
-        return known
-
-    def _piece_of(self, token: int, *, special: bool) -> bytes:
-        capacity = 64
-        while True:
-            buffer = ctypes.create_string_buffer(capacity)
-            length = lc.llama_token_to_piece(self._vocab, token, buffer, capacity, 0, special)
-            if length >= 0:
-                return buffer.raw[:length]
-            capacity = -length
-
     # -- computing
 
     def decode(self, rows: Sequence[Row]) -> int:
@@ -297,8 +212,9 @@ class NativeModel:
         that wanted them, in their order. A view that the next batch overwrites."""
         address = _get_logits(self._context)
         if address != self._logits_address:
-            array = (ctypes.c_float * (self.slots * self.vocab_size)).from_address(address)
-            self._logits = np.frombuffer(array, np.float32).reshape(self.slots, self.vocab_size)
+            count_all = self.slots * self.vocabulary.size
+            array: Any = (ctypes.c_float * count_all).from_address(address)
+            self._logits = np.frombuffer(array, np.float32).reshape(self.slots, -1)
             self._logits_address = address
         return self._logits[:count]
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+PREFIX_PART = 1 / 4
 _ALIGNMENT = 64
 
 
@@ -42,6 +43,11 @@ class Arena:
         self._bytes = np.frombuffer(memory, np.uint8, size)
         self._taken: dict[int, int] = {}  # the end of each buffer, by its beginning
 
+    @property
+    def free_bytes(self) -> int:
+        """What no buffer takes, in all gaps."""
+        return len(self._bytes) - sum(end - start for start, end in self._taken.items())
+
     def allocate(self, size: int) -> NDArray[np.uint8] | None:
         """A buffer in the first gap that is large enough; None when there is none."""
         start = 0
@@ -52,6 +58,18 @@ class Arena:
                 return self._bytes[start : start + size]
             start = self._taken.get(begin, begin)
         return None
+
+    def pack(self, buffers: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        """Move all buffers to the beginning, so that what is free is one gap. `buffers` are all
+        there are; the same with their contents come back, in the same order."""
+        moved = list(buffers)
+        self._taken.clear()
+        for index in sorted(range(len(buffers)), key=lambda i: buffers[i].ctypes.data):
+            place = self.allocate(buffers[index].nbytes)
+            assert place is not None
+            place[:] = buffers[index]
+            moved[index] = place
+        return moved
 
     def free(self, buffer: NDArray[np.uint8]) -> None:
         """Take a buffer back."""
@@ -64,7 +82,7 @@ class ParkingLot:
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
-        self._arena = Arena(limit_bytes)
+        self._arena = Arena(-(-limit_bytes // _ALIGNMENT) * _ALIGNMENT)
         self._states: list[ParkedState] = []
         self._uses = 0
 
@@ -81,6 +99,9 @@ class ParkingLot:
         if size > self.limit_bytes - pinned:
             return None
         while (buffer := self._arena.allocate(size)) is None:
+            if size <= self._arena.free_bytes:
+                self._pack()
+                continue
             victim = self._most_dispensable()
             if victim.is_preempted and not is_preempted:
                 return None
@@ -127,11 +148,16 @@ class ParkingLot:
         length = len(tokens) if or_longer else None
         return any(state.tokens[:length] == tokens for state in self._states)
 
+    def _pack(self) -> None:
+        moved = self._arena.pack([state.data for state in self._states])
+        for state, data in zip(self._states, moved, strict=True):
+            state.data = data
+
     def _most_dispensable(self) -> ParkedState:
-        # Prefixes are favoured up to half of the room: prompts that nobody repeats must not
-        # drive out all conversations.
+        # Prefixes are favoured up to a part of the room: prompts that nobody repeats must not
+        # drive out conversations.
         prefix_bytes = sum(state.data.nbytes for state in self._states if state.is_prefix)
-        is_favoured = prefix_bytes <= self.limit_bytes / 2
+        is_favoured = prefix_bytes <= PREFIX_PART * self.limit_bytes
         return min(
             self._states,
             key=lambda s: (s.is_preempted, s.is_prefix and is_favoured, s.last_used),

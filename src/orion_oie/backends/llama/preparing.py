@@ -13,6 +13,7 @@ from orion_oie.backends.llama.native import NativeModel
 from orion_oie.backends.llama.protocol import Packet
 from orion_oie.backends.llama.schema_grammar import gbnf_of_schema
 from orion_oie.backends.llama.tasks import Task
+from orion_oie.backends.llama.vocabulary import Vocabulary
 from orion_oie.errors import ContextOverflowError, InvalidRequestError, ModelError
 from orion_oie.schemas import GenerationOptions, Message
 from orion_oie.specs import PromptFormat
@@ -28,8 +29,9 @@ def prompt_form(model: NativeModel, spec: Packet) -> PromptForm:
         raise ModelError(
             f"{spec['files'][0]} has no chat template; set 'prompt_format' in models.json"
         )
+    words = model.vocabulary
     return ChatTemplate(
-        model.chat_template, model.special_text(model.bos), model.special_text(model.eos)
+        model.chat_template, words.special_text(words.bos), words.special_text(words.eos)
     )
 
 
@@ -44,7 +46,9 @@ def prepared(command: Packet, model: NativeModel, form: PromptForm) -> Task:
     requested = options.max_tokens if options.max_tokens_asked else 1
 
     def tokens_of(segments: list[Segment]) -> list[int]:
-        return model.tokenize([(segment.text, segment.is_control) for segment in segments])
+        return model.vocabulary.tokenize(
+            [(segment.text, segment.is_control) for segment in segments]
+        )
 
     def rendered_without(dropped: int) -> list[Segment]:
         return form.render(messages[:kept] + messages[kept + dropped :])
@@ -76,20 +80,20 @@ def prepared(command: Packet, model: NativeModel, form: PromptForm) -> Task:
         prefix_tokens=len(tokens_of(prefix_of(segments, messages[0]))),
         priority=command["priority"],
         is_streamed=command["is_streamed"],
-        bias=[(_token_of(key, model), value) for key, value in options.logit_bias],
+        bias=[(_token_of(key, model.vocabulary), value) for key, value in options.logit_bias],
         grammar=_grammar_of(options, model),
     )
 
 
-def _token_of(key: int | str, model: NativeModel) -> int:
+def _token_of(key: int | str, vocabulary: Vocabulary) -> int:
     """The token that a key of `logit_bias` means."""
     if isinstance(key, int):
-        if not 0 <= key < model.vocab_size:
+        if not 0 <= key < vocabulary.size:
             raise InvalidRequestError(
-                f"logit_bias: there is no token {key}; the model has {model.vocab_size}"
+                f"logit_bias: there is no token {key}; the model has {vocabulary.size}"
             )
         return key
-    tokens = model.text_tokens(key)
+    tokens = vocabulary.text_tokens(key)
     if len(tokens) != 1:
         raise InvalidRequestError(
             f"logit_bias: {key!r} is {len(tokens)} tokens of this model; only single tokens can "
@@ -103,7 +107,7 @@ def _grammar_of(options: GenerationOptions, model: NativeModel) -> Any:
     text = options.grammar
     if options.json_schema is not None:
         text = gbnf_of_schema(options.json_schema)
-    return None if text is None else parse_grammar(model.vocabulary, text)
+    return None if text is None else parse_grammar(model.vocabulary.handle, text)
 
 
 def _droppable(messages: list[Message]) -> list[int]:

@@ -6,7 +6,7 @@ that one: most tokens that a model wants to say are allowed. Knows no slots and 
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llama_cpp as lc
@@ -147,6 +147,19 @@ def log_probabilities(
     best = np.argpartition(shifted, -top)[-top:] if top else np.empty(0, np.int64)
     ranked = sorted(((int(i), float(shifted[i])) for i in best), key=lambda item: -item[1])
     return float(shifted[token]), ranked
+
+
+def described(
+    logits: Logits, token: int, top: int, piece: Callable[[int], bytes]
+) -> tuple[str, int, float, list[tuple[str, int, float]]]:
+    """`log_probabilities` in the words of `protocol`: text, token and logarithm, then the same of
+    the most probable ones."""
+    own, best = log_probabilities(logits, token, top)
+
+    def text_of(token: int) -> str:
+        return piece(token).decode("utf-8", "replace")
+
+    return text_of(token), token, own, [(text_of(t), t, logprob) for t, logprob in best]
 
 
 def _stages(options: GenerationOptions, vocab_size: int) -> list[Any]:

@@ -1,10 +1,10 @@
 """Writes the grammar of a JSON Schema, in llama.cpp's GBNF.
 
-The schema has passed `structured/json_schema.py`. What its grammar allows validates, but it does not
-allow all that would: properties come in their declared order, undeclared ones only where none is
-declared; constants are always there; references are followed some levels deep, so that nothing
-nests without end; and JSON is written with a space after commas and colons at most. Characters that
-`sanitize` would remove from an answer are written as escapes.
+The schema has passed `structured/json_schema.py`. What its grammar allows validates, but it does
+not allow all that would: properties come in their declared order, undeclared ones only where none
+is declared; constants are always there; references are followed some levels deep, so that nothing
+nests without end; and JSON is written with a space after commas and colons at most. Characters
+that `sanitize` would remove from an answer are written as escapes.
 """
 
 import json

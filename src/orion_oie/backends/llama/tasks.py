@@ -110,8 +110,20 @@ class StepOutput:
     def __bool__(self) -> bool:
         return bool(self.text or self.done or self.error)
 
+    def add_text(self, task: Task, text: str) -> None:
+        """A task goes on. What is not streamed is kept after the first piece, which tells of the
+        time."""
+        if not task.is_streamed and task.unsent < task.generated:
+            task.held_text += text
+            return
+        self.text.append((task.id, text, task.unsent))
+        task.unsent = 0
+
     def add_done(self, task: Task, reason: FinishReason) -> None:
         """A task ended with an answer."""
+        rest = task.held_text + task.assembler.finish()
+        if rest or task.unsent:
+            self.text.append((task.id, rest, task.unsent))
         self.done.append(
             {
                 "id": task.id,
