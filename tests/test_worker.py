@@ -120,12 +120,13 @@ def test_an_empty_prompt_is_the_callers_error(tiny_model: Path) -> None:
 
 
 class LetterModel:
-    """One token for each character; counts what it is asked."""
+    """One token for each character; counts what its vocabulary is asked."""
 
     context_length = 100
 
     def __init__(self) -> None:
         self.calls = 0
+        self.vocabulary = self
 
     def tokenize(self, segments: list[tuple[str, bool]]) -> list[int]:
         self.calls += 1
