@@ -54,6 +54,7 @@ class Size:
     agents: int
     per_agent: int
     conversation_tokens: int
+    others: tuple[int, ...]
 
 
 FULL = Size(
@@ -63,9 +64,16 @@ FULL = Size(
     agents=4,
     per_agent=4,
     conversation_tokens=1500,
+    others=(0, 3),
 )
 QUICK = Size(
-    rounds=1, levels=(1, 4), least_requests=4, agents=2, per_agent=3, conversation_tokens=300
+    rounds=1,
+    levels=(1, 4),
+    least_requests=2,
+    agents=1,
+    per_agent=4,
+    conversation_tokens=400,
+    others=(0,),
 )
 
 Run = Callable[..., dict[str, Any]]
@@ -201,7 +209,7 @@ def first_token_s(
 
 def measure_conversations(engine: OrionInferenceEngine, size: Size) -> list[Row]:
     """The second turn of a long conversation, at once and with three others in between."""
-    ratios: dict[int, list[float]] = {0: [], 3: []}
+    ratios: dict[int, list[float]] = {others: [] for others in size.others}
     wholes, seconds = [], []
     for others, _ in itertools.product(ratios, range(size.rounds)):
         name = f"session {len(wholes)}"
