@@ -17,7 +17,8 @@ from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
 
 from orion_oie import OrionInferenceEngine
 from orion_oie.backends.base import GenerationJob, LoadSpec
-from orion_oie.backends.llama.client import LlamaBackend, LlamaModel
+from orion_oie.backends.llama.client import LlamaModel
+from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import (
     ContextOverflowError,

@@ -23,7 +23,8 @@ from tiny import write_tiny_llama
 from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.llama import chat
 from orion_oie.backends.llama.chat import ChatTemplate, Segment
-from orion_oie.backends.llama.client import LlamaBackend, LlamaModel
+from orion_oie.backends.llama.client import LlamaModel
+from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.backends.llama.preparing import prepared
 from orion_oie.backends.llama.worker import Worker
 from orion_oie.cancellation import CancelScope

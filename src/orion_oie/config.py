@@ -1,6 +1,7 @@
 """The engine's configuration: typed, checked once when it is made, unknown keys are errors."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +20,36 @@ class BreakerConfig(BaseModel):
     reset_timeout_s: float = Field(default=30.0, gt=0, le=LONGEST_WAIT_S)
 
 
+class DownloadConfig(BaseModel):
+    """How files are fetched: `connections` at once, at most `bytes_per_s` in all, each range tried
+    again `retries` times without progress; a connection that is silent for `timeout_s` is one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+
+    connections: int = Field(default=4, ge=1, le=32)
+    bytes_per_s: Annotated[float, Field(gt=0)] | None = None
+    retries: int = Field(default=5, ge=0, le=100)
+    timeout_s: float = Field(default=30.0, gt=0, le=LONGEST_WAIT_S)
+
+
+class ShardingConfig(BaseModel):
+    """How a model that is fetched is taken apart.
+
+    enabled: compute while it arrives, where that is possible; else it is fetched first.
+    num_shards: parts of a model that is one file; the files of a split model are its parts.
+    initial_shards: parts that must be here before anything is computed.
+    priority_layers: what is fetched before everything else: numbers of layers, "embedding",
+        "output"; by default each layer comes when the first forward pass needs it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+
+    enabled: bool = True
+    num_shards: int = Field(default=8, ge=1, le=1024)
+    initial_shards: int = Field(default=0, ge=0, le=1024)
+    priority_layers: list[Annotated[int, Field(ge=0)] | Literal["embedding", "output"]] = []
+
+
 class EngineConfig(BaseModel):
     """Settings of one engine.
 
@@ -32,7 +63,17 @@ class EngineConfig(BaseModel):
     parked_bytes: memory per loaded model for the state of silent conversations and of system
         prompts, outside the KV cache; None takes as much as the cache has, 0 keeps none.
     max_query_chars: longest question accepted, in characters.
-    load_timeout_s: a load that takes longer raises `WorkerTimeoutError`.
+    loading_strategy: "progressive" answers as early as it can: a model that is not in memory is
+        computed while it arrives, and the agent's lite model stands in for it meanwhile;
+        "sequential" fetches and loads the whole model first, and waits for it.
+    auto_download: fetch models that are not on this machine when they are needed.
+    cache_dir: where fetched models lie; None takes `ORION_CACHE_DIR` or the user's cache folder.
+    download, sharding: how models are fetched, and how they are taken apart.
+    snapshot_bytes: disk space for the states of agents' system prompts, in `cache_dir`; a worker
+        that starts again reads them instead of computing them. 0 keeps none.
+    keep_warm: have one worker process started and idle while memory is plentiful, so that a load
+        starts at once.
+    load_timeout_s: a load that takes longer raises `WorkerTimeoutError`; fetching does not count.
     cancel_grace_s: a worker that has not confirmed a cancel by then is ended.
     router_threshold: confidence under which the conversation agent answers.
     log_content: put prompts and answers into log events instead of redacting them.
@@ -51,6 +92,13 @@ class EngineConfig(BaseModel):
     context_length: int | None = Field(default=None, ge=64, lt=2**31)
     threads: int | None = Field(default=None, ge=1, le=1024)
     parked_bytes: int | None = Field(default=None, ge=0)
+    loading_strategy: Literal["progressive", "sequential"] = "progressive"
+    auto_download: bool = False
+    cache_dir: str | Path | None = None
+    download: DownloadConfig = Field(default_factory=DownloadConfig, strict=False)
+    sharding: ShardingConfig = Field(default_factory=ShardingConfig, strict=False)
+    snapshot_bytes: int = Field(default=2**30, ge=0)
+    keep_warm: bool = True
     max_query_chars: int = Field(default=1_000_000, ge=1)
     load_timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_WAIT_S)
     cancel_grace_s: float = Field(default=5.0, gt=0, le=LONGEST_WAIT_S)

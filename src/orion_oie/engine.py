@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -77,14 +78,15 @@ class OrionInferenceEngine:
         self._breakers = BreakerBoard(
             config.breaker, clock, wiring.breaker_reporter(events), config.enable_circuit_breaker
         )
-        backend = backend or wiring.llama_backend(config, events)
+        self._cache = cache = wiring.model_cache(config)
+        self._backend = backend = backend or wiring.llama_backend(config, events, cache)
         self._pool = AgentPool(
             wiring.guarded_load(backend, self._breakers, events),
             config.max_models,
             lambda key: events.publish("pool.evicted", key=key),
         )
         self._answerer = Answerer(
-            self.registry, config, self._pool, self._breakers, events, self._counters
+            self.registry, config, self._pool, self._breakers, events, self._counters, cache
         )
         self._deadlines = DeadlineTimer()
         # Idle threads must not keep a forgotten engine alive: they know it weakly.
@@ -160,8 +162,9 @@ class OrionInferenceEngine:
                 yield event
 
     def initialize(self) -> "OrionInferenceEngine":
-        """Check that the engine can be used. Optional: the first request does the same."""
+        """Check that the engine can be used, and prepare for its first load. Optional."""
         self._check_usable()
+        self._backend.warm_up()
         return self
 
     def shutdown(self, timeout: float = 10.0) -> None:
@@ -182,6 +185,7 @@ class OrionInferenceEngine:
         for request in live:
             request.scope.cancel(closed)
         self._pool.close(timeout)
+        self._backend.kill_all()
         with self._live_changed:
             self._live_changed.wait_for(lambda: not self._live, self.config.cancel_grace_s)
         self._finalizer.detach()
@@ -190,16 +194,25 @@ class OrionInferenceEngine:
     def preload(self, agent_id: str) -> ModelInfo:
         """Load the model that would answer for an agent now; returns what was loaded."""
         self._check_usable()
-        choice = self._answerer.available(self.registry.resolve(agent_id), agent_id)[0]
+        choice = self._answerer.available(self._choices(agent_id), agent_id)[0]
         with self._pool.acquire(self._answerer.load_spec(choice), CancelScope()) as lease:
             return lease.model.info
+
+    def pull(self, name: str) -> tuple[Path, ...]:
+        """Fetch the files of an agent's primary model, of a model, or of `MODEL@VARIANT`, if they
+        are not here; returns where they lie. Events `model.loading` tell how far it is.
+
+        Raises `ModelNotFoundError` for an unknown name, `DownloadError`, `DigestMismatchError`.
+        """
+        self._check_usable()
+        return wiring.pull(self.registry, self._cache, self.config, self._events, name)
 
     def unload(self, agent_id: str) -> bool:
         """Free the idle models that an agent itself names, also if others share them.
 
         False when none was loaded, or all were in use.
         """
-        own = [c for c in self.registry.resolve(agent_id) if c.agent_id == agent_id]
+        own = [c for c in self._choices(agent_id) if c.agent_id == agent_id]
         keys = [self._answerer.load_spec(choice).key for choice in own if choice.files]
         unloaded = [key for key in keys if self._pool.unload(key)]
         for key in unloaded:
@@ -333,7 +346,7 @@ class OrionInferenceEngine:
             )
         else:
             request.route = self._router.route(request.query, self.registry.agents)
-        request.choices = self.registry.resolve(request.route.agent_id)
+        request.choices = self._choices(request.route.agent_id)
         request.route_ms = (time.perf_counter() - started) * 1e3
         self._events.publish(
             "request.routed",
@@ -433,6 +446,9 @@ class OrionInferenceEngine:
             self._live_changed.notify_all()
 
     # -- small helpers
+
+    def _choices(self, agent_id: str) -> list[Choice]:
+        return self.registry.resolve(agent_id, self._cache)
 
     def _check_usable(self) -> None:
         if self._is_closed:

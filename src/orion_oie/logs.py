@@ -23,9 +23,9 @@ class Event:
     """Something that happened. `at` is seconds since the epoch.
 
     Names: request.received, request.state, request.routed, request.succeeded, request.failed,
-    request.cancelled, request.fallback, request.replayed, model.loading, model.loaded,
-    model.load_failed, model.log, pool.evicted, pool.unloaded, worker.crashed, breaker.changed,
-    engine.started, engine.closed.
+    request.cancelled, request.fallback, request.replayed, model.loading (a step of a load: the
+    fields of `LoadProgress`), model.loaded, model.fetched, model.load_failed, model.log,
+    pool.evicted, pool.unloaded, worker.crashed, breaker.changed, engine.started, engine.closed.
     """
 
     name: str

@@ -1,5 +1,12 @@
 """What the machine has of memory, and what processes take of it. The only importer of psutil."""
 
+_CALM_BYTES = 2 << 30
+
+
+def is_calm() -> bool:
+    """True while there is memory to spare."""
+    return available_bytes() > _CALM_BYTES
+
 
 def available_bytes() -> int:
     """Memory that could be used now without swapping, in bytes."""

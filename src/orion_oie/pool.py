@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from orion_oie.backends.base import LoadedModel, LoadSpec, OnProgress
+from orion_oie.backends.base import LoadedModel, LoadProgress, LoadSpec, OnProgress
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import EngineClosedError, RequestCancelledError
 from orion_oie.eviction import Resident, choose_victims
@@ -47,7 +47,7 @@ class _Entry:
     evicted: tuple[str, ...] = ()
     scope: CancelScope = field(default_factory=CancelScope)
     users: int = 0
-    fraction: float = 0.0
+    progress: LoadProgress | None = None
     model: LoadedModel | None = None
     error: BaseException | None = None
     is_leaving: bool = False  # an abandoned load that ends, or a model that is being freed
@@ -98,7 +98,7 @@ class AgentPool:
 
     @contextmanager
     def acquire(
-        self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress = lambda _f: None
+        self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress = lambda _p: None
     ) -> Iterator[Lease]:
         """Hold the model of `spec`, loading it if needed.
 
@@ -134,6 +134,12 @@ class AgentPool:
                     del self._entries[key]
                 self._changed.notify_all()
         return True
+
+    def is_ready(self, key: str) -> bool:
+        """True when a model is in memory and takes requests."""
+        with self._changed:
+            entry = self._entries.get(key)
+            return entry is not None and entry.model is not None and entry.model.is_alive()
 
     def residents(self) -> dict[str, ResidentModel]:
         """What is in memory or on its way there."""
@@ -229,9 +235,9 @@ class AgentPool:
         return entry
 
     def _run_load(self, entry: _Entry, removed: list[tuple[str, _Entry]]) -> None:
-        def on_progress(fraction: float) -> None:
+        def on_progress(progress: LoadProgress) -> None:
             with self._changed:
-                entry.fraction = fraction
+                entry.progress = progress
                 self._changed.notify_all()
 
         model: LoadedModel | None = None
@@ -257,18 +263,19 @@ class AgentPool:
     def _await_load(
         self, entry: _Entry, scope: CancelScope, on_progress: OnProgress
     ) -> LoadedModel:
-        shown = -1.0
+        shown: LoadProgress | None = None
         while True:
             with self._changed:
-                while entry.is_loading and entry.fraction == shown and scope.error is None:
+                while entry.is_loading and entry.progress is shown and scope.error is None:
                     self._changed.wait()
                 scope.check()
                 if entry.error is not None:
                     raise entry.error
                 if entry.model is not None:
                     return entry.model
-                shown = entry.fraction
-            on_progress(shown)
+                shown = entry.progress
+            if shown is not None:
+                on_progress(shown)
 
     def _leave(self, entry: _Entry) -> None:
         with self._changed:

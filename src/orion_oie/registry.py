@@ -8,9 +8,9 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -18,6 +18,9 @@ from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentErro
 from orion_oie.routing.base import CONVERSATION
 from orion_oie.specs import AgentSpec, ModelSpec, ProviderSpec, RegistryFile, SourceSpec
 from orion_oie.validation import did_you_mean, problems_of
+
+if TYPE_CHECKING:
+    from orion_oie.downloads.cache import ModelCache
 
 ChoiceRole = Literal["primary", "lite", "fallback"]
 
@@ -27,6 +30,7 @@ class Choice:
     """One model that may answer for an agent, in the order in which they are tried.
 
     `files` are None when the model is not on this machine; `why_unavailable` then says why.
+    `source` is where they come from, if they can be fetched.
     """
 
     agent_id: str
@@ -35,6 +39,7 @@ class Choice:
     variant: str
     files: tuple[Path, ...] | None
     why_unavailable: str = ""
+    source: SourceSpec | None = field(default=None, compare=False)
 
 
 class ModelRegistry:
@@ -114,19 +119,48 @@ class ModelRegistry:
             )
         return models[model_id]
 
-    def resolve(self, agent_id: str) -> list[Choice]:
+    def resolve(self, agent_id: str, cache: "ModelCache | None" = None) -> list[Choice]:
         """The models that may answer for an agent, best first, each at most once.
 
         Its own primary, lite and fallback models come first, then those of its fallback
-        agents, those of the conversation agent last.
+        agents, those of the conversation agent last. What was fetched lies in `cache`; None looks
+        for nothing that would have to be.
         """
         choices: list[Choice] = []
         seen: set[str] = set()
         for agent, role, model_id in self._chain(agent_id):
             if model_id not in seen:
                 seen.add(model_id)
-                choices.append(self._choice(agent, role, model_id))
+                choices.append(self._choice(agent, role, model_id, cache))
         return choices
+
+    def find_source(self, name: str) -> tuple[str, str, SourceSpec]:
+        """What a name stands for: model, variant and source of an agent's primary model, of a
+        model's first variant, or of `MODEL@VARIANT`. Raises `ModelNotFoundError` with the closest
+        name."""
+        model_id, _, variant = name.partition("@")
+        if model_id in self._data.agents and not variant:
+            model_id = self._data.agents[model_id].models.primary
+        models = self.models
+        if model_id not in models:
+            hint = did_you_mean(name, [*self._data.agents, *models])
+            raise ModelNotFoundError(f"there is no agent and no model '{name}'{hint}", name=name)
+        variants = models[model_id].variants
+        variant = variant or next(iter(variants))
+        if variant not in variants:
+            raise ModelNotFoundError(
+                f"'{model_id}' has no variant '{variant}'{did_you_mean(variant, variants)}; it has "
+                f"{', '.join(variants)}",
+                name=name,
+            )
+        return model_id, variant, variants[variant].source
+
+    def local_files(self, source: SourceSpec, name: str) -> tuple[Path, ...]:
+        """The files of a source that names a place on this machine. Raises `ModelNotFoundError`."""
+        files, why = _locate(source, self._base, None)
+        if files is None:
+            raise ModelNotFoundError(f"{name} cannot be fetched and is not here: {why}", name=name)
+        return files
 
     def add_agent(self, agent_id: str, agent: AgentSpec | Mapping[str, Any]) -> None:
         """Register an agent, or replace one. Raises `RegistryError` and changes nothing if the
@@ -181,15 +215,21 @@ class ModelRegistry:
             if current is None and CONVERSATION in self._data.agents:
                 current = CONVERSATION
 
-    def _choice(self, agent_id: str, role: ChoiceRole, model_id: str) -> Choice:
+    def _choice(
+        self, agent_id: str, role: ChoiceRole, model_id: str, cache: "ModelCache | None"
+    ) -> Choice:
         reasons = []
-        for variant, spec in self.model(model_id).variants.items():
-            files, reason = _locate(spec.source, self._base)
+        variants = self.model(model_id).variants
+        for variant, spec in variants.items():
+            files, reason = _locate(spec.source, self._base, cache)
             if files is not None:
                 return Choice(agent_id, model_id, role, variant, files)
             reasons.append(f"{variant}: {reason}")
-        first = next(iter(self.model(model_id).variants))
-        return Choice(agent_id, model_id, role, first, None, "; ".join(reasons))
+        for variant, spec in variants.items():
+            if spec.source.kind in ("url", "hub"):
+                why = "; ".join(reasons)
+                return Choice(agent_id, model_id, role, variant, None, why, spec.source)
+        return Choice(agent_id, model_id, role, next(iter(variants)), None, "; ".join(reasons))
 
     def _change(self, section: str, key: str, value: object) -> None:
         raw = self._data.model_dump(mode="json", exclude_defaults=True)
@@ -288,14 +328,17 @@ def _fallback_cycles(agents: Mapping[str, AgentSpec]) -> list[str]:
     return problems
 
 
-def _locate(source: SourceSpec, base: Path) -> tuple[tuple[Path, ...] | None, str]:
+def _locate(
+    source: SourceSpec, base: Path, cache: "ModelCache | None"
+) -> tuple[tuple[Path, ...] | None, str]:
     """The files of a source on this machine, or why they are not here."""
     if source.path is not None:
         path = base / source.path
         return ((path,), "") if path.exists() else (None, f"there is no file {path}")
     if source.package is not None and source.file is not None:
         return _locate_in_package(source.package, source.file)
-    return None, f"not downloaded from {source.hub or source.url}"
+    files = cache.find(source) if cache is not None else None
+    return files, f"not downloaded from {source.hub or source.url}"
 
 
 def _locate_in_package(package: str, file: str) -> tuple[tuple[Path, ...] | None, str]:

@@ -19,6 +19,7 @@ from orion_oie.registry import Choice
 from orion_oie.schemas import (
     Consideration,
     InferenceResult,
+    LoadReport,
     ModelInfo,
     Outcome,
     Receipt,
@@ -47,6 +48,7 @@ class RequestHandle:
         self._scope = scope
         self._lifecycle = RequestLifecycle(lambda old, new: on_state(self, old, new))
         self._receipt: Receipt | None = None
+        self._complete_loading: Future[ModelInfo] = Future()
         self._future: Future[InferenceResult] = Future()
         self._future.set_running_or_notify_cancel()
         # The first callback: those of the application find the stream ended.
@@ -75,6 +77,13 @@ class RequestHandle:
     def receipt(self) -> Receipt | None:
         """The account of the request once it has ended, well or not; None before."""
         return self._receipt
+
+    @property
+    def complete_loading(self) -> Future[ModelInfo]:
+        """Done when the request has ended and nothing goes on in the background on its account:
+        when the model that arrived under it is loaded for good, or the one that a lite model stood
+        in for is in memory. Gives that model, or the error that kept it away."""
+        return self._complete_loading
 
     def done(self) -> bool:
         """True once there is a result or an error."""
@@ -180,6 +189,8 @@ class Request:
     model: ModelInfo | None = None
     seed: int = 0
     is_cold: bool = False
+    load: LoadReport | None = None
+    loading: Future[ModelInfo] | None = None
     evicted: list[str] = field(default_factory=list)
     replays: int = 0
     dropped_turns: int = 0
@@ -214,6 +225,7 @@ class Request:
             model=self.model,
             seed=self.seed,
             cold_load=self.is_cold,
+            load=self.load,
             evicted=self.evicted,
             replays=self.replays,
             dropped_turns=self.dropped_turns,
@@ -224,6 +236,8 @@ class Request:
     def succeed(self, result: InferenceResult) -> None:
         """Hand the result to whoever waits."""
         self.owner = None
+        assert self.model is not None
+        _forward(self.loading, self.handle._complete_loading, self.model)
         self.handle._receipt = result.receipt
         self.handle._future.set_result(result)
 
@@ -234,5 +248,28 @@ class Request:
                 error.__traceback__
             )
         self.owner = None
+        _forward(self.loading, self.handle._complete_loading, error)
         self.handle._receipt = self.receipt()
         self.handle._future.set_exception(error)
+
+
+def _forward(
+    source: Future[ModelInfo] | None,
+    target: Future[ModelInfo],
+    otherwise: ModelInfo | BaseException,
+) -> None:
+    """Let `target` end as `source` does; at once if there is none."""
+
+    def copy(ended: Future[ModelInfo]) -> None:
+        error = ended.exception()
+        if error is not None:
+            target.set_exception(error)
+        else:
+            target.set_result(ended.result())
+
+    if source is not None:
+        source.add_done_callback(copy)
+    elif isinstance(otherwise, BaseException):
+        target.set_exception(otherwise)
+    else:
+        target.set_result(otherwise)

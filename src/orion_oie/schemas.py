@@ -203,13 +203,16 @@ class ModelInfo(Schema):
     threads: int = 0
 
 
-Outcome = Literal["answered", "unavailable", "circuit_open", "failed", "restarted", "not_needed"]
+Outcome = Literal[
+    "answered", "unavailable", "loading", "circuit_open", "failed", "restarted", "not_needed"
+]
 
 
 class Consideration(Schema):
     """One model that could have answered, and what became of it.
 
-    `outcome`: `answered`, `unavailable` (its files are not here), `circuit_open`, `failed`
+    `outcome`: `answered`, `unavailable` (its files are not here), `loading` (it is on its way, and
+    answers the next request), `circuit_open`, `failed`
     (see `error`), `restarted` (failed after text had been sent, and the caller asked to start
     over), or `not_needed` (a model before it answered).
     """
@@ -222,6 +225,21 @@ class Consideration(Schema):
     error: str | None = None
 
 
+class LoadReport(Schema):
+    """How the model that answered came into memory, as far as it was at the end of the answer.
+
+    `mode` "progressive": it was computed while its shards arrived. `shards_loaded` of `shards` and
+    `bytes_loaded` of `bytes_total` were here. `note` says why, if that is not what was asked for.
+    """
+
+    mode: Literal["progressive", "sequential"] = "sequential"
+    shards: int = 1
+    shards_loaded: int = 1
+    bytes_total: int = 0
+    bytes_loaded: int = 0
+    note: str = ""
+
+
 class Receipt(Schema):
     """The account of one request: why this answer came from this model in this time."""
 
@@ -231,6 +249,7 @@ class Receipt(Schema):
     model: ModelInfo | None = None
     seed: int | None = None
     cold_load: bool = False
+    load: LoadReport | None = None
     evicted: list[str] = []
     replays: int = 0
     dropped_turns: int = 0

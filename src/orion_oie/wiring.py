@@ -6,25 +6,59 @@ must not keep a forgotten engine alive.
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from orion_oie.backends.base import Backend, LoadedModel, LoadSpec, OnProgress
+from orion_oie import memory
+from orion_oie.backends.base import (
+    Backend,
+    LoadedModel,
+    LoadPhase,
+    LoadProgress,
+    LoadSpec,
+    OnProgress,
+)
 from orion_oie.breaker import BreakerBoard, BreakerState
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import EventLog
+from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
 from orion_oie.routing.base import Router
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def llama_backend(config: EngineConfig, events: EventLog) -> Backend:
+    from orion_oie.downloads.cache import ModelCache
+    from orion_oie.downloads.fetch import Download
+
+
+def model_cache(config: EngineConfig) -> "ModelCache":
+    """Where fetched models lie."""
+    # Hashes, locks, addresses: a mere `import orion_oie` should not pay for them.
+    from orion_oie.downloads.cache import ModelCache
+
+    return ModelCache(config.cache_dir)
+
+
+def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -> Backend:
+    """The backend that is used unless the application brings one."""
     # Sockets and processes: a mere `import orion_oie` should not pay for them.
-    from orion_oie.backends.llama.client import LlamaBackend
+    from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
 
     return LlamaBackend(
-        load_timeout_s=config.load_timeout_s,
-        cancel_grace_s=config.cancel_grace_s,
+        LoaderSettings(
+            load_timeout_s=config.load_timeout_s,
+            cancel_grace_s=config.cancel_grace_s,
+            is_progressive=config.loading_strategy == "progressive",
+            download=config.download,
+            sharding=config.sharding,
+            snapshot_bytes=config.snapshot_bytes,
+        ),
+        cache=cache,
+        is_calm=memory.is_calm if config.keep_warm else None,
         on_log=lambda level, line, model_id: events.publish(
             "model.log", level=level, line=line, model_id=model_id
         ),
@@ -32,6 +66,38 @@ def llama_backend(config: EngineConfig, events: EventLog) -> Backend:
             "worker.crashed", level="error", model_id=model_id, error=error.message
         ),
     )
+
+
+def pull(
+    registry: ModelRegistry,
+    cache: "ModelCache",
+    config: EngineConfig,
+    events: EventLog,
+    name: str,
+) -> "tuple[Path, ...]":
+    """Fetch what a name stands for, telling how far it is; see `OrionInferenceEngine.pull`."""
+    model_id, variant, source = registry.find_source(name)
+    key = f"{model_id}@{variant}"
+    if source.kind not in ("url", "hub"):
+        return registry.local_files(source, key)
+
+    def report(download: "Download | None", phase: LoadPhase = "downloading") -> None:
+        arrived, total = cache.arrived(source)
+        speed = download.bytes_per_s if download is not None else 0.0
+        progress = LoadProgress(
+            phase,
+            fraction=arrived / total if total else 0.0,
+            bytes_total=total,
+            bytes_loaded=arrived,
+            bytes_per_s=speed or None,
+            seconds_left=(total - arrived) / speed if speed else None,
+            note="" if download is not None else "another process fetches it",
+        )
+        events.publish("model.loading", level="debug", key=key, **asdict(progress))
+
+    files = cache.pull(source, config.download, CancelScope(), report)
+    events.publish("model.fetched", key=key, bytes=cache.arrived(source)[1])
+    return files
 
 
 def keyword_router(config: EngineConfig) -> Router:
@@ -48,9 +114,9 @@ def guarded_load(
     """The backend's `load`, behind the model's breaker, with its events."""
 
     def load(spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
-        def report(fraction: float) -> None:
-            events.publish("model.loading", level="debug", key=spec.key, fraction=fraction)
-            on_progress(fraction)
+        def report(progress: LoadProgress) -> None:
+            events.publish("model.loading", level="debug", key=spec.key, **asdict(progress))
+            on_progress(progress)
 
         started = time.perf_counter()
         try:

@@ -8,9 +8,10 @@ ends with a `Completion`, or with an `OrionError`; the process that hosts it nev
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.schemas import (
@@ -21,7 +22,7 @@ from orion_oie.schemas import (
     TokenLogprob,
     Usage,
 )
-from orion_oie.specs import PromptFormat
+from orion_oie.specs import PromptFormat, SourceSpec
 
 if TYPE_CHECKING:  # not needed by who embeds nothing
     import numpy as np
@@ -36,7 +37,8 @@ class LoadSpec:
     `context_length` is in tokens and shared by all `slots`; None takes the model's own, at most
     `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `parked_bytes` is for the
     state of silent conversations outside the KV cache; None takes as much as the cache itself.
-    `is_embedding` loads a model for `embed` instead of `generate`.
+    `is_embedding` loads a model for `embed` instead of `generate`. Files that are not here yet come
+    from `source`.
     """
 
     info: ModelInfo
@@ -47,6 +49,7 @@ class LoadSpec:
     parked_bytes: int | None = None
     prompt_format: PromptFormat | None = None
     is_embedding: bool = False
+    source: SourceSpec | None = None
 
     @property
     def key(self) -> str:
@@ -61,13 +64,15 @@ DEFAULT_CONTEXT_LENGTH = 4096
 class GenerationJob:
     """One conversation to continue. The last message is the one to answer. Among those that
     wait for a slot, a higher `priority` is served first. When nobody looks at an answer before it
-    is complete (`is_streamed` False), its text may come in few pieces."""
+    is complete (`is_streamed` False), its text may come in few pieces. The state of a system prompt
+    that the registry names (`is_prefix_public`) may be kept on the disk."""
 
     messages: tuple[Message, ...]
     options: GenerationOptions = field(default_factory=GenerationOptions)
     session_id: str | None = None
     priority: int = 0
     is_streamed: bool = True
+    is_prefix_public: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +119,37 @@ class Occupancy:
 OnText = Callable[[str, int], None]
 """Called with a piece of text and the number of tokens behind it; must return quickly."""
 
-OnProgress = Callable[[float], None]
-"""Called with the fraction that is done, in [0, 1]."""
+LoadPhase = Literal["initializing", "downloading", "loading_shard", "ready", "complete"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load is.
+
+    `phase`: `initializing` (finding out what there is, starting a process), `downloading` (nothing
+    can be computed yet), `loading_shard` (shards become usable, one after another), `ready` (all is
+    here and checked), `complete` (nothing goes on in the background any more).
+
+    `fraction` of all is done, in [0, 1]. `shards_loaded` of `shards` can be used. `bytes_loaded` of
+    `bytes_total` are here; `bytes_per_s` and `seconds_left` are None while nobody can know. `mode`:
+    `progressive` computes while shards arrive, `sequential` after that; `note` says why, if that is
+    not what was asked for.
+    """
+
+    phase: LoadPhase
+    fraction: float = 0.0
+    shards: int = 1
+    shards_loaded: int = 0
+    bytes_total: int = 0
+    bytes_loaded: int = 0
+    bytes_per_s: float | None = None
+    seconds_left: float | None = None
+    mode: Literal["progressive", "sequential"] = "sequential"
+    note: str = ""
+
+
+OnProgress = Callable[[LoadProgress], None]
+"""Called with each step of a load, on the thread that loads; must return quickly."""
 
 
 class LoadedModel(Protocol):
@@ -127,6 +161,16 @@ class LoadedModel(Protocol):
     @property
     def pid(self) -> int | None:
         """The process that holds the model; None when there is none of its own."""
+        ...
+
+    @property
+    def load_progress(self) -> LoadProgress:
+        """How far its load is: it can answer before that is complete."""
+        ...
+
+    @property
+    def completion(self) -> Future[ModelInfo]:
+        """Done when nothing of its load goes on in the background any more."""
         ...
 
     def is_alive(self) -> bool:
@@ -162,11 +206,17 @@ class Backend(Protocol):
     """Loads models."""
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
-        """Load a model; blocks until it can answer.
+        """Load a model, fetching what is not here; blocks until it takes questions.
 
-        Raises `ModelNotFoundError`, `ModelCorruptError`, `WorkerCrashedError`,
-        `WorkerTimeoutError`, or the error that `scope` was cancelled with.
+        That may be before all of it is here: `on_progress` goes on being called until it is
+        complete. Raises `ModelNotFoundError`, `ModelCorruptError`, `DownloadError`,
+        `DigestMismatchError`, `WorkerCrashedError`, `WorkerTimeoutError`, or the error that `scope`
+        was cancelled with.
         """
+        ...
+
+    def warm_up(self) -> None:
+        """Prepare for a load that may come soon; returns at once."""
         ...
 
     def kill_all(self) -> None:

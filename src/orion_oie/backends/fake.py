@@ -9,12 +9,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 
 from orion_oie.backends.base import (
     DEFAULT_CONTEXT_LENGTH,
     Completion,
     GenerationJob,
+    LoadProgress,
     LoadSpec,
     OnProgress,
     OnText,
@@ -71,7 +73,7 @@ class FakeBackend:
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> "FakeModel":
         """See `Backend.load`."""
-        on_progress(0.0)
+        on_progress(LoadProgress("initializing"))
         _pause(self.load_delay_s, scope, lambda: None)
         with self._lock:
             errors = self.load_errors.get(spec.info.model_id)
@@ -80,8 +82,12 @@ class FakeBackend:
             self.loaded.append(spec.key)
             model = FakeModel(spec, self._script_of(spec.info.model_id))
             self._models.append(model)
-        on_progress(1.0)
+        for phase in ("ready", "complete"):
+            on_progress(replace(model.load_progress, phase=phase))
         return model
+
+    def warm_up(self) -> None:
+        """See `Backend.warm_up`."""
 
     def kill_all(self) -> None:
         """See `Backend.kill_all`."""
@@ -105,6 +111,9 @@ class FakeModel:
         self.info: ModelInfo = spec.info.model_copy(
             update={"architecture": "fake", "context_length": context, "threads": 1}
         )
+        self.load_progress = LoadProgress("complete", fraction=1.0, shards_loaded=1)
+        self.completion: Future[ModelInfo] = Future()
+        self.completion.set_result(self.info)
         self._script = script
         self._slots = threading.Semaphore(spec.slots)
         self._death: OrionError | None = None

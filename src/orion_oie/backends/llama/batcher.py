@@ -13,7 +13,6 @@ from bisect import insort_left, insort_right
 
 from orion_oie.backends.llama.kvcache import KVCache
 from orion_oie.backends.llama.native import (
-    BATCH_TOKENS,
     DECODE_ABORTED,
     DECODE_NO_SLOT,
     DECODE_OK,
@@ -32,6 +31,7 @@ from orion_oie.backends.llama.sampling import (
     Sampler,
     described,
 )
+from orion_oie.backends.llama.snapshots import Snapshots
 from orion_oie.backends.llama.tasks import Slot, StepOutput, Task
 from orion_oie.errors import OrionError, WorkerError
 from orion_oie.schemas import FinishReason
@@ -50,16 +50,22 @@ class DecodeFailedError(Exception):
 
 
 class Batcher:
-    """Runs tasks in the slots of a model. `parked_bytes` None: as much as the KV cache has."""
+    """Runs tasks in the slots of a model. `parked_bytes` None: as much as the KV cache has.
+    `snapshots` keep the states of prefixes on the disk."""
 
-    def __init__(self, model: NativeModel, parked_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        model: NativeModel,
+        parked_bytes: int | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> None:
         self._model = model
         self._slots = [Slot(index) for index in range(model.slots)]
-        self._kv = KVCache(model, parked_bytes)
+        self._kv = KVCache(model, parked_bytes, snapshots)
         self._room = Room(model, self._slots, self._kv)
-        self._pacer = Pacer(BATCH_TOKENS)
+        self._pacer = Pacer(model.batch_tokens)
         is_on_gpu = device() == "gpu"
-        self._exact_rows = BATCH_TOKENS if is_on_gpu else EXACT_ROWS
+        self._exact_rows = model.batch_tokens if is_on_gpu else EXACT_ROWS
         self._candidates = Candidates(model.vocabulary.size)
         self._waiting: list[Task] = []
         self._busy: list[Slot] = []  # in the order in which their tasks came
@@ -88,6 +94,27 @@ class Batcher:
                 self._release(slot)
                 return True
         return False
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All tasks that have not ended."""
+        return [*self._waiting, *(slot.task for slot in self._busy if slot.task is not None)]
+
+    def move_to(self, model: NativeModel, snapshots: Snapshots | None) -> None:
+        """Go on with another context of the same weights. Running tasks go on from where they are:
+        their states are moved through the host's memory, a thousand times as fast as computing
+        them again."""
+        for slot in reversed(self._busy[:]):
+            assert slot.task is not None
+            task = slot.task
+            self._preempt(slot)
+            task.is_preempted = False  # nobody took its room
+        for slot in self._room.silent():
+            self._kv.park(slot)
+        self._model = model
+        self._kv.move_to(model, snapshots)
+        self._room = Room(model, self._slots, self._kv)
+        self._pacer = Pacer(model.batch_tokens)
 
     def occupancy(self) -> dict[str, int]:
         """The fields of `Occupancy`."""
@@ -162,6 +189,7 @@ class Batcher:
         if slot.awaited is not None and slot.awaited.is_coming:
             return
         slot.awaited = None
+        self._kv.recall_prefix(task)
         is_rewindable = self._model.is_rewindable
         start = best_start(
             slot,
@@ -177,6 +205,8 @@ class Batcher:
             slot.awaited = awaited
             return
         self._kv.take(slot, start)
+        if self._kv.can_keep_prefix(slot, task):
+            self._kv.keep_prefix(slot, task)
         if task.cached_tokens is None:
             task.cached_tokens = len(slot.tokens)
         if task.sampler is None:
@@ -225,14 +255,21 @@ class Batcher:
         running = [slot for slot in self._busy if slot.pending == 1]
         shares = [(slot, 1) for slot in running]
         watched = [slot for slot in running if slot.task and slot.task.is_streamed]
-        left = self._pacer.prompt_tokens(len(running)) if watched else BATCH_TOKENS
+        left = self._pacer.prompt_tokens(len(running)) if watched else self._model.batch_tokens
         if self._was_aborted:
             left = min(left, AFTER_ABORT_TOKENS)
+        if self._model.is_arriving:
+            return shares + self._filled(reading, self._model.batch_tokens - len(running))
         if not running and reading and self._share_of(reading[0]) > LONG_PROMPT:
             return [(reading[0], min(self._share_of(reading[0]), left))]
         if len(running) == 1 and self._room.is_split:
             left = max(left, 1)
         left = min(left, max(1, self._exact_rows - len(running)))
+        return shares + self._filled(reading, left)
+
+    def _filled(self, reading: list[Slot], left: int) -> list[tuple[Slot, int]]:
+        """Shares of prompts, in turn, until `left` tokens are given out."""
+        shares = []
         for slot in reading:
             share = min(self._share_of(slot), left)
             if share > 0:
@@ -242,14 +279,16 @@ class Batcher:
 
     def _share_of(self, slot: Slot) -> int:
         """How many tokens of a prompt one batch could take."""
-        return min(slot.pending, self._until_prefix_ends(slot), BATCH_TOKENS)
+        most = min(slot.pending, self._model.batch_tokens)
+        # While the model arrives, each batch waits for all of it: none is worth splitting.
+        return most if self._model.is_arriving else min(most, self._until_prefix_ends(slot))
 
     def _until_prefix_ends(self, slot: Slot) -> int:
         """Tokens up to the place where the state is worth keeping for other requests."""
         assert slot.task is not None
         left = slot.task.prefix_tokens - len(slot.tokens)
         if left <= 0 or not self._kv.is_new_prefix(slot.task):
-            return BATCH_TOKENS
+            return self._model.batch_tokens
         return left
 
     def _advance(self, shares: list[tuple[Slot, int]], output: StepOutput) -> None:
@@ -262,7 +301,7 @@ class Batcher:
             start = len(slot.tokens)
             self._kv.append(slot, task.tokens[start : start + share])
             if len(slot.tokens) == task.prefix_tokens and self._kv.is_new_prefix(task):
-                self._kv.keep_prefix(slot)
+                self._kv.keep_prefix(slot, task)
             if is_complete:
                 self._take_token(slot, task, next(logits), output)
 

@@ -1,32 +1,34 @@
-"""The host's side of a worker: starts the process, speaks with it, notices when it dies.
+"""The host's side of a worker: speaks with its process, notices when it dies.
 
-`LlamaBackend` is the backend of the library. Each loaded model has one process, and a reader and
-a writer thread here: nobody else waits for the socket, so that a worker that stopped reading holds
-up neither a cancel nor a close.
+Each loaded model has one process, and a reader and a writer thread here: nobody else waits for the
+socket, so that a worker that stopped reading holds up neither a cancel nor a close. What to load,
+and when, is the loader's business.
 """
 
 import base64
+import contextlib
 import itertools
 import queue
 import signal
 import subprocess
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from orion_oie.backends.base import (
     DEFAULT_CONTEXT_LENGTH,
     Completion,
     GenerationJob,
+    LoadProgress,
     LoadSpec,
     Occupancy,
-    OnProgress,
     OnText,
 )
-from orion_oie.backends.llama.gguf import GGUFHeader, read_header
-from orion_oie.backends.llama.process import beginning_of, start_worker
+from orion_oie.backends.llama.gguf import GGUFHeader
+from orion_oie.backends.llama.process import WorkerProcess, beginning_of
 from orion_oie.backends.llama.protocol import Packet, error_from_wire, receive, send
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
@@ -51,44 +53,6 @@ OnLog = Callable[[str, str, str], None]
 OnCrash = Callable[[str, WorkerCrashedError], None]
 
 
-class LlamaBackend:
-    """Loads GGUF models, each in a process of its own.
-
-    `on_log(level, line, model_id)` gets warnings and errors of llama.cpp; `on_crash(model_id,
-    error)` is told of every worker that died by itself. Both are called on reader threads.
-    """
-
-    def __init__(
-        self,
-        *,
-        load_timeout_s: float = 600.0,
-        cancel_grace_s: float = 5.0,
-        on_log: OnLog = lambda _level, _line, _model_id: None,
-        on_crash: OnCrash = lambda _model_id, _error: None,
-    ) -> None:
-        self._load_timeout_s = load_timeout_s
-        self._cancel_grace_s = cancel_grace_s
-        self._on_log = on_log
-        self._on_crash = on_crash
-        self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
-
-    def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> "LlamaModel":
-        """See `Backend.load`. The files are checked here, before any native code sees them."""
-        headers = [read_header(file) for file in spec.files]
-        scope.check()
-        model = LlamaModel(
-            spec, headers, self._cancel_grace_s, on_progress, self._on_log, self._on_crash
-        )
-        self._models.add(model)
-        model.wait_until_loaded(scope, self._load_timeout_s)
-        return model
-
-    def kill_all(self) -> None:
-        """See `Backend.kill_all`."""
-        for model in list(self._models):
-            model.kill()
-
-
 class _Pending:
     """A request that waits for its worker. Ends once, with an answer or an error."""
 
@@ -107,23 +71,27 @@ class _Pending:
 
 
 class LlamaModel:
-    """A model in a worker process. See `LoadedModel`."""
+    """A model in a worker process. See `LoadedModel`.
+
+    `load` sends it on its way; `on_log(level, line, model_id)` and `on_crash(model_id, error)` are
+    called on the reader thread.
+    """
 
     def __init__(
         self,
         spec: LoadSpec,
-        headers: list[GGUFHeader],
-        cancel_grace_s: float,
-        on_progress: OnProgress,
-        on_log: OnLog,
-        on_crash: OnCrash,
+        worker: WorkerProcess,
+        cancel_grace_s: float = 5.0,
+        on_log: OnLog = lambda _level, _line, _model_id: None,
+        on_crash: OnCrash = lambda _model_id, _error: None,
     ) -> None:
         self._spec = spec
-        self._info = _described(spec, headers)
+        self._info = spec.info
         self._cancel_grace_s = cancel_grace_s
-        self._on_progress = on_progress
         self._on_log = on_log
         self._on_crash = on_crash
+        self._on_loading: Callable[[float], None] = lambda _fraction: None
+        self._on_buried: Callable[[], None] = lambda: None
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._outbox: queue.SimpleQueue[Packet | None] = queue.SimpleQueue()
@@ -131,28 +99,70 @@ class LlamaModel:
         self._is_closing = False
         self._death: OrionError | None = None
         self._buried = threading.Event()
+        self._hello = threading.Event()
+        self._why_no_gate = ""
         self._load_ended = threading.Event()
         self._load_error: OrionError | None = None
         self._log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
-        self._process, self._connection, self._output = start_worker()
+        self.load_progress = LoadProgress("initializing")
+        self.completion: Future[ModelInfo] = Future()
+        self._process, self._connection, self._output = worker
         name = spec.info.model_id
         self._writer = threading.Thread(
             target=self._write, name=f"orion-writer-{name}", daemon=True
         )
         self._writer.start()
         threading.Thread(target=self._read, name=f"orion-reader-{name}", daemon=True).start()
+
+    # -- the load
+
+    def why_no_gate(self, scope: CancelScope, timeout_s: float) -> str:
+        """Why this worker cannot compute while a model arrives; empty when it can."""
+        self._await(self._hello, scope, timeout_s)
+        return self._why_no_gate
+
+    def load(
+        self,
+        headers: Sequence[GGUFHeader],
+        scope: CancelScope,
+        timeout_s: float,
+        settings: Packet,
+        on_loading: Callable[[float], None],
+    ) -> None:
+        """Load files, and wait until the worker can answer; on any error the process is ended
+        first. `settings` go with the command as they are; `on_loading` gets the fraction."""
+        spec = self._spec
+        self._info = _described(spec, headers)
+        self._on_loading = on_loading
         self._outbox.put(
             {
                 "op": "load",
-                "files": [str(file) for file in spec.files],
                 "slots": spec.slots,
                 "context_length": _context_length(spec.context_length, headers[0].context_length),
                 "threads": spec.threads or usable_cores(),
                 "parked_bytes": spec.parked_bytes,
                 "is_embedding": spec.is_embedding,
                 "prompt_format": spec.prompt_format and spec.prompt_format.model_dump(),
+                **settings,
             }
         )
+        self._await(self._load_ended, scope, timeout_s)
+
+    def take_over(self, files: Sequence[Path]) -> None:
+        """Let the worker load again, for good, what was arriving and now lies at `files`;
+        `completion` is done when it has."""
+        self._outbox.put({"op": "complete", "files": [str(file) for file in files]})
+
+    def fail(self, error: OrionError) -> None:
+        """End the process, and with `error` what waits for it."""
+        self._die(error)
+        self._process.kill()
+
+    def on_buried(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when the process has ended; at once if it has."""
+        self._on_buried = callback
+        if self._buried.is_set():
+            callback()
 
     @property
     def info(self) -> ModelInfo:
@@ -165,11 +175,11 @@ class LlamaModel:
     def is_alive(self) -> bool:
         return self._death is None and not self._is_closing
 
-    def wait_until_loaded(self, scope: CancelScope, timeout_s: float) -> None:
-        """Wait until the worker can answer; on any error the process is ended first."""
-        undo = scope.on_cancel(self._load_ended.set)
+    def _await(self, event: threading.Event, scope: CancelScope, timeout_s: float) -> None:
+        """Wait for a step of the load; on any error the process is ended first."""
+        undo = scope.on_cancel(event.set)
         try:
-            is_ended = self._load_ended.wait(timeout_s)
+            is_ended = event.wait(timeout_s)
         except BaseException:
             self.kill()  # interrupted here: nobody would ever close it
             raise
@@ -197,6 +207,7 @@ class LlamaModel:
             "session_id": job.session_id,
             "priority": job.priority,
             "is_streamed": job.is_streamed,
+            "is_prefix_public": job.is_prefix_public,
         }
         return cast(Completion, self._ask(request, scope, on_text))
 
@@ -318,13 +329,20 @@ class LlamaModel:
                 del message["ev"]
                 if pending is not None:
                     pending.end(Occupancy(**message))
+            case "hello":
+                self._why_no_gate = message["why_no_gate"]
+                self._hello.set()
             case "loading":
-                self._on_progress(message["fraction"])
+                self._on_loading(message["fraction"])
             case "loaded":
                 facts = {key: message[key] for key in ("context_length", "threads", "device")}
                 self._info = self._info.model_copy(update=facts)
-                self._on_progress(1.0)
                 self._load_ended.set()
+            case "completed":
+                if message["error"] is not None:
+                    line = f"not loaded again for good: {message['error']['message']}"
+                    self._on_log("warning", line, self._spec.info.model_id)
+                self._complete()
             case "failed":
                 error = error_from_wire(message["error"])
                 error.details.setdefault("log", list(self._log_lines))
@@ -370,6 +388,7 @@ class LlamaModel:
         self._connection.close()
         self._output.close()
         self._buried.set()
+        self._on_buried()
         if crash is not None:
             self._on_crash(self._spec.info.model_id, crash)
 
@@ -396,6 +415,15 @@ class LlamaModel:
         if not self._load_ended.is_set():
             self._load_error = self._load_error or self._death
             self._load_ended.set()
+        self._hello.set()
+        self._complete(self._death)
+
+    def _complete(self, error: OrionError | None = None) -> None:
+        with contextlib.suppress(InvalidStateError):  # it was done before
+            if error is None:
+                self.completion.set_result(self._info)
+            else:
+                self.completion.set_exception(error)
 
 
 def _context_length(asked: int | None, trained: int | None) -> int:
@@ -423,7 +451,7 @@ def _vectors(message: Packet) -> "NDArray[np.float32]":
     return data.reshape(message["shape"]).astype(np.float32)
 
 
-def _described(spec: LoadSpec, headers: list[GGUFHeader]) -> ModelInfo:
+def _described(spec: LoadSpec, headers: Sequence[GGUFHeader]) -> ModelInfo:
     return spec.info.model_copy(
         update={
             "architecture": headers[0].architecture,

@@ -6,10 +6,14 @@ park and where to start is the batcher's choice.
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from orion_oie.backends.llama.cells import Cells
 from orion_oie.backends.llama.native import NativeModel
 from orion_oie.backends.llama.parking import ParkedState, ParkingLot
 from orion_oie.backends.llama.reuse import MIN_GAIN, Start, common_length
+from orion_oie.backends.llama.snapshots import Snapshots
 from orion_oie.backends.llama.tasks import Slot, Task
 
 # Shorter states are computed again sooner than they are looked after.
@@ -22,14 +26,25 @@ MOVED_TOKENS = 128
 
 class KVCache:
     """The sequences of a model, none at first. `parked_bytes` None: as much as the cache itself
-    has."""
+    has. `snapshots` keep prefixes beyond the life of the process."""
 
-    def __init__(self, model: NativeModel, parked_bytes: int | None) -> None:
+    def __init__(
+        self, model: NativeModel, parked_bytes: int | None, snapshots: Snapshots | None = None
+    ) -> None:
         self._model = model
         self._model.clear()
         self._parked_bytes = parked_bytes
+        self._snapshots = snapshots
         self.cells = Cells(model.context_length)
         self.lot = ParkingLot(parked_bytes or 0)
+
+    def move_to(self, model: NativeModel, snapshots: Snapshots | None) -> None:
+        """Go on with the empty cache of another context; the slots must hold nothing. What is
+        parked stays: states fit any context of the same model."""
+        self._model = model
+        self._model.clear()
+        self._snapshots = snapshots
+        self.cells = Cells(model.context_length)
 
     def append(self, slot: Slot, tokens: Sequence[int]) -> None:
         """Note that the model computed more tokens of a slot."""
@@ -131,27 +146,68 @@ class KVCache:
         length = task.prefix_tokens
         return length >= MIN_PREFIX and not self.lot.has_prefix(task.tokens[:length])
 
-    def keep_prefix(self, slot: Slot) -> None:
-        """Copy a slot's state, which is a whole prefix, for other requests of the agent."""
-        self._keep(slot, is_prefix=True)
+    def recall_prefix(self, task: Task) -> None:
+        """Read the state of a task's prefix from the disk, if it is neither here nor new."""
+        if self._snapshots is None or not self.is_new_prefix(task):
+            return
+        tokens = task.tokens[: task.prefix_tokens]
+        state = self._snapshots.find(tokens)
+        if state is None:
+            return
+        buffer = self._buffer_for(len(state), len(tokens))
+        if buffer is not None:
+            buffer[:] = state
+            self.lot.add(ParkedState(tokens, buffer, None, is_prefix=True))
+
+    def keep_prefix(self, slot: Slot, task: Task) -> None:
+        """Copy the state of a task's prefix, which the slot holds, for the agent's other
+        requests."""
+        length = task.prefix_tokens
+        tokens = slot.tokens[:length]
+        with self._model.beginning(slot.index, length, len(slot.tokens)) as sequence:
+            buffer = self._keep(sequence, tokens, is_prefix=True)
+        if buffer is not None and self._snapshots is not None and task.is_prefix_public:
+            self._snapshots.save(tokens, buffer)
+
+    def can_keep_prefix(self, slot: Slot, task: Task) -> bool:
+        """True when the slot's state shows that of the task's prefix, which is not kept yet."""
+        held, length = len(slot.tokens), task.prefix_tokens
+        is_shown = held == length or (held > length and self._model.can_move)
+        return is_shown and self.is_new_prefix(task)
 
     def park(self, slot: Slot, *, is_preempted: bool = False) -> None:
         """Move a slot's state to the host's memory."""
         is_kept = self.lot.has_state(slot.tokens, or_longer=self._model.saves_whole_states)
         if len(slot.tokens) >= MIN_PARKED and not is_kept:
-            self._keep(slot, is_preempted=is_preempted)
+            self._keep(
+                slot.index, slot.tokens, session_id=slot.session_id, is_preempted=is_preempted
+            )
         self.clear(slot)
 
-    def _keep(self, slot: Slot, *, is_prefix: bool = False, is_preempted: bool = False) -> None:
-        size = self._model.state_bytes(slot.index)
-        if self._parked_bytes is None:
-            self._parked_bytes = size * self.cells.capacity // len(slot.tokens)
-            self.lot = ParkingLot(self._parked_bytes)
-        buffer = self.lot.room_for(size, is_preempted=is_preempted)
+    def _keep(
+        self,
+        sequence: int,
+        tokens: Sequence[int],
+        *,
+        session_id: str | None = None,
+        is_prefix: bool = False,
+        is_preempted: bool = False,
+    ) -> NDArray[np.uint8] | None:
+        """Copy the state of a sequence, which is that of these tokens; None without room for it."""
+        size = self._model.state_bytes(sequence)
+        buffer = self._buffer_for(size, len(tokens), is_preempted=is_preempted)
         if buffer is None:
-            return
-        self._model.save(slot.index, buffer)
+            return None
+        self._model.save(sequence, buffer)
         if not is_prefix and self._model.saves_whole_states:
-            self.lot.drop_beginnings_of(slot.tokens)  # the longer one can be cut back to them
-        tokens = list(slot.tokens)
-        self.lot.add(ParkedState(tokens, buffer, slot.session_id, is_prefix, is_preempted))
+            self.lot.drop_beginnings_of(tokens)  # the longer one can be cut back to them
+        self.lot.add(ParkedState(list(tokens), buffer, session_id, is_prefix, is_preempted))
+        return buffer
+
+    def _buffer_for(
+        self, size: int, tokens: int, *, is_preempted: bool = False
+    ) -> NDArray[np.uint8] | None:
+        if self._parked_bytes is None:
+            self._parked_bytes = size * self.cells.capacity // tokens
+            self.lot = ParkingLot(self._parked_bytes)
+        return self.lot.room_for(size, is_preempted=is_preempted)

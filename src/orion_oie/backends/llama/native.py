@@ -6,7 +6,8 @@ one thread that owns it. Nothing here knows of requests.
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ import llama_cpp as lc
 import numpy as np
 from numpy.typing import NDArray
 
+from orion_oie.backends.llama.gate import Gate
 from orion_oie.backends.llama.vocabulary import Vocabulary
 from orion_oie.errors import ModelCorruptError, OrionError
 
 DECODE_OK, DECODE_NO_SLOT, DECODE_ABORTED = 0, 1, 2
 BATCH_TOKENS = 512
+
+# While a model arrives, a batch costs a whole pass over what is still to come: better one for all.
+ARRIVING_BATCH_TOKENS = 2048
 
 _LOG_LEVELS = {1: "debug", 2: "info", 3: "warning", 4: "error"}
 
@@ -44,6 +49,16 @@ def capture_logs(sink: Callable[[str, str], None]) -> None:
 
     capture_logs.callback = lc.llama_log_callback(on_log)  # type: ignore[attr-defined]
     lc.llama_log_set(capture_logs.callback, ctypes.c_void_p(0))  # type: ignore[attr-defined]
+
+
+def initialize() -> None:
+    """Prepare llama.cpp; at most once in a process, before anything else."""
+    lc.llama_backend_init()
+
+
+def build() -> str:
+    """What names this llama.cpp and how it computes here."""
+    return f"{lc.__version__} {lc.llama_print_system_info().decode()}"
 
 
 def device() -> str:
@@ -86,8 +101,11 @@ class AbortFlag:
             self._buffer[0] = b"\x01" if self._raised else b"\x00"
 
 
-def load_weights(files: Sequence[Path], on_progress: Callable[[float], None]) -> Any:
-    """llama.cpp's handle of a model's weights. Raises `ModelCorruptError`."""
+def load_weights(
+    files: Sequence[Path], on_progress: Callable[[float], None], *, is_arriving: bool = False
+) -> Any:
+    """llama.cpp's handle of a model's weights. Those of a model that `is_arriving` are only mapped:
+    nothing reads them before they are computed with. Raises `ModelCorruptError`."""
 
     def report(fraction: float, _data: object) -> bool:
         on_progress(fraction)
@@ -95,6 +113,9 @@ def load_weights(files: Sequence[Path], on_progress: Callable[[float], None]) ->
 
     params = lc.llama_model_default_params()
     params.progress_callback = lc.llama_progress_callback(report)
+    if is_arriving:
+        params.use_extra_bufts = False  # else weights are brought into another order at once
+        params.n_gpu_layers = 0
     if len(files) == 1:
         model = lc.llama_model_load_from_file(str(files[0]).encode(), params)
     else:
@@ -110,7 +131,8 @@ def load_weights(files: Sequence[Path], on_progress: Callable[[float], None]) ->
 class NativeModel:
     """Loaded weights and one context with `slots` sequences over one shared KV cache.
 
-    `abort` ends a running decode early. `on_progress` gets the fraction that is loaded.
+    `abort` ends a running decode early. `on_progress` gets the fraction that is loaded. With a
+    `gate`, the files are still arriving: a decode then waits for what it needs.
     """
 
     def __init__(
@@ -122,30 +144,38 @@ class NativeModel:
         threads: int,
         abort: "AbortFlag",
         on_progress: Callable[[float], None],
+        gate: Gate | None = None,
     ) -> None:
         lc.llama_backend_init()
         self._logits: NDArray[np.float32]
         self._natively_used: list[Any] = []
         self.slots = slots
-        self._model = load_weights(files, on_progress)
+        self._gate = gate
+        self._model = load_weights(files, on_progress, is_arriving=gate is not None)
         self.vocabulary = Vocabulary(self._model)
+        self.batch_tokens = BATCH_TOKENS
+        if gate is not None:
+            trained = int(lc.llama_model_n_ctx_train(self._model))
+            self.batch_tokens = max(1, min(ARRIVING_BATCH_TOKENS, context_length, trained))
         self._window = int(lc.llama_model_n_swa(self._model))
         # Two more sequences than slots, for what is retired and for what is being moved.
         self._retired, self._moving = slots, slots + 1
         self._context = self._make_context(context_length, threads, abort)
         self._memory = lc.llama_get_memory(self._context)
-        self._batch = _Batch(BATCH_TOKENS)
+        self._batch = _Batch(self.batch_tokens)
         self._logits_address = 0
 
     def _make_context(self, context_length: int, threads: int, abort: "AbortFlag") -> Any:
         params = lc.llama_context_default_params()
         params.n_ctx = context_length
-        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.n_batch = params.n_ubatch = self.batch_tokens
         params.n_seq_max = self.slots + 2 if self.can_move else self.slots
         # Logits are only ever read for one row of each sequence: reserve no more.
         params.n_outputs_max = params.n_seq_max
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = threads
+        if self._gate is not None:
+            params.cb_eval = self._kept(self._gate.callback)
         context = lc.llama_init_from_model(self._model, params)
         if not context:
             raise OrionError(
@@ -155,6 +185,22 @@ class NativeModel:
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, lc.ggml_abort_callback)
         lc.llama_set_abort_callback(context, strlen, self._kept(abort).address)
         return context
+
+    @property
+    def is_arriving(self) -> bool:
+        """True while a decode may have to wait for weights."""
+        return self._gate is not None and not self._gate.is_open
+
+    def close_context(self) -> None:
+        """Free all sequences and what computing needs; the weights and the vocabulary stay."""
+        lc.llama_free(self._context)
+        self._context = self._memory = None
+
+    def close(self) -> None:
+        """Free everything. Nothing may be asked of the model or its vocabulary any more."""
+        if self._context is not None:
+            self.close_context()
+        lc.llama_model_free(self._model)
 
     def _kept(self, thing: Any) -> Any:
         """The same, kept for as long as native code may look at it."""
@@ -205,7 +251,10 @@ class NativeModel:
         Returns llama_decode's code: 0 done, 1 no room in the KV cache, 2 aborted, others fatal.
         """
         self._batch.fill(rows)
-        return int(lc.llama_decode(self._context, self._batch.native))
+        code = int(lc.llama_decode(self._context, self._batch.native))
+        if self._gate is not None and code == DECODE_OK and not self._gate.wait_until_checked():
+            return DECODE_ABORTED
+        return code
 
     def logits(self, count: int) -> NDArray[np.float32]:
         """The logits of the last batch: one row of vocabulary size for each of the `count` rows
@@ -267,6 +316,20 @@ class NativeModel:
             return True
         self.forget(target)
         return False
+
+    @contextmanager
+    def beginning(self, sequence: int, length: int, held: int) -> Iterator[int]:
+        """A sequence that is the first `length` of the `held` tokens of another, while it is looked
+        at. Where sequences cannot be moved, only the whole of one can be had."""
+        if length == held:
+            yield sequence
+            return
+        assert self.can_move
+        lc.llama_memory_seq_cp(self._memory, sequence, self._moving, 0, length)
+        try:
+            yield self._moving
+        finally:
+            self.forget(self._moving)
 
     def state_bytes(self, sequence: int) -> int:
         """Size of what `save` writes."""

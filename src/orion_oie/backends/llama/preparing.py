@@ -78,6 +78,7 @@ def prepared(command: Packet, model: NativeModel, form: PromptForm) -> Task:
         session_id=command["session_id"],
         dropped_turns=dropped,
         prefix_tokens=len(tokens_of(prefix_of(segments, messages[0]))),
+        is_prefix_public=command["is_prefix_public"],
         priority=command["priority"],
         is_streamed=command["is_streamed"],
         bias=[(_token_of(key, model.vocabulary), value) for key, value in options.logit_bias],

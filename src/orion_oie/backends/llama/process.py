@@ -1,14 +1,18 @@
 """Starts the process of a worker: its interpreter, its socket, its environment, its output.
 
-Needs POSIX: the socket is handed to the child as an open descriptor, so that no address of it
-exists anywhere. What is said over it is the client's business.
+A spare one may be started ahead: it imports what it needs and waits. Needs POSIX: the socket is
+handed to the child as an open descriptor, so that no address of it exists anywhere. What is said
+over it is the client's business.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, BinaryIO
 
@@ -50,6 +54,57 @@ def _spawn() -> WorkerProcess:
     )
     theirs.close()
     return process, Connection(ours.detach()), output
+
+
+class SpareWorker:
+    """At most one worker that is started before anybody needs it, while `is_calm()`."""
+
+    def __init__(self, is_calm: Callable[[], bool] | None) -> None:
+        self._is_calm = is_calm
+        self._lock = threading.Lock()
+        self._spare: tuple[WorkerProcess, dict[str, str]] | None = None
+        self._is_over = False
+
+    def take(self) -> WorkerProcess:
+        """The spare worker if there is one, else a new one. Raises `WorkerError`."""
+        with self._lock:
+            spare, self._spare = self._spare, None
+        if spare is not None:
+            worker, environment = spare
+            # What it inherited may be out of date.
+            if worker[0].poll() is None and environment == _environment():
+                return worker
+            _end(worker)
+        return start_worker()
+
+    def refill(self) -> None:
+        """Start a spare worker, unless there is one or memory is short; on a thread of its own."""
+        if self._is_calm is not None and self._spare is None and not self._is_over:
+            threading.Thread(target=self._start, name="orion-spare", daemon=True).start()
+
+    def _start(self) -> None:
+        assert self._is_calm is not None
+        if not self._is_calm():
+            return
+        with self._lock:
+            if self._spare is None and not self._is_over:
+                with contextlib.suppress(WorkerError):  # whoever needs one will hear of it
+                    self._spare = start_worker(), _environment()
+
+    def kill(self) -> None:
+        """End the spare worker, for good."""
+        self._is_over = True
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            _end(spare[0])
+
+
+def _end(worker: WorkerProcess) -> None:
+    process, connection, output = worker
+    process.kill()
+    process.wait()
+    connection.close()
+    output.close()
 
 
 def _environment() -> dict[str, str]:

@@ -1,11 +1,15 @@
 """The words that a worker and its client exchange: JSON objects, one per message.
 
-To the worker:   {"op": "load" | "generate" | "embed" | "occupancy" | "cancel" | "close", ...}
-From the worker: {"ev": "loading" | "loaded" | "failed" | "step" | "embedded" | "occupancy" | "log",
-                  ...}
+To the worker:   {"op": "load" | "complete" | "generate" | "embed" | "occupancy" | "cancel" |
+                  "close", ...}
+From the worker: {"ev": "hello" | "loading" | "loaded" | "failed" | "completed" | "step" |
+                  "embedded" | "occupancy" | "log", ...}
 
-A "step" carries everything that one batch step produced: `text` holds [id, text, tokens] for
-each sequence that grew, `done` and `error` hold the sequences that ended.
+A worker says "hello" when it is ready for its "load". That may name the maps of files that are
+still arriving; "complete" then tells where they lie once they are here, and "completed" that the
+worker has left what was arriving. A "step" carries everything that one batch step produced: `text`
+holds [id, text, tokens] for each sequence that grew, `done` and `error` hold the sequences that
+ended.
 """
 
 import json

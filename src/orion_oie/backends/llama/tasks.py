@@ -14,7 +14,8 @@ from orion_oie.schemas import FinishReason, GenerationOptions
 class Task:
     """One generation. `tokens` is the prompt and, growing, the answer.
 
-    The first `prefix_tokens` of the prompt are what all requests of its agent begin with.
+    The first `prefix_tokens` of the prompt are what all requests of its agent begin with; when that
+    `is_prefix_public`, its state may be kept on the disk.
     What is not streamed comes in two pieces, the first token and the rest.
     `bias` is (token, added logit) pairs. `grammar` is a grammar sampler of llama.cpp, which the
     task owns. Free it with `close`.
@@ -26,6 +27,7 @@ class Task:
     session_id: str | None = None
     dropped_turns: int = 0
     prefix_tokens: int = 0
+    is_prefix_public: bool = False
     priority: int = 0
     is_streamed: bool = True
     bias: Sequence[tuple[int, float]] = ()

@@ -1,15 +1,20 @@
 """The process that holds one loaded model: `python -m orion_oie.backends.llama.worker FD`.
 
 Three threads: the main one owns the model and runs the batches, one reads commands, one turns
-conversations into tokens. An embedding model needs the first two. It writes nothing to stdout,
+conversations into tokens. An embedding model needs the first two. A fourth, when a model was still
+arriving as it was loaded, loads it again for good once it is here. It writes nothing to stdout,
 ignores Ctrl-C, and ends at once when its parent is gone.
+
+It may be started before it is known what for: it waits, with everything imported, for its "load".
 """
 
 import base64
 import faulthandler
 import gc
+import json
 import os
 import queue
+import re
 import resource
 import sys
 import threading
@@ -22,13 +27,19 @@ from typing import Any
 from orion_oie.backends.llama import native
 from orion_oie.backends.llama.batcher import Batcher
 from orion_oie.backends.llama.embedder import Embedder
+from orion_oie.backends.llama.gate import Gate
 from orion_oie.backends.llama.preparing import PromptForm, prepared, prompt_form
 from orion_oie.backends.llama.protocol import Packet, error_to_wire, receive, send
+from orion_oie.backends.llama.snapshots import Snapshots, file_identity
+from orion_oie.backends.llama.tasks import Task
+from orion_oie.downloads.arrival import ArrivalMap
 from orion_oie.errors import ModelError, OrionError, WorkerError
 
 _PARENT_CHECK_S = 2.0
 _LOG_LEVELS_SENT = frozenset({"warning", "error"})
 _PROGRESS_STEP = 0.05
+_BUFFER_LINE = re.compile(r"(\S+) model buffer size")
+_LAST_WRITES_S = 2.0
 
 
 class Worker:
@@ -37,22 +48,30 @@ class Worker:
     def __init__(self, connection: "Connection[Any, Any]") -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
+        self._load_command: queue.SimpleQueue[Packet] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[Packet] = queue.SimpleQueue()
         self._to_prepare: queue.SimpleQueue[Packet] = queue.SimpleQueue()
         self._preparing: set[int] = set()
         self._abort = native.AbortFlag()
         self._parent = os.getppid()
+        self._buffers: list[str] = []
+        self._snapshots: Snapshots | None = None
+        self._model: native.NativeModel | None = None
+        self._former: native.NativeModel | None = None
+        self._former_tasks: list[Task] = []
 
     def run(self) -> None:
         """Load the model that the first command names, then serve until told to close."""
         native.capture_logs(self._on_native_log)
-        spec = receive(self._connection)
         threading.Thread(target=self._read_commands, name="commands", daemon=True).start()
+        native.initialize()
+        self._send({"ev": "hello", "why_no_gate": _why_no_gate()})
+        spec = self._load_command.get()
         try:
             if spec["is_embedding"]:
                 embedder = self._load_embedder(spec)
             else:
-                model = self._load(spec)
+                model = self._model = self._load(spec)
                 form = prompt_form(model, spec)
         except Exception as error:  # noqa: BLE001 (the host decides what a failed load means)
             self._send({"ev": "failed", "error": error_to_wire(_as_orion(error))})
@@ -66,20 +85,52 @@ class Worker:
         ).start()
         gc.freeze()  # what was made up to now stays: collections need not look at it
         self._send_loaded(spec, model.context_length)
-        self._serve(Batcher(model, spec["parked_bytes"]))
+        self._snapshots = self._snapshots_of(spec)
+        self._serve(spec, Batcher(model, spec["parked_bytes"], self._snapshots))
 
     def _load(self, spec: Packet) -> native.NativeModel:
-        model = native.NativeModel(
-            [Path(file) for file in spec["files"]],
+        files = [Path(file) for file in spec["files"]]
+        gate = None
+        if spec["maps"] is not None:
+            maps = [path and ArrivalMap.open(Path(path)) for path in spec["maps"]]
+            gate = Gate(files, maps, self._abort)
+        model = self._loaded(spec, files, gate, self._progress_reporter())
+        if gate is not None and not all("Mapped" in name for name in self._buffers):
+            raise ModelError("llama.cpp reads weights of this model while it loads them")
+        if not model.can_generate:
+            raise ModelError(f"{spec['files'][0]} is not a model that writes text")
+        return model
+
+    def _loaded(
+        self,
+        spec: Packet,
+        files: list[Path],
+        gate: Gate | None,
+        on_progress: Callable[[float], None],
+    ) -> native.NativeModel:
+        return native.NativeModel(
+            files,
             slots=spec["slots"],
             context_length=spec["context_length"],
             threads=spec["threads"],
             abort=self._abort,
-            on_progress=self._progress_reporter(),
+            on_progress=on_progress,
+            gate=gate,
         )
-        if not model.can_generate:
-            raise ModelError(f"{spec['files'][0]} is not a model that writes text")
-        return model
+
+    def _snapshots_of(self, spec: Packet) -> Snapshots | None:
+        """Where the states of prefixes are kept. Those of a model that is still arriving have no
+        place: its files cannot be told from others yet."""
+        if not spec["snapshot_bytes"] or spec["maps"] is not None:
+            return None
+        facts = [file_identity([Path(file) for file in spec["files"]]), native.build()]
+        facts += [spec["slots"], spec["context_length"]]
+        return Snapshots(
+            Path(spec["snapshot_folder"]),
+            json.dumps(facts),
+            spec["snapshot_bytes"],
+            lambda line: self._send({"ev": "log", "level": "warning", "line": line}),
+        )
 
     def _load_embedder(self, spec: Packet) -> Embedder:
         return Embedder(
@@ -112,12 +163,23 @@ class Worker:
 
     # -- main thread
 
-    def _serve(self, batcher: Batcher) -> None:
+    def _serve(self, spec: Packet, batcher: Batcher) -> None:
         while True:
             for command in self._commands(wait=not batcher.has_work):
                 if command["op"] == "close":
+                    if self._snapshots is not None:
+                        self._snapshots.flush(_LAST_WRITES_S)
                     return
-                self._obey(command, batcher)
+                if command["op"] == "complete":
+                    spec = {**spec, "files": command["files"], "maps": None}
+                    threading.Thread(
+                        target=self._load_again, args=(spec,), name="load", daemon=True
+                    ).start()
+                elif command["op"] == "move":
+                    self._move(command["model"], batcher)
+                else:
+                    self._obey(command, batcher)
+            self._free_former(batcher)
             output = batcher.step()
             if output:
                 self._send(
@@ -133,6 +195,9 @@ class Worker:
                 return commands
 
     def _obey(self, command: Packet, batcher: Batcher) -> None:
+        if command["op"] == "renewed":
+            self._former, self._former_tasks = command["former"], batcher.tasks
+            return
         if command["op"] == "occupancy":
             self._send({"ev": "occupancy", "id": command["id"], **batcher.occupancy()})
             return
@@ -152,6 +217,34 @@ class Worker:
             batcher.add(command["task"])
         else:
             self._send_end({"id": command["id"], "error": command["error"]})
+
+    # -- from a model that was arriving to the same model for good
+
+    def _load_again(self, spec: Packet) -> None:
+        """Load what is complete now, in the way that is fastest to compute with."""
+        try:
+            files = [Path(file) for file in spec["files"]]
+            model = self._loaded(spec, files, None, lambda _fraction: None)
+        except Exception as error:  # noqa: BLE001 (what runs goes on with what it has)
+            self._send({"ev": "completed", "error": error_to_wire(_as_orion(error))})
+            return
+        self._snapshots = self._snapshots_of(spec)
+        self._inbox.put({"op": "move", "model": model})
+
+    def _move(self, model: native.NativeModel, batcher: Batcher) -> None:
+        assert self._model is not None
+        former = self._model
+        batcher.move_to(model, self._snapshots)
+        former.close_context()
+        self._model = model
+        self._to_prepare.put({"op": "renew", "model": model, "former": former})
+        self._send({"ev": "completed", "error": None})
+
+    def _free_former(self, batcher: Batcher) -> None:
+        """Free the weights that nothing looks at any more: grammars refer to a vocabulary."""
+        if self._former is not None and not set(self._former_tasks) & set(batcher.tasks):
+            self._former.close()
+            self._former, self._former_tasks = None, []
 
     def _serve_embeddings(self, embedder: Embedder) -> None:
         while True:
@@ -188,7 +281,9 @@ class Worker:
         elif command["op"] == "embed":
             self._preparing.add(command["id"])
             self._inbox.put(command)
-        elif command["op"] == "occupancy":
+        elif command["op"] == "load":
+            self._load_command.put(command)
+        elif command["op"] in ("occupancy", "complete"):
             self._inbox.put(command)
         else:
             self._abort.raise_()
@@ -199,6 +294,10 @@ class Worker:
     def _prepare_tasks(self, model: native.NativeModel, form: PromptForm) -> None:
         while True:
             command = self._to_prepare.get()
+            if command["op"] == "renew":
+                model = command["model"]
+                self._inbox.put({"op": "renewed", "former": command["former"]})
+                continue
             if command["id"] not in self._preparing:
                 continue  # cancelled while it waited
             try:
@@ -222,9 +321,20 @@ class Worker:
                 os._exit(0)
 
     def _on_native_log(self, level: str, line: str) -> None:
+        if found := _BUFFER_LINE.search(line):
+            self._buffers.append(found[1])
         # While a decode is being aborted, llama.cpp reports what was asked of it as errors.
         if level in _LOG_LEVELS_SENT and not self._abort.is_raised:
             self._send({"ev": "log", "level": level, "line": line})
+
+
+def _why_no_gate() -> str:
+    """Why nothing can be computed here while a model arrives; empty when it can."""
+    if native.device() != "cpu":
+        return "weights are copied to the GPU when they are loaded"
+    if not Gate.is_supported():
+        return "this build of llama.cpp has another layout of tensors than the one known"
+    return ""
 
 
 def _as_orion(error: Exception) -> OrionError:

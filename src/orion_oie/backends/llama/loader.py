@@ -1,0 +1,395 @@
+"""From a `LoadSpec` to a model that answers: local files, or files that are still to come.
+
+    local:        check headers -> read ahead -> load
+    progressive:  headers -> fetch in the order of the forward pass, and load at once -> answer
+                  while shards arrive -> load again for good -> complete
+    sequential:   fetch -> local
+
+`LlamaBackend` is the backend of the library. Fetching is the cache's, loading the worker's; here it
+is decided which comes when, and told how far it is.
+"""
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from orion_oie.backends.base import LoadProgress, LoadSpec, OnProgress
+from orion_oie.backends.llama.client import LlamaModel, OnCrash, OnLog
+from orion_oie.backends.llama.forward import ForwardOrder, Run, forward_order
+from orion_oie.backends.llama.gguf import GGUFHeader, parse_header, read_header
+from orion_oie.backends.llama.process import SpareWorker
+from orion_oie.cancellation import CancelScope
+from orion_oie.config import DownloadConfig, ShardingConfig
+from orion_oie.downloads.cache import ModelCache
+from orion_oie.downloads.fetch import Download, map_path, part_path
+from orion_oie.errors import (
+    EngineClosedError,
+    ModelCorruptError,
+    ModelError,
+    OrionError,
+    WorkerError,
+)
+from orion_oie.specs import SourceSpec
+
+_POLL_S = 0.02
+_REPORT_S = 0.1
+_READ_AHEAD_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How models are loaded. `snapshot_bytes` 0 keeps no states of prefixes on the disk."""
+
+    load_timeout_s: float = 600.0
+    cancel_grace_s: float = 5.0
+    is_progressive: bool = True
+    download: DownloadConfig = field(default_factory=DownloadConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    snapshot_bytes: int = 0
+
+
+class LlamaBackend:
+    """Loads GGUF models, each in a process of its own.
+
+    Files that are not here come into `cache`, the user's own by default. `is_calm` says whether
+    there is memory for a worker that waits for its model; None keeps none. `on_log(level, line,
+    model_id)` gets warnings and errors of llama.cpp; `on_crash(model_id, error)` is told of every
+    worker that died by itself. Both are called on reader threads.
+    """
+
+    def __init__(
+        self,
+        settings: LoaderSettings | None = None,
+        *,
+        cache: ModelCache | None = None,
+        is_calm: Callable[[], bool] | None = None,
+        on_log: OnLog = lambda _level, _line, _model_id: None,
+        on_crash: OnCrash = lambda _model_id, _error: None,
+    ) -> None:
+        self._settings = settings or LoaderSettings()
+        self._cache = cache or ModelCache()
+        self._on_log = on_log
+        self._on_crash = on_crash
+        self._spare = SpareWorker(is_calm)
+        self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
+
+    def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LlamaModel:
+        """See `Backend.load`. Headers are checked here, before any native code sees the files."""
+        on_progress(LoadProgress("initializing"))
+        try:
+            if spec.source is None or all(file.exists() for file in spec.files):
+                return self._load_local(spec, scope, on_progress)
+            return self._load_remote(spec, spec.source, scope, on_progress)
+        finally:
+            self._spare.refill()
+
+    def warm_up(self) -> None:
+        """See `Backend.warm_up`."""
+        self._spare.refill()
+
+    def kill_all(self) -> None:
+        """See `Backend.kill_all`."""
+        self._spare.kill()
+        for model in list(self._models):
+            model.kill()
+
+    def _new_model(self, spec: LoadSpec) -> LlamaModel:
+        model = LlamaModel(
+            spec, self._spare.take(), self._settings.cancel_grace_s, self._on_log, self._on_crash
+        )
+        self._models.add(model)
+        return model
+
+    def _load_settings(
+        self, files: Sequence[Path], maps: Sequence[Path | None] | None
+    ) -> dict[str, object]:
+        """What the worker is told beside the spec."""
+        return {
+            "files": [str(file) for file in files],
+            "maps": None if maps is None else [path and str(path) for path in maps],
+            "snapshot_folder": str(self._cache.snapshots),
+            "snapshot_bytes": self._settings.snapshot_bytes,
+        }
+
+    # -- files that are here
+
+    def _load_local(
+        self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress, note: str = ""
+    ) -> LlamaModel:
+        headers = [read_header(file) for file in spec.files]
+        scope.check()
+        self._cache.note_use(spec.files)
+        read_ahead(spec.files, forward_order(headers, self._settings.sharding).runs)
+        model = self._new_model(spec)
+        total = sum(header.file_size for header in headers)
+        here = LoadProgress(
+            "loading_shard",
+            shards=len(headers),
+            bytes_total=total,
+            bytes_loaded=total,
+            note=note,
+        )
+
+        def on_loading(fraction: float) -> None:
+            shards = int(fraction * here.shards)
+            on_progress(replace(here, fraction=fraction, shards_loaded=shards))
+
+        on_loading(0.0)
+        settings = self._load_settings(spec.files, None)
+        model.load(headers, scope, self._settings.load_timeout_s, settings, on_loading)
+        done = replace(here, phase="complete", fraction=1.0, shards_loaded=here.shards)
+        on_progress(replace(done, phase="ready"))
+        model.load_progress = done
+        model.completion.set_result(model.info)
+        on_progress(done)
+        return model
+
+    # -- files that are to come
+
+    def _load_remote(
+        self, spec: LoadSpec, source: SourceSpec, scope: CancelScope, on_progress: OnProgress
+    ) -> LlamaModel:
+        # The download outlives this call: it ends with the model.
+        fetching = CancelScope()
+        undo = scope.on_cancel(lambda: _pass_on(scope, fetching))
+        try:
+            download = self._cache.open_download(
+                source,
+                self._settings.download,
+                fetching,
+                lambda: on_progress(_of_others(self._cache, source)),
+            )
+            if download is None:
+                return self._load_local(spec, scope, on_progress)
+            arriving = _Arriving(spec.files, download)
+            headers = arriving.read_headers()
+            arriving.order = forward_order(headers, self._settings.sharding)
+            download.hold()
+            arriving.start()
+            on_progress(arriving.progress("downloading"))
+            model, note = self._model_with_gate(spec, scope)
+            arriving.note = note
+            if model is not None:
+                try:
+                    self._load_arriving(model, arriving, headers, scope, on_progress)
+                except ModelError as error:
+                    if scope.error is not None or download.error is not None:
+                        raise
+                    arriving.note = f"loading it while it arrives failed: {error.message}"
+                else:
+                    self._follow(model, arriving, fetching, on_progress)
+                    return model
+            download.release()
+            download.wait(lambda: on_progress(arriving.progress("downloading")), _REPORT_S)
+            return self._load_local(spec, scope, on_progress, arriving.note)
+        except BaseException:
+            fetching.cancel(EngineClosedError("the load that wanted the files has ended"))
+            raise
+        finally:
+            undo()
+
+    def _model_with_gate(self, spec: LoadSpec, scope: CancelScope) -> tuple[LlamaModel | None, str]:
+        """A process in which the model can be computed while it arrives, or why there is none."""
+        if spec.is_embedding:
+            return None, "embedding models are loaded when they are complete"
+        if not self._settings.is_progressive or not self._settings.sharding.enabled:
+            return None, ""
+        model = self._new_model(spec)
+        why = model.why_no_gate(scope, self._settings.load_timeout_s)
+        if why:
+            model.close(timeout_s=0.0)
+        return (None, why) if why else (model, "")
+
+    def _load_arriving(
+        self,
+        model: LlamaModel,
+        arriving: "_Arriving",
+        headers: Sequence[GGUFHeader],
+        scope: CancelScope,
+        on_progress: OnProgress,
+    ) -> None:
+        """Load files that are not whole. Returns when the worker takes questions."""
+        try:
+            arriving.mode = "progressive"
+            arriving.wait_for_initial_shards(lambda: on_progress(arriving.progress("downloading")))
+            on_progress(arriving.progress("loading_shard"))
+            settings = self._load_settings(arriving.files(), arriving.maps())
+            timeout_s = self._settings.load_timeout_s
+            model.load(headers, scope, timeout_s, settings, lambda _fraction: None)
+            model.load_progress = arriving.progress("loading_shard")
+        except BaseException:
+            arriving.mode = "sequential"
+            model.close(timeout_s=0.0)
+            raise
+        finally:
+            arriving.download.release()
+
+    def _follow(
+        self,
+        model: LlamaModel,
+        arriving: "_Arriving",
+        fetching: CancelScope,
+        on_progress: OnProgress,
+    ) -> None:
+        """See a model through that answers already: shards arrive, then it is loaded for good."""
+
+        def report(progress: LoadProgress) -> None:
+            model.load_progress = progress
+            on_progress(progress)
+
+        def follow() -> None:
+            try:
+                arriving.download.wait(
+                    lambda: report(arriving.progress("loading_shard")), _REPORT_S
+                )
+            except OrionError as error:
+                model.fail(error)
+                return
+            except Exception as error:
+                model.fail(WorkerError(f"the download met {type(error).__name__}: {error}"))
+                raise
+            report(arriving.progress("ready"))
+            model.take_over(arriving.paths)
+            with contextlib.suppress(OrionError):  # it ended before
+                model.completion.result()
+                report(arriving.progress("complete"))
+
+        model.on_buried(lambda: _end(fetching))
+        threading.Thread(target=follow, name="orion-arriving", daemon=True).start()
+
+
+class _Arriving:
+    """The files of one model, of which some are here and some are being fetched."""
+
+    def __init__(self, paths: Sequence[Path], download: Download) -> None:
+        self.paths = paths
+        self.download = download
+        # By place among all files: the place among those that are fetched.
+        fetched = [path for path in paths if not path.exists()]
+        self._numbers = {paths.index(path): number for number, path in enumerate(fetched)}
+        self.order = ForwardOrder((), (), 0)
+        self.mode: str = "sequential"
+        self.note = ""
+
+    def read_headers(self) -> list[GGUFHeader]:
+        """The header of each file. What is found to be no model is thrown away."""
+        headers = []
+        try:
+            for place, path in enumerate(self.paths):
+                number = self._numbers.get(place)
+                if number is None:
+                    headers.append(read_header(path))
+                else:
+                    read_at = partial(self.download.read, number)
+                    headers.append(parse_header(read_at, self.download.sizes[number], str(path)))
+        except ModelCorruptError:
+            self.download.discard()
+            raise
+        except BaseException:
+            self.download.close()
+            raise
+        return headers
+
+    def start(self) -> None:
+        """Fetch the rest, in the order of the forward pass."""
+        self.download.start(self._fetched(self.order.runs))
+
+    def files(self) -> list[Path]:
+        """Where the files lie now."""
+        return [
+            part_path(path) if place in self._numbers else path
+            for place, path in enumerate(self.paths)
+        ]
+
+    def maps(self) -> list[Path | None]:
+        """The map of each file that is being fetched."""
+        return [
+            map_path(path) if place in self._numbers else None
+            for place, path in enumerate(self.paths)
+        ]
+
+    def wait_for_initial_shards(self, on_progress: Callable[[], None]) -> None:
+        """Return when enough shards are here to begin with. Raises what ended the download."""
+        while self._shards_here() < self.order.initial_shards:
+            if self.download.error is not None:
+                raise self.download.error
+            on_progress()
+            threading.Event().wait(_POLL_S)
+
+    def progress(self, phase: str) -> LoadProgress:
+        """How far it is."""
+        here = sum(
+            path.stat().st_size
+            for place, path in enumerate(self.paths)
+            if place not in self._numbers and path.exists()
+        )
+        total = here + self.download.total_bytes
+        arrived = here + self.download.arrived_bytes
+        speed = self.download.bytes_per_s
+        return LoadProgress(
+            phase,  # type: ignore[arg-type]
+            fraction=arrived / total if total else 1.0,
+            shards=len(self.order.shards),
+            shards_loaded=self._shards_here(),
+            bytes_total=total,
+            bytes_loaded=arrived,
+            bytes_per_s=speed or None,
+            seconds_left=(total - arrived) / speed if speed else None,
+            mode=self.mode,  # type: ignore[arg-type]
+            note=self.note,
+        )
+
+    def _shards_here(self) -> int:
+        maps = self.download.maps
+        return sum(
+            all(maps[number].has(start, end) for number, start, end in self._fetched(shard))
+            for shard in self.order.shards
+        )
+
+    def _fetched(self, runs: Sequence[Run]) -> list[Run]:
+        """The same runs as the download counts its files; without what is here."""
+        numbers = self._numbers
+        return [(numbers[n], start, end) for n, start, end in runs if n in numbers]
+
+
+def read_ahead(files: Sequence[Path], runs: Sequence[Run]) -> None:
+    """Ask the system to read files in the order of the forward pass, in the background: a disk that
+    is slow starts before the worker does. Returns at once; does nothing where that is unknown."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+
+    def advise() -> None:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            handles = [opened.enter_context(file.open("rb")).fileno() for file in files]
+            for number, start, end in runs:
+                for at in range(start, end, _READ_AHEAD_BYTES):
+                    length = min(_READ_AHEAD_BYTES, end - at)
+                    os.posix_fadvise(handles[number], at, length, os.POSIX_FADV_WILLNEED)
+
+    threading.Thread(target=advise, name="orion-read-ahead", daemon=True).start()
+
+
+def _end(fetching: CancelScope) -> None:
+    fetching.cancel(EngineClosedError("the model that wanted the files was unloaded"))
+
+
+def _pass_on(scope: CancelScope, other: CancelScope) -> None:
+    if scope.error is not None:
+        other.cancel(scope.error)
+
+
+def _of_others(cache: ModelCache, source: SourceSpec) -> LoadProgress:
+    """How far another process is that fetches the same files."""
+    arrived, total = cache.arrived(source)
+    return LoadProgress(
+        "downloading",
+        fraction=arrived / total if total else 0.0,
+        bytes_total=total,
+        bytes_loaded=arrived,
+        note="another process fetches it",
+    )

@@ -1,0 +1,117 @@
+"""What of a file has arrived: a small map beside it, shared by who writes and who reads it.
+
+A file that is fetched lies at its full size under `NAME.part`, and beside it `NAME.part.map` has
+one byte for each block. The map is mapped into memory: it survives a process that is killed, and a
+worker in another process sees a block the moment it is marked. It knows blocks and bytes, not where
+they come from.
+"""
+
+import enum
+import json
+import mmap
+import os
+from pathlib import Path
+from struct import Struct
+from typing import Any
+
+BLOCK_BYTES = 256 << 10
+
+_HEADER = Struct("<8sIIQB")
+_MAGIC = b"ORIONMAP"
+_VERSION = 1
+_STATE_AT = _HEADER.size - 1
+_FACTS_AT = 32
+_HEADER_BYTES = 4096
+
+
+class ArrivalState(enum.IntEnum):
+    """Where a file stands."""
+
+    ARRIVING = 0  # blocks are missing, or not checked yet
+    COMPLETE = 1  # all is here, and it is what it should be
+    FAILED = 2  # nobody goes on fetching it
+
+
+class ArrivalMap:
+    """Which blocks of a file of `size` bytes are here. `facts` say what was being fetched.
+
+    One process marks; any number look. Use `create` or `open`.
+    """
+
+    def __init__(self, path: Path, file: Any, *, is_writable: bool) -> None:
+        access = mmap.ACCESS_WRITE if is_writable else mmap.ACCESS_READ
+        self.path = path
+        self._map = mmap.mmap(file.fileno(), 0, access=access)
+        self.block_bytes: int
+        self.size: int
+        magic, version, self.block_bytes, self.size, _ = _HEADER.unpack_from(self._map)
+        if magic != _MAGIC or version != _VERSION or self.block_bytes <= 0:
+            raise ValueError("not a map of this version")
+        self.blocks: int = -(-self.size // self.block_bytes)
+        if len(self._map) != _HEADER_BYTES + self.blocks:
+            raise ValueError("not as long as its file needs")
+        facts = self._map[_FACTS_AT:_HEADER_BYTES].split(b"\0", 1)[0]
+        self.facts: dict[str, Any] = json.loads(facts)
+
+    @classmethod
+    def create(
+        cls, path: Path, size: int, facts: dict[str, Any], block_bytes: int = BLOCK_BYTES
+    ) -> "ArrivalMap":
+        """A new map on which nothing has arrived. Replaces any that is there."""
+        said = json.dumps(facts).encode()
+        if len(said) >= _HEADER_BYTES - _FACTS_AT:
+            raise ValueError(f"facts of {len(said)} bytes do not fit into a map")
+        header = _HEADER.pack(_MAGIC, _VERSION, block_bytes, size, ArrivalState.ARRIVING)
+        content = header.ljust(_FACTS_AT, b"\0") + said.ljust(_HEADER_BYTES - _FACTS_AT, b"\0")
+        fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+        fresh.write_bytes(content + bytes(-(-size // block_bytes)))
+        os.replace(fresh, path)
+        return cls.open(path, is_writable=True)
+
+    @classmethod
+    def open(cls, path: Path, *, is_writable: bool = False) -> "ArrivalMap":
+        """The map of a file. Raises `OSError` when there is none, `ValueError` when it is
+        damaged."""
+        with path.open("r+b" if is_writable else "rb") as file:
+            return cls(path, file, is_writable=is_writable)
+
+    @property
+    def state(self) -> ArrivalState:
+        return ArrivalState(self._map[_STATE_AT])
+
+    @state.setter
+    def state(self, state: ArrivalState) -> None:
+        self._map[_STATE_AT] = state
+
+    def mark(self, block: int) -> None:
+        """Note that a block is in the file."""
+        self._map[_HEADER_BYTES + block] = 1
+
+    def has_block(self, block: int) -> bool:
+        return bool(self._map[_HEADER_BYTES + block] == 1)
+
+    def has(self, start: int, end: int) -> bool:
+        """True when the bytes from `start` to `end` are here."""
+        if start >= end:
+            return True
+        first, last = start // self.block_bytes, (end - 1) // self.block_bytes
+        return self._map.find(b"\0", _HEADER_BYTES + first, _HEADER_BYTES + last + 1) < 0
+
+    def contiguous(self, start: int) -> int:
+        """The end of the bytes that are here without a gap from `start` on."""
+        first = _HEADER_BYTES + start // self.block_bytes
+        gap = self._map.find(b"\0", first)
+        return self.size if gap < 0 else max(start, (gap - _HEADER_BYTES) * self.block_bytes)
+
+    def bounds(self, block: int) -> tuple[int, int]:
+        """The first byte of a block, and the one after its last."""
+        return block * self.block_bytes, min((block + 1) * self.block_bytes, self.size)
+
+    @property
+    def arrived_bytes(self) -> int:
+        """How much is here."""
+        marks = self._map[_HEADER_BYTES:]
+        there = marks.count(1) * self.block_bytes
+        if marks and marks[-1] == 1:
+            there -= self.blocks * self.block_bytes - self.size
+        return there

@@ -1,0 +1,414 @@
+"""Model files that were fetched: where they lie, what is known of them, who may write.
+
+    ROOT/models/KIND--NAME/FILE            complete, with the right digest
+    ROOT/models/KIND--NAME/FILE.part       arriving; .part.map says what is here, .lock who fetches
+    ROOT/models.lock.json                  the digest of each file, as expected or as first seen
+    ROOT/snapshots/                        states of system prompts, kept by the workers
+
+Processes share one cache: whoever holds a file's lock fetches it, the others wait for it. A file's
+access time is when it was last used. Knows no agents and no variants: sources only.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from orion_oie.cancellation import CancelScope
+from orion_oie.config import DownloadConfig
+from orion_oie.downloads.arrival import ArrivalMap
+from orion_oie.downloads.fetch import (
+    Download,
+    Fetched,
+    RemoteFile,
+    map_path,
+    part_path,
+    remove_part,
+)
+from orion_oie.downloads.sources import locate
+from orion_oie.errors import DigestMismatchError, DownloadError, RegistryError
+from orion_oie.specs import SourceSpec
+
+_LOCK_POLL_S = 0.05
+_HASH_BYTES = 1 << 20
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a file that was complete once. `is_expected`: the digest is what the
+    registry or the hub named, and not only what came first."""
+
+    sha256: str
+    size: int
+    url: str
+    revision: str | None
+    is_expected: bool
+    first_seen: str
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """A file of the cache. `arrived_bytes` of its `size` are here; `last_used` is in seconds since
+    the epoch."""
+
+    path: Path
+    state: Literal["complete", "partial", "linked"]
+    size: int
+    arrived_bytes: int
+    last_used: float
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The outcome of hashing a file again; `expected` is None when nothing is known of it."""
+
+    path: Path
+    sha256: str
+    expected: str | None
+
+    @property
+    def is_right(self) -> bool:
+        return self.expected is None or self.sha256 == self.expected
+
+
+def default_root() -> Path:
+    """`ORION_CACHE_DIR`, or the user's folder for caches."""
+    if named := os.environ.get("ORION_CACHE_DIR"):
+        return Path(named).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "orion-oie"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "orion-oie"
+
+
+class ModelCache:
+    """The cache under `root`; by default that of the user, see `default_root`."""
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.root = Path(root).expanduser() if root is not None else default_root()
+        self.snapshots = self.root / "snapshots"
+        self._models = self.root / "models"
+        self._records = self.root / "models.lock.json"
+
+    # -- where things are
+
+    def paths(self, source: SourceSpec) -> tuple[Path, ...]:
+        """Where the files of a `url` or `hub` source belong.
+
+        Raises `RegistryError` for a file name that leaves its folder.
+        """
+        folder = self._models / _folder_name(source)
+        names = source.shards if source.url is not None else source.files
+        for name in names:
+            parts = Path(name).parts
+            if Path(name).is_absolute() or ".." in parts or not parts:
+                raise RegistryError(f"a source's file name must not leave its folder: {name!r}")
+        return tuple(folder / name for name in names)
+
+    def find(self, source: SourceSpec) -> tuple[Path, ...] | None:
+        """The files of a source, or None when they are not all here. Asks nobody else."""
+        paths = self.paths(source)
+        return paths if all(path.exists() for path in paths) else None
+
+    def note_use(self, paths: Sequence[Path]) -> None:
+        """Remember that files are used now; those of other folders are left alone."""
+        for path in paths:
+            if path.is_relative_to(self._models):
+                with contextlib.suppress(OSError):
+                    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+    # -- fetching
+
+    def pull(
+        self,
+        source: SourceSpec,
+        config: DownloadConfig,
+        scope: CancelScope,
+        on_progress: Callable[["Download | None"], None] = lambda _download: None,
+    ) -> tuple[Path, ...]:
+        """Fetch what is missing of a source; gives its files.
+
+        `on_progress` is called every so often, with None while another process fetches. Raises
+        `DownloadError`, `DigestMismatchError`, or the error that `scope` was cancelled with.
+        """
+        download = self.open_download(source, config, scope, lambda: on_progress(None))
+        if download is not None:
+            download.start()
+            download.wait(lambda: on_progress(download))
+        return self.paths(source)
+
+    def open_download(
+        self,
+        source: SourceSpec,
+        config: DownloadConfig,
+        scope: CancelScope,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> Download | None:
+        """A prepared download of what is missing of a source, or None when nothing is.
+
+        Waits while another process fetches; `on_wait` is then called every so often. Raises like
+        `pull`.
+        """
+        paths = self.paths(source)
+        if self.find(source) is not None:
+            return None
+        locks = contextlib.ExitStack()
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(locks.close)
+            for path in sorted(paths):
+                locks.enter_context(_locked(path, scope, on_wait))
+            if self.find(source) is not None:  # somebody fetched it meanwhile
+                return None
+            located = locate(source, paths, self._pinned(paths))
+            for path, there in located.local.items():
+                _link(path, there)
+            missing = [file for file in located.remote if not file.path.exists()]
+            if not missing:
+                return None
+            download = Download(missing, config, scope, self._check_record, locks.close)
+            download.prepare()
+            on_error.pop_all()
+        return download
+
+    def arrived(self, source: SourceSpec) -> tuple[int, int]:
+        """How many bytes of a source are here, and how many it has as far as that is known."""
+        arrived = total = 0
+        for path in self.paths(source):
+            with contextlib.suppress(OSError, ValueError):
+                if path.exists():
+                    arrived += path.stat().st_size
+                    total += path.stat().st_size
+                else:
+                    arrival = ArrivalMap.open(map_path(path))
+                    arrived += arrival.arrived_bytes
+                    total += arrival.size
+        return arrived, total
+
+    def _pinned(self, paths: Sequence[Path]) -> str | None:
+        """The commit that files of a source came from, complete or not."""
+        records = self.records()
+        for path in paths:
+            record = records.get(self._key(path))
+            if record is not None and record.revision is not None:
+                return record.revision
+            with contextlib.suppress(OSError, ValueError):
+                revision = ArrivalMap.open(map_path(path)).facts.get("revision")
+                if isinstance(revision, str):
+                    return revision
+        return None
+
+    def _check_record(self, fetched: Fetched) -> None:
+        """Compare a file with what was first seen under its name, and note it."""
+        file = fetched.file
+        key = self._key(file.path)
+        known = self.records().get(key)
+        if file.sha256 is None and known is not None and known.sha256 != fetched.sha256:
+            raise DigestMismatchError(
+                f"{file.url} has other content than when it was first fetched: its SHA-256 is "
+                f"{fetched.sha256}, and was {known.sha256}; if that is right, remove the record "
+                "with 'orion-oie models rm' and fetch it again",
+                url=file.url,
+                sha256=fetched.sha256,
+                expected=known.sha256,
+            )
+        self._write_record(key, _record_of(fetched))
+
+    # -- what is known
+
+    def records(self) -> dict[str, Record]:
+        """What is known of files, by path under the cache's root. Raises `DownloadError` when the
+        file that says so is damaged."""
+        try:
+            raw = json.loads(self._records.read_text(encoding="utf-8"))
+            return {key: Record(**record) for key, record in raw.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DownloadError(
+                f"{self._records} cannot be read ({error}): repair or remove it; without it, "
+                "files are taken as they come"
+            ) from error
+
+    def _write_record(self, key: str, record: Record | None) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with _locked(self._records, CancelScope(), lambda: None):
+            records = self.records()
+            records.pop(key, None)
+            if record is not None:
+                records[key] = record
+            text = json.dumps({k: asdict(r) for k, r in sorted(records.items())}, indent=2) + "\n"
+            fresh = self._records.with_name(f"{self._records.name}.{os.getpid()}.part")
+            fresh.write_text(text, encoding="utf-8")
+            os.replace(fresh, self._records)
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    # -- housekeeping
+
+    def files(self) -> list[CachedFile]:
+        """Everything that was fetched, whole or in part."""
+        records = self.records()
+        found = []
+        for path in sorted(self._models.rglob("*")):
+            is_partial = path.name.endswith(".part")
+            if path.is_dir() or path.suffix == ".lock" or path.name.endswith(".part.map"):
+                continue
+            own = path.with_name(path.name.removesuffix(".part")) if is_partial else path
+            with contextlib.suppress(OSError, ValueError):  # it may go at any moment
+                facts = path.stat()
+                arrived = ArrivalMap.open(map_path(own)).arrived_bytes if is_partial else None
+                found.append(
+                    CachedFile(
+                        own,
+                        "partial" if is_partial else "linked" if path.is_symlink() else "complete",
+                        facts.st_size,
+                        facts.st_size if arrived is None else arrived,
+                        facts.st_mtime if is_partial else facts.st_atime,
+                        records.get(self._key(own)),
+                    )
+                )
+        return found
+
+    def remove(self, source: SourceSpec) -> int:
+        """Remove the files of a source and what is known of them; gives the bytes that are free.
+
+        Raises `DownloadError` while they are being fetched.
+        """
+        freed = 0
+        for path in self.paths(source):
+            freed += self._remove(path)
+            self._write_record(self._key(path), None)
+        return freed
+
+    def verify(self, paths: Sequence[Path] | None = None) -> Iterator[Verified]:
+        """Hash complete files again, all by default, and compare."""
+        records = self.records()
+        if paths is None:
+            paths = [file.path for file in self.files() if file.state != "partial"]
+        for path in paths:
+            record = records.get(self._key(path))
+            yield Verified(path, _sha256(path), record.sha256 if record is not None else None)
+
+    def prune(self, keep_bytes: int | None = None) -> list[CachedFile]:
+        """Remove what was left half-fetched, then the longest unused files until at most
+        `keep_bytes` are left. What is being fetched stays. Gives what was removed."""
+        files = self.files()
+        removed = []
+        for file in [file for file in files if file.state == "partial"]:
+            with contextlib.suppress(DownloadError):  # it is being fetched
+                self._remove(file.path)
+                removed.append(file)
+        whole = sorted((f for f in files if f.state == "complete"), key=lambda f: f.last_used)
+        left = sum(file.size for file in whole)
+        for file in whole:
+            if keep_bytes is None or left <= keep_bytes:
+                break
+            self._remove(file.path)
+            removed.append(file)
+            left -= file.size
+        return removed
+
+    def _remove(self, path: Path) -> int:
+        lock = _try_lock(path) if path.parent.is_dir() else None
+        if lock is None:
+            if path.parent.is_dir():
+                raise DownloadError(f"{path.name} is being fetched by another process")
+            return 0
+        with lock:
+            freed = 0
+            with contextlib.suppress(OSError):
+                freed += 0 if path.is_symlink() else path.stat().st_blocks * 512
+            with contextlib.suppress(OSError):
+                freed += part_path(path).stat().st_blocks * 512
+            path.unlink(missing_ok=True)
+            remove_part(path)
+            _lock_path(path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # others lie in the folder
+                path.parent.rmdir()
+        return freed
+
+
+def _folder_name(source: SourceSpec) -> str:
+    if source.hub is not None:
+        revision = source.revision or "main"
+        return _UNSAFE.sub("-", f"hub--{source.hub.replace('/', '--')}--{revision}")
+    assert source.url is not None
+    digest = hashlib.sha256(source.url.encode()).hexdigest()[:12]
+    return _UNSAFE.sub("-", f"url--{urlsplit(source.url).hostname or 'unknown'}--{digest}")
+
+
+def _link(path: Path, there: Path) -> None:
+    """Let a file of the cache be one that lies elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.link")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(there.resolve())
+    os.replace(fresh, path)
+
+
+def _record_of(fetched: Fetched) -> Record:
+    file: RemoteFile = fetched.file
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Record(
+        fetched.sha256, fetched.size, file.url, file.revision, file.sha256 is not None, now
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_HASH_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+# -- locks: released by the system when their holder dies
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+@contextlib.contextmanager
+def _locked(path: Path, scope: CancelScope, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file; whoever waits for it can be cancelled."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while (lock := _try_lock(path)) is None:
+        on_wait()
+        scope.check()
+        time.sleep(_LOCK_POLL_S)
+    with lock:
+        yield
+
+
+def _try_lock(path: Path) -> Any:
+    """The open lock of a file; None when somebody else holds it."""
+    try:
+        file = _lock_path(path).open("w")
+    except OSError as error:
+        raise DownloadError(
+            f"{path.parent} cannot be written to ({error.strerror}): choose another cache_dir",
+            path=str(path),
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever removed the file meanwhile left us the lock of nothing.
+        if os.fstat(file.fileno()).st_nlink > 0:
+            return file
+    except BlockingIOError:
+        pass
+    file.close()
+    return None

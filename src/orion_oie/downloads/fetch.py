@@ -1,0 +1,596 @@
+"""Files fetched over HTTP: several ranges at once, resumed after any end, checked before use.
+
+    prepare:  probe -> make room or resume -> start: fetch, hash -> check -> rename
+
+A file lies under `NAME.part` until it is whole and its SHA-256 is right; only then does it get its
+name. What arrived is kept in `NAME.part.map`, so that a download that was killed goes on where it
+was. Knows nothing of models: who cares in which order bytes come says so.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import re
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orion_oie.cancellation import CancelScope
+from orion_oie.config import DownloadConfig
+from orion_oie.downloads.arrival import ArrivalMap, ArrivalState
+from orion_oie.downloads.pace import Meter, Pace
+from orion_oie.errors import DigestMismatchError, DownloadError, OrionError, RequestCancelledError
+
+if TYPE_CHECKING:  # an extra, and slow to import
+    import httpx
+
+# One request asks for at most this much: enough to make round trips cheap, little enough that
+# ranges that arrive side by side arrive nearly in order. Towards the end they become smaller, so
+# that the last bytes are those that were asked for last.
+CHUNK_BYTES = 4 << 20
+SMALLEST_CHUNK_BYTES = 512 << 10
+_CHUNKS_LEFT = 16
+_HASH_BYTES = 1 << 20
+_POLL_S = 0.005
+_LONGEST_HOLD_S = 0.5  # between looks at whether it is over
+_LONGEST_BACKOFF_S = 20.0
+_SPARE_BYTES = 16 << 20
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
+_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+Run = tuple[int, int, int]
+"""Bytes of one of several files: its number, the first byte, the one after the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file that can be fetched to `path`. `sha256` is what it must have, if that is known.
+
+    `headers` go with each request. `revision` is where in a repository it comes from.
+    """
+
+    url: str
+    path: Path
+    sha256: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A file that is complete: its size in bytes, its SHA-256, and what the server called it."""
+
+    file: RemoteFile
+    size: int
+    sha256: str
+    etag: str | None
+
+
+@dataclass(eq=False)
+class _Part:
+    """One file on its way."""
+
+    file: RemoteFile
+    size: int
+    etag: str | None
+    arrival: ArrivalMap
+    descriptor: int
+
+    @property
+    def path(self) -> Path:
+        return part_path(self.file.path)
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """A run of missing bytes. `start` moves on as they come."""
+
+    part: _Part
+    start: int
+    end: int
+    failures: int = 0
+
+
+def part_path(path: Path) -> Path:
+    """Where a file lies while it arrives."""
+    return path.with_name(path.name + ".part")
+
+
+def map_path(path: Path) -> Path:
+    """Where the map of a file lies while it arrives."""
+    return path.with_name(path.name + ".part.map")
+
+
+class Download:
+    """Some files, fetched together. The caller holds their locks.
+
+    `prepare` asks the server what there is and makes room; then any bytes can be read with `read`,
+    which fetches what is not here; `start` fetches the rest in the background, in the given order;
+    `wait` waits for the end. A cancelled or failed download leaves what arrived for the next one.
+    `on_checked(fetched)` is called for each file when all of it is here and before it gets its
+    name; what it raises ends the download. `on_closed()` is called when nothing is written any
+    more.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[RemoteFile],
+        config: DownloadConfig,
+        scope: CancelScope,
+        on_checked: Callable[[Fetched], None] = lambda _fetched: None,
+        on_closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._files = files
+        self._config = config
+        self._scope = scope
+        self._on_checked = on_checked
+        self._on_closed = on_closed
+        self._is_closed = False
+        self._parts: list[_Part] = []
+        self._client = _client(config)
+        self._pace = Pace(config.bytes_per_s)
+        self._meter = Meter()
+        self._lock = threading.Lock()
+        self._chunks: deque[_Chunk] = deque()  # what is still to be asked for
+        self._chunk_bytes = 0
+        self._running = 0
+        self._error: BaseException | None = None
+        self._ended = threading.Event()
+        self._may_rename = threading.Event()
+        self._may_rename.set()
+        self._undo = scope.on_cancel(self._ended.set)
+
+    # -- what there is
+
+    def prepare(self) -> list[int]:
+        """Ask for the sizes of the files and make room for them; gives the sizes in bytes.
+
+        Raises `DownloadError`, or the error that the scope was cancelled with.
+        """
+        try:
+            for file in self._files:
+                self._parts.append(self._opened(file))
+            self._check_space()
+        except BaseException:
+            self.close()
+            raise
+        return self.sizes
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each file."""
+        return [part.size for part in self._parts]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(part.size for part in self._parts)
+
+    @property
+    def arrived_bytes(self) -> int:
+        return sum(part.arrival.arrived_bytes for part in self._parts)
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Speed of the last seconds."""
+        return self._meter.bytes_per_s
+
+    @property
+    def maps(self) -> list[ArrivalMap]:
+        """The map of each file."""
+        return [part.arrival for part in self._parts]
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """Bytes of a file, fetched now if they are not here."""
+        part = self._parts[number]
+        end = min(offset + length, part.size)
+        for block in _blocks(part.arrival, offset, end):
+            chunk = _Chunk(part, *part.arrival.bounds(block))
+            while chunk.start < chunk.end and not part.arrival.has_block(block):
+                self._attempt(chunk)
+        return os.pread(part.descriptor, length, offset)
+
+    # -- all of it
+
+    def start(self, runs: Iterable[Run] | None = None) -> None:
+        """Fetch what is missing, `runs` first and in their order; the rest follows."""
+        whole = [(number, 0, part.size) for number, part in enumerate(self._parts)]
+        seen: set[tuple[int, int]] = set()
+        for number, start, end in [*(runs or []), *whole]:
+            self._add_missing(number, start, end, seen)
+        self._chunk_bytes = sum(chunk.end - chunk.start for chunk in self._chunks)
+        self._running = self._config.connections + 1
+        for _ in range(self._config.connections):
+            threading.Thread(
+                target=self._run, args=(self._fetch_all,), name="orion-fetch", daemon=True
+            ).start()
+        threading.Thread(
+            target=self._run, args=(self._check_all,), name="orion-hash", daemon=True
+        ).start()
+
+    def _add_missing(self, number: int, start: int, end: int, seen: set[tuple[int, int]]) -> None:
+        """Queue the blocks of a run that are neither here nor queued already."""
+        part = self._parts[number]
+        for block in _blocks(part.arrival, start, end):
+            if (number, block) in seen or part.arrival.has_block(block):
+                continue
+            seen.add((number, block))
+            first, last = part.arrival.bounds(block)
+            before = self._chunks[-1] if self._chunks else None
+            if before is not None and before.part is part and before.end == first:
+                before.end = last
+            else:
+                self._chunks.append(_Chunk(part, first, last))
+
+    def _next_chunk(self) -> _Chunk | None:
+        with self._lock:
+            if not self._chunks:
+                return None
+            run = self._chunks[0]
+            block = run.part.arrival.block_bytes
+            most = min(CHUNK_BYTES, max(SMALLEST_CHUNK_BYTES, self._chunk_bytes // _CHUNKS_LEFT))
+            end = min(run.end, (run.start // block + max(1, most // block)) * block)
+            chunk = _Chunk(run.part, run.start, end)
+            run.start = end
+            if run.start == run.end:
+                self._chunks.popleft()
+            self._chunk_bytes -= end - chunk.start
+            return chunk
+
+    def hold(self) -> None:
+        """Leave the files where they arrive, until `release`: somebody is about to open them."""
+        self._may_rename.clear()
+
+    def release(self) -> None:
+        """Let the files have their names as soon as they are complete."""
+        self._may_rename.set()
+
+    def wait(
+        self,
+        on_progress: Callable[[], None] = lambda: None,
+        interval_s: float = 0.1,
+    ) -> None:
+        """Wait until all files have their names. `on_progress` is called every so often.
+
+        Raises `DownloadError`, `DigestMismatchError`, or the error that the scope was cancelled
+        with.
+        """
+        while not self._ended.wait(interval_s):
+            on_progress()
+        self._scope.check()
+        if self._error is not None:
+            raise self._error
+        on_progress()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the download."""
+        return self._error or self._scope.error
+
+    def discard(self) -> None:
+        """Throw away what arrived. Only before `start`."""
+        for part in self._parts:
+            self._discard(part)
+        self.close()
+
+    def close(self) -> None:
+        """Forget the files; what arrived stays. Only while no thread runs."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._undo()
+        self._client.close()
+        for part in self._parts:
+            with contextlib.suppress(OSError):
+                os.close(part.descriptor)
+        self._on_closed()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except OSError as caught:
+            error = _disk_error(caught, self._parts[0].file.path)
+        except BaseException as caught:  # noqa: BLE001 (raised by `wait`)
+            error = caught
+        with self._lock:
+            self._running -= 1
+            is_last = self._running == 0
+            if error is not None and self._error is None:
+                self._error = error
+        if error is not None and not isinstance(error, RequestCancelledError):
+            for part in self._parts:
+                part.arrival.state = ArrivalState.FAILED
+        if is_last or error is not None:
+            self._ended.set()
+        if is_last:
+            self.close()
+
+    def _stop_if_over(self) -> None:
+        self._scope.check()
+        if self._error is not None:
+            raise RequestCancelledError("another part of the download failed")
+
+    def _fetch_all(self) -> None:
+        while (chunk := self._next_chunk()) is not None:
+            while chunk.start < chunk.end:
+                self._attempt(chunk)
+
+    # -- one range
+
+    def _attempt(self, chunk: _Chunk) -> None:
+        """Fetch a range; what can be tried again is, after a while, from where it ended."""
+        import httpx
+
+        self._stop_if_over()
+        before = chunk.start
+        wait_s = 0.0
+        try:
+            wait_s = self._fetch(chunk)
+            if chunk.start == chunk.end:
+                return
+            reason = "it did not send all of it"
+        except httpx.TransportError as error:
+            reason = f"{type(error).__name__}: {error}"
+        chunk.failures = 0 if chunk.start > before else chunk.failures + 1
+        if chunk.failures > self._config.retries:
+            url = chunk.part.file.url
+            raise DownloadError(
+                f"{url} failed {chunk.failures} times in a row at byte {chunk.start} "
+                f"({reason}); what arrived is kept: try again later",
+                url=url,
+                offset=chunk.start,
+            )
+        backoff = min(_LONGEST_BACKOFF_S, 0.25 * 2.0**chunk.failures) * random.uniform(0.5, 1.0)
+        self._pause(max(backoff, wait_s))
+
+    def _pause(self, seconds: float) -> None:
+        ends_at = time.monotonic() + seconds
+        while (left := ends_at - time.monotonic()) > 0:
+            self._stop_if_over()
+            if self._ended.wait(min(left, 0.2)):
+                self._stop_if_over()
+
+    def _fetch(self, chunk: _Chunk) -> float:
+        """One request; gives the seconds to wait before the next that the server asks for."""
+        part = chunk.part
+        headers = _range_headers(part.file, chunk.start, chunk.end)
+        with self._client.stream("GET", part.file.url, headers=headers) as response:
+            if response.status_code in _RETRIED:
+                return _retry_after(response)
+            size = _total_size(response, part.file.url, chunk.start)
+            if size != part.size or _etag(response, part.file) != part.etag:
+                self._discard(part)
+                raise DownloadError(
+                    f"{part.file.url} changed while it was fetched (it has {size} bytes now, and "
+                    f"had {part.size}): what arrived was thrown away; fetch it again",
+                    url=part.file.url,
+                )
+            self._store(chunk, response.iter_raw())
+        return 0.0
+
+    def _store(self, chunk: _Chunk, pieces: Iterable[bytes]) -> None:
+        """Write what comes, a block at a time; a block that is not whole is not kept."""
+        part, arrival = chunk.part, chunk.part.arrival
+        held = bytearray()
+        for piece in pieces:
+            self._stop_if_over()
+            self._pace.take(len(piece))
+            self._meter.add(len(piece))
+            held += piece
+            while held and chunk.start < chunk.end:
+                block = chunk.start // arrival.block_bytes
+                wanted = arrival.bounds(block)[1] - chunk.start
+                if len(held) < wanted:
+                    break
+                _write(part.descriptor, held[:wanted], chunk.start)
+                arrival.mark(block)
+                chunk.start += wanted
+                del held[:wanted]
+
+    # -- the beginning and the end of a file
+
+    def _opened(self, file: RemoteFile) -> _Part:
+        size, etag = self._probe(file)
+        facts = {"url": file.url, "etag": etag, "sha256": file.sha256, "revision": file.revision}
+        arrival = self._resumed(file, size, facts)
+        try:
+            descriptor = os.open(part_path(file.path), os.O_RDWR | os.O_CREAT, 0o644)
+            os.ftruncate(descriptor, size)
+        except OSError as error:
+            raise _disk_error(error, file.path) from error
+        arrival = arrival or ArrivalMap.create(map_path(file.path), size, facts)
+        arrival.state = ArrivalState.ARRIVING
+        return _Part(file, size, etag, arrival, descriptor)
+
+    def _resumed(
+        self, file: RemoteFile, size: int, facts: dict[str, str | None]
+    ) -> ArrivalMap | None:
+        """The map of what arrived before; None, and nothing of it left, if it is of no use."""
+        try:
+            arrival = ArrivalMap.open(map_path(file.path), is_writable=True)
+            is_same = arrival.size == size and arrival.facts["etag"] == facts["etag"]
+            is_same = is_same and arrival.facts["sha256"] == facts["sha256"]
+            is_same = is_same and arrival.facts["revision"] == facts["revision"]
+            if is_same and part_path(file.path).stat().st_size == size:
+                return arrival
+        except (OSError, ValueError, KeyError):
+            pass  # there is none, or it cannot be read
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        remove_part(file.path)
+        return None
+
+    def _probe(self, file: RemoteFile) -> tuple[int, str | None]:
+        """Size and name of a file's content, by asking for its first byte."""
+        import httpx
+
+        for attempt in range(self._config.retries + 1):
+            self._scope.check()
+            try:
+                headers = _range_headers(file, 0, 1)
+                with self._client.stream("GET", file.url, headers=headers) as response:
+                    if response.status_code not in _RETRIED:
+                        return _total_size(response, file.url, 0), _etag(response, file)
+                    wait_s, reason = _retry_after(response), f"status {response.status_code}"
+            except httpx.TransportError as error:
+                wait_s, reason = 0.0, f"{type(error).__name__}: {error}"
+            except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+                raise DownloadError(f"{file.url}: {error}", url=file.url) from error
+            if attempt < self._config.retries:
+                self._pause(max(wait_s, min(_LONGEST_BACKOFF_S, 0.25 * 2.0**attempt)))
+        raise DownloadError(
+            f"{file.url} cannot be reached ({reason}, {attempt + 1} times); check the address and "
+            "the network",
+            url=file.url,
+        )
+
+    def _check_space(self) -> None:
+        missing = self.total_bytes - self.arrived_bytes
+        folder = self._files[0].path.parent
+        free = shutil.disk_usage(folder).free
+        if missing + _SPARE_BYTES > free:
+            raise DownloadError(
+                f"{missing / 1e6:.0f} MB are to be fetched into {folder}, but only "
+                f"{free / 1e6:.0f} MB are free there: make room, or choose another cache_dir",
+                needed_bytes=missing,
+                free_bytes=free,
+            )
+
+    def _check_all(self) -> None:
+        """Follow the files with a hash as they arrive, then give them their names."""
+        checked = [(part, self._hash_of(part)) for part in self._parts]
+        for part, digest in checked:
+            expected = part.file.sha256
+            if expected is not None and digest != expected:
+                self._discard(part)
+                raise DigestMismatchError(
+                    f"{part.file.url} has the SHA-256 {digest}, but {expected} is expected: what "
+                    "arrived was thrown away",
+                    url=part.file.url,
+                    sha256=digest,
+                    expected=expected,
+                )
+        for part, digest in checked:
+            try:
+                self._on_checked(Fetched(part.file, part.size, digest, part.etag))
+            except DigestMismatchError:
+                self._discard(part)
+                raise
+        for part, _ in checked:
+            part.arrival.state = ArrivalState.COMPLETE
+        while not self._may_rename.wait(_LONGEST_HOLD_S):
+            self._stop_if_over()
+        for part, _ in checked:
+            os.fsync(part.descriptor)
+            os.replace(part.path, part.file.path)
+            map_path(part.file.path).unlink(missing_ok=True)
+
+    def _hash_of(self, part: _Part) -> str:
+        digest = hashlib.sha256()
+        at = 0
+        while at < part.size:
+            self._stop_if_over()
+            end = part.arrival.contiguous(at)
+            if end == at:
+                time.sleep(_POLL_S)
+                continue
+            while at < end:
+                piece = os.pread(part.descriptor, min(_HASH_BYTES, end - at), at)
+                digest.update(piece)
+                at += len(piece)
+        return digest.hexdigest()
+
+    def _discard(self, part: _Part) -> None:
+        part.arrival.state = ArrivalState.FAILED
+        remove_part(part.file.path)
+
+
+def remove_part(path: Path) -> None:
+    """Throw away what arrived of a file."""
+    map_path(path).unlink(missing_ok=True)
+    part_path(path).unlink(missing_ok=True)
+
+
+def _client(config: DownloadConfig) -> "httpx.Client":
+    try:
+        import httpx
+    except ImportError as error:
+        raise DownloadError(
+            "downloads need httpx: pip install 'orion-oie[download]'", extra="download"
+        ) from error
+    return httpx.Client(
+        timeout=config.timeout_s,
+        follow_redirects=True,
+        limits=httpx.Limits(max_connections=config.connections + 1),
+    )
+
+
+def _blocks(arrival: ArrivalMap, start: int, end: int) -> range:
+    """The blocks that bytes from `start` to `end` lie in."""
+    return range(start // arrival.block_bytes, -(-end // arrival.block_bytes))
+
+
+def _range_headers(file: RemoteFile, start: int, end: int) -> dict[str, str]:
+    return {**file.headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+
+
+def _total_size(response: "httpx.Response", url: str, start: int) -> int:
+    """The size of the whole file, from an answer to a ranged request. Raises `DownloadError`."""
+    status = response.status_code
+    if status in (401, 403):
+        raise DownloadError(
+            f"{url}: access denied (status {status}): a token or a licence may be needed",
+            url=url,
+            status=status,
+        )
+    if status == 200:
+        raise DownloadError(
+            f"{url}: the server ignores ranges, so that the file can neither be resumed nor "
+            "checked as it comes: fetch it by other means and name it with a 'path' source",
+            url=url,
+            status=status,
+        )
+    if status != 206:
+        raise DownloadError(
+            f"{url}: the server answers with status {status}", url=url, status=status
+        )
+    said = response.headers.get("Content-Range", "")
+    match = _CONTENT_RANGE.match(said)
+    if match is None or int(match[1]) != start:
+        raise DownloadError(
+            f"{url}: the server was asked for bytes from {start} on and says {said!r}", url=url
+        )
+    return int(match[3])
+
+
+def _etag(response: "httpx.Response", file: RemoteFile) -> str | None:
+    """What the server calls this content, as far as it can be relied on. A file whose digest is
+    known needs none: servers behind one address may disagree about it."""
+    etag: str | None = response.headers.get("ETag") or response.headers.get("Last-Modified")
+    return None if file.sha256 or etag is None or etag.startswith("W/") else etag
+
+
+def _retry_after(response: "httpx.Response") -> float:
+    said = response.headers.get("Retry-After", "")
+    return min(float(said), 60.0) if said.isdigit() else 0.0
+
+
+def _write(descriptor: int, data: bytearray, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _disk_error(error: OSError, path: Path) -> OrionError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "the disk is full" if is_full else (error.strerror or str(error))
+    return DownloadError(
+        f"{path.parent} cannot be written to ({what}); what arrived is kept", path=str(path)
+    )
