@@ -37,8 +37,8 @@ if TYPE_CHECKING:  # an extra, and slow to import
 CHUNK_BYTES = 4 << 20
 SMALLEST_CHUNK_BYTES = 512 << 10
 _CHUNKS_LEFT = 16
-_HASH_BYTES = 1 << 20
-_POLL_S = 0.005
+_HASH_BYTES = 256 << 10
+_POLL_S = 0.01
 _LONGEST_HOLD_S = 0.5  # between looks at whether it is over
 _LONGEST_BACKOFF_S = 20.0
 _SPARE_BYTES = 16 << 20
@@ -138,6 +138,7 @@ class Download:
         self._pace = Pace(config.bytes_per_s)
         self._meter = Meter()
         self._lock = threading.Lock()
+        self._of_thread = threading.local()
         self._chunks: deque[_Chunk] = deque()  # what is still to be asked for
         self._chunk_bytes = 0
         self._running = 0
@@ -378,21 +379,32 @@ class Download:
     def _store(self, chunk: _Chunk, pieces: Iterable[bytes]) -> None:
         """Write what comes, a block at a time; a block that is not whole is not kept."""
         part, arrival = chunk.part, chunk.part.arrival
-        held = bytearray()
+        held = self._buffer(arrival.block_bytes)
+        filled = 0
         for piece in pieces:
             self._stop_if_over()
             self._pace.take(len(piece))
             self._meter.add(len(piece))
-            held += piece
-            while held and chunk.start < chunk.end:
+            rest = memoryview(piece)
+            while rest and chunk.start < chunk.end:
                 block = chunk.start // arrival.block_bytes
                 wanted = arrival.bounds(block)[1] - chunk.start
-                if len(held) < wanted:
-                    break
-                _write(part.descriptor, held[:wanted], chunk.start)
-                arrival.mark(block)
-                chunk.start += wanted
-                del held[:wanted]
+                taken = min(wanted - filled, len(rest))
+                held[filled : filled + taken] = rest[:taken]
+                filled += taken
+                rest = rest[taken:]
+                if filled == wanted:
+                    _write(part.descriptor, held[:wanted], chunk.start)
+                    arrival.mark(block)
+                    chunk.start += wanted
+                    filled = 0
+
+    def _buffer(self, size: int) -> memoryview:
+        """Memory of this thread. Fresh memory for each block would cost more than the copy."""
+        buffer: memoryview | None = getattr(self._of_thread, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._of_thread.buffer = memoryview(bytearray(size))
+        return buffer
 
     # -- the beginning and the end of a file
 
@@ -493,6 +505,7 @@ class Download:
 
     def _hash_of(self, part: _Part) -> str:
         digest = hashlib.sha256()
+        piece = memoryview(bytearray(_HASH_BYTES))
         at = 0
         while at < part.size:
             self._stop_if_over()
@@ -501,9 +514,9 @@ class Download:
                 time.sleep(_POLL_S)
                 continue
             while at < end:
-                piece = os.pread(part.descriptor, min(_HASH_BYTES, end - at), at)
-                digest.update(piece)
-                at += len(piece)
+                count = os.preadv(part.descriptor, [piece[: min(_HASH_BYTES, end - at)]], at)
+                digest.update(piece[:count])
+                at += count
         return digest.hexdigest()
 
     def _discard(self, part: _Part) -> None:
@@ -581,8 +594,7 @@ def _retry_after(response: "httpx.Response") -> float:
     return min(float(said), 60.0) if said.isdigit() else 0.0
 
 
-def _write(descriptor: int, data: bytearray, offset: int) -> None:
-    view = memoryview(data)
+def _write(descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written

@@ -95,11 +95,6 @@ class Batcher:
                 return True
         return False
 
-    @property
-    def tasks(self) -> list[Task]:
-        """All tasks that have not ended."""
-        return [*self._waiting, *(slot.task for slot in self._busy if slot.task is not None)]
-
     def move_to(self, model: NativeModel, snapshots: Snapshots | None) -> None:
         """Go on with another context of the same weights. Running tasks go on from where they are:
         their states are moved through the host's memory, a thousand times as fast as computing

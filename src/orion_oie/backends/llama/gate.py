@@ -1,26 +1,36 @@
 """Lets a graph be computed while the weights it needs are still arriving. Runs in a worker only.
 
-llama.cpp asks before each node of a graph, and the gate holds it up until the weights among the
-node's sources are in the file. It asks for several nodes before it computes any of them: so the
-gate ends a group at the end of each layer's halves, and what came before is computed while it
-waits. Which bytes arrive when is not its business.
+The model is loaded from files that are full-sized but still empty. llama.cpp asks before each node
+of a graph, and the gate holds it up until the weights among the node's sources are here. It asks
+for several nodes before it computes any of them: so the gate ends a group at the end of each half
+of a layer, and what came before is computed while it waits.
+
+Weights that are used as they lie in the file are there as soon as their bytes are. Others were
+copied when the model was loaded, in an order of their own that is faster to compute with: those are
+set again, one after another, on a thread beside. Which bytes arrive when is none of its business.
 """
 
 import ctypes
+import mmap
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from struct import Struct
 from typing import Any, Protocol
 
 import llama_cpp as lc
+import numpy as np
 
 from orion_oie.backends.llama.gguf import read_header
 from orion_oie.downloads.arrival import ArrivalMap, ArrivalState
 
 _POLL_S = 0.001
 
-# Where struct ggml_tensor keeps its sources and its name: `is_supported` checks that it is so.
+# Where struct ggml_tensor keeps its buffer, its sources and its name: `is_supported` checks them.
+_BUFFER_AT = 8
 _SOURCES_AT, _MAX_SOURCES = 152, 10
 _NAME_AT, _NAME_BYTES = 256, 64
 _SOURCES = Struct(f"{_MAX_SOURCES}Q")
@@ -36,11 +46,22 @@ class Abortable(Protocol):
     def is_raised(self) -> bool: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor lies: in which file, between which bytes, in memory from which address on."""
+
+    arrival: ArrivalMap
+    start: int
+    end: int
+    address: int
+
+
 class Gate:
     """The gate of a model whose `files` arrive as their `maps` say; a file without is here.
 
-    `callback` goes into the parameters of the context. Once all is here and checked, it holds up
-    nothing; `is_open` is then True.
+    `callback` goes into the parameters of the context; `begin` must be called once after that was
+    made, with what runs a graph. When all is here and checked, nothing is held up any more;
+    `is_open` is then True.
     """
 
     def __init__(
@@ -48,36 +69,64 @@ class Gate:
     ) -> None:
         self._maps = [arrival for arrival in maps if arrival is not None]
         self._abort = abort
-        self._ranges: dict[bytes, tuple[ArrivalMap, int, int]] = {}
+        self._places: dict[bytes, _Place] = {}
+        self._mappings: list[Any] = []
         for file, arrival in zip(files, maps, strict=True):
-            if arrival is None:
-                continue
-            for tensor in read_header(file).tensors:
-                end = tensor.offset + tensor.n_bytes
-                self._ranges[tensor.name.encode()] = (arrival, tensor.offset, end)
+            if arrival is not None:
+                self._add_places(file, arrival)
+        self._is_beginning = False
+        self._weights: dict[int, _Place] = {}  # of the graph, by address, in its order
+        self._copied: set[int] = set()  # those that are to be set
+        self._here: set[int] = set()
         self.is_open = False
-        self.waited_s = 0.0
         self.callback = lc.ggml_backend_sched_eval_callback(self._on_node)
+
+    def _add_places(self, file: Path, arrival: ArrivalMap) -> None:
+        with file.open("rb") as opened:
+            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        content = np.frombuffer(mapping, np.uint8)
+        self._mappings.append((mapping, content))
+        for tensor in read_header(file).tensors:
+            end = tensor.offset + tensor.n_bytes
+            address = content.ctypes.data + tensor.offset
+            self._places[tensor.name.encode()] = _Place(arrival, tensor.offset, end, address)
 
     @staticmethod
     def is_supported() -> bool:
         """True when nodes can be looked into: their layout in memory is the one known here."""
-        return _name_offset() == _NAME_AT
+        return _is_layout_known()
+
+    def begin(self, run_graph: "Runner") -> None:
+        """See which weights a graph needs, by running one on what is there, and begin to set those
+        that were copied."""
+        self._is_beginning = True
+        run_graph()
+        self._is_beginning = False
+        buffer_name = _ggml().ggml_backend_buffer_name
+        for weight in self._weights:
+            buffer = ctypes.c_void_p.from_address(weight + _BUFFER_AT).value
+            if b"Mapped" not in buffer_name(buffer):
+                self._copied.add(weight)
+        threading.Thread(target=self._set_copied, name="weights", daemon=True).start()
 
     def wait_until_checked(self) -> bool:
         """Wait until all files are here and are what they should be; False when aborted."""
         while not self.is_open:
             if self._is_over():
                 return False
-            self.is_open = all(arrival.state is ArrivalState.COMPLETE for arrival in self._maps)
+            is_checked = all(arrival.state is ArrivalState.COMPLETE for arrival in self._maps)
+            self.is_open = is_checked and self._copied <= self._here
             if not self.is_open:
                 time.sleep(_POLL_S)
         return True
 
     def _is_over(self) -> bool:
-        return self._abort.is_raised or any(
-            arrival.state is ArrivalState.FAILED for arrival in self._maps
-        )
+        return self._abort.is_raised or self._has_failed()
+
+    def _has_failed(self) -> bool:
+        return any(arrival.state is ArrivalState.FAILED for arrival in self._maps)
+
+    # -- the model's thread
 
     def _on_node(self, node: int, is_asked: bool, _data: object) -> bool:
         if not is_asked:
@@ -85,62 +134,77 @@ class Gate:
         if self.is_open:
             return False
         for source in _SOURCES.unpack(ctypes.string_at(node + _SOURCES_AT, _SOURCES.size)):
-            if source:
-                self._await(_name(source))
-        return _name(node).startswith(_ENDS_OF_GROUPS)
+            if not source or source in self._here:
+                continue
+            if self._is_beginning:
+                self._note(source)
+            else:
+                self._await(source)
+        return not self._is_beginning and _name(node).startswith(_ENDS_OF_GROUPS)
 
-    def _await(self, name: bytes) -> None:
-        """Wait for the tensor of this name; at once when it is no weight, or on an abort: the node
-        after it then ends the computation."""
-        wanted = self._ranges.get(name)
-        if wanted is None:
+    def _note(self, source: int) -> None:
+        place = self._places.get(_name(source))
+        if place is not None:
+            self._weights.setdefault(source, place)
+
+    def _await(self, source: int) -> None:
+        """Wait for a tensor; at once when it is no weight, or on an abort: the node after it then
+        ends the computation."""
+        place = self._weights.get(source)
+        if place is None:
             return
-        arrival, start, end = wanted
-        began = time.perf_counter()
-        while not arrival.has(start, end):
-            if self._is_over():
+        while not self._is_over():
+            if source in self._copied:
+                if source in self._here:
+                    return
+            elif place.arrival.has(place.start, place.end):
+                self._here.add(source)
                 return
             time.sleep(_POLL_S)
-        self.waited_s += time.perf_counter() - began
-        if not self._is_over():
-            del self._ranges[name]  # it stays here
+
+    # -- beside it
+
+    def _set_copied(self) -> None:
+        for weight in [weight for weight in self._weights if weight in self._copied]:
+            place = self._weights[weight]
+            while not place.arrival.has(place.start, place.end):
+                if self._has_failed():
+                    return
+                time.sleep(_POLL_S)
+            size = place.end - place.start
+            _ggml().ggml_backend_tensor_set(weight, place.address, 0, size)
+            self._here.add(weight)
+
+
+class Runner(Protocol):
+    """Runs a graph over whatever weights there are."""
+
+    def __call__(self) -> object: ...
 
 
 def _name(tensor: int) -> bytes:
     return ctypes.string_at(tensor + _NAME_AT, _NAME_BYTES).split(b"\0", 1)[0]
 
 
-def _name_offset() -> int:
-    """Where a tensor of this llama.cpp keeps its name; 0 when it cannot be found out."""
-    library: Any = _ggml_library()
-    if library is None:
-        return 0
-    library.ggml_tensor_overhead.restype = ctypes.c_size_t
-    library.ggml_init.restype = ctypes.c_void_p
-    library.ggml_init.argtypes = [_InitParams]
-    library.ggml_new_tensor_1d.restype = ctypes.c_void_p
-    library.ggml_new_tensor_1d.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int64]
-    library.ggml_set_name.restype = ctypes.c_void_p
-    library.ggml_set_name.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    library.ggml_get_name.restype = ctypes.c_void_p
-    library.ggml_get_name.argtypes = [ctypes.c_void_p]
-    library.ggml_add.restype = ctypes.c_void_p
-    library.ggml_add.argtypes = [ctypes.c_void_p] * 3
-    library.ggml_free.argtypes = [ctypes.c_void_p]
-    context = library.ggml_init(_InitParams(8 * library.ggml_tensor_overhead(), None, True))
+@cache
+def _is_layout_known() -> bool:
+    ggml = _ggml()
+    if ggml is None:
+        return False
+    context = ggml.ggml_init(_InitParams(8 * ggml.ggml_tensor_overhead(), None, True))
     if not context:
-        return 0
+        return False
     try:
-        a = library.ggml_new_tensor_1d(context, 0, 4)
-        b = library.ggml_new_tensor_1d(context, 0, 4)
-        library.ggml_set_name(a, b"probe")
-        both = library.ggml_add(context, a, b)
+        a = ggml.ggml_new_tensor_1d(context, 0, 4)
+        b = ggml.ggml_new_tensor_1d(context, 0, 4)
+        ggml.ggml_set_name(a, b"probe")
+        both = ggml.ggml_add(context, a, b)
         raw = ctypes.string_at(both + _SOURCES_AT, _SOURCES.size)
-        if _SOURCES.unpack(raw) != (a, b, *[0] * (_MAX_SOURCES - 2)):
-            return 0
-        return int(library.ggml_get_name(a) - a) if _name(a) == b"probe" else 0
+        are_sources = _SOURCES.unpack(raw) == (a, b, *[0] * (_MAX_SOURCES - 2))
+        is_name = ggml.ggml_get_name(a) - a == _NAME_AT and _name(a) == b"probe"
+        return are_sources and is_name
     finally:
-        library.ggml_free(context)
+        ggml.ggml_free(context)
 
 
 class _InitParams(ctypes.Structure):
@@ -151,12 +215,29 @@ class _InitParams(ctypes.Structure):
     )
 
 
-def _ggml_library() -> Any:
-    """The library that knows tensors. It is loaded already, beside llama.cpp's own."""
-    folder = Path(lc.__file__).parent / "lib"
-    for file in sorted(folder.glob("*ggml-base.*")):
+@cache
+def _ggml() -> Any:
+    """The library that knows tensors, which is loaded already, beside llama.cpp's own; None when it
+    is not where it is expected."""
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    functions: dict[str, tuple[Any, list[Any]]] = {
+        "ggml_tensor_overhead": (size, []),
+        "ggml_init": (pointer, [_InitParams]),
+        "ggml_free": (None, [pointer]),
+        "ggml_new_tensor_1d": (pointer, [pointer, ctypes.c_int, ctypes.c_int64]),
+        "ggml_add": (pointer, [pointer, pointer, pointer]),
+        "ggml_set_name": (pointer, [pointer, ctypes.c_char_p]),
+        "ggml_get_name": (pointer, [pointer]),
+        "ggml_backend_buffer_name": (ctypes.c_char_p, [pointer]),
+        "ggml_backend_tensor_set": (None, [pointer, pointer, size, size]),
+    }
+    for file in sorted((Path(lc.__file__).parent / "lib").glob("*ggml-base.*")):
         try:
-            return ctypes.CDLL(str(file))
-        except OSError:
+            library = ctypes.CDLL(str(file))
+            for name, (result, arguments) in functions.items():
+                function = getattr(library, name)
+                function.restype, function.argtypes = result, arguments
+        except (OSError, AttributeError):
             continue
+        return library
     return None

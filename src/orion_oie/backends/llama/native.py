@@ -8,6 +8,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,8 @@ class AbortFlag:
             self._buffer[0] = b"\x01" if self._raised else b"\x00"
 
 
-def load_weights(
-    files: Sequence[Path], on_progress: Callable[[float], None], *, is_arriving: bool = False
-) -> Any:
-    """llama.cpp's handle of a model's weights. Those of a model that `is_arriving` are only mapped:
-    nothing reads them before they are computed with. Raises `ModelCorruptError`."""
+def load_weights(files: Sequence[Path], on_progress: Callable[[float], None]) -> Any:
+    """llama.cpp's handle of a model's weights. Raises `ModelCorruptError`."""
 
     def report(fraction: float, _data: object) -> bool:
         on_progress(fraction)
@@ -113,9 +111,6 @@ def load_weights(
 
     params = lc.llama_model_default_params()
     params.progress_callback = lc.llama_progress_callback(report)
-    if is_arriving:
-        params.use_extra_bufts = False  # else weights are brought into another order at once
-        params.n_gpu_layers = 0
     if len(files) == 1:
         model = lc.llama_model_load_from_file(str(files[0]).encode(), params)
     else:
@@ -151,7 +146,7 @@ class NativeModel:
         self._natively_used: list[Any] = []
         self.slots = slots
         self._gate = gate
-        self._model = load_weights(files, on_progress, is_arriving=gate is not None)
+        self._model = load_weights(files, on_progress)
         self.vocabulary = Vocabulary(self._model)
         self.batch_tokens = BATCH_TOKENS
         if gate is not None:
@@ -160,12 +155,24 @@ class NativeModel:
         self._window = int(lc.llama_model_n_swa(self._model))
         # Two more sequences than slots, for what is retired and for what is being moved.
         self._retired, self._moving = slots, slots + 1
-        self._context = self._make_context(context_length, threads, abort)
-        self._memory = lc.llama_get_memory(self._context)
-        self._batch = _Batch(self.batch_tokens)
-        self._logits_address = 0
+        self._settings = context_length, threads, abort
+        self._make_context()
+        if gate is not None:
+            gate.begin(lambda: self._decode([(0, 0, 0, True)]))
+            self.clear()
 
-    def _make_context(self, context_length: int, threads: int, abort: "AbortFlag") -> Any:
+    def without_gate(self) -> "NativeModel":
+        """The same weights, all of which are here by now, with a context of their own that asks
+        nobody."""
+        model = copy(self)
+        model._gate = None
+        model._natively_used = []
+        model.batch_tokens = BATCH_TOKENS
+        model._make_context()
+        return model
+
+    def _make_context(self) -> None:
+        context_length, threads, abort = self._settings
         params = lc.llama_context_default_params()
         params.n_ctx = context_length
         params.n_batch = params.n_ubatch = self.batch_tokens
@@ -184,7 +191,11 @@ class NativeModel:
             )
         strlen = ctypes.cast(ctypes.CDLL(None).strlen, lc.ggml_abort_callback)
         lc.llama_set_abort_callback(context, strlen, self._kept(abort).address)
-        return context
+        self._context: Any = context
+        self._memory: Any = lc.llama_get_memory(context)
+        self.context_length = int(lc.llama_n_ctx(context))
+        self._batch = _Batch(self.batch_tokens)
+        self._logits_address = 0
 
     @property
     def is_arriving(self) -> bool:
@@ -195,12 +206,6 @@ class NativeModel:
         """Free all sequences and what computing needs; the weights and the vocabulary stay."""
         lc.llama_free(self._context)
         self._context = self._memory = None
-
-    def close(self) -> None:
-        """Free everything. Nothing may be asked of the model or its vocabulary any more."""
-        if self._context is not None:
-            self.close_context()
-        lc.llama_model_free(self._model)
 
     def _kept(self, thing: Any) -> Any:
         """The same, kept for as long as native code may look at it."""
@@ -233,10 +238,6 @@ class NativeModel:
         """False for encoders: llama.cpp gives them no memory, or calls them so."""
         return bool(self._memory) and not lc.llama_model_has_encoder(self._model)
 
-    @property
-    def context_length(self) -> int:
-        return int(lc.llama_n_ctx(self._context))
-
     @cached_property
     def chat_template(self) -> str | None:
         """The default chat template of the GGUF, or None."""
@@ -250,11 +251,14 @@ class NativeModel:
 
         Returns llama_decode's code: 0 done, 1 no room in the KV cache, 2 aborted, others fatal.
         """
-        self._batch.fill(rows)
-        code = int(lc.llama_decode(self._context, self._batch.native))
+        code = self._decode(rows)
         if self._gate is not None and code == DECODE_OK and not self._gate.wait_until_checked():
             return DECODE_ABORTED
         return code
+
+    def _decode(self, rows: Sequence[Row]) -> int:
+        self._batch.fill(rows)
+        return int(lc.llama_decode(self._context, self._batch.native))
 
     def logits(self, count: int) -> NDArray[np.float32]:
         """The logits of the last batch: one row of vocabulary size for each of the `count` rows

@@ -1,9 +1,9 @@
 """The process that holds one loaded model: `python -m orion_oie.backends.llama.worker FD`.
 
 Three threads: the main one owns the model and runs the batches, one reads commands, one turns
-conversations into tokens. An embedding model needs the first two. A fourth, when a model was still
-arriving as it was loaded, loads it again for good once it is here. It writes nothing to stdout,
-ignores Ctrl-C, and ends at once when its parent is gone.
+conversations into tokens. An embedding model needs the first two. A model may be loaded while its
+files are still arriving; once they are here, it goes on in a context that waits for nothing. The
+process writes nothing to stdout, ignores Ctrl-C, and ends at once when its parent is gone.
 
 It may be started before it is known what for: it waits, with everything imported, for its "load".
 """
@@ -14,7 +14,6 @@ import gc
 import json
 import os
 import queue
-import re
 import resource
 import sys
 import threading
@@ -31,14 +30,12 @@ from orion_oie.backends.llama.gate import Gate
 from orion_oie.backends.llama.preparing import PromptForm, prepared, prompt_form
 from orion_oie.backends.llama.protocol import Packet, error_to_wire, receive, send
 from orion_oie.backends.llama.snapshots import Snapshots, file_identity
-from orion_oie.backends.llama.tasks import Task
 from orion_oie.downloads.arrival import ArrivalMap
 from orion_oie.errors import ModelError, OrionError, WorkerError
 
 _PARENT_CHECK_S = 2.0
 _LOG_LEVELS_SENT = frozenset({"warning", "error"})
 _PROGRESS_STEP = 0.05
-_BUFFER_LINE = re.compile(r"(\S+) model buffer size")
 _LAST_WRITES_S = 2.0
 
 
@@ -54,11 +51,8 @@ class Worker:
         self._preparing: set[int] = set()
         self._abort = native.AbortFlag()
         self._parent = os.getppid()
-        self._buffers: list[str] = []
         self._snapshots: Snapshots | None = None
         self._model: native.NativeModel | None = None
-        self._former: native.NativeModel | None = None
-        self._former_tasks: list[Task] = []
 
     def run(self) -> None:
         """Load the model that the first command names, then serve until told to close."""
@@ -95,8 +89,6 @@ class Worker:
             maps = [path and ArrivalMap.open(Path(path)) for path in spec["maps"]]
             gate = Gate(files, maps, self._abort)
         model = self._loaded(spec, files, gate, self._progress_reporter())
-        if gate is not None and not all("Mapped" in name for name in self._buffers):
-            raise ModelError("llama.cpp reads weights of this model while it loads them")
         if not model.can_generate:
             raise ModelError(f"{spec['files'][0]} is not a model that writes text")
         return model
@@ -173,13 +165,12 @@ class Worker:
                 if command["op"] == "complete":
                     spec = {**spec, "files": command["files"], "maps": None}
                     threading.Thread(
-                        target=self._load_again, args=(spec,), name="load", daemon=True
+                        target=self._renew, args=(spec,), name="renew", daemon=True
                     ).start()
                 elif command["op"] == "move":
                     self._move(command["model"], batcher)
                 else:
                     self._obey(command, batcher)
-            self._free_former(batcher)
             output = batcher.step()
             if output:
                 self._send(
@@ -195,9 +186,6 @@ class Worker:
                 return commands
 
     def _obey(self, command: Packet, batcher: Batcher) -> None:
-        if command["op"] == "renewed":
-            self._former, self._former_tasks = command["former"], batcher.tasks
-            return
         if command["op"] == "occupancy":
             self._send({"ev": "occupancy", "id": command["id"], **batcher.occupancy()})
             return
@@ -218,13 +206,11 @@ class Worker:
         else:
             self._send_end({"id": command["id"], "error": command["error"]})
 
-    # -- from a model that was arriving to the same model for good
-
-    def _load_again(self, spec: Packet) -> None:
-        """Load what is complete now, in the way that is fastest to compute with."""
+    def _renew(self, spec: Packet) -> None:
+        """Give the weights that were arriving a context that waits for nothing."""
+        assert self._model is not None
         try:
-            files = [Path(file) for file in spec["files"]]
-            model = self._loaded(spec, files, None, lambda _fraction: None)
+            model = self._model.without_gate()
         except Exception as error:  # noqa: BLE001 (what runs goes on with what it has)
             self._send({"ev": "completed", "error": error_to_wire(_as_orion(error))})
             return
@@ -233,18 +219,10 @@ class Worker:
 
     def _move(self, model: native.NativeModel, batcher: Batcher) -> None:
         assert self._model is not None
-        former = self._model
         batcher.move_to(model, self._snapshots)
-        former.close_context()
+        self._model.close_context()
         self._model = model
-        self._to_prepare.put({"op": "renew", "model": model, "former": former})
         self._send({"ev": "completed", "error": None})
-
-    def _free_former(self, batcher: Batcher) -> None:
-        """Free the weights that nothing looks at any more: grammars refer to a vocabulary."""
-        if self._former is not None and not set(self._former_tasks) & set(batcher.tasks):
-            self._former.close()
-            self._former, self._former_tasks = None, []
 
     def _serve_embeddings(self, embedder: Embedder) -> None:
         while True:
@@ -294,10 +272,6 @@ class Worker:
     def _prepare_tasks(self, model: native.NativeModel, form: PromptForm) -> None:
         while True:
             command = self._to_prepare.get()
-            if command["op"] == "renew":
-                model = command["model"]
-                self._inbox.put({"op": "renewed", "former": command["former"]})
-                continue
             if command["id"] not in self._preparing:
                 continue  # cancelled while it waited
             try:
@@ -321,8 +295,6 @@ class Worker:
                 os._exit(0)
 
     def _on_native_log(self, level: str, line: str) -> None:
-        if found := _BUFFER_LINE.search(line):
-            self._buffers.append(found[1])
         # While a decode is being aborted, llama.cpp reports what was asked of it as errors.
         if level in _LOG_LEVELS_SENT and not self._abort.is_raised:
             self._send({"ev": "log", "level": level, "line": line})
