@@ -178,7 +178,17 @@ def _xllamacpp(file: str, settings: dict[str, int]) -> Ask:
     return ask
 
 
-_KINDS = {"llama": _llama, "xllamacpp": _xllamacpp}
+def _fresh(file: str, settings: dict[str, int]) -> Ask:
+    """llama_cpp.Llama, loaded anew for each question."""
+    import llama_cpp  # noqa: F401 (imported before anything is timed)
+
+    def ask(conversation: Conversation, max_tokens: int, on_first: OnFirst) -> int:
+        return _llama(file, settings)(conversation, max_tokens, on_first)
+
+    return ask
+
+
+_KINDS = {"llama": _llama, "xllamacpp": _xllamacpp, "fresh": _fresh}
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ SMALLEST_CHUNK_BYTES = 512 << 10
 _CHUNKS_LEFT = 16
 _HASH_BYTES = 256 << 10
 _POLL_S = 0.01
+_READ_AHEAD_BYTES = 2 << 20
 _LONGEST_HOLD_S = 0.5  # between looks at whether it is over
 _LONGEST_BACKOFF_S = 20.0
 _SPARE_BYTES = 16 << 20
@@ -192,8 +193,11 @@ class Download:
         part = self._parts[number]
         end = min(offset + length, part.size)
         for block in _blocks(part.arrival, offset, end):
-            chunk = _Chunk(part, *part.arrival.bounds(block))
-            while chunk.start < chunk.end and not part.arrival.has_block(block):
+            if part.arrival.has_block(block):
+                continue
+            start, first_end = part.arrival.bounds(block)
+            chunk = _Chunk(part, start, max(first_end, min(start + _READ_AHEAD_BYTES, part.size)))
+            while chunk.start < chunk.end:
                 self._attempt(chunk)
         return os.pread(part.descriptor, length, offset)
 
