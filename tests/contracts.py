@@ -7,10 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from orion_oie.backends.base import Backend, GenerationJob, LoadedModel, LoadSpec
+from orion_oie.backends.base import (
+    Backend,
+    GenerationJob,
+    LoadedModel,
+    LoadPhase,
+    LoadProgress,
+    LoadSpec,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     ContextOverflowError,
@@ -98,13 +106,22 @@ class BackendContract:
         model.close()
 
     def test_load_reports_progress_and_facts(self, backend, files) -> None:
-        """Progress rises to 1 and the info names version, architecture and context."""
-        seen: list[float] = []
+        """Progress rises to 1, through all phases in order, and the info names version,
+        architecture and context."""
+        seen: list[LoadProgress] = []
         spec = LoadSpec(INFO, files, context_length=256)
         model = backend.load(spec, CancelScope(), seen.append)
         try:
-            assert seen == sorted(seen)
-            assert seen[-1] == 1.0
+            fractions = [progress.fraction for progress in seen]
+            assert fractions == sorted(fractions)
+            assert fractions[-1] == 1.0
+            phases = list(dict.fromkeys(progress.phase for progress in seen))
+            assert phases == [phase for phase in get_args(LoadPhase) if phase in phases]
+            assert phases[0] == "initializing"
+            assert phases[-2:] == ["ready", "complete"]
+            assert seen[-1].shards_loaded == seen[-1].shards
+            assert model.load_progress == seen[-1]
+            assert model.completion.result(0) == model.info
             assert model.info.version == "1.2"
             assert model.info.architecture
             assert model.info.context_length == 256

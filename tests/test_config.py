@@ -17,6 +17,7 @@ NUMBERS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "context_length": ("integer >= 64 and < 2147483648", [64, 2**31 - 1], [0, 63, 2**32 + 64]),
     "threads": ("integer >= 1 and <= 1024", [1, 1024], [0, -1, 1025]),
     "parked_bytes": ("integer >= 0", [0, 2**33], [-1]),
+    "snapshot_bytes": ("integer >= 0", [0, 2**40], [-1]),
     "max_query_chars": ("integer >= 1", [1], [0, -1]),
     "load_timeout_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "cancel_grace_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),

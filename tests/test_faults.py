@@ -141,7 +141,8 @@ def test_worker_dies_while_idle(engine) -> None:
 
 def test_worker_dies_while_loading(smollm2: Path) -> None:
     """A worker that dies during the load: the load is tried again, or fails as a crash."""
-    with OrionInferenceEngine(one_model_registry(smollm2)) as engine:
+    config = EngineConfig(keep_warm=False)
+    with OrionInferenceEngine(one_model_registry(smollm2), config) as engine:
         handle = engine.submit("Hello?", max_tokens=4)
         until(lambda: bool(worker_processes()), "a worker is started")
         for process in worker_processes():

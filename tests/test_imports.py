@@ -155,7 +155,7 @@ def test_the_reader_of_imports_sees_them_all() -> None:
     assert ("cli", "lifecycle", False) in edges
     assert ("cli", FRONT_DOOR, False) in edges
     assert ("engine", "guardrails", False) in edges
-    assert ("wiring", "backends.llama.client", True) in edges
+    assert ("wiring", "backends.llama.loader", True) in edges
     assert ("lifecycle", "transitions.extensions", True) in edges
     assert ("backends.llama.native", "llama_cpp", False) in edges
     assert ("memory", "psutil", True) in edges

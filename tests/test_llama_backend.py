@@ -18,7 +18,7 @@ from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
 from orion_oie import OrionInferenceEngine
 from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import (
     ContextOverflowError,
@@ -268,7 +268,7 @@ def test_a_deadline_ends_prefill_and_decode(real: LlamaModel) -> None:
 
 def test_a_stuck_worker_is_ended(tiny_model: Path) -> None:
     """A worker that does not confirm a cancel is ended; the caller gets WorkerTimeoutError."""
-    backend = LlamaBackend(cancel_grace_s=0.3)
+    backend = LlamaBackend(LoaderSettings(cancel_grace_s=0.3))
     model = backend.load(
         LoadSpec(INFO, (tiny_model,), context_length=2048), CancelScope(), lambda _f: None
     )
@@ -284,7 +284,7 @@ def test_a_stuck_worker_is_ended(tiny_model: Path) -> None:
 
 def test_a_load_that_takes_too_long_is_ended(smollm2: Path) -> None:
     """load_timeout_s ends a load with WorkerTimeoutError."""
-    backend = LlamaBackend(load_timeout_s=0.001)
+    backend = LlamaBackend(LoaderSettings(load_timeout_s=0.001))
     with pytest.raises(WorkerTimeoutError, match=r"0\.001 s"):
         backend.load(LoadSpec(INFO, (smollm2,)), CancelScope(), lambda _f: None)
 

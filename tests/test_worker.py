@@ -20,11 +20,11 @@ from test_chat import conversation, rendered
 from test_faults import until
 from tiny import write_tiny_llama
 
-from orion_oie.backends.base import GenerationJob, LoadSpec
+from orion_oie.backends.base import GenerationJob, LoadProgress, LoadSpec
 from orion_oie.backends.llama import chat
 from orion_oie.backends.llama.chat import ChatTemplate, Segment
 from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
 from orion_oie.backends.llama.preparing import prepared
 from orion_oie.backends.llama.worker import Worker
 from orion_oie.cancellation import CancelScope
@@ -150,6 +150,7 @@ def command(messages: list[Message], **options: object) -> dict[str, object]:
         "session_id": None,
         "priority": 0,
         "is_streamed": True,
+        "is_prefix_public": False,
     }
 
 
@@ -256,7 +257,7 @@ def test_after_a_storm_of_cancels_the_worker_rests(tiny: LlamaModel) -> None:
 
 def test_a_worker_that_does_not_read_holds_up_no_cancel(tiny_model: Path) -> None:
     """A request that the worker does not even take can be cancelled, and costs the worker."""
-    model = load(tiny_model, LlamaBackend(cancel_grace_s=0.3))
+    model = load(tiny_model, LlamaBackend(LoaderSettings(cancel_grace_s=0.3)))
     os.kill(model.pid, signal.SIGSTOP)
     running = Running(model, job(LARGE))
     another = Running(model, job(LARGE))
@@ -323,11 +324,11 @@ def test_a_load_that_is_interrupted_leaves_no_worker(smollm2: Path) -> None:
     before = len(psutil.Process().children())
     main = threading.main_thread().ident
     assert main is not None
-    sent: list[float] = []
+    sent: list[LoadProgress] = []
 
-    def interrupt(fraction: float) -> None:
+    def interrupt(progress: LoadProgress) -> None:
         if not sent:
-            sent.append(fraction)
+            sent.append(progress)
             signal.pthread_kill(main, signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
@@ -367,7 +368,7 @@ def test_nothing_leaks_over_many_loads(tiny_model: Path, tmp_path: Path) -> None
         with pytest.raises(ModelCorruptError):
             load(bad)
         with pytest.raises(WorkerTimeoutError):
-            load(tiny_model, LlamaBackend(load_timeout_s=0.001))
+            load(tiny_model, LlamaBackend(LoaderSettings(load_timeout_s=0.001)))
 
     def held() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count()
