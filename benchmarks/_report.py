@@ -4,9 +4,12 @@ Not a benchmark itself.
 """
 
 import argparse
+import atexit
 import json
+import os
 import platform
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,7 +44,10 @@ def row(
 
 
 def options(description: str) -> argparse.Namespace:
-    """`--quick` and `--json FILE`."""
+    """`--quick` and `--json FILE`. What engines keep on the disk goes to a folder of this run."""
+    kept = tempfile.TemporaryDirectory(prefix="orion-benchmark-")
+    atexit.register(kept.cleanup)
+    os.environ["ORION_CACHE_DIR"] = kept.name
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 50 s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")

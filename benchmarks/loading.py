@@ -346,7 +346,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="orion-loading-") as name:
         work = Path(name)
         add(header(work))
-        add(parallel(work, 5 if arguments.quick else 30))
+        add(parallel(work, 12 if arguments.quick else 30))
         add(killed(work, 4 if arguments.quick else 20))
         add(evicted(small, work, 2 if arguments.quick else 7))
         add(arriving("SmolLM2", small, 30, work, 1 if arguments.quick else 5))

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ __all__ = ["make_engine", "quick_exit"]  # fixtures of the tests of the engine
 # the tests of Ctrl-C need it back.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Nothing of the user's own cache is used, and nothing is left there; children inherit it.
+CACHE = tempfile.TemporaryDirectory(prefix="orion-tests-")
+os.environ["ORION_CACHE_DIR"] = CACHE.name
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

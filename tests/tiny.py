@@ -25,7 +25,7 @@ CHATML = (
 )
 
 Vocab = Literal["bytes", "spm"]
-Weights = Literal["F32", "F16", "Q8_0"]
+Weights = Literal["F32", "F16", "Q8_0", "Q4_0"]
 Array = NDArray[np.float32]
 
 _CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -38,6 +38,7 @@ _FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
     "F16": LlamaFileType.MOSTLY_F16,
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "Q4_0": LlamaFileType.MOSTLY_Q4_0,
 }
 
 

@@ -1,31 +1,481 @@
-"""The command line: parses, calls the library, prints. Holds no logic."""
+"""The command line: parses, calls the library, prints. Holds no logic.
 
-import argparse
+Answers and lists go to the standard output, everything else to the standard error. Exit statuses:
+0, 1 when the library refused or found something wrong, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
-from orion_oie import ModelRegistry, __version__, lifecycle
+import click
+
+from orion_oie import (
+    EngineConfig,
+    InferenceResult,
+    ModelNotFoundError,
+    ModelRegistry,
+    OrionError,
+    OrionInferenceEngine,
+    SourceSpec,
+    VariantSpec,
+    __version__,
+    lifecycle,
+    sanitize,
+)
+from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
+from orion_oie.downloads.cache import CachedFile, ModelCache
+from orion_oie.progress import LoadDisplay, size_text
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="orion_oie", description="Orion Inference Engine")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    schema = commands.add_parser("schema", help="write the JSON Schema of models.json")
-    diagram = commands.add_parser("lifecycle", help="write the states of a request, as Markdown")
-    for command in (schema, diagram):
-        command.add_argument("file", type=Path, nargs="?", help="where to; default: print it")
-    arguments = parser.parse_args(argv)
-    match arguments.command:
-        case "schema":
-            text = json.dumps(ModelRegistry.json_schema(), indent=2) + "\n"
-        case _:
-            text = lifecycle.document()
-    if arguments.file is None:
-        sys.stdout.write(text)
+    try:
+        status = commands.main(argv, prog_name="orion-oie", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except SystemExit as ended:  # click has seen to a reader who went away
+        return ended.code if isinstance(ended.code, int) else 1
+    except OrionError as error:
+        click.echo(f"error: {_printable(error.message)}", err=True)
+        return 1
+    except OSError as error:
+        click.echo(f"error: {_printable(str(error))}", err=True)
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(version)s")
+def commands() -> None:
+    """Answers from local language models: fetch models, look at them, ask them."""
+
+
+_cache_place = click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    help="where fetched models lie; default: ORION_CACHE_DIR, or the user's cache folder",
+)
+
+
+def _places(command: _Command) -> _Command:
+    """The options that say which models there are, and where fetched ones lie."""
+    registry = click.option(
+        "--registry", type=click.Path(path_type=Path), help="models.json; default: the packaged one"
+    )
+    return registry(_cache_place(command))
+
+
+def _registry(path: Path | None) -> ModelRegistry:
+    return ModelRegistry.packaged() if path is None else ModelRegistry.load(path)
+
+
+# -- texts of the library
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def schema(file: Path | None) -> None:
+    """Write the JSON Schema of models.json.
+
+    Goes to FILE or the standard output.
+    """
+    _write(json.dumps(ModelRegistry.json_schema(), indent=2) + "\n", file)
+
+
+@commands.command("lifecycle")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def write_lifecycle(file: Path | None) -> None:
+    """Write the states of a request, as Markdown.
+
+    Goes to FILE or the standard output.
+    """
+    _write(lifecycle.document(), file)
+
+
+def _write(text: str, file: Path | None) -> None:
+    if file is None:
+        click.echo(text, nl=False)
     else:
-        arguments.file.write_text(text, encoding="utf-8")
-    return 0
+        file.write_text(text, encoding="utf-8")
+
+
+# -- fetching
+
+
+@commands.command()
+@click.argument("names", nargs=-1, required=True, metavar="AGENT|MODEL[@VARIANT]...")
+@click.option("--limit-mb-per-s", type=float, metavar="X", help="at most 10^6 bytes a second")
+@click.option("--connections", type=int, metavar="N", help="how many at once; default: 4")
+@_places
+def pull(
+    names: Sequence[str],
+    limit_mb_per_s: float | None,
+    connections: int | None,
+    registry: Path | None,
+    cache_dir: Path | None,
+) -> None:
+    """Fetch models that are not here; print where their files lie.
+
+    NAME is an agent (its primary model), a model (its first variant), or MODEL@VARIANT. What
+    arrived is kept when the command ends early, and the next one goes on from there.
+    """
+    limit = None if limit_mb_per_s is None else limit_mb_per_s * 1e6
+    download = _given(bytes_per_s=limit, connections=connections)
+    files: list[Path] = []
+    with LoadDisplay() as display, _engine(registry, cache_dir, download=download) as engine:
+        engine.subscribe(display.show)
+        for name in names:
+            engine.registry.find_source(name)  # the last name is wrong before the first is fetched
+        for name in names:
+            files += engine.pull(name)
+    for file in files:
+        click.echo(file)
+
+
+def _engine(registry: Path | None, cache_dir: Path | None, **settings: Any) -> OrionInferenceEngine:
+    """An engine for one command: nobody asks a second question."""
+    config = EngineConfig(cache_dir=cache_dir, slots=1, keep_warm=False, **settings)
+    return OrionInferenceEngine(registry, config)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+# -- asking
+
+
+@commands.command()
+@click.argument("question")
+@click.option("--agent", metavar="A", help="who answers; default: whom the question suits")
+@click.option("--max-tokens", type=int, metavar="N", help="longest answer")
+@click.option("--temperature", type=float, metavar="T", help="0 always says the likeliest")
+@click.option("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+@click.option("--system", metavar="TEXT", help="replaces the agent's system prompt")
+@click.option("--auto-download", is_flag=True, help="fetch models that are not here")
+@click.option("--sequential", is_flag=True, help="load the whole model first; no stand-in answers")
+@_places
+def run(
+    question: str,
+    agent: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    system: str | None,
+    auto_download: bool,
+    sequential: bool,
+    registry: Path | None,
+    cache_dir: Path | None,
+) -> None:
+    """Answer QUESTION; "-" reads it from the standard input."""
+    if question == "-":
+        question = sys.stdin.read()
+    options = _given(
+        agent=agent,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        system_prompt=system,
+    )
+    settings = {
+        "auto_download": auto_download,
+        "loading_strategy": "sequential" if sequential else "progressive",
+    }
+    with LoadDisplay() as display, _engine(registry, cache_dir, **settings) as engine:
+        engine.subscribe(display.show)
+        with engine.stream(question, **options) as handle:
+            try:
+                for event in handle:
+                    display.close()  # the terminal belongs to the answer now
+                    click.echo(event.text, nl=False)
+            finally:
+                if handle.text and not handle.text.endswith("\n"):
+                    click.echo()
+        result = handle.result()
+    for note in _notes(result):
+        click.echo(f"note: {_printable(note)}", err=True)
+    click.echo(_account(result), err=True)
+
+
+def _notes(result: InferenceResult) -> Iterator[str]:
+    """Why another model answered than the one that is meant to."""
+    for skipped in result.receipt.considered:
+        if skipped.outcome == "loading":
+            yield (
+                f"{skipped.model_id} was still on its way, {result.model_id} stood in; wait for it "
+                f"with --sequential, or fetch it with 'orion-oie pull {skipped.agent_id}'"
+            )
+        elif skipped.outcome == "unavailable" and skipped.role == "primary":
+            yield (
+                f"{skipped.model_id} is not on this machine, {result.model_id} stood in; fetch it "
+                f"with 'orion-oie pull {skipped.agent_id}' or --auto-download"
+            )
+        elif skipped.error is not None:
+            yield f"{skipped.model_id} did not answer: {skipped.error}"
+
+
+def _account(result: InferenceResult) -> str:
+    timings, usage = result.timings, result.usage
+    parts = [
+        result.agent_id,
+        f"{result.model_id}@{result.variant}",
+        f"load {timings.load_ms:.0f} ms",
+        f"first token {timings.ttft_ms or 0:.0f} ms",
+        f"{timings.tokens_per_second or 0:.1f} tokens/s",
+        f"total {timings.total_ms:.0f} ms",
+        f"tokens {usage.prompt_tokens} in ({usage.cached_tokens} cached), "
+        f"{usage.completion_tokens} out",
+    ]
+    return ", ".join(parts)
+
+
+# -- models on this machine
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A variant of the registry, or a fetched file of none."""
+
+    name: str
+    state: str
+    size_bytes: int
+    arrived_bytes: int
+    last_used: float | None
+    where: str
+
+    def cells(self) -> list[str]:
+        percent = f" {100 * self.arrived_bytes / max(1, self.size_bytes):.0f} %"
+        return [
+            self.name,
+            size_text(self.size_bytes),
+            self.state + (percent if self.state == "partial" else ""),
+            "-" if self.last_used is None else _date(self.last_used).isoformat(" ", "minutes"),
+            self.where,
+        ]
+
+    def facts(self) -> dict[str, object]:
+        used = None if self.last_used is None else _date(self.last_used).isoformat(" ", "seconds")
+        return {**self.__dict__, "last_used": used}
+
+
+@commands.group(invoke_without_command=True)
+@click.option("--json", "is_json", is_flag=True, help="as JSON")
+@_places
+@click.pass_context
+def models(
+    context: click.Context, is_json: bool, registry: Path | None, cache_dir: Path | None
+) -> None:
+    """List the models of the registry, and what else was fetched."""
+    if context.invoked_subcommand is not None:
+        places = {"registry": registry, "cache_dir": cache_dir}
+        context.default_map = dict.fromkeys(("rm", "verify", "prune"), places)
+        return
+    rows = list(_rows(_registry(registry), ModelCache(cache_dir)))
+    if is_json:
+        _print_json([row.facts() for row in rows])
+    else:
+        _print_table(
+            ["model", "size", "state", "last used", "where"], [row.cells() for row in rows]
+        )
+
+
+@models.command("rm")
+@click.argument("names", nargs=-1, required=True, metavar="AGENT|MODEL[@VARIANT]...")
+@_places
+def remove(names: Sequence[str], registry: Path | None, cache_dir: Path | None) -> None:
+    """Remove what was fetched of models, and what is known of it.
+
+    A model without a variant stands for all its variants.
+    """
+    cache = ModelCache(cache_dir)
+    for key, source in _fetched_sources(_registry(registry), names):
+        click.echo(f"{key}: {size_text(cache.remove(source))} removed")
+
+
+@models.command()
+@click.argument("names", nargs=-1, metavar="[AGENT|MODEL[@VARIANT]]...")
+@_places
+@click.pass_context
+def verify(
+    context: click.Context, names: Sequence[str], registry: Path | None, cache_dir: Path | None
+) -> None:
+    """Hash fetched files again and compare; by default all of them."""
+    cache = ModelCache(cache_dir)
+    paths = None
+    if names:
+        sources = _fetched_sources(_registry(registry), names)
+        paths = [path for _, source in sources for path in cache.find(source) or ()]
+        if not paths:
+            raise ModelNotFoundError(f"nothing of {', '.join(names)} was fetched as a whole")
+    is_right = True
+    for found in cache.verify(paths):
+        is_right = is_right and found.is_right
+        word = "unknown" if found.expected is None else "right" if found.is_right else "WRONG"
+        click.echo(f"{word}  {found.sha256}  {found.path}")
+    context.exit(0 if is_right else 1)
+
+
+@models.command()
+@click.option("--keep-gb", type=float, metavar="X", help="also the longest unused, down to X GB")
+@_cache_place
+def prune(keep_gb: float | None, cache_dir: Path | None) -> None:
+    """Remove what was left half-fetched."""
+    for file in ModelCache(cache_dir).prune(None if keep_gb is None else int(keep_gb * 1e9)):
+        click.echo(f"{file.path}: {size_text(file.arrived_bytes)} removed")
+
+
+def _rows(registry: ModelRegistry, cache: ModelCache) -> Iterator[_Row]:
+    files = {file.path: file for file in cache.files()}
+    for model_id, model in registry.models.items():
+        for variant, spec in model.variants.items():
+            key = f"{model_id}@{variant}"
+            if spec.source.kind in ("url", "hub"):
+                own = [files.pop(path, None) for path in cache.paths(spec.source)]
+                yield _cached_row(key, spec, cache, [file for file in own if file is not None])
+            else:
+                yield _local_row(key, spec, registry)
+    for path, file in files.items():
+        name = path.relative_to(cache.root).as_posix()
+        state = "partial" if file.state == "partial" else "of no model"
+        yield _Row(name, state, file.size, file.arrived_bytes, file.last_used, str(path))
+
+
+def _cached_row(key: str, spec: VariantSpec, cache: ModelCache, files: list[CachedFile]) -> _Row:
+    arrived, total = cache.arrived(spec.source)
+    used = max((file.last_used for file in files), default=None)
+    if cache.find(spec.source) is not None:
+        return _Row(key, "downloaded", total, arrived, used, str(files[0].path))
+    size = max(total, int(spec.size_mb * 1e6))  # of a file that was not begun, nothing is known
+    where = spec.source.url or f"hub:{spec.source.hub}"
+    return _Row(key, "partial" if arrived else "not downloaded", size, arrived, used, where)
+
+
+def _local_row(key: str, spec: VariantSpec, registry: ModelRegistry) -> _Row:
+    try:
+        paths = registry.local_files(spec.source, key)
+    except ModelNotFoundError:
+        where = spec.source.path or f"package {spec.source.package}"
+        return _Row(key, "not here", int(spec.size_mb * 1e6), 0, None, where)
+    size = sum(path.stat().st_size for path in paths)
+    return _Row(key, "here", size, size, None, str(paths[0]))
+
+
+def _fetched_sources(registry: ModelRegistry, names: Sequence[str]) -> list[tuple[str, SourceSpec]]:
+    """The sources that names stand for, by model and variant."""
+    found: dict[str, SourceSpec] = {}
+    for name in names:
+        model_id, variant, source = registry.find_source(name)
+        every = registry.model(model_id).variants
+        wanted = {variant: source} if "@" in name else {v: spec.source for v, spec in every.items()}
+        fetched = {
+            f"{model_id}@{v}": one for v, one in wanted.items() if one.kind in ("url", "hub")
+        }
+        if not fetched:
+            raise ModelNotFoundError(f"{name} was not fetched: it is a {source.kind} of its own")
+        found |= fetched
+    return list(found.items())
+
+
+# -- looking into a file
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.gguf")
+@click.option("--template", "wants_template", is_flag=True, help="print the chat template")
+@click.option("--tensors", "wants_tensors", is_flag=True, help="list the tensors")
+@click.option("--json", "is_json", is_flag=True, help="as JSON")
+def inspect(file: Path, wants_template: bool, wants_tensors: bool, is_json: bool) -> None:
+    """Say what a GGUF file is, from its header alone."""
+    header = read_header(file)
+    facts = _facts(header)
+    if is_json:
+        if wants_template:
+            facts["chat_template_text"] = header.chat_template
+        if wants_tensors:
+            facts["tensor_list"] = [_tensor_facts(tensor) for tensor in header.tensors]
+        _print_json(facts)
+    elif wants_template:
+        click.echo(_printable(header.chat_template or ""))
+    else:
+        for name, value in facts.items():
+            click.echo(f"{name.replace('_', ' '):18}{_printable(_fact_text(name, value))}")
+    if wants_tensors and not is_json:
+        click.echo()
+        cells = [[str(value) for value in _tensor_facts(t).values()] for t in header.tensors]
+        _print_table(["tensor", "type", "shape", "bytes"], cells)
+
+
+def _facts(header: GGUFHeader) -> dict[str, Any]:
+    splits = {key: value for key, value in header.metadata.items() if key.startswith("split.")}
+    return {
+        "architecture": header.architecture,
+        "name": header.name,
+        "version": header.model_version,
+        "license": header.license,
+        "parameters": header.parameter_count,
+        "quantization": header.quantization,
+        "context_length": header.context_length,
+        "layers": header.block_count,
+        "embedding_length": header.embedding_length,
+        "tensors": len(header.tensors),
+        "file_bytes": header.file_size,
+        "chat_template": header.chat_template is not None,
+        **splits,
+    }
+
+
+def _fact_text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "parameters" and isinstance(value, int):
+        return f"{value:,} ({value / 1e6:.0f} M)"
+    if name == "file_bytes" and isinstance(value, int):
+        return f"{value:,} ({size_text(value)})"
+    return str(value) or "-"
+
+
+def _tensor_facts(tensor: TensorInfo) -> Mapping[str, Any]:
+    return {
+        "name": tensor.name,
+        "type": tensor.type_name,
+        "shape": list(tensor.shape),
+        "bytes": tensor.n_bytes,
+    }
+
+
+# -- printing
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+def _print_table(head: list[str], rows: list[list[str]]) -> None:
+    lines = [[_printable(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
+
+
+def _printable(text: str) -> str:
+    """A text of a file or a server without what could act on the terminal."""
+    return sanitize.clean(text)[0]
+
+
+def _date(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -44,14 +44,21 @@ class ArrivalMap:
         self._map = mmap.mmap(file.fileno(), 0, access=access)
         self.block_bytes: int
         self.size: int
-        magic, version, self.block_bytes, self.size, _ = _HEADER.unpack_from(self._map)
+        if len(self._map) < _HEADER_BYTES:
+            raise ValueError("shorter than its header")
+        magic, version, self.block_bytes, self.size, state = _HEADER.unpack_from(self._map)
         if magic != _MAGIC or version != _VERSION or self.block_bytes <= 0:
             raise ValueError("not a map of this version")
         self.blocks: int = -(-self.size // self.block_bytes)
         if len(self._map) != _HEADER_BYTES + self.blocks:
             raise ValueError("not as long as its file needs")
+        ArrivalState(state)  # raises `ValueError` for any other number
+        if self._map[_HEADER_BYTES:].strip(b"\0\1"):
+            raise ValueError("marks that are none")
         facts = self._map[_FACTS_AT:_HEADER_BYTES].split(b"\0", 1)[0]
         self.facts: dict[str, Any] = json.loads(facts)
+        if not isinstance(self.facts, dict):
+            raise ValueError("facts without names")
 
     @classmethod
     def create(

@@ -42,6 +42,7 @@ from orion_oie.specs import SourceSpec
 _LOCK_POLL_S = 0.05
 _HASH_BYTES = 1 << 20
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+_HELPERS = (".lock", ".part.map", ".new", ".link")  # files that say something of others
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,8 @@ class ModelCache:
     def find(self, source: SourceSpec) -> tuple[Path, ...] | None:
         """The files of a source, or None when they are not all here. Asks nobody else."""
         paths = self.paths(source)
-        return paths if all(path.exists() for path in paths) else None
+        # Unlike `Path.exists`: what must not be looked at is not here.
+        return paths if all(os.path.exists(path) for path in paths) else None
 
     def note_use(self, paths: Sequence[Path]) -> None:
         """Remember that files are used now; those of other folders are left alone."""
@@ -242,7 +244,6 @@ class ModelCache:
             ) from error
 
     def _write_record(self, key: str, record: Record | None) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
         with _locked(self._records, CancelScope(), lambda: None):
             records = self.records()
             records.pop(key, None)
@@ -264,18 +265,17 @@ class ModelCache:
         found = []
         for path in sorted(self._models.rglob("*")):
             is_partial = path.name.endswith(".part")
-            if path.is_dir() or path.suffix == ".lock" or path.name.endswith(".part.map"):
+            if path.is_dir() or path.name.endswith(_HELPERS):
                 continue
             own = path.with_name(path.name.removesuffix(".part")) if is_partial else path
-            with contextlib.suppress(OSError, ValueError):  # it may go at any moment
+            with contextlib.suppress(OSError):  # it may go at any moment
                 facts = path.stat()
-                arrived = ArrivalMap.open(map_path(own)).arrived_bytes if is_partial else None
                 found.append(
                     CachedFile(
                         own,
                         "partial" if is_partial else "linked" if path.is_symlink() else "complete",
                         facts.st_size,
-                        facts.st_size if arrived is None else arrived,
+                        _arrived_bytes(own) if is_partial else facts.st_size,
                         facts.st_mtime if is_partial else facts.st_atime,
                         records.get(self._key(own)),
                     )
@@ -309,19 +309,20 @@ class ModelCache:
         removed = []
         for file in [file for file in files if file.state == "partial"]:
             with contextlib.suppress(DownloadError):  # it is being fetched
-                self._remove(file.path)
+                self._remove(file.path, only_part=True)
                 removed.append(file)
         whole = sorted((f for f in files if f.state == "complete"), key=lambda f: f.last_used)
         left = sum(file.size for file in whole)
         for file in whole:
             if keep_bytes is None or left <= keep_bytes:
                 break
-            self._remove(file.path)
-            removed.append(file)
-            left -= file.size
+            with contextlib.suppress(DownloadError):  # other files of its source are being fetched
+                self._remove(file.path)
+                removed.append(file)
+                left -= file.size
         return removed
 
-    def _remove(self, path: Path) -> int:
+    def _remove(self, path: Path, *, only_part: bool = False) -> int:
         lock = _try_lock(path) if path.parent.is_dir() else None
         if lock is None:
             if path.parent.is_dir():
@@ -330,11 +331,12 @@ class ModelCache:
         with lock:
             freed = 0
             with contextlib.suppress(OSError):
-                freed += 0 if path.is_symlink() else path.stat().st_blocks * 512
-            with contextlib.suppress(OSError):
                 freed += part_path(path).stat().st_blocks * 512
-            path.unlink(missing_ok=True)
             remove_part(path)
+            if not only_part:
+                with contextlib.suppress(OSError):
+                    freed += 0 if path.is_symlink() else path.stat().st_blocks * 512
+                path.unlink(missing_ok=True)
             _lock_path(path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # others lie in the folder
                 path.parent.rmdir()
@@ -347,7 +349,10 @@ def _folder_name(source: SourceSpec) -> str:
         return _UNSAFE.sub("-", f"hub--{source.hub.replace('/', '--')}--{revision}")
     assert source.url is not None
     digest = hashlib.sha256(source.url.encode()).hexdigest()[:12]
-    return _UNSAFE.sub("-", f"url--{urlsplit(source.url).hostname or 'unknown'}--{digest}")
+    host = None
+    with contextlib.suppress(ValueError):  # what is wrong with it is told when it is fetched
+        host = urlsplit(source.url).hostname
+    return _UNSAFE.sub("-", f"url--{host or 'unknown'}--{digest}")
 
 
 def _link(path: Path, there: Path) -> None:
@@ -365,6 +370,14 @@ def _record_of(fetched: Fetched) -> Record:
     return Record(
         fetched.sha256, fetched.size, file.url, file.revision, file.sha256 is not None, now
     )
+
+
+def _arrived_bytes(path: Path) -> int:
+    """How much of a file is here; what has no map counts for nothing."""
+    try:
+        return ArrivalMap.open(map_path(path)).arrived_bytes
+    except (OSError, ValueError):
+        return 0
 
 
 def _sha256(path: Path) -> str:
@@ -385,7 +398,6 @@ def _lock_path(path: Path) -> Path:
 @contextlib.contextmanager
 def _locked(path: Path, scope: CancelScope, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock of a file; whoever waits for it can be cancelled."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     while (lock := _try_lock(path)) is None:
         on_wait()
         scope.check()
@@ -397,7 +409,10 @@ def _locked(path: Path, scope: CancelScope, on_wait: Callable[[], None]) -> Iter
 def _try_lock(path: Path) -> Any:
     """The open lock of a file; None when somebody else holds it."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = _lock_path(path).open("w")
+    except FileNotFoundError:  # somebody removed the folder just now
+        return None
     except OSError as error:
         raise DownloadError(
             f"{path.parent} cannot be written to ({error.strerror}): choose another cache_dir",

@@ -10,17 +10,20 @@ was. Knows nothing of models: who cares in which order bytes come says so.
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import random
 import re
 import shutil
+import socket
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -133,12 +136,13 @@ class Download:
         self._scope = scope
         self._on_checked = on_checked
         self._on_closed = on_closed
-        self._is_closed = False
+        self._closed = threading.Event()
         self._parts: list[_Part] = []
         self._client = _client(config)
         self._pace = Pace(config.bytes_per_s)
         self._meter = Meter()
         self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._of_thread = threading.local()
         self._chunks: deque[_Chunk] = deque()  # what is still to be asked for
         self._chunk_bytes = 0
@@ -147,7 +151,7 @@ class Download:
         self._ended = threading.Event()
         self._may_rename = threading.Event()
         self._may_rename.set()
-        self._undo = scope.on_cancel(self._ended.set)
+        self._undo = scope.on_cancel(self._end)
 
     # -- what there is
 
@@ -156,13 +160,13 @@ class Download:
 
         Raises `DownloadError`, or the error that the scope was cancelled with.
         """
-        try:
-            for file in self._files:
-                self._parts.append(self._opened(file))
-            self._check_space()
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.close)
+            try:
+                self._make_room()
+            except OSError as error:
+                raise _disk_error(error, self._files[0].path) from error
+            on_error.pop_all()
         return self.sizes
 
     @property
@@ -195,8 +199,10 @@ class Download:
         for block in _blocks(part.arrival, offset, end):
             if part.arrival.has_block(block):
                 continue
-            start, first_end = part.arrival.bounds(block)
-            chunk = _Chunk(part, start, max(first_end, min(start + _READ_AHEAD_BYTES, part.size)))
+            start = part.arrival.bounds(block)[0]
+            ahead = _blocks(part.arrival, start, min(start + _READ_AHEAD_BYTES, part.size))
+            missing = itertools.takewhile(lambda b: not part.arrival.has_block(b), ahead)
+            chunk = _Chunk(part, start, part.arrival.bounds(max(missing))[1])
             while chunk.start < chunk.end:
                 self._attempt(chunk)
         return os.pread(part.descriptor, length, offset)
@@ -210,14 +216,15 @@ class Download:
         for number, start, end in [*(runs or []), *whole]:
             self._add_missing(number, start, end, seen)
         self._chunk_bytes = sum(chunk.end - chunk.start for chunk in self._chunks)
-        self._running = self._config.connections + 1
-        for _ in range(self._config.connections):
-            threading.Thread(
-                target=self._run, args=(self._fetch_all,), name="orion-fetch", daemon=True
-            ).start()
-        threading.Thread(
-            target=self._run, args=(self._check_all,), name="orion-hash", daemon=True
-        ).start()
+        works = [("orion-fetch", self._fetch_all)] * self._config.connections
+        works.append(("orion-hash", self._check_all))
+        self._running = len(works)
+        for name, work in works:
+            try:
+                threading.Thread(target=self._run, args=(work,), name=name, daemon=True).start()
+            except RuntimeError as error:
+                self._fail(DownloadError(f"the system gives no thread to fetch with: {error}"))
+                self._leave()
 
     def _add_missing(self, number: int, start: int, end: int, seen: set[tuple[int, int]]) -> None:
         """Queue the blocks of a run that are neither here nor queued already."""
@@ -264,10 +271,15 @@ class Download:
         """Wait until all files have their names. `on_progress` is called every so often.
 
         Raises `DownloadError`, `DigestMismatchError`, or the error that the scope was cancelled
-        with.
+        with. What interrupts the waiting ends the download.
         """
-        while not self._ended.wait(interval_s):
-            on_progress()
+        try:
+            while not self._ended.wait(interval_s):
+                on_progress()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self._closed.wait(_LONGEST_HOLD_S)  # so that whoever comes next can have the files
         self._scope.check()
         if self._error is not None:
             raise self._error
@@ -286,36 +298,52 @@ class Download:
 
     def close(self) -> None:
         """Forget the files; what arrived stays. Only while no thread runs."""
-        if self._is_closed:
+        if self._closed.is_set():
             return
-        self._is_closed = True
         self._undo()
         self._client.close()
         for part in self._parts:
             with contextlib.suppress(OSError):
                 os.close(part.descriptor)
         self._on_closed()
+        self._closed.set()
 
     def _run(self, work: Callable[[], None]) -> None:
-        error: BaseException | None = None
         try:
             work()
-        except OSError as caught:
-            error = _disk_error(caught, self._parts[0].file.path)
-        except BaseException as caught:  # noqa: BLE001 (raised by `wait`)
-            error = caught
+        except OSError as error:
+            self._fail(_disk_error(error, self._parts[0].file.path))
+        except BaseException as error:  # noqa: BLE001 (raised by `wait`)
+            self._fail(error)
+        self._leave()
+
+    def _leave(self) -> None:
+        """One thread fewer. The last one gives everything back before the end is known."""
         with self._lock:
             self._running -= 1
             is_last = self._running == 0
-            if error is not None and self._error is None:
-                self._error = error
-        if error is not None and not isinstance(error, RequestCancelledError):
-            for part in self._parts:
-                part.arrival.state = ArrivalState.FAILED
-        if is_last or error is not None:
-            self._ended.set()
         if is_last:
             self.close()
+            self._ended.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """End the download; the first error counts."""
+        with self._lock:
+            self._error = self._error or error
+        if not isinstance(error, RequestCancelledError):
+            for part in self._parts:
+                part.arrival.state = ArrivalState.FAILED
+        self._end()
+
+    def _end(self) -> None:
+        """Wake everybody: who waits for the end, and who waits for the server."""
+        self._ended.set()
+        with self._lock:
+            sockets = list(self._sockets)
+        for one in sockets:
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                # Not the method of an SSL socket, which is not made for other threads.
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
 
     def _stop_if_over(self) -> None:
         self._scope.check()
@@ -335,14 +363,13 @@ class Download:
 
         self._stop_if_over()
         before = chunk.start
-        wait_s = 0.0
         try:
-            wait_s = self._fetch(chunk)
-            if chunk.start == chunk.end:
-                return
-            reason = "it did not send all of it"
+            reason, wait_s = self._fetch(chunk)
         except httpx.TransportError as error:
-            reason = f"{type(error).__name__}: {error}"
+            reason, wait_s = f"{type(error).__name__}: {error}", 0.0
+        if chunk.start == chunk.end:
+            return
+        self._stop_if_over()
         chunk.failures = 0 if chunk.start > before else chunk.failures + 1
         if chunk.failures > self._config.retries:
             url = chunk.part.file.url
@@ -362,13 +389,13 @@ class Download:
             if self._ended.wait(min(left, 0.2)):
                 self._stop_if_over()
 
-    def _fetch(self, chunk: _Chunk) -> float:
-        """One request; gives the seconds to wait before the next that the server asks for."""
+    def _fetch(self, chunk: _Chunk) -> tuple[str, float]:
+        """One request; gives why some bytes may still be missing, and the seconds to wait before
+        the next that the server asks for."""
         part = chunk.part
-        headers = _range_headers(part.file, chunk.start, chunk.end)
-        with self._client.stream("GET", part.file.url, headers=headers) as response:
+        with self._answer(part.file, chunk.start, chunk.end) as response:
             if response.status_code in _RETRIED:
-                return _retry_after(response)
+                return f"status {response.status_code}", _retry_after(response)
             size = _total_size(response, part.file.url, chunk.start)
             if size != part.size or _etag(response, part.file) != part.etag:
                 self._discard(part)
@@ -378,7 +405,32 @@ class Download:
                     url=part.file.url,
                 )
             self._store(chunk, response.iter_raw())
-        return 0.0
+        return "it did not send all of it", 0.0
+
+    @contextlib.contextmanager
+    def _answer(self, file: RemoteFile, start: int, end: int) -> "Iterator[httpx.Response]":
+        """The answer to a request for bytes of a file."""
+        import httpx
+
+        headers = {
+            **file.headers,
+            "Range": f"bytes={start}-{end - 1}",
+            "Accept-Encoding": "identity",
+        }
+        notes = {"trace": self._note_connection}
+        try:
+            with self._client.stream("GET", file.url, headers=headers, extensions=notes) as answer:
+                yield answer
+        except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+            raise DownloadError(f"{file.url}: {error}", url=file.url) from error
+
+    def _note_connection(self, event: str, info: Mapping[str, Any]) -> None:
+        """Told by the HTTP library of what it does: know the sockets, to be able to end them."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            with self._lock:
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
+            if self._ended.is_set():
+                self._end()
 
     def _store(self, chunk: _Chunk, pieces: Iterable[bytes]) -> None:
         """Write what comes, a block at a time; a block that is not whole is not kept."""
@@ -387,7 +439,7 @@ class Download:
         filled = 0
         for piece in pieces:
             self._stop_if_over()
-            self._pace.take(len(piece))
+            self._pause(self._pace.take(len(piece)))
             self._meter.add(len(piece))
             rest = memoryview(piece)
             while rest and chunk.start < chunk.end:
@@ -402,6 +454,8 @@ class Download:
                     arrival.mark(block)
                     chunk.start += wanted
                     filled = 0
+            if rest:
+                break  # it sends more than it was asked for
 
     def _buffer(self, size: int) -> memoryview:
         """Memory of this thread. Fresh memory for each block would cost more than the copy."""
@@ -412,29 +466,30 @@ class Download:
 
     # -- the beginning and the end of a file
 
-    def _opened(self, file: RemoteFile) -> _Part:
-        size, etag = self._probe(file)
-        facts = {"url": file.url, "etag": etag, "sha256": file.sha256, "revision": file.revision}
-        arrival = self._resumed(file, size, facts)
-        try:
+    def _make_room(self) -> None:
+        probed = [(file, *self._probe(file)) for file in self._files]
+        resumed = [self._resumed(*one) for one in probed]
+        arrived = sum(arrival.arrived_bytes for arrival in resumed if arrival is not None)
+        self._check_space(sum(size for _, size, _ in probed) - arrived)
+        for (file, size, etag), arrival in zip(probed, resumed, strict=True):
+            if arrival is None:
+                facts = _facts(file, etag)
+                arrival = ArrivalMap.create(map_path(file.path), size, facts)
+            arrival.state = ArrivalState.ARRIVING
             descriptor = os.open(part_path(file.path), os.O_RDWR | os.O_CREAT, 0o644)
+            self._parts.append(_Part(file, size, etag, arrival, descriptor))
             os.ftruncate(descriptor, size)
-        except OSError as error:
-            raise _disk_error(error, file.path) from error
-        arrival = arrival or ArrivalMap.create(map_path(file.path), size, facts)
-        arrival.state = ArrivalState.ARRIVING
-        return _Part(file, size, etag, arrival, descriptor)
 
-    def _resumed(
-        self, file: RemoteFile, size: int, facts: dict[str, str | None]
-    ) -> ArrivalMap | None:
+    def _resumed(self, file: RemoteFile, size: int, etag: str | None) -> ArrivalMap | None:
         """The map of what arrived before; None, and nothing of it left, if it is of no use."""
+        facts = _facts(file, etag)
+        names = ("etag", "sha256", "revision")
         try:
             arrival = ArrivalMap.open(map_path(file.path), is_writable=True)
-            is_same = arrival.size == size and arrival.facts["etag"] == facts["etag"]
-            is_same = is_same and arrival.facts["sha256"] == facts["sha256"]
-            is_same = is_same and arrival.facts["revision"] == facts["revision"]
-            if is_same and part_path(file.path).stat().st_size == size:
+            is_same = arrival.size == size == part_path(file.path).stat().st_size
+            is_same = is_same and all(arrival.facts[name] == facts[name] for name in names)
+            # Without any of them, other content of the same size would pass for this one.
+            if is_same and any(facts[name] for name in names):
                 return arrival
         except (OSError, ValueError, KeyError):
             pass  # there is none, or it cannot be read
@@ -447,27 +502,24 @@ class Download:
         import httpx
 
         for attempt in range(self._config.retries + 1):
-            self._scope.check()
+            self._stop_if_over()
             try:
-                headers = _range_headers(file, 0, 1)
-                with self._client.stream("GET", file.url, headers=headers) as response:
+                with self._answer(file, 0, 1) as response:
                     if response.status_code not in _RETRIED:
                         return _total_size(response, file.url, 0), _etag(response, file)
                     wait_s, reason = _retry_after(response), f"status {response.status_code}"
             except httpx.TransportError as error:
                 wait_s, reason = 0.0, f"{type(error).__name__}: {error}"
-            except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
-                raise DownloadError(f"{file.url}: {error}", url=file.url) from error
             if attempt < self._config.retries:
                 self._pause(max(wait_s, min(_LONGEST_BACKOFF_S, 0.25 * 2.0**attempt)))
+        self._stop_if_over()
         raise DownloadError(
             f"{file.url} cannot be reached ({reason}, {attempt + 1} times); check the address and "
             "the network",
             url=file.url,
         )
 
-    def _check_space(self) -> None:
-        missing = self.total_bytes - self.arrived_bytes
+    def _check_space(self, missing: int) -> None:
         folder = self._files[0].path.parent
         free = shutil.disk_usage(folder).free
         if missing + _SPARE_BYTES > free:
@@ -513,14 +565,15 @@ class Download:
         at = 0
         while at < part.size:
             self._stop_if_over()
-            end = part.arrival.contiguous(at)
-            if end == at:
+            here = min(part.arrival.contiguous(at) - at, _HASH_BYTES)
+            if here == 0:
                 time.sleep(_POLL_S)
                 continue
-            while at < end:
-                count = os.preadv(part.descriptor, [piece[: min(_HASH_BYTES, end - at)]], at)
-                digest.update(piece[:count])
-                at += count
+            count = os.preadv(part.descriptor, [piece[:here]], at)
+            if count == 0:
+                raise DownloadError(f"{part.path} was shortened by others: fetch it again")
+            digest.update(piece[:count])
+            at += count
         return digest.hexdigest()
 
     def _discard(self, part: _Part) -> None:
@@ -553,8 +606,9 @@ def _blocks(arrival: ArrivalMap, start: int, end: int) -> range:
     return range(start // arrival.block_bytes, -(-end // arrival.block_bytes))
 
 
-def _range_headers(file: RemoteFile, start: int, end: int) -> dict[str, str]:
-    return {**file.headers, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+def _facts(file: RemoteFile, etag: str | None) -> dict[str, str | None]:
+    """What the map says of what was being fetched."""
+    return {"url": file.url, "etag": etag, "sha256": file.sha256, "revision": file.revision}
 
 
 def _total_size(response: "httpx.Response", url: str, start: int) -> int:
@@ -589,13 +643,16 @@ def _total_size(response: "httpx.Response", url: str, start: int) -> int:
 def _etag(response: "httpx.Response", file: RemoteFile) -> str | None:
     """What the server calls this content, as far as it can be relied on. A file whose digest is
     known needs none: servers behind one address may disagree about it."""
-    etag: str | None = response.headers.get("ETag") or response.headers.get("Last-Modified")
-    return None if file.sha256 or etag is None or etag.startswith("W/") else etag
+    if file.sha256:
+        return None
+    etag: str = response.headers.get("ETag", "")
+    is_weak = not etag or etag.startswith("W/")
+    return response.headers.get("Last-Modified") if is_weak else etag
 
 
 def _retry_after(response: "httpx.Response") -> float:
     said = response.headers.get("Retry-After", "")
-    return min(float(said), 60.0) if said.isdigit() else 0.0
+    return min(float(said), 60.0) if said.isdecimal() else 0.0
 
 
 def _write(descriptor: int, view: memoryview, offset: int) -> None:

@@ -16,16 +16,14 @@ class Pace:
         self._lock = threading.Lock()
         self._free_at = 0.0
 
-    def take(self, count: int) -> None:
-        """Wait for as long as `count` bytes take."""
+    def take(self, count: int) -> float:
+        """Let `count` bytes through; gives the seconds to wait for that, at most 0 for none."""
         if self._bytes_per_s is None:
-            return
+            return 0.0
         with self._lock:
             now = time.monotonic()
             self._free_at = max(self._free_at, now - _BURST_S) + count / self._bytes_per_s
-            wait_s = self._free_at - now
-        if wait_s > 0:
-            time.sleep(wait_s)
+            return self._free_at - now
 
 
 class Meter:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from orion_oie.downloads.fetch import RemoteFile
 from orion_oie.errors import DownloadError
@@ -39,7 +39,7 @@ def locate(source: SourceSpec, paths: tuple[Path, ...], pinned: str | None = Non
 
 def _at_url(source: SourceSpec, paths: tuple[Path, ...]) -> Located:
     assert source.url is not None
-    if urlsplit(source.url).scheme not in ("http", "https"):
+    if not source.url.lower().startswith(("http://", "https://")):
         raise DownloadError(f"{source.url}: only http and https can be fetched", url=source.url)
     digests: list[str | None] = [*source.sha256] or [None] * len(paths)
     base = source.url.rstrip("/")
@@ -53,23 +53,39 @@ def _at_url(source: SourceSpec, paths: tuple[Path, ...]) -> Located:
 def _on_hub(source: SourceSpec, paths: tuple[Path, ...], pinned: str | None) -> Located:
     assert source.hub is not None
     hub = _hub_library()
-    revision = pinned or source.revision
+    revision = pinned or source.revision  # and from the first file on, its commit
     digests: list[str | None] = [*source.sha256] or [None] * len(paths)
     local: dict[Path, Path] = {}
     remote: list[RemoteFile] = []
     for name, path, digest in zip(source.files, paths, digests, strict=True):
-        cached = hub.try_to_load_from_cache(source.hub, name, revision=revision)
-        if isinstance(cached, str):
-            local[path] = Path(cached)
+        cached = _cached_by_hub(hub, source.hub, name, revision, digest)
+        if cached is not None:
+            local[path] = cached
+            revision = cached.parts[-1 - len(Path(name).parts)]  # .../snapshots/COMMIT/NAME
         else:
             remote.append(_hub_file(hub, source.hub, name, revision, path, digest))
+            revision = remote[-1].revision
     return Located(tuple(remote), local)
+
+
+def _cached_by_hub(
+    hub: Any, repository: str, name: str, revision: str | None, digest: str | None
+) -> Path | None:
+    """A file that the hub's own cache has, if it is the right one: it is named by its digest
+    there."""
+    try:
+        cached = hub.try_to_load_from_cache(repository, name, revision=revision)
+    except ValueError as error:
+        raise DownloadError(f"{repository}/{name} cannot be on the hub: {error}") from error
+    if isinstance(cached, str) and digest in (None, Path(cached).resolve().name):
+        return Path(cached)
+    return None
 
 
 def _hub_file(
     hub: Any, repository: str, name: str, revision: str | None, path: Path, digest: str | None
 ) -> RemoteFile:
-    from huggingface_hub import HfApi, constants, errors
+    from huggingface_hub import constants, errors
 
     where = f"{repository}/{name} (revision {revision or 'main'})"
     if constants.HF_HUB_OFFLINE:
@@ -98,14 +114,14 @@ def _hub_file(
         hub.hf_hub_url(repository, name, revision=commit),
         path,
         known,
-        HfApi()._build_hf_headers(),
+        hub.utils.build_hf_headers(),
         commit,
     )
 
 
 def _hub_library() -> Any:
     try:
-        import huggingface_hub
+        import huggingface_hub.utils
     except ImportError as error:
         raise DownloadError(
             "the Hugging Face hub needs huggingface_hub: pip install 'orion-oie[hub]'", extra="hub"

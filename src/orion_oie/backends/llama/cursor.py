@@ -5,7 +5,10 @@ the offset. No byte is asked for twice. It knows numbers and counted strings, no
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from operator import length_hint
 from struct import Struct
+from struct import error as struct_error
 from typing import Any, NoReturn
 
 from orion_oie.errors import ModelCorruptError
@@ -95,16 +98,21 @@ class Cursor:
         """Step over `count` counted strings; only their lengths are looked at."""
         unpack, left = U64.unpack_from, count
         while left:
-            at = self._reach(8, f"string {count - left} of {what}")
-            window, last = self._window, len(self._window) - 8
-            length = 0
-            # The one hot loop: a vocabulary has some 150000 strings.
-            while left and at <= last:
-                length = unpack(window, at)[0]
-                at += length + 8
-                left -= 1
-            self.pos = self._window_start + at - length
-            self.skip(length, f"string {count - left - 1} of {what}")
+            at = begin = self._reach(8, f"string {count - left} of {what}")
+            window = self._window
+            steps = iter(range(left))
+            # The one hot loop: a vocabulary has some 150000 strings, and as many merges. To look
+            # for the end of the window at each would take half as long again.
+            with suppress(struct_error, OverflowError):
+                for _ in steps:
+                    length = unpack(window, at)[0]
+                    begin = at
+                    at += length + 8
+                left = 0
+            if left:  # the step that failed was not taken
+                left = length_hint(steps) + 1
+            self.pos = self._window_start + begin + 8
+            self.skip(at - begin - 8, f"string {count - left - 1} of {what}")
 
     def _check(self, n_bytes: int, what: str) -> None:
         if n_bytes <= self._end - self.pos:

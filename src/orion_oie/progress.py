@@ -1,0 +1,328 @@
+"""How far the loads of an engine are, for people: a bar in a terminal, plain lines elsewhere.
+
+    with LoadDisplay() as display, OrionInferenceEngine() as engine:
+        engine.subscribe(display.show)
+
+Shows what is fetched, and what takes noticeable time to load; any other load is over before a
+reader could be glad of it. The bar needs the `rich` extra. Draws on a thread of its own: an engine
+never waits for a terminal. Loads nothing, and does not say why a load failed: whoever waits for it
+is told.
+"""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from orion_oie.backends.base import LoadProgress
+from orion_oie.logs import Event
+
+if TYPE_CHECKING:  # an extra, and slow to import
+    from rich.console import Console, Group
+    from rich.live import Live
+
+_TICK_S = 0.1
+_BETWEEN_LINES_S = 0.5
+_LONGEST_CLOSE_S = 2.0
+_PHASES = {"initializing": "starting", "loading_shard": "loading"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A load as far as it is. `had_bytes` were here when it began; times are in seconds."""
+
+    key: str
+    started_at: float
+    progress: LoadProgress
+    had_bytes: int = 0
+    is_fetched: bool = False
+    outcome: str = ""
+    ended_at: float = 0.0
+
+
+class LoadDisplay:
+    """Shows the loads of engines on `stream`, by default the standard error. A context manager.
+
+    `show` is a subscriber of `engine.subscribe`, for any number of engines and threads; it never
+    raises and never waits. A load from the disk is shown once it takes `quiet_s` seconds. After
+    `close` nothing is shown any more: call it before something else writes to the same terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, quiet_s: float = 1.0) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet_s = quiet_s
+        self._loads: dict[str, _Load] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def __enter__(self) -> "LoadDisplay":
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def show(self, event: Event) -> None:
+        """Note an event; those that are not about loads are passed over."""
+        key = event.fields.get("key")
+        now = time.monotonic()
+        with self._lock, contextlib.suppress(RuntimeError):  # no more threads: nothing is shown
+            load = self._loads.get(key) if isinstance(key, str) else None
+            if self._is_closed:
+                return
+            if event.name == "model.loading":
+                load = _moved(load, event, now)
+            elif load is not None and event.name == "model.fetched":
+                load = replace(load, outcome="fetched", ended_at=now)
+            elif load is not None and event.name == "model.load_failed":
+                load = replace(load, outcome="failed", ended_at=now)
+            else:
+                return
+            self._loads[load.key] = load
+            if load.outcome:
+                self._wake.set()
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="orion-display", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def close(self) -> None:
+        """Leave the last state and end. Idempotent."""
+        with self._lock:
+            self._is_closed = True
+            thread = self._thread
+        self._wake.set()
+        if thread is not None:
+            thread.join(_LONGEST_CLOSE_S)  # a terminal that was stopped holds nobody up
+
+    def _run(self) -> None:
+        try:
+            self._draw()
+        except Exception:  # whoever loads must not suffer from what shows it
+            logging.getLogger("orion_oie").debug("the display of loads ended", exc_info=True)
+            with self._lock:
+                self._is_closed = True
+
+    def _draw(self) -> None:
+        canvas: _Canvas | None = None
+        visible: set[str] = set()
+        is_over = False
+        while not is_over:
+            self._wake.wait(_TICK_S)
+            self._wake.clear()
+            now = time.monotonic()
+            with self._lock:
+                loads = list(self._loads.values())
+                self._loads = {load.key: load for load in loads if not load.outcome}
+                is_closing = self._is_closed
+            visible |= {
+                load.key
+                for load in loads
+                if load.is_fetched or (load.ended_at or now) - load.started_at >= self._quiet_s
+            }
+            shown = [load for load in loads if load.key in visible]
+            if shown:
+                canvas = canvas or _canvas(self._stream)
+                ended = [_summary(load) for load in shown if load.outcome]
+                canvas.draw([load for load in shown if not load.outcome], ended, is_closing)
+            visible -= {load.key for load in loads if load.outcome}
+            with self._lock:
+                is_over = is_closing or not self._loads
+                if is_over:
+                    self._thread = None
+
+
+def _moved(load: _Load | None, event: Event, now: float) -> _Load:
+    """A load after one more step of it; a new one if it is its first."""
+    fields = dict(event.fields)
+    key = fields.pop("key")
+    progress = LoadProgress(**fields)
+    if load is None or load.outcome:
+        load = _Load(key, now, progress, progress.bytes_loaded)
+    elif load.progress.bytes_total == 0:
+        load = replace(load, had_bytes=progress.bytes_loaded)
+    is_fetched = progress.phase == "downloading" or progress.mode == "progressive"
+    is_over = progress.phase == "complete"
+    return replace(
+        load,
+        progress=progress,
+        is_fetched=load.is_fetched or is_fetched,
+        outcome="complete" if is_over else "",
+        ended_at=now if is_over else 0.0,
+    )
+
+
+# -- in words
+
+
+def size_text(count: float) -> str:
+    """A number of bytes: "512 bytes", "1.2 kB", "98.4 MB", "4.68 GB"."""
+    if count < 1e3:
+        return f"{count:.0f} bytes"
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def _time_text(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _stage(progress: LoadProgress) -> str:
+    """What it is doing."""
+    parts = [_PHASES.get(progress.phase, progress.phase)]
+    if progress.mode == "progressive":
+        parts.append("progressive")
+    if progress.shards > 1:
+        parts.append(f"{progress.shards_loaded} of {progress.shards} shards")
+    return ", ".join(parts) + (f" ({progress.note})" if progress.note else "")
+
+
+def _amount(progress: LoadProgress) -> str:
+    """How much of it is done, how fast, and how long it will take."""
+    if not progress.bytes_total:
+        return ""
+    parts = [f"{progress.fraction * 100:.0f} % of {size_text(progress.bytes_total)}"]
+    if progress.bytes_loaded < progress.bytes_total:
+        if progress.bytes_per_s:
+            parts.append(f"{size_text(progress.bytes_per_s)}/s")
+        if progress.seconds_left is not None:
+            parts.append(f"{_time_text(progress.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _line(load: _Load) -> str:
+    amount = _amount(load.progress)
+    return f"{load.key}: {_stage(load.progress)}" + (f", {amount}" if amount else "")
+
+
+def _summary(load: _Load) -> str:
+    seconds = load.ended_at - load.started_at
+    if load.outcome == "failed":
+        return f"{load.key}: failed after {_time_text(seconds)}"
+    total = load.progress.bytes_total
+    amount = size_text(total)
+    if not load.is_fetched:
+        return f"{load.key}: loaded{f' {amount}' if total else ''} in {_time_text(seconds)}"
+    came = total - load.had_bytes
+    is_rest = load.had_bytes > total / 10  # headers come before the first step
+    part = f"{size_text(came)} of {amount}" if is_rest else amount
+    speed = f" ({size_text(came / seconds)}/s)" if seconds > 0 else ""
+    how = ", progressive" if load.progress.mode == "progressive" else ""
+    return f"{load.key}: fetched {part} in {_time_text(seconds)}{speed}{how}"
+
+
+# -- on a stream
+
+
+class _Canvas(Protocol):
+    def draw(self, loads: Sequence[_Load], ended: Sequence[str], is_last: bool) -> None:
+        """Show loads that go on, and say once what became of others. The last time, what is
+        shown stays."""
+        ...
+
+
+def _canvas(stream: TextIO) -> _Canvas:
+    """A bar where that is possible, else lines."""
+    if stream.isatty():
+        try:
+            from rich.console import Console
+        except ImportError:
+            return _Lines(stream)
+        console = Console(file=stream)
+        if console.is_terminal and not console.is_dumb_terminal:
+            return _Bars(console)
+    return _Lines(stream)
+
+
+class _Lines:
+    """A line when the phase changes, a shard or a tenth arrives; a few a second at most."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._told: dict[str, object] = {}
+        self._told_at = float("-inf")
+
+    def draw(self, loads: Sequence[_Load], ended: Sequence[str], is_last: bool) -> None:
+        now = time.monotonic()
+        for load in loads:
+            progress = load.progress
+            tenth = int(progress.fraction * 10) if progress.phase == "downloading" else None
+            step = (progress.phase, progress.mode, progress.shards_loaded, tenth)
+            is_due = is_last or now - self._told_at >= _BETWEEN_LINES_S
+            if is_due and self._told.get(load.key) != step:
+                self._told[load.key] = step
+                self._told_at = now
+                self._write(_line(load))
+        for text in ended:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+class _Bars:
+    """Two lines for each load at the bottom of a terminal: what it does, and a bar."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._live: Live | None = None
+
+    def draw(self, loads: Sequence[_Load], ended: Sequence[str], is_last: bool) -> None:
+        from rich.live import Live
+
+        if self._live is None and loads and not is_last:
+            # What others print goes where they print it: nothing is redirected.
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        if self._live is not None:
+            self._live.update(_bars(loads), refresh=True)
+            if is_last or not loads:
+                self._live.stop()
+                self._live = None
+        for text in [*ended, *(_line(load) for load in loads if is_last)]:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _bars(loads: Sequence[_Load]) -> "Group":
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    rows: list[Text | Table] = []
+    for load in loads:
+        progress = load.progress
+        head = Text.assemble((load.key, "bold"), "  ", _stage(progress))
+        head.no_wrap, head.overflow = True, "ellipsis"
+        bar = Table.grid(expand=True, padding=(0, 1))
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        is_known = progress.bytes_total > 0
+        bar.add_row(
+            ProgressBar(1.0, progress.fraction, pulse=not is_known, complete_style="cyan"),
+            Text(_amount(progress), style="cyan"),
+        )
+        rows += [head, bar]
+    return Group(*rows)
