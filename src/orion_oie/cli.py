@@ -160,7 +160,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--agent", metavar="A", help="who answers; default: whom the question suits")
 @click.option("--max-tokens", type=int, metavar="N", help="longest answer")
 @click.option("--temperature", type=float, metavar="T", help="0 always says the likeliest")
-@click.option("--seed", type=int, metavar="N", help="the same seed gives the same answer")
+@click.option("--seed", type=int, metavar="N", help="what chance draws from; default: a new one")
 @click.option("--system", metavar="TEXT", help="replaces the agent's system prompt")
 @click.option("--auto-download", is_flag=True, help="fetch models that are not here")
 @click.option("--sequential", is_flag=True, help="load the whole model first; no stand-in answers")

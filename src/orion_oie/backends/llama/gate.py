@@ -12,9 +12,10 @@ set again, one after another, on a thread beside. Which bytes arrive when is non
 
 import ctypes
 import mmap
+import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from orion_oie.backends.llama.gguf import read_header
 from orion_oie.downloads.arrival import ArrivalMap, ArrivalState
 
 _POLL_S = 0.001
+_LONGEST_IDLE_S = 0.5
 
 # Where struct ggml_tensor keeps its buffer, its sources and its name: `is_supported` checks them.
 _BUFFER_AT = 8
@@ -60,8 +62,8 @@ class Gate:
     """The gate of a model whose `files` arrive as their `maps` say; a file without is here.
 
     `callback` goes into the parameters of the context; `begin` must be called once after that was
-    made, with what runs a graph. When all is here and checked, nothing is held up any more;
-    `is_open` is then True.
+    made, with what asks for the nodes of a graph. When all is here and checked, nothing is held up
+    any more; `is_open` is then True.
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class Gate:
             if arrival is not None:
                 self._add_places(file, arrival)
         self._is_beginning = False
-        self._weights: dict[int, _Place] = {}  # of the graph, by address, in its order
+        self._weights: dict[int, _Place] = {}  # of the graph, by address
         self._copied: set[int] = set()  # those that are to be set
+        self._to_set: queue.SimpleQueue[int] = queue.SimpleQueue()  # the same, in turn
         self._here: set[int] = set()
         self.is_open = False
         self.callback = lc.ggml_backend_sched_eval_callback(self._on_node)
@@ -96,17 +99,12 @@ class Gate:
         """True when nodes can be looked into: their layout in memory is the one known here."""
         return _is_layout_known()
 
-    def begin(self, run_graph: "Runner") -> None:
-        """See which weights a graph needs, by running one on what is there, and begin to set those
-        that were copied."""
+    def begin(self, ask_for_graph: Callable[[], object]) -> None:
+        """See which weights a graph needs, and begin to set those that were copied. Nothing needs
+        to be computed for that. Weights that only later graphs need are noticed then."""
         self._is_beginning = True
-        run_graph()
+        ask_for_graph()
         self._is_beginning = False
-        buffer_name = _ggml().ggml_backend_buffer_name
-        for weight in self._weights:
-            buffer = ctypes.c_void_p.from_address(weight + _BUFFER_AT).value
-            if b"Mapped" not in buffer_name(buffer):
-                self._copied.add(weight)
         threading.Thread(target=self._set_copied, name="weights", daemon=True).start()
 
     def wait_until_checked(self) -> bool:
@@ -134,25 +132,27 @@ class Gate:
         if self.is_open:
             return False
         for source in _SOURCES.unpack(ctypes.string_at(node + _SOURCES_AT, _SOURCES.size)):
-            if not source or source in self._here:
-                continue
-            if self._is_beginning:
-                self._note(source)
-            else:
-                self._await(source)
+            is_missing = source and source not in self._here and self._is_weight(source)
+            if is_missing and not self._is_beginning:
+                self._await(source, self._weights[source])
         return not self._is_beginning and _name(node).startswith(_ENDS_OF_GROUPS)
 
-    def _note(self, source: int) -> None:
+    def _is_weight(self, source: int) -> bool:
+        """True for tensors of the file; a new one is noted, and set in its turn if it must be."""
+        if source in self._weights:
+            return True
         place = self._places.get(_name(source))
-        if place is not None:
-            self._weights.setdefault(source, place)
-
-    def _await(self, source: int) -> None:
-        """Wait for a tensor; at once when it is no weight, or on an abort: the node after it then
-        ends the computation."""
-        place = self._weights.get(source)
         if place is None:
-            return
+            return False
+        self._weights[source] = place
+        buffer = ctypes.c_void_p.from_address(source + _BUFFER_AT).value
+        if b"Mapped" not in _ggml().ggml_backend_buffer_name(buffer):
+            self._copied.add(source)
+            self._to_set.put(source)
+        return True
+
+    def _await(self, source: int, place: _Place) -> None:
+        """Wait for a weight. Not on an abort: the node after it then ends the computation."""
         while not self._is_over():
             if source in self._copied:
                 if source in self._here:
@@ -165,7 +165,11 @@ class Gate:
     # -- beside it
 
     def _set_copied(self) -> None:
-        for weight in [weight for weight in self._weights if weight in self._copied]:
+        while not self.is_open:
+            try:
+                weight = self._to_set.get(timeout=_LONGEST_IDLE_S)
+            except queue.Empty:
+                continue
             place = self._weights[weight]
             while not place.arrival.has(place.start, place.end):
                 if self._has_failed():
@@ -174,12 +178,6 @@ class Gate:
             size = place.end - place.start
             _ggml().ggml_backend_tensor_set(weight, place.address, 0, size)
             self._here.add(weight)
-
-
-class Runner(Protocol):
-    """Runs a graph over whatever weights there are."""
-
-    def __call__(self) -> object: ...
 
 
 def _name(tensor: int) -> bytes:

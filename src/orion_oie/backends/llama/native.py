@@ -158,8 +158,15 @@ class NativeModel:
         self._settings = context_length, threads, abort
         self._make_context()
         if gate is not None:
-            gate.begin(lambda: self._decode([(0, 0, 0, True)]))
-            self.clear()
+            gate.begin(self._ask_for_graph)
+
+    def _ask_for_graph(self) -> None:
+        """Have llama.cpp name the nodes of a graph to the gate, and compute none of them."""
+        abort = self._settings[2]
+        abort.raise_()
+        self._decode([(0, 0, 0, True)])
+        abort.lower()
+        self.clear()
 
     def without_gate(self) -> "NativeModel":
         """The same weights, all of which are here by now, with a context of their own that asks
