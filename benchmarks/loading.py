@@ -237,8 +237,9 @@ def evicted(file: Path, work: Path, rounds: int) -> list[Row]:
                 next(iter(handle))
                 took = time.perf_counter() - started
                 result = handle.result()
+                time.sleep(1.5)
                 engine.unload("conversation")
-                time.sleep(1.0)  # the next worker starts
+                time.sleep(1.5)  # the next worker starts
                 if turn:  # the first one makes the snapshot
                     ours.append(took)
                     cached = result.usage.cached_tokens

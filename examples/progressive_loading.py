@@ -98,10 +98,10 @@ def print_times(result: InferenceResult, last_byte_s: float | None) -> None:
     first_s = (result.timings.ttft_ms or 0) / 1e3
     load = result.receipt.load
     how = f"{load.mode}, {load.shards} shards" if load and result.receipt.cold_load else "in memory"
-    came = "was here before" if last_byte_s is None else f"{last_byte_s:5.2f} s after the question"
+    came = f"{last_byte_s or 0:5.2f} s after the question, noticed within 0.1 s"
     lines = [
         f"model        {result.model_id}@{result.variant}: {how}",
-        f"last byte    {came}",
+        f"last byte    {'was here before' if last_byte_s is None else came}",
         f"first token  {first_s:5.2f} s after the question",
         f"tokens       {result.usage.prompt_tokens} in ({result.usage.cached_tokens} cached), "
         f"{result.usage.completion_tokens} out",

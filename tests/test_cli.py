@@ -1,17 +1,151 @@
 """`python -m orion_oie`: what it prints is what the library says."""
 
+import io
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers import wait_until
+from tiny import CHATML, write_tiny_llama
 
-from orion_oie import ModelRegistry, __version__, lifecycle
+from orion_oie import (
+    ModelRegistry,
+    OrionError,
+    OrionInferenceEngine,
+    __version__,
+    cli,
+    lifecycle,
+)
+from orion_oie.backends.llama.gguf import read_header
+from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
+from orion_oie.config import DownloadConfig
+from orion_oie.downloads.cache import ModelCache
+from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
+from orion_oie.errors import RequestCancelledError
+
+COMMAND = [sys.executable, "-m", "orion_oie"]
+WRONG_DIGEST = "0" * 64
+TIMINGS = re.compile(
+    r"(?P<agent>\S+), (?P<model>\S+@\S+), load \d+ ms, first token \d+ ms, [\d.]+ tokens/s, "
+    r"total \d+ ms, tokens \d+ in \(\d+ cached\), (?P<out>\d+) out"
+)
+
+Capture = pytest.CaptureFixture[str]
 
 
-def test_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCache:
+    """A cache of this test, in place of the user's."""
+    monkeypatch.setenv("ORION_CACHE_DIR", str(tmp_path / "cache"))
+    return ModelCache()
+
+
+@dataclass
+class Shop:
+    """A server with files, and a registry of models that come from it or lie beside it."""
+
+    folder: Path
+    server: LoopbackServer
+    registry: Path
+    is_down: threading.Event
+
+    @property
+    def options(self) -> list[str]:
+        return ["--registry", str(self.registry)]
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+
+def source(url: str, *names: str, **more: Any) -> dict[str, Any]:
+    return {"url": url, "shards": list(names), **more}
+
+
+def model(**sources: dict[str, Any]) -> dict[str, Any]:
+    variant = {"quantization": "F32", "size_mb": 0.75, "min_ram_gb": 0.1}
+    return {
+        "name": "Tiny",
+        "license": "apache-2.0",
+        "context_length": 512,
+        "variants": {name: {**variant, "source": source} for name, source in sources.items()},
+    }
+
+
+def agent(primary: str, lite: str | None = None) -> dict[str, Any]:
+    models = {"primary": primary, **({"lite": lite} if lite else {})}
+    return {"name": "A", "description": "", "system_prompt": "Go on.", "models": models}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    folder = tmp_path / "served"
+    (folder / "copy").mkdir(parents=True)
+    is_down = threading.Event()
+
+    def misbehave(_request: LoopbackRequest) -> Misbehaviour | None:
+        return Misbehaviour(status=503) if is_down.is_set() else None
+
+    never_ends = {"<|im_end|>": -40}
+    write_tiny_llama(folder / "big.gguf", weights="F32", layers=4, token_bias=never_ends)
+    shutil.copy(folder / "big.gguf", folder / "copy")
+    write_tiny_llama(folder / "small.gguf", name="small", token_bias=never_ends)
+    write_tiny_llama(tmp_path / "local.gguf", name="local", token_bias=never_ends)
+    with LoopbackServer(folder, misbehave=misbehave) as server:
+        registry = {
+            "version": "1",
+            "models": {
+                "tiny": model(
+                    f32=source(server.url, "big.gguf"), f16=source(server.url, "small.gguf")
+                ),
+                "wrong": model(f32=source(f"{server.url}/copy", "big.gguf", sha256=[WRONG_DIGEST])),
+                "gone": model(f32=source(f"{server.url}/nowhere", "big.gguf")),
+                "local": model(f16={"path": "local.gguf"}),
+                "missing": model(f16={"path": "missing.gguf"}),
+            },
+            "agents": {
+                "conversation": agent("local"),
+                "reader": agent("tiny"),
+                "writer": agent("tiny", "local"),
+            },
+        }
+        path = tmp_path / "shop.json"
+        path.write_text(json.dumps(registry), encoding="utf-8")
+        yield Shop(folder, server, path, is_down)
+
+
+def fetch_half(shop: Shop, cache: ModelCache) -> None:
+    """Leave tiny@f32 half-fetched."""
+    scope = CancelScope()
+    found = ModelRegistry.load(shop.registry).find_source("tiny")[2]
+    config = DownloadConfig(connections=1, bytes_per_s=2e6)
+
+    def stop(_download: object) -> None:
+        if cache.arrived(found)[0] > 0:
+            scope.cancel(RequestCancelledError("enough"))
+
+    with pytest.raises(RequestCancelledError):
+        cache.pull(found, config, scope, stop)
+    assert cache.find(found) is None
+    names = {"orion-fetch", "orion-hash"}
+    wait_until(lambda: not names & {thread.name for thread in threading.enumerate()})
+
+
+# -- texts of the library
+
+
+def test_schema_is_printed(capsys: Capture) -> None:
     """`schema` prints the JSON Schema of models.json."""
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == ModelRegistry.json_schema()
@@ -23,15 +157,565 @@ def test_schema_is_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "s.json").read_text()) == ModelRegistry.json_schema()
 
 
-def test_lifecycle_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lifecycle_is_printed(capsys: Capture) -> None:
     """`lifecycle` prints docs/lifecycle.md."""
     assert main(["lifecycle"]) == 0
     assert capsys.readouterr().out == lifecycle.document()
 
 
+def test_lifecycle_is_written(tmp_path: Path) -> None:
+    """`lifecycle FILE` writes it."""
+    assert main(["lifecycle", str(tmp_path / "l.md")]) == 0
+    assert (tmp_path / "l.md").read_text() == lifecycle.document()
+
+
+# -- how it is run
+
+
 def test_it_runs_as_a_module() -> None:
     """The module can be run, and an unknown command is refused with status 2."""
-    run = [sys.executable, "-m", "orion_oie"]
-    version = subprocess.run([*run, "--version"], capture_output=True, text=True, check=True)
+    version = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.strip() == __version__
-    assert subprocess.run([*run, "nonsense"], capture_output=True, check=False).returncode == 2
+    assert subprocess.run([*COMMAND, "nonsense"], capture_output=True, check=False).returncode == 2
+
+
+def test_it_has_an_entry_point() -> None:
+    """The package declares the command `orion-oie`, which is `main`."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    module, _, function = tomllib.loads(text)["project"]["scripts"]["orion-oie"].partition(":")
+    assert getattr(sys.modules[module], function) is main
+
+
+def test_it_starts_without_heavy_packages() -> None:
+    """Importing the command line imports neither llama.cpp nor what only some commands need."""
+    heavy = ["llama_cpp", "httpx", "rich", "huggingface_hub"]
+    script = f"import sys, orion_oie.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["run"],
+        ["run", "?", "--seed", "x"],
+        ["pull"],
+        ["inspect", "--what"],
+        ["models", "x"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_has_status_2(arguments: list[str], capsys: Capture) -> None:
+    """What cannot be parsed is explained on the standard error."""
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Usage: orion-oie" in shown.err
+    assert "Error: " in shown.err
+
+
+@pytest.mark.parametrize("command", ["pull", "models", "inspect", "run", "schema", "lifecycle"])
+def test_each_command_has_help(command: str, capsys: Capture) -> None:
+    """`COMMAND --help` explains it."""
+    assert main([command, "--help"]) == 0
+    assert f"Usage: orion-oie {command}" in capsys.readouterr().out
+
+
+def test_what_the_library_refuses_is_one_line(capsys: Capture) -> None:
+    """An error of the library is a line on the standard error, and status 1."""
+    assert main(["models", "--registry", "/nowhere/models.json"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(r"error: cannot read the registry /nowhere/models.json: .*\n", shown.err)
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: Capture) -> None:
+    """So is an error of the file system."""
+    assert main(["schema", str(tmp_path)]) == 1
+    assert re.fullmatch(r"error: .*Is a directory.*\n", capsys.readouterr().err)
+
+
+def test_errors_do_not_act_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """What a server or a file put into an error is shown without its control characters."""
+
+    def refuse() -> str:
+        raise OrionError("the server says \x1b[2Jboo")
+
+    monkeypatch.setattr(lifecycle, "document", refuse)
+    assert main(["lifecycle"]) == 1
+    assert capsys.readouterr().err == "error: the server says [2Jboo\n"
+
+
+def test_ctrl_c_has_status_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Ctrl-C ends a command without a traceback."""
+
+    def interrupt(_engine: OrionInferenceEngine, _name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OrionInferenceEngine, "pull", interrupt)
+    assert main(["pull", "conversation"]) == 130
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.strip()) == ("", "")
+
+
+def test_a_reader_who_goes_away_is_no_error(tmp_path: Path) -> None:
+    """`orion-oie models | head -0` ends quietly."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*COMMAND, "models"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
+
+
+# -- pull
+
+
+def test_pull_fetches_and_prints_the_paths(shop: Shop, capsys: Capture) -> None:
+    """The paths go to the standard output, what happens to the standard error."""
+    assert main(["pull", "reader", "tiny@f16", "local", *shop.options]) == 0
+    shown = capsys.readouterr()
+    paths = [Path(line) for line in shown.out.splitlines()]
+    assert [path.name for path in paths] == ["big.gguf", "small.gguf", "local.gguf"]
+    assert [path.read_bytes() for path in paths[:2]] == [
+        shop.read("big.gguf"),
+        shop.read("small.gguf"),
+    ]
+    assert re.search(r"^tiny@f32: fetched 7\d\d\.\d kB in ", shown.err, re.MULTILINE)
+    assert "\x1b" not in shown.err
+
+
+def test_pull_of_what_is_here_fetches_nothing(shop: Shop, capsys: Capture) -> None:
+    """A second pull asks nobody, and prints the same."""
+    main(["pull", "tiny", *shop.options])
+    first, count = capsys.readouterr().out, len(shop.server.requests)
+    assert main(["pull", "tiny", *shop.options]) == 0
+    assert capsys.readouterr().out == first
+    assert len(shop.server.requests) == count
+
+
+def test_pull_into_another_cache(shop: Shop, tmp_path: Path, capsys: Capture) -> None:
+    """`--cache-dir` says where the files go."""
+    assert main(["pull", "tiny@f16", *shop.options, "--cache-dir", str(tmp_path / "other")]) == 0
+    assert Path(capsys.readouterr().out.strip()).is_relative_to(tmp_path / "other")
+
+
+def test_pull_takes_its_limits_along(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """`--limit-mb-per-s` and `--connections` reach the engine; what it refuses has status 1."""
+    made: list[DownloadConfig] = []
+    real = cli._engine
+
+    def engine(*places: Any, **settings: Any) -> OrionInferenceEngine:
+        made.append((made_one := real(*places, **settings)).config.download)
+        return made_one
+
+    monkeypatch.setattr(cli, "_engine", engine)
+    assert (
+        main(["pull", "local", "--limit-mb-per-s", "2.5", "--connections", "3", *shop.options]) == 0
+    )
+    assert made == [DownloadConfig(bytes_per_s=2.5e6, connections=3)]
+    assert main(["pull", "local", "--connections", "0", *shop.options]) == 1
+    assert "download.connections" in capsys.readouterr().err
+
+
+def test_pull_of_an_unknown_name_fetches_nothing(shop: Shop, capsys: Capture) -> None:
+    """A wrong name is found before anything is fetched, and the closest one is named."""
+    assert main(["pull", "tiny", "raeder", *shop.options]) == 1
+    assert "no model 'raeder' (did you mean 'reader'?)" in capsys.readouterr().err
+    assert main(["pull", "tiny@f23", *shop.options]) == 1
+    assert "no variant 'f23' (did you mean 'f32'?)" in capsys.readouterr().err
+    assert shop.server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("wrong", "SHA-256"), ("gone", "status 404"), ("missing", "there is no file")],
+)
+def test_pull_says_what_went_wrong(name: str, part: str, shop: Shop, capsys: Capture) -> None:
+    """A failed download has status 1 and says why."""
+    assert main(["pull", name, *shop.options]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.search(f"^error: .*{part}", shown.err, re.MULTILINE)
+
+
+def test_ctrl_c_during_a_pull_keeps_what_arrived(
+    shop: Shop, cache: ModelCache, capsys: Capture
+) -> None:
+    """A process that is interrupted ends at once with status 130; the next pull goes on."""
+    arrived = ModelRegistry.load(shop.registry).find_source("tiny")[2]
+    slow = ["--limit-mb-per-s", "0.4", "--connections", "1"]
+    with subprocess.Popen(
+        [*COMMAND, "pull", "tiny", *shop.options, *slow], stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: cache.arrived(arrived)[0] > 0)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    sent = shop.server.bytes_sent
+    assert main(["pull", "tiny", *shop.options]) == 0
+    assert Path(capsys.readouterr().out.strip()).read_bytes() == shop.read("big.gguf")
+    assert shop.server.bytes_sent - sent < len(shop.read("big.gguf"))
+
+
+# -- models
+
+
+def rows(capsys: Capture) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_models_says_what_is_where(shop: Shop, cache: ModelCache, capsys: Capture) -> None:
+    """Each variant has a line with its state; so has a fetched file of no model."""
+    main(["pull", "tiny@f16", *shop.options])
+    stray = cache.paths(ModelRegistry.load(shop.registry).find_source("tiny")[2])[0]
+    stray.with_name("stray.gguf").write_bytes(b"x" * 2000)
+    capsys.readouterr()
+    assert main(["models", "--json", *shop.options]) == 0
+    listed = rows(capsys)
+    states = {name: row["state"] for name, row in listed.items()}
+    strange = next(name for name in listed if name.endswith("stray.gguf"))
+    assert states == {
+        "tiny@f32": "not downloaded",
+        "tiny@f16": "downloaded",
+        "wrong@f32": "not downloaded",
+        "gone@f32": "not downloaded",
+        "local@f16": "here",
+        "missing@f16": "not here",
+        strange: "of no model",
+    }
+    assert listed["tiny@f16"]["size_bytes"] == len(shop.read("small.gguf"))
+    assert Path(listed["tiny@f16"]["where"]).read_bytes() == shop.read("small.gguf")
+    assert listed["tiny@f16"]["last_used"].startswith("20")
+    assert listed["tiny@f32"]["size_bytes"] == 750_000
+    assert listed["tiny@f32"]["last_used"] is None
+    assert main(["models", *shop.options]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 1 + len(listed)
+    assert re.fullmatch(r"model +size +state +last used +where", table[0])
+    assert re.fullmatch(
+        r"tiny@f16 +\d\S+ kB +downloaded +20\S+ \d\d:\d\d +/.*small\.gguf", table[2]
+    )
+    assert re.fullmatch(rf"tiny@f32 +750\.0 kB +not downloaded +- +{shop.server.url}", table[1])
+
+
+def test_models_says_how_much_of_a_model_is_here(
+    shop: Shop, cache: ModelCache, capsys: Capture
+) -> None:
+    """A model that was fetched in part has its share, and is nothing else besides."""
+    fetch_half(shop, cache)
+    main(["models", *shop.options])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "partial" in line]
+    assert len(lines) == 1
+    found = re.match(r"tiny@f32 .* partial (\d+) % ", lines[0])
+    assert found is not None
+    assert 0 < int(found[1]) < 100
+
+
+def test_models_of_the_packaged_registry(capsys: Capture) -> None:
+    """Without options it lists the models that come with the library."""
+    assert main(["models", "--json"]) == 0
+    expected = {
+        f"{model_id}@{variant}"
+        for model_id, model in ModelRegistry.packaged().models.items()
+        for variant in model.variants
+    }
+    assert set(rows(capsys)) == expected
+
+
+def test_models_rm_removes(shop: Shop, cache: ModelCache, capsys: Capture) -> None:
+    """Named variants go, or all variants of a named model; what is known of them goes too."""
+    main(["pull", "tiny@f32", "tiny@f16", *shop.options])
+    capsys.readouterr()
+    assert main(["models", "rm", "tiny@f16", *shop.options]) == 0
+    assert re.fullmatch(r"tiny@f16: .* kB removed\n", capsys.readouterr().out)
+    assert [file.path.name for file in cache.files()] == ["big.gguf"]
+    assert main(["models", "rm", "reader", *shop.options]) == 0
+    assert re.fullmatch(
+        r"tiny@f32: 7.* kB removed\ntiny@f16: 0 bytes removed\n", capsys.readouterr().out
+    )
+    assert cache.files() == []
+    assert cache.records() == {}
+
+
+def test_models_rm_leaves_what_it_did_not_fetch(shop: Shop, capsys: Capture) -> None:
+    """A file that a registry names by path is not the cache's to remove."""
+    assert main(["models", "rm", "local", *shop.options]) == 1
+    assert "local was not fetched" in capsys.readouterr().err
+    assert (shop.registry.parent / "local.gguf").exists()
+    assert main(["models", "rm", "tinny", *shop.options]) == 1
+    assert "did you mean 'tiny'?" in capsys.readouterr().err
+
+
+def test_models_verify_finds_damage(shop: Shop, cache: ModelCache, capsys: Capture) -> None:
+    """Files are hashed again; one that is wrong is named, and makes the status 1."""
+    main(["pull", "tiny@f32", "tiny@f16", *shop.options])
+    capsys.readouterr()
+    assert main(["models", "verify"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["right"] * 2
+    damaged = next(file.path for file in cache.files() if file.path.name == "small.gguf")
+    damaged.write_bytes(b"damaged")
+    assert main(["models", "verify", *shop.options]) == 1
+    words = {line.split()[2]: line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert words.pop(str(damaged)) == "WRONG"
+    assert list(words.values()) == ["right"]
+    assert main(["models", "verify", "tiny@f32", *shop.options]) == 0
+
+
+def test_models_verify_of_what_is_not_here(shop: Shop, capsys: Capture) -> None:
+    """Nothing to verify is fine, unless something was named."""
+    assert main(["models", "verify", *shop.options]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["models", "verify", "tiny", *shop.options]) == 1
+    assert "nothing of tiny was fetched" in capsys.readouterr().err
+
+
+def test_models_prune_removes_what_is_half_fetched(
+    shop: Shop, cache: ModelCache, capsys: Capture
+) -> None:
+    """Without a limit complete files stay; with one the longest unused go."""
+    main(["pull", "tiny@f16", *shop.options])
+    fetch_half(shop, cache)
+    capsys.readouterr()
+    assert main(["models", "prune"]) == 0
+    assert re.fullmatch(r"\S+big\.gguf: .* removed\n", capsys.readouterr().out)
+    assert [file.path.name for file in cache.files()] == ["small.gguf"]
+    assert main(["models", "prune", "--keep-gb", "1"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["models", "prune", "--keep-gb", "0"]) == 0
+    assert re.fullmatch(r"\S+small\.gguf: .* removed\n", capsys.readouterr().out)
+
+
+def test_places_can_be_named_before_a_subcommand(
+    shop: Shop, tmp_path: Path, capsys: Capture
+) -> None:
+    """`models --cache-dir X verify` and `models verify --cache-dir X` mean the same."""
+    other = ["--cache-dir", str(tmp_path / "other")]
+    main(["pull", "tiny@f16", *shop.options, *other])
+    capsys.readouterr()
+    for arguments in (
+        ["models", *shop.options, *other, "verify", "tiny"],
+        ["models", "verify", "tiny", *shop.options, *other],
+        ["models", *other, "prune", "--keep-gb", "0"],
+    ):
+        assert main(arguments) == 0
+        assert "small.gguf" in capsys.readouterr().out
+
+
+# -- inspect
+
+
+def test_inspect_says_what_a_file_is(tmp_path: Path, capsys: Capture) -> None:
+    """The facts of the header, one a line."""
+    path = write_tiny_llama(tmp_path / "model.gguf", weights="Q8_0", name="Small One")
+    assert main(["inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = {line[:20].strip(): line[20:] for line in lines}
+    header = read_header(path)
+    assert facts == {
+        "architecture": "llama",
+        "name": "Small One",
+        "version": "1.0",
+        "license": "apache-2.0",
+        "parameters": f"{header.parameter_count:,} (0.1 M)",
+        "quantization": "Q8_0",
+        "context length": "512",
+        "layers": "2",
+        "embedding length": "64",
+        "tensors": str(len(header.tensors)),
+        "file bytes": f"{path.stat().st_size:,} ({path.stat().st_size / 1e3:.1f} kB)",
+        "chat template": "yes",
+    }
+
+
+def test_inspect_as_json(tmp_path: Path, capsys: Capture) -> None:
+    """`--json` gives the same facts to programs, with the tensors and the template if asked."""
+    path = write_tiny_llama(tmp_path / "model.gguf")
+    assert main(["inspect", "--json", str(path)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["architecture"], facts["layers"], facts["chat_template"]) == ("llama", 2, True)
+    assert not {"tensor_list", "chat_template_text"} & set(facts)
+    assert main(["inspect", "--json", "--tensors", "--template", str(path)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["chat_template_text"] == CHATML
+    first = read_header(path).tensors[0]
+    assert facts["tensor_list"][0] == {
+        "name": first.name,
+        "type": "F16",
+        "shape": list(first.shape),
+        "bytes": first.n_bytes,
+    }
+
+
+def test_inspect_lists_tensors(tmp_path: Path, capsys: Capture) -> None:
+    """`--tensors` adds a table of them."""
+    path = write_tiny_llama(tmp_path / "model.gguf")
+    assert main(["inspect", "--tensors", str(path)]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[2].splitlines()
+    assert table[0].split() == ["tensor", "type", "shape", "bytes"]
+    assert len(table) == 1 + len(read_header(path).tensors)
+    assert any(re.fullmatch(r"output\.weight +F16 +\[64, \d+\] +\d+", line) for line in table)
+
+
+def test_inspect_prints_the_template(tmp_path: Path, capsys: Capture) -> None:
+    """`--template` prints the chat template alone; a file without one has an empty one."""
+    assert main(["inspect", "--template", str(write_tiny_llama(tmp_path / "a.gguf"))]) == 0
+    assert capsys.readouterr().out == CHATML + "\n"
+    bare = write_tiny_llama(tmp_path / "b.gguf", chat_template=None)
+    assert main(["inspect", "--template", str(bare)]) == 0
+    assert capsys.readouterr().out == "\n"
+    main(["inspect", str(bare)])
+    assert re.search(r"^chat template +no$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_inspect_of_a_split_file(tmp_path: Path, capsys: Capture) -> None:
+    """A file of a split model says which one it is."""
+    path = write_tiny_llama(tmp_path / "model.gguf", tensors_per_file=8)
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^split\.no +0$", out, re.MULTILINE)
+    assert re.search(r"^split\.count +\d$", out, re.MULTILINE)
+    assert re.search(r"^split\.tensors\.count +\d+$", out, re.MULTILINE)
+
+
+def test_inspect_does_not_let_a_file_act_on_the_terminal(tmp_path: Path, capsys: Capture) -> None:
+    """Control characters in a header are not printed."""
+    path = write_tiny_llama(tmp_path / "m.gguf", name="a\x1b[2Jb", chat_template="x\x1b[0my")
+    for option in ([], ["--template"], ["--tensors"], ["--json"]):
+        assert main(["inspect", *option, str(path)]) == 0
+        assert "\x1b" not in capsys.readouterr().out
+
+
+def test_inspect_refuses_what_is_no_model(tmp_path: Path, capsys: Capture) -> None:
+    """A file that is no GGUF file, or is not there, has status 1 and a reason."""
+    (tmp_path / "page.gguf").write_text("<html>" + " " * 100, encoding="utf-8")
+    assert main(["inspect", str(tmp_path / "page.gguf")]) == 1
+    assert "a web page, not a model" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "none.gguf")]) == 1
+    assert "there is no such file" in capsys.readouterr().err
+
+
+# -- run
+
+
+def account(err: str) -> dict[str, str]:
+    """The last line of a run."""
+    found = TIMINGS.fullmatch(err.splitlines()[-1])
+    assert found is not None, err
+    return found.groupdict()
+
+
+def test_run_answers(smollm2: Path, capsys: Capture) -> None:
+    """The answer goes to the standard output; the standard error ends with its account, before
+    which it says that the small model stood in."""
+    question = ["What is the capital of France?", "--agent", "conversation"]
+    assert main(["run", *question, "--temperature", "0", "--max-tokens", "24"]) == 0
+    shown = capsys.readouterr()
+    assert "Paris" in shown.out
+    assert shown.out.endswith("\n")
+    told = account(shown.err)
+    assert (told["agent"], told["model"]) == ("conversation", "smollm2-135m-instruct@q4_1")
+    assert 0 < int(told["out"]) <= 24
+    primary = ModelRegistry.packaged().agent("conversation").models.primary
+    assert f"note: {primary} is not on this machine, smollm2-135m-instruct stood in" in shown.err
+
+
+def test_run_reads_the_question_from_the_standard_input(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """`run -` takes a text of any length, and the options of a request reach it."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("A question\nof two lines."))
+    asked: list[tuple[str, dict[str, Any]]] = []
+    real = OrionInferenceEngine.stream
+
+    def stream(engine: OrionInferenceEngine, query: str, **options: Any) -> Any:
+        asked.append((query, options))
+        return real(engine, query, **options)
+
+    monkeypatch.setattr(OrionInferenceEngine, "stream", stream)
+    options = ["--max-tokens", "5", "--temperature", "0.5", "--seed", "7", "--system", "Be brief."]
+    assert main(["run", "-", *options, *shop.options]) == 0
+    told = {"max_tokens": 5, "temperature": 0.5, "seed": 7, "system_prompt": "Be brief."}
+    assert asked == [("A question\nof two lines.", told)]
+    assert account(capsys.readouterr().err)["out"] == "5"
+
+
+def test_run_fetches_when_it_may(shop: Shop, capsys: Capture) -> None:
+    """Without `--auto-download` a model that is not here answers nothing, with it it does."""
+    question = ["run", "Hello?", "--agent", "reader", "--max-tokens", "4", *shop.options]
+    assert main(question) == 0
+    shown = capsys.readouterr()
+    assert account(shown.err)["model"] == "local@f16"
+    assert "note: tiny is not on this machine, local stood in" in shown.err
+    assert main([*question, "--auto-download"]) == 0
+    shown = capsys.readouterr()
+    assert account(shown.err)["model"] == "tiny@f32"
+    assert "tiny@f32: " in shown.err
+    assert "note: " not in shown.err
+
+
+def test_run_says_that_a_lite_model_stood_in(shop: Shop, capsys: Capture) -> None:
+    """While the full model is on its way the lite one answers; `--sequential` waits for it."""
+    shop.is_down.set()
+    question = ["run", "Hello?", "--agent", "writer", "--max-tokens", "4", "--auto-download"]
+    assert main([*question, *shop.options]) == 0
+    shown = capsys.readouterr()
+    assert account(shown.err)["model"] == "local@f16"
+    assert "note: tiny was still on its way, local stood in" in shown.err
+    shop.is_down.clear()
+    assert main([*question, "--sequential", *shop.options]) == 0
+    shown = capsys.readouterr()
+    assert account(shown.err)["model"] == "tiny@f32"
+    assert "note: " not in shown.err
+
+
+def test_run_refuses_what_the_library_refuses(shop: Shop, capsys: Capture) -> None:
+    """An unknown agent gets the closest name, a wrong option its limits; nothing is answered."""
+    assert main(["run", "Hello?", "--agent", "reeder", *shop.options]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "error: there is no agent 'reeder' (did you mean 'reader'?)" in shown.err
+    assert main(["run", "Hello?", "--temperature", "90", *shop.options]) == 1
+    assert "temperature" in capsys.readouterr().err
+    assert main(["run", " ", *shop.options]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_run_ends_with_its_reader(shop: Shop) -> None:
+    """A reader who goes away in the middle of an answer ends the run quietly."""
+    command = [*COMMAND, "run", "Hello?", "--max-tokens", "400", *shop.options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1) != ""
+        process.stdout.close()
+        err = process.stderr.read()
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
+def test_ctrl_c_ends_a_run(shop: Shop) -> None:
+    """Ctrl-C in the middle of an answer ends it with status 130 and no traceback."""
+    command = [*COMMAND, "run", "Hello?", "--max-tokens", "400", *shop.options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) != ""
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err

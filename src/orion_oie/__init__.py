@@ -6,8 +6,9 @@ with OrionInferenceEngine() as engine:
     print(engine.infer("Write a Python function that adds two numbers").content)
 """
 
+from orion_oie.backends.base import LoadProgress
 from orion_oie.breaker import BreakerState, BreakerStats
-from orion_oie.config import BreakerConfig, EngineConfig
+from orion_oie.config import BreakerConfig, DownloadConfig, EngineConfig, ShardingConfig
 from orion_oie.engine import OrionInferenceEngine
 from orion_oie.errors import (
     BudgetExceededError,
@@ -45,6 +46,7 @@ from orion_oie.schemas import (
     Consideration,
     GenerationOptions,
     InferenceResult,
+    LoadReport,
     Message,
     ModelInfo,
     Receipt,
@@ -81,6 +83,7 @@ __all__ = [
     "ContextOverflowError",
     "DeadlineExceededError",
     "DigestMismatchError",
+    "DownloadConfig",
     "DownloadError",
     "EngineClosedError",
     "EngineConfig",
@@ -92,6 +95,8 @@ __all__ = [
     "InferenceResult",
     "InsufficientMemoryError",
     "InvalidRequestError",
+    "LoadProgress",
+    "LoadReport",
     "Message",
     "ModelCorruptError",
     "ModelError",
@@ -118,6 +123,7 @@ __all__ = [
     "RouteCandidate",
     "RoutingHints",
     "SamplingDefaults",
+    "ShardingConfig",
     "SourceSpec",
     "StreamStats",
     "Timings",

@@ -336,15 +336,19 @@ def prune(keep_gb: float | None, cache_dir: Path | None) -> None:
 
 def _rows(registry: ModelRegistry, cache: ModelCache) -> Iterator[_Row]:
     files = {file.path: file for file in cache.files()}
+    known: set[Path] = set()
     for model_id, model in registry.models.items():
         for variant, spec in model.variants.items():
             key = f"{model_id}@{variant}"
             if spec.source.kind in ("url", "hub"):
-                own = [files.pop(path, None) for path in cache.paths(spec.source)]
-                yield _cached_row(key, spec, cache, [file for file in own if file is not None])
+                paths = cache.paths(spec.source)
+                known.update(paths)
+                own = [files[path] for path in paths if path in files]
+                yield _cached_row(key, spec, cache, own)
             else:
                 yield _local_row(key, spec, registry)
-    for path, file in files.items():
+    for path in sorted(files.keys() - known):
+        file = files[path]
         name = path.relative_to(cache.root).as_posix()
         state = "partial" if file.state == "partial" else "of no model"
         yield _Row(name, state, file.size, file.arrived_bytes, file.last_used, str(path))
@@ -353,8 +357,9 @@ def _rows(registry: ModelRegistry, cache: ModelCache) -> Iterator[_Row]:
 def _cached_row(key: str, spec: VariantSpec, cache: ModelCache, files: list[CachedFile]) -> _Row:
     arrived, total = cache.arrived(spec.source)
     used = max((file.last_used for file in files), default=None)
-    if cache.find(spec.source) is not None:
-        return _Row(key, "downloaded", total, arrived, used, str(files[0].path))
+    paths = cache.find(spec.source)
+    if paths is not None:
+        return _Row(key, "downloaded", total, arrived, used, str(paths[0]))
     size = max(total, int(spec.size_mb * 1e6))  # of a file that was not begun, nothing is known
     where = spec.source.url or f"hub:{spec.source.hub}"
     return _Row(key, "partial" if arrived else "not downloaded", size, arrived, used, where)
@@ -408,7 +413,7 @@ def inspect(file: Path, wants_template: bool, wants_tensors: bool, is_json: bool
         click.echo(_printable(header.chat_template or ""))
     else:
         for name, value in facts.items():
-            click.echo(f"{name.replace('_', ' '):18}{_printable(_fact_text(name, value))}")
+            click.echo(f"{name.replace('_', ' '):20}{_printable(_fact_text(name, value))}")
     if wants_tensors and not is_json:
         click.echo()
         cells = [[str(value) for value in _tensor_facts(t).values()] for t in header.tensors]
@@ -416,7 +421,11 @@ def inspect(file: Path, wants_template: bool, wants_tensors: bool, is_json: bool
 
 
 def _facts(header: GGUFHeader) -> dict[str, Any]:
-    splits = {key: value for key, value in header.metadata.items() if key.startswith("split.")}
+    splits = {
+        key: value
+        for key, value in header.metadata.items()
+        if key.startswith("split.") and isinstance(value, int)
+    }
     return {
         "architecture": header.architecture,
         "name": header.name,
@@ -438,7 +447,8 @@ def _fact_text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name == "parameters" and isinstance(value, int):
-        return f"{value:,} ({value / 1e6:.0f} M)"
+        short = f"{value / 1e9:.1f} B" if value >= 1e9 else f"{value / 1e6:.1f} M"
+        return f"{value:,} ({short})"
     if name == "file_bytes" and isinstance(value, int):
         return f"{value:,} ({size_text(value)})"
     return str(value) or "-"
@@ -475,7 +485,3 @@ def _printable(text: str) -> str:
 
 def _date(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # an extra, and slow to import
 _TICK_S = 0.1
 _BETWEEN_LINES_S = 0.5
 _LONGEST_CLOSE_S = 2.0
+_SHORTEST_MEASURED_S = 0.5  # below, steps are too few to tell a speed from
 _PHASES = {"initializing": "starting", "loading_shard": "loading"}
 
 
@@ -219,9 +220,9 @@ def _summary(load: _Load) -> str:
     if not load.is_fetched:
         return f"{load.key}: loaded{f' {amount}' if total else ''} in {_time_text(seconds)}"
     came = total - load.had_bytes
-    is_rest = load.had_bytes > total / 10  # headers come before the first step
+    is_rest = total / 10 < load.had_bytes < total  # a little comes before the first step
     part = f"{size_text(came)} of {amount}" if is_rest else amount
-    speed = f" ({size_text(came / seconds)}/s)" if seconds > 0 else ""
+    speed = f" ({size_text(came / seconds)}/s)" if seconds >= _SHORTEST_MEASURED_S else ""
     how = ", progressive" if load.progress.mode == "progressive" else ""
     return f"{load.key}: fetched {part} in {_time_text(seconds)}{speed}{how}"
 

@@ -38,6 +38,7 @@ from orion_oie.specs import SourceSpec
 
 _POLL_S = 0.02
 _REPORT_S = 0.1
+_AFTER_A_LOAD_S = 2.0
 _READ_AHEAD_BYTES = 8 << 20
 
 
@@ -83,10 +84,15 @@ class LlamaBackend:
         on_progress(LoadProgress("initializing"))
         try:
             if spec.source is None or all(file.exists() for file in spec.files):
-                return self._load_local(spec, scope, on_progress)
-            return self._load_remote(spec, spec.source, scope, on_progress)
-        finally:
+                model = self._load_local(spec, scope, on_progress)
+            else:
+                model = self._load_remote(spec, spec.source, scope, on_progress)
+        except BaseException:
             self._spare.refill()
+            raise
+        # The next worker can wait: the model that was wanted has something to do now.
+        model.completion.add_done_callback(lambda _model: self._spare.refill(_AFTER_A_LOAD_S))
+        return model
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""

@@ -63,7 +63,7 @@ class SpareWorker:
         self._is_calm = is_calm
         self._lock = threading.Lock()
         self._spare: tuple[WorkerProcess, dict[str, str]] | None = None
-        self._is_over = False
+        self._is_over = threading.Event()
 
     def take(self) -> WorkerProcess:
         """The spare worker if there is one, else a new one. Raises `WorkerError`."""
@@ -77,23 +77,26 @@ class SpareWorker:
             _end(worker)
         return start_worker()
 
-    def refill(self) -> None:
-        """Start a spare worker, unless there is one or memory is short; on a thread of its own."""
-        if self._is_calm is not None and self._spare is None and not self._is_over:
-            threading.Thread(target=self._start, name="orion-spare", daemon=True).start()
+    def refill(self, delay_s: float = 0.0) -> None:
+        """Start a spare worker after a while, unless there is one or memory is short; on a thread
+        of its own."""
+        if self._is_calm is not None and self._spare is None and not self._is_over.is_set():
+            threading.Thread(
+                target=self._start, args=(delay_s,), name="orion-spare", daemon=True
+            ).start()
 
-    def _start(self) -> None:
+    def _start(self, delay_s: float) -> None:
         assert self._is_calm is not None
-        if not self._is_calm():
+        if self._is_over.wait(delay_s) or not self._is_calm():
             return
         with self._lock:
-            if self._spare is None and not self._is_over:
+            if self._spare is None and not self._is_over.is_set():
                 with contextlib.suppress(WorkerError):  # whoever needs one will hear of it
                     self._spare = start_worker(), _environment()
 
     def kill(self) -> None:
         """End the spare worker, for good."""
-        self._is_over = True
+        self._is_over.set()
         spare, self._spare = self._spare, None
         if spare is not None:
             _end(spare[0])
