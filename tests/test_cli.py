@@ -665,16 +665,11 @@ def test_run_fetches_when_it_may(shop: Shop, capsys: Capture) -> None:
     assert "note: " not in shown.err
 
 
-def test_run_says_that_a_lite_model_stood_in(shop: Shop, capsys: Capture) -> None:
-    """While the full model is on its way the lite one answers; `--sequential` waits for it."""
-    shop.is_down.set()
+@pytest.mark.parametrize("how", [[], ["--sequential"]], ids=["progressive", "sequential"])
+def test_run_waits_for_the_full_model(how: list[str], shop: Shop, capsys: Capture) -> None:
+    """Nobody asks a second question: the full model answers, and no lite one meanwhile."""
     question = ["run", "Hello?", "--agent", "writer", "--max-tokens", "4", "--auto-download"]
-    assert main([*question, *shop.options]) == 0
-    shown = capsys.readouterr()
-    assert account(shown.err)["model"] == "local@f16"
-    assert "note: tiny was still on its way, local stood in" in shown.err
-    shop.is_down.clear()
-    assert main([*question, "--sequential", *shop.options]) == 0
+    assert main([*question, *how, *shop.options]) == 0
     shown = capsys.readouterr()
     assert account(shown.err)["model"] == "tiny@f32"
     assert "note: " not in shown.err

@@ -138,7 +138,7 @@ def test_pull(server: LoopbackServer, folder: Path, tmp_path: Path) -> None:
         assert engine.pull("full") == engine.pull("full@v") == (path,)
         assert engine.pull("lite") == (folder / "lite.gguf",)
         for wrong in ("fulll", "full@w", "conversatio"):
-            with pytest.raises(ModelNotFoundError, match="did you mean|it has v"):
+            with pytest.raises(ModelNotFoundError, match=r"did you mean|it has v"):
                 engine.pull(wrong)
         engine.preload("conversation")
         assert engine.infer("Hi", max_tokens=2).model_id == "full"

@@ -852,7 +852,7 @@ def test_a_cancelled_read(tmp_path: Path) -> None:
 
 def test_what_arrived_before_a_cancel_is_kept(tmp_path: Path) -> None:
     """The next download fetches only the rest."""
-    with a_place(tmp_path, bytes_per_s=2e6) as place:
+    with a_place(tmp_path, bytes_per_s=4e6) as place:
         scope = CancelScope()
         running = Running(place.pull, FOUR, scope)
         wait_until(lambda: place.kept > 0)
@@ -938,8 +938,17 @@ ModelCache(root).pull(source, DownloadConfig(), CancelScope())
 """
 
 
-def kill_at(place: Place, kept: int) -> None:
-    """Let another process fetch, and kill it when so many bytes are here."""
+def kill_at(place: Place, kept: int) -> int:
+    """Let another process fetch, and kill it when so many bytes are here; gives how many were sent
+    in vain. The process is held up a little later, so that it cannot get away."""
+    asked, before = len(place.server.requests), place.kept
+    is_killed = threading.Event()
+
+    def hold(request: LoopbackRequest) -> None:
+        if range_of(request).start > kept + CHUNK_BYTES:
+            assert is_killed.wait(2 * BOUND_S)
+
+    place.script.hook = hold
     process = subprocess.Popen(
         [sys.executable, "-c", PULL, str(place.cache.root), place.server.url]
     )
@@ -949,32 +958,35 @@ def kill_at(place: Place, kept: int) -> None:
     finally:
         process.kill()
         process.wait()
+        lost = sent_since(place.server, asked) - PROBE - (place.kept - before)
+        is_killed.set()
+        place.script.hook = lambda _: None
+    return lost
+
+
+LARGE = random.Random(2).randbytes(24 << 20)
 
 
 def test_a_process_that_is_killed_again_and_again(tmp_path: Path) -> None:
     """Whenever that is, the next one goes on: a kill costs at most one chunk, and what comes in
     the end is right."""
-    size = 24 << 20
-    content = random.Random(2).randbytes(size)
     moments = random.Random(3)
-    with a_place(tmp_path, {"file": content}, bytes_per_s=24e6) as place:
-        before = 0
+    with a_place(tmp_path, {"file": LARGE}, bytes_per_s=24e6) as place:
         for _ in range(3):
-            asked = len(place.server.requests)
-            kill_at(place, before + CHUNK_BYTES + moments.randrange(CHUNK_BYTES // 2))
-            after = place.kept
-            lost = sent_since(place.server, asked) - PROBE - (after - before)
-            assert lost <= CHUNK_BYTES
-            before = after
+            before = place.kept
+            progress = CHUNK_BYTES + moments.randrange(CHUNK_BYTES // 2)
+            assert kill_at(place, before + progress) <= CHUNK_BYTES
+            assert place.kept >= before + progress
             place.assert_nothing_is_used()
-        asked = len(place.server.requests)
-        assert place.pull() == content
-        assert sent_since(place.server, asked) == size - before + PROBE
+        kept, asked = place.kept, len(place.server.requests)
+        assert kept < len(LARGE)
+        assert place.pull() == LARGE
+        assert sent_since(place.server, asked) == len(LARGE) - kept + PROBE
 
 
 def test_a_kill_before_the_content_changes(tmp_path: Path) -> None:
     """What the killed process left of the old content is not used."""
-    with a_place(tmp_path, bytes_per_s=4e6) as place:
+    with a_place(tmp_path, {"file": LARGE}, bytes_per_s=24e6) as place:
         kill_at(place, BLOCK_BYTES)
         (place.folder / "new").write_bytes(OTHER)
         (place.folder / "new").replace(place.folder / "file")

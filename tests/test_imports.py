@@ -19,7 +19,7 @@ LAYERS = [
     ["__main__"],
     ["cli"],
     [FRONT_DOOR],
-    ["engine", "progress"],
+    ["engine", "inventory", "progress"],
     # upper rooms
     ["answering"],
     ["health", "wiring"],

@@ -81,6 +81,12 @@ def test_no_stand_in_when_asked_to_wait(make_engine: MakeEngine) -> None:
     assert engine.stats().models.keys() == {"full@q4"}
 
 
+def test_no_stand_in_when_switched_off(make_engine: MakeEngine) -> None:
+    """Without stand-ins, a request waits for the full model."""
+    engine = make_engine(FakeBackend(SCRIPTS), AGENT, enable_stand_in=False)
+    assert engine.infer("hello").model_id == "full"
+
+
 def test_no_stand_in_without_room_for_both(make_engine: MakeEngine) -> None:
     """Where only one model fits, the lite one would be thrown out at once: the full one answers."""
     engine = make_engine(FakeBackend(SCRIPTS), AGENT, max_models=1)

@@ -113,12 +113,11 @@ class Answerer:
     def _with_stand_in(self, request: Request, choices: list[Choice]) -> list[Choice]:
         """The choices in the order in which this request tries them. When the agent's primary model
         is not in memory, its lite one comes first, and the primary is loaded meanwhile."""
+        config = self._config
         first = choices[0]
         lite = next((c for c in choices if c.role == "lite" and c.files is not None), None)
-        may_stand_in = (
-            self._config.loading_strategy == "progressive" and self._config.max_models > 1
-        )
-        if first.role != "primary" or lite is None or not may_stand_in:
+        is_wanted = config.enable_stand_in and config.loading_strategy == "progressive"
+        if first.role != "primary" or lite is None or not is_wanted or config.max_models < 2:
             return choices
         if self._pool.is_ready(self.load_spec(first).key):
             return choices

@@ -7,7 +7,7 @@ Answers and lists go to the standard output, everything else to the standard err
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,14 +21,13 @@ from orion_oie import (
     ModelRegistry,
     OrionError,
     OrionInferenceEngine,
-    SourceSpec,
-    VariantSpec,
     __version__,
     lifecycle,
     sanitize,
 )
 from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
-from orion_oie.downloads.cache import CachedFile, ModelCache
+from orion_oie.downloads.cache import ModelCache
+from orion_oie.inventory import Entry, fetched_sources, inventory
 from orion_oie.progress import LoadDisplay, size_text
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
@@ -163,7 +162,7 @@ def _given(**options: Any) -> dict[str, Any]:
 @click.option("--seed", type=int, metavar="N", help="what chance draws from; default: a new one")
 @click.option("--system", metavar="TEXT", help="replaces the agent's system prompt")
 @click.option("--auto-download", is_flag=True, help="fetch models that are not here")
-@click.option("--sequential", is_flag=True, help="load the whole model first; no stand-in answers")
+@click.option("--sequential", is_flag=True, help="compute nothing before the whole model is here")
 @_places
 def run(
     question: str,
@@ -190,6 +189,7 @@ def run(
     settings = {
         "auto_download": auto_download,
         "loading_strategy": "sequential" if sequential else "progressive",
+        "enable_stand_in": False,  # nobody asks a second question that the full model could answer
     }
     with LoadDisplay() as display, _engine(registry, cache_dir, **settings) as engine:
         engine.subscribe(display.show)
@@ -210,12 +210,7 @@ def run(
 def _notes(result: InferenceResult) -> Iterator[str]:
     """Why another model answered than the one that is meant to."""
     for skipped in result.receipt.considered:
-        if skipped.outcome == "loading":
-            yield (
-                f"{skipped.model_id} was still on its way, {result.model_id} stood in; wait for it "
-                f"with --sequential, or fetch it with 'orion-oie pull {skipped.agent_id}'"
-            )
-        elif skipped.outcome == "unavailable" and skipped.role == "primary":
+        if skipped.outcome == "unavailable" and skipped.role == "primary":
             yield (
                 f"{skipped.model_id} is not on this machine, {result.model_id} stood in; fetch it "
                 f"with 'orion-oie pull {skipped.agent_id}' or --auto-download"
@@ -242,32 +237,6 @@ def _account(result: InferenceResult) -> str:
 # -- models on this machine
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A variant of the registry, or a fetched file of none."""
-
-    name: str
-    state: str
-    size_bytes: int
-    arrived_bytes: int
-    last_used: float | None
-    where: str
-
-    def cells(self) -> list[str]:
-        percent = f" {100 * self.arrived_bytes / max(1, self.size_bytes):.0f} %"
-        return [
-            self.name,
-            size_text(self.size_bytes),
-            self.state + (percent if self.state == "partial" else ""),
-            "-" if self.last_used is None else _date(self.last_used).isoformat(" ", "minutes"),
-            self.where,
-        ]
-
-    def facts(self) -> dict[str, object]:
-        used = None if self.last_used is None else _date(self.last_used).isoformat(" ", "seconds")
-        return {**self.__dict__, "last_used": used}
-
-
 @commands.group(invoke_without_command=True)
 @click.option("--json", "is_json", is_flag=True, help="as JSON")
 @_places
@@ -280,13 +249,12 @@ def models(
         places = {"registry": registry, "cache_dir": cache_dir}
         context.default_map = dict.fromkeys(("rm", "verify", "prune"), places)
         return
-    rows = list(_rows(_registry(registry), ModelCache(cache_dir)))
+    entries = inventory(_registry(registry), ModelCache(cache_dir))
     if is_json:
-        _print_json([row.facts() for row in rows])
+        _print_json([_entry_facts(entry) for entry in entries])
     else:
-        _print_table(
-            ["model", "size", "state", "last used", "where"], [row.cells() for row in rows]
-        )
+        head = ["model", "size", "state", "last used", "where"]
+        _print_table(head, [_cells(entry) for entry in entries])
 
 
 @models.command("rm")
@@ -298,7 +266,7 @@ def remove(names: Sequence[str], registry: Path | None, cache_dir: Path | None) 
     A model without a variant stands for all its variants.
     """
     cache = ModelCache(cache_dir)
-    for key, source in _fetched_sources(_registry(registry), names):
+    for key, source in fetched_sources(_registry(registry), names):
         click.echo(f"{key}: {size_text(cache.remove(source))} removed")
 
 
@@ -313,7 +281,7 @@ def verify(
     cache = ModelCache(cache_dir)
     paths = None
     if names:
-        sources = _fetched_sources(_registry(registry), names)
+        sources = fetched_sources(_registry(registry), names)
         paths = [path for _, source in sources for path in cache.find(source) or ()]
         if not paths:
             raise ModelNotFoundError(f"nothing of {', '.join(names)} was fetched as a whole")
@@ -334,61 +302,20 @@ def prune(keep_gb: float | None, cache_dir: Path | None) -> None:
         click.echo(f"{file.path}: {size_text(file.arrived_bytes)} removed")
 
 
-def _rows(registry: ModelRegistry, cache: ModelCache) -> Iterator[_Row]:
-    files = {file.path: file for file in cache.files()}
-    known: set[Path] = set()
-    for model_id, model in registry.models.items():
-        for variant, spec in model.variants.items():
-            key = f"{model_id}@{variant}"
-            if spec.source.kind in ("url", "hub"):
-                paths = cache.paths(spec.source)
-                known.update(paths)
-                own = [files[path] for path in paths if path in files]
-                yield _cached_row(key, spec, cache, own)
-            else:
-                yield _local_row(key, spec, registry)
-    for path in sorted(files.keys() - known):
-        file = files[path]
-        name = path.relative_to(cache.root).as_posix()
-        state = "partial" if file.state == "partial" else "of no model"
-        yield _Row(name, state, file.size, file.arrived_bytes, file.last_used, str(path))
+def _cells(entry: Entry) -> list[str]:
+    percent = f" {100 * entry.arrived_bytes / max(1, entry.size_bytes):.0f} %"
+    return [
+        entry.name,
+        size_text(entry.size_bytes),
+        entry.state + (percent if entry.state == "partial" else ""),
+        "-" if entry.last_used is None else _date(entry.last_used).isoformat(" ", "minutes"),
+        entry.where,
+    ]
 
 
-def _cached_row(key: str, spec: VariantSpec, cache: ModelCache, files: list[CachedFile]) -> _Row:
-    arrived, total = cache.arrived(spec.source)
-    used = max((file.last_used for file in files), default=None)
-    paths = cache.find(spec.source)
-    if paths is not None:
-        return _Row(key, "downloaded", total, arrived, used, str(paths[0]))
-    size = max(total, int(spec.size_mb * 1e6))  # of a file that was not begun, nothing is known
-    where = spec.source.url or f"hub:{spec.source.hub}"
-    return _Row(key, "partial" if arrived else "not downloaded", size, arrived, used, where)
-
-
-def _local_row(key: str, spec: VariantSpec, registry: ModelRegistry) -> _Row:
-    try:
-        paths = registry.local_files(spec.source, key)
-    except ModelNotFoundError:
-        where = spec.source.path or f"package {spec.source.package}"
-        return _Row(key, "not here", int(spec.size_mb * 1e6), 0, None, where)
-    size = sum(path.stat().st_size for path in paths)
-    return _Row(key, "here", size, size, None, str(paths[0]))
-
-
-def _fetched_sources(registry: ModelRegistry, names: Sequence[str]) -> list[tuple[str, SourceSpec]]:
-    """The sources that names stand for, by model and variant."""
-    found: dict[str, SourceSpec] = {}
-    for name in names:
-        model_id, variant, source = registry.find_source(name)
-        every = registry.model(model_id).variants
-        wanted = {variant: source} if "@" in name else {v: spec.source for v, spec in every.items()}
-        fetched = {
-            f"{model_id}@{v}": one for v, one in wanted.items() if one.kind in ("url", "hub")
-        }
-        if not fetched:
-            raise ModelNotFoundError(f"{name} was not fetched: it is a {source.kind} of its own")
-        found |= fetched
-    return list(found.items())
+def _entry_facts(entry: Entry) -> dict[str, object]:
+    used = None if entry.last_used is None else _date(entry.last_used).isoformat(" ", "seconds")
+    return {**asdict(entry), "last_used": used}
 
 
 # -- looking into a file

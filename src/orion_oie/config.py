@@ -64,8 +64,9 @@ class EngineConfig(BaseModel):
         prompts, outside the KV cache; None takes as much as the cache has, 0 keeps none.
     max_query_chars: longest question accepted, in characters.
     loading_strategy: "progressive" answers as early as it can: a model that is not in memory is
-        computed while it arrives, and the agent's lite model stands in for it meanwhile;
+        computed while it arrives, and the agent's lite model may stand in for it meanwhile;
         "sequential" fetches and loads the whole model first, and waits for it.
+    enable_stand_in: with the progressive strategy, let the lite model answer meanwhile.
     auto_download: fetch models that are not on this machine when they are needed.
     cache_dir: where fetched models lie; None takes `ORION_CACHE_DIR` or the user's cache folder.
     download, sharding: how models are fetched, and how they are taken apart.
@@ -93,6 +94,7 @@ class EngineConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1, le=1024)
     parked_bytes: int | None = Field(default=None, ge=0)
     loading_strategy: Literal["progressive", "sequential"] = "progressive"
+    enable_stand_in: bool = True
     auto_download: bool = False
     cache_dir: str | Path | None = None
     download: DownloadConfig = Field(default_factory=DownloadConfig, strict=False)

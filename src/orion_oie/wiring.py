@@ -95,7 +95,14 @@ def pull(
         )
         events.publish("model.loading", level="debug", key=key, **asdict(progress))
 
-    files = cache.pull(source, config.download, CancelScope(), report)
+    first = LoadProgress("initializing")
+    events.publish("model.loading", level="debug", key=key, **asdict(first))
+    try:
+        files = cache.pull(source, config.download, CancelScope(), report)
+    except OrionError as error:
+        described = f"{type(error).__name__}: {error.message}"
+        events.publish("model.load_failed", level="warning", key=key, error=described)
+        raise
     events.publish("model.fetched", key=key, bytes=cache.arrived(source)[1])
     return files
 

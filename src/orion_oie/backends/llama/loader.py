@@ -226,7 +226,13 @@ class LlamaBackend:
             on_progress(arriving.progress("loading_shard"))
             settings = self._load_settings(arriving.files(), arriving.maps())
             timeout_s = self._settings.load_timeout_s
-            model.load(headers, scope, timeout_s, settings, lambda _fraction: None)
+            model.load(
+                headers,
+                scope,
+                timeout_s,
+                settings,
+                lambda _fraction: on_progress(arriving.progress("loading_shard")),
+            )
             model.load_progress = arriving.progress("loading_shard")
         except BaseException:
             arriving.mode = "sequential"

@@ -1,0 +1,101 @@
+"""What models there are, and what of them is on this machine: the registry beside the cache.
+
+Looks and lists; fetches and removes nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orion_oie.downloads.cache import CachedFile, ModelCache
+from orion_oie.errors import ModelNotFoundError
+from orion_oie.registry import ModelRegistry
+from orion_oie.specs import SourceSpec, VariantSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A variant of the registry (`MODEL@VARIANT`), or a fetched file of none.
+
+    `arrived_bytes` of about `size_bytes` are here. `last_used` is in seconds since the epoch.
+    """
+
+    name: str
+    state: Literal["here", "not here", "downloaded", "partial", "not downloaded", "of no model"]
+    size_bytes: int
+    arrived_bytes: int
+    last_used: float | None
+    where: str
+
+
+def inventory(registry: ModelRegistry, cache: ModelCache) -> list[Entry]:
+    """All variants of the registry, then what else lies in the cache."""
+    files = {file.path: file for file in cache.files()}
+    entries = []
+    known: set[Path] = set()
+    for model_id, model in registry.models.items():
+        for variant, spec in model.variants.items():
+            key = f"{model_id}@{variant}"
+            if spec.source.kind in ("url", "hub"):
+                paths = cache.paths(spec.source)
+                known.update(paths)
+                own = [files[path] for path in paths if path in files]
+                entries.append(_fetched(key, spec, cache, own))
+            else:
+                entries.append(_local(key, spec, registry))
+    return entries + [_of_no_model(files[path], cache) for path in sorted(files.keys() - known)]
+
+
+def fetched_sources(registry: ModelRegistry, names: Sequence[str]) -> list[tuple[str, SourceSpec]]:
+    """The sources that names stand for, by `MODEL@VARIANT`; a model without a variant stands for
+    all. Raises `ModelNotFoundError` for names of nothing that can be fetched."""
+    found: dict[str, SourceSpec] = {}
+    for name in names:
+        fetched = {
+            key: source
+            for key, source in _variants(registry, name)
+            if source.kind in ("url", "hub")
+        }
+        if not fetched:
+            raise ModelNotFoundError(f"{name} was not fetched: its files are not the cache's")
+        found |= fetched
+    return list(found.items())
+
+
+def _variants(registry: ModelRegistry, name: str) -> Iterator[tuple[str, SourceSpec]]:
+    model_id, variant, source = registry.find_source(name)
+    if "@" in name:
+        yield f"{model_id}@{variant}", source
+        return
+    for other, spec in registry.model(model_id).variants.items():
+        yield f"{model_id}@{other}", spec.source
+
+
+def _fetched(key: str, spec: VariantSpec, cache: ModelCache, files: list[CachedFile]) -> Entry:
+    arrived, total = cache.arrived(spec.source)
+    used = max((file.last_used for file in files), default=None)
+    paths = cache.find(spec.source)
+    if paths is not None:
+        return Entry(key, "downloaded", total, arrived, used, str(paths[0]))
+    size = max(total, int(spec.size_mb * 1e6))  # of a file that was not begun, nothing is known
+    where = spec.source.url or f"hub:{spec.source.hub}"
+    return Entry(key, "partial" if arrived else "not downloaded", size, arrived, used, where)
+
+
+def _local(key: str, spec: VariantSpec, registry: ModelRegistry) -> Entry:
+    try:
+        paths = registry.local_files(spec.source, key)
+    except ModelNotFoundError:
+        where = spec.source.path or f"package {spec.source.package}"
+        return Entry(key, "not here", int(spec.size_mb * 1e6), 0, None, where)
+    size = sum(path.stat().st_size for path in paths)
+    return Entry(key, "here", size, size, None, str(paths[0]))
+
+
+def _of_no_model(file: CachedFile, cache: ModelCache) -> Entry:
+    name = file.path.relative_to(cache.root).as_posix()
+    state: Literal["partial", "of no model"] = (
+        "partial" if file.state == "partial" else "of no model"
+    )
+    return Entry(name, state, file.size, file.arrived_bytes, file.last_used, str(file.path))
