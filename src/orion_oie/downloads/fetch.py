@@ -506,7 +506,10 @@ class Download:
             try:
                 with self._answer(file, 0, 1) as response:
                     if response.status_code not in _RETRIED:
-                        return _total_size(response, file.url, 0), _etag(response, file)
+                        found = _total_size(response, file.url, 0), _etag(response, file)
+                        # The byte and its end: else the connection could not be used again.
+                        list(itertools.islice(response.iter_raw(), 2))
+                        return found
                     wait_s, reason = _retry_after(response), f"status {response.status_code}"
             except httpx.TransportError as error:
                 wait_s, reason = 0.0, f"{type(error).__name__}: {error}"

@@ -109,6 +109,8 @@ class LlamaBackend:
             spec, self._spare.take(), self._settings.cancel_grace_s, self._on_log, self._on_crash
         )
         self._models.add(model)
+        if self._spare.is_over:  # `kill_all` did not see it
+            model.kill()
         return model
 
     def _load_settings(

@@ -93,9 +93,16 @@ class SpareWorker:
             if self._spare is None and not self._is_over.is_set():
                 with contextlib.suppress(WorkerError):  # whoever needs one will hear of it
                     self._spare = start_worker(), _environment()
+        if self._is_over.is_set():  # meanwhile
+            self.kill()
+
+    @property
+    def is_over(self) -> bool:
+        """True after `kill`."""
+        return self._is_over.is_set()
 
     def kill(self) -> None:
-        """End the spare worker, for good."""
+        """End the spare worker, for good. Takes no lock: it may be called from anywhere."""
         self._is_over.set()
         spare, self._spare = self._spare, None
         if spare is not None:
