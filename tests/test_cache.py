@@ -40,6 +40,7 @@ def only_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No proxy, and no certificates: loading them would take longer than most tests."""
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
 
 
 @pytest.fixture

@@ -165,7 +165,7 @@ class Gate:
     # -- beside it
 
     def _set_copied(self) -> None:
-        while not self.is_open:
+        while not self.is_open and not self._has_failed():
             try:
                 weight = self._to_set.get(timeout=_LONGEST_IDLE_S)
             except queue.Empty:
