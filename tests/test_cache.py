@@ -60,10 +60,23 @@ def server(folder: Path) -> Iterator[LoopbackServer]:
 
 
 @pytest.fixture
-def slow(folder: Path) -> Iterator[LoopbackServer]:
-    """A server that takes a while."""
-    with LoopbackServer(folder, bytes_per_s=2e6) as server:
+def go_on() -> threading.Event:
+    """Set when `held` may answer everything."""
+    return threading.Event()
+
+
+@pytest.fixture
+def held(folder: Path, go_on: threading.Event) -> Iterator[LoopbackServer]:
+    """A server that answers the probe and the first range of each file; the others wait."""
+
+    def hold(request: LoopbackRequest) -> None:
+        ranges = [r for r in server.requests if r.path == request.path and r.range != (0, 0)]
+        if request in ranges[1:]:
+            assert go_on.wait(BOUND_S)
+
+    with LoopbackServer(folder, misbehave=hold) as server:
         yield server
+        go_on.set()
 
 
 @pytest.fixture
@@ -310,80 +323,65 @@ def next_line(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().rstrip("\n")
 
 
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[tuple[LoopbackServer, threading.Event]]:
-    """A server that answers a probe and one range, and everything else once it may."""
-    go_on = threading.Event()
-
-    def hold(request: LoopbackRequest) -> None:
-        if request.range != (0, 0) and request is not first_range(server):
-            assert go_on.wait(BOUND_S)
-
-    with LoopbackServer(folder, misbehave=hold) as server:
-        try:
-            yield server, go_on
-        finally:
-            go_on.set()
-
-
-def first_range(server: LoopbackServer) -> LoopbackRequest:
-    return next(request for request in server.requests if request.range != (0, 0))
-
-
-def test_two_processes_share_a_download(cache: ModelCache, folder: Path) -> None:
+def test_two_processes_share_a_download(
+    cache: ModelCache, held: LoopbackServer, go_on: threading.Event
+) -> None:
     """One fetches, the other waits; each byte is fetched once, and both get the file."""
-    with held(folder) as (server, go_on):
-        with puller(cache, server) as first, puller(cache, server) as second:
-            assert {next_line(first), next_line(second)} == {"fetches", "waits"}
-            go_on.set()
-            for process in (first, second):
-                lines = process.communicate(timeout=BOUND_S)[0].split("\n")
-                assert lines[-2:] == [str(cache.paths(source_of(server))[0]), ""]
-                assert process.returncode == 0
-        assert cache.paths(source_of(server))[0].read_bytes() == CONTENT
-        assert server.bytes_sent == SIZE + 1
+    (path,) = cache.paths(source_of(held))
+    with puller(cache, held) as first, puller(cache, held) as second:
+        assert {next_line(first), next_line(second)} == {"fetches", "waits"}
+        go_on.set()
+        for process in (first, second):
+            assert process.communicate(timeout=BOUND_S)[0].endswith(f"{path}\n")
+            assert process.returncode == 0
+    assert path.read_bytes() == CONTENT
+    assert held.bytes_sent == SIZE + 1
 
 
-def test_a_process_takes_over(cache: ModelCache, folder: Path) -> None:
+def test_a_process_takes_over(
+    cache: ModelCache, held: LoopbackServer, go_on: threading.Event
+) -> None:
     """When the one that fetches is killed, the one that waits goes on with what is here."""
-    with held(folder) as (server, go_on), contextlib.ExitStack() as stack:
-        source = source_of(server)
-        first = stack.enter_context(puller(cache, server))
+    source = source_of(held)
+    (path,) = cache.paths(source)
+    with puller(cache, held) as first, contextlib.ExitStack() as stack:
         wait_until(lambda: cache.arrived(source)[0] > 0)
-        second = stack.enter_context(puller(cache, server))
+        second = stack.enter_context(puller(cache, held))
         assert next_line(second) == "waits"
         first.kill()
         first.wait()
-        kept, asked = cache.arrived(source)[0], len(server.requests)
+        kept, asked = cache.arrived(source)[0], len(held.requests)
         assert 0 < kept < SIZE
         go_on.set()
-        assert second.communicate(timeout=BOUND_S)[0].endswith(f"{cache.paths(source)[0]}\n")
+        assert second.communicate(timeout=BOUND_S)[0].endswith(f"{path}\n")
         assert second.returncode == 0
-        assert cache.paths(source)[0].read_bytes() == CONTENT
-        assert sum(request.sent for request in server.requests[asked:]) <= SIZE - kept + 1
-        assert server.bytes_sent - SIZE <= CHUNK_BYTES
+    assert path.read_bytes() == CONTENT
+    assert sum(request.sent for request in held.requests[asked:]) == SIZE - kept + 1
+    assert held.bytes_sent - SIZE <= CHUNK_BYTES
 
 
-def test_threads_share_a_download(cache: ModelCache, slow: LoopbackServer) -> None:
-    """As processes do."""
-    source = source_of(slow)
-    seen: list[Download | None] = []
-    caches = [cache, cache, ModelCache(cache.root)]
-    runs = run_all(
-        [
-            lambda cache=cache: cache.pull(source, CONFIG, CancelScope(), seen.append)
-            for cache in caches
-        ]
-    )
+def test_threads_share_a_download(
+    cache: ModelCache, held: LoopbackServer, go_on: threading.Event
+) -> None:
+    """As processes do, with one cache or several."""
+    source = source_of(held)
+    seen: list[set[Download | None]] = [set(), set(), set()]
+    runs = [
+        Running(each.pull, source, CONFIG, CancelScope(), told.add)
+        for each, told in zip((cache, cache, ModelCache(cache.root)), seen, strict=True)
+    ]
+    wait_until(lambda: all(seen))
+    go_on.set()
     assert [run.join() for run in runs] == [cache.paths(source)] * 3
-    assert slow.bytes_sent == SIZE + 1
-    assert len({id(one) for one in seen}) == 2
-    assert None in seen
+    assert sum(told == {None} for told in seen) == 2
+    assert held.bytes_sent == SIZE + 1
 
 
-def test_who_waits_can_be_cancelled(cache: ModelCache, slow: LoopbackServer) -> None:
+def test_who_waits_can_be_cancelled(
+    cache: ModelCache, held: LoopbackServer, go_on: threading.Event
+) -> None:
     """That ends the waiting within a second, and not the download of the other."""
-    source = source_of(slow)
+    source = source_of(held)
     fetching = Running(pull, cache, source)
     wait_until(lambda: cache.arrived(source)[0] > 0)
     scope, waits = CancelScope(), []
@@ -396,13 +394,15 @@ def test_who_waits_can_be_cancelled(cache: ModelCache, slow: LoopbackServer) -> 
         waiting.join()
     assert caught.value is error
     assert time.monotonic() - cancelled < 1.0
+    assert fetching.is_running
+    go_on.set()
     assert fetching.join() == cache.find(source)
-    assert slow.bytes_sent == SIZE + 1
+    assert held.bytes_sent == SIZE + 1
 
 
-def test_the_folder_goes_while_somebody_waits(cache: ModelCache, slow: LoopbackServer) -> None:
+def test_the_folder_goes_while_somebody_waits(cache: ModelCache, server: LoopbackServer) -> None:
     """Who waits for a file that is then removed with its folder fetches it."""
-    source = source_of(slow)
+    source = source_of(server)
     scope = CancelScope()
     download = cache.open_download(source, CONFIG, scope)
     assert download is not None
@@ -505,13 +505,16 @@ def test_a_link_is_removed(cache: ModelCache, server: LoopbackServer, tmp_path: 
     assert other.read_bytes() == CONTENT
 
 
-def test_what_is_fetched_cannot_be_removed(cache: ModelCache, slow: LoopbackServer) -> None:
+def test_what_is_fetched_cannot_be_removed(
+    cache: ModelCache, held: LoopbackServer, go_on: threading.Event
+) -> None:
     """That is an error, and the download goes on; when it has ended, it can."""
-    source = source_of(slow)
+    source = source_of(held)
     fetching = Running(pull, cache, source)
     wait_until(lambda: cache.arrived(source)[0] > 0)
     with pytest.raises(DownloadError, match="is being fetched"):
         cache.remove(source)
+    go_on.set()
     (path,) = fetching.join()
     assert path.read_bytes() == CONTENT
     assert cache.remove(source) >= SIZE
@@ -594,13 +597,18 @@ def test_links_are_left_alone(cache: ModelCache, server: LoopbackServer, tmp_pat
     assert path.read_bytes() == CONTENT
 
 
-def test_what_is_being_fetched_stays(cache: ModelCache, slow: LoopbackServer) -> None:
+def test_what_is_being_fetched_stays(
+    cache: ModelCache, held: LoopbackServer, go_on: threading.Event
+) -> None:
     """The part as well as the files of its source that are here already."""
-    (path,) = pull(cache, source_of(slow))
-    source = source_of(slow, "file", "second")
+    go_on.set()
+    (path,) = pull(cache, source_of(held))
+    go_on.clear()
+    source = source_of(held, "file", "second")
     fetching = Running(pull, cache, source)
     wait_until(lambda: cache.arrived(source)[0] > SIZE)
     assert cache.prune(0) == []
+    go_on.set()
     assert fetching.join() == cache.find(source)
     assert path.read_bytes() == CONTENT
     assert len(cache.prune(0)) == 2

@@ -395,6 +395,7 @@ def test_models_says_what_is_where(shop: Shop, cache: ModelCache, capsys: Captur
         "missing@f16": "not here",
         strange: "of no model",
     }
+    assert listed[strange]["is_leftover"]
     assert listed["tiny@f16"]["size_bytes"] == len(shop.read("small.gguf"))
     assert Path(listed["tiny@f16"]["where"]).read_bytes() == shop.read("small.gguf")
     assert listed["tiny@f16"]["last_used"].startswith("20")
@@ -408,6 +409,21 @@ def test_models_says_what_is_where(shop: Shop, cache: ModelCache, capsys: Captur
         r"tiny@f16 +\d\S+ kB +downloaded +20\S+ \d\d:\d\d +/.*small\.gguf", table[2]
     )
     assert re.fullmatch(rf"tiny@f32 +750\.0 kB +not downloaded +- +{shop.server.url}", table[1])
+
+
+def test_a_file_of_no_model_can_be_removed(shop: Shop, cache: ModelCache, capsys: Capture) -> None:
+    """It goes by the name that `models` shows, and nothing else goes with it."""
+    main(["pull", "tiny@f16", *shop.options])
+    kept = cache.paths(ModelRegistry.load(shop.registry).find_source("tiny@f16")[2])[0]
+    stray = kept.with_name("stray.gguf")
+    stray.write_bytes(b"x" * 2000)
+    name = stray.relative_to(cache.root).as_posix()
+    assert main(["models", "verify", name, *shop.options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("unknown  ")
+    assert main(["models", "rm", name, *shop.options]) == 0
+    assert name in capsys.readouterr().out
+    assert not stray.exists()
+    assert kept.exists()
 
 
 def test_models_says_how_much_of_a_model_is_here(

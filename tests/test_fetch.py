@@ -972,7 +972,7 @@ def test_a_process_that_is_killed_again_and_again(tmp_path: Path) -> None:
     """Whenever that is, the next one goes on: a kill costs at most one chunk, and what comes in
     the end is right."""
     moments = random.Random(3)
-    with a_place(tmp_path, {"file": LARGE}, bytes_per_s=24e6) as place:
+    with a_place(tmp_path, {"file": LARGE}, bytes_per_s=40e6) as place:
         for _ in range(3):
             before = place.kept
             progress = CHUNK_BYTES + moments.randrange(CHUNK_BYTES // 2)
@@ -987,7 +987,7 @@ def test_a_process_that_is_killed_again_and_again(tmp_path: Path) -> None:
 
 def test_a_kill_before_the_content_changes(tmp_path: Path) -> None:
     """What the killed process left of the old content is not used."""
-    with a_place(tmp_path, {"file": LARGE}, bytes_per_s=24e6) as place:
+    with a_place(tmp_path, {"file": LARGE}, bytes_per_s=40e6) as place:
         kill_at(place, BLOCK_BYTES)
         (place.folder / "new").write_bytes(OTHER)
         (place.folder / "new").replace(place.folder / "file")

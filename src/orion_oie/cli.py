@@ -27,7 +27,7 @@ from orion_oie import (
 )
 from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
 from orion_oie.downloads.cache import ModelCache
-from orion_oie.inventory import Entry, fetched_sources, inventory
+from orion_oie.inventory import Entry, fetched_files, inventory
 from orion_oie.progress import LoadDisplay, size_text
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
@@ -263,11 +263,12 @@ def models(
 def remove(names: Sequence[str], registry: Path | None, cache_dir: Path | None) -> None:
     """Remove what was fetched of models, and what is known of it.
 
-    A model without a variant stands for all its variants.
+    A model without a variant stands for all its variants; a file of no model goes by the name
+    that `models` shows.
     """
     cache = ModelCache(cache_dir)
-    for key, source in fetched_sources(_registry(registry), names):
-        click.echo(f"{key}: {size_text(cache.remove(source))} removed")
+    for key, paths in fetched_files(_registry(registry), cache, names):
+        click.echo(f"{key}: {size_text(cache.remove_files(paths))} removed")
 
 
 @models.command()
@@ -281,8 +282,8 @@ def verify(
     cache = ModelCache(cache_dir)
     paths = None
     if names:
-        sources = fetched_sources(_registry(registry), names)
-        paths = [path for _, source in sources for path in cache.find(source) or ()]
+        named = fetched_files(_registry(registry), cache, names)
+        paths = [path for _, of_one in named for path in of_one if path.exists()]
         if not paths:
             raise ModelNotFoundError(f"nothing of {', '.join(names)} was fetched as a whole")
     is_right = True

@@ -16,7 +16,7 @@ from orion_oie.specs import SourceSpec, VariantSpec
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A variant of the registry (`MODEL@VARIANT`), or a fetched file of none.
+    """A variant of the registry (`MODEL@VARIANT`), or what is left over: a fetched file of none.
 
     `arrived_bytes` of about `size_bytes` are here. `last_used` is in seconds since the epoch.
     """
@@ -27,6 +27,7 @@ class Entry:
     arrived_bytes: int
     last_used: float | None
     where: str
+    is_leftover: bool = False
 
 
 def inventory(registry: ModelRegistry, cache: ModelCache) -> list[Entry]:
@@ -47,13 +48,24 @@ def inventory(registry: ModelRegistry, cache: ModelCache) -> list[Entry]:
     return entries + [_of_no_model(files[path], cache) for path in sorted(files.keys() - known)]
 
 
-def fetched_sources(registry: ModelRegistry, names: Sequence[str]) -> list[tuple[str, SourceSpec]]:
-    """The sources that names stand for, by `MODEL@VARIANT`; a model without a variant stands for
-    all. Raises `ModelNotFoundError` for names of nothing that can be fetched."""
-    found: dict[str, SourceSpec] = {}
+def fetched_files(
+    registry: ModelRegistry, cache: ModelCache, names: Sequence[str]
+) -> list[tuple[str, tuple[Path, ...]]]:
+    """The places in the cache that names stand for, by `MODEL@VARIANT`; a model without a variant
+    stands for all, and a file of no model for itself.
+
+    Raises `ModelNotFoundError` for names of nothing that can be fetched.
+    """
+    leftovers = {
+        e.name: (cache.root / e.name,) for e in inventory(registry, cache) if e.is_leftover
+    }
+    found: dict[str, tuple[Path, ...]] = {}
     for name in names:
+        if name in leftovers:
+            found[name] = leftovers[name]
+            continue
         fetched = {
-            key: source
+            key: cache.paths(source)
             for key, source in _variants(registry, name)
             if source.kind in ("url", "hub")
         }
@@ -98,4 +110,5 @@ def _of_no_model(file: CachedFile, cache: ModelCache) -> Entry:
     state: Literal["partial", "of no model"] = (
         "partial" if file.state == "partial" else "of no model"
     )
-    return Entry(name, state, file.size, file.arrived_bytes, file.last_used, str(file.path))
+    where = str(file.path)
+    return Entry(name, state, file.size, file.arrived_bytes, file.last_used, where, True)

@@ -102,6 +102,7 @@ class ModelCache:
         self.snapshots = self.root / "snapshots"
         self._models = self.root / "models"
         self._records = self.root / "models.lock.json"
+        self._read_records: tuple[int, dict[str, Record]] = 0, {}
 
     # -- where things are
 
@@ -119,10 +120,23 @@ class ModelCache:
         return tuple(folder / name for name in names)
 
     def find(self, source: SourceSpec) -> tuple[Path, ...] | None:
-        """The files of a source, or None when they are not all here. Asks nobody else."""
+        """The files of a source, or None when they are not all here, with the digests that the
+        source names. Asks nobody else, and hashes nothing: see `verify`."""
         paths = self.paths(source)
+        digests: list[str | None] = [*source.sha256] or [None] * len(paths)
+        are_here = all(map(self._is_here, paths, digests))
+        return paths if are_here else None
+
+    def _is_here(self, path: Path, digest: str | None) -> bool:
         # Unlike `Path.exists`: what must not be looked at is not here.
-        return paths if all(os.path.exists(path) for path in paths) else None
+        if not os.path.exists(path):
+            return False
+        if digest is None:
+            return True
+        with contextlib.suppress(DownloadError):  # then nothing is known of it
+            record = self._known().get(self._key(path))
+            return record is None or record.sha256 == digest
+        return True
 
     def note_use(self, paths: Sequence[Path]) -> None:
         """Remember that files are used now; those of other folders are left alone."""
@@ -176,7 +190,7 @@ class ModelCache:
             located = locate(source, paths, self._pinned(paths))
             for path, there in located.local.items():
                 _link(path, there)
-            missing = [file for file in located.remote if not file.path.exists()]
+            missing = [f for f in located.remote if not self._is_here(f.path, f.sha256)]
             if not missing:
                 return None
             download = Download(missing, config, scope, self._check_record, locks.close)
@@ -243,6 +257,16 @@ class ModelCache:
                 "files are taken as they come"
             ) from error
 
+    def _known(self) -> dict[str, Record]:
+        """`records`, read again only after a change."""
+        try:
+            changed_ns = self._records.stat().st_mtime_ns
+        except OSError:
+            return {}
+        if self._read_records[0] != changed_ns:
+            self._read_records = changed_ns, self.records()
+        return self._read_records[1]
+
     def _write_record(self, key: str, record: Record | None) -> None:
         with _locked(self._records, CancelScope(), lambda: None):
             records = self.records()
@@ -287,14 +311,18 @@ class ModelCache:
 
         Raises `DownloadError` while they are being fetched.
         """
+        return self.remove_files(self.paths(source))
+
+    def remove_files(self, paths: Sequence[Path]) -> int:
+        """`remove` for files of the cache that are no longer any source's."""
         freed = 0
-        for path in self.paths(source):
+        for path in paths:
             freed += self._remove(path)
             self._write_record(self._key(path), None)
         return freed
 
     def verify(self, paths: Sequence[Path] | None = None) -> Iterator[Verified]:
-        """Hash complete files again, all by default, and compare."""
+        """Hash complete files again, all by default, and compare with what is known of them."""
         records = self.records()
         if paths is None:
             paths = [file.path for file in self.files() if file.state != "partial"]

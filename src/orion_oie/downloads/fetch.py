@@ -175,6 +175,11 @@ class Download:
         return [part.size for part in self._parts]
 
     @property
+    def paths(self) -> list[Path]:
+        """Where each file will lie."""
+        return [part.file.path for part in self._parts]
+
+    @property
     def total_bytes(self) -> int:
         return sum(part.size for part in self._parts)
 

@@ -83,7 +83,7 @@ class LlamaBackend:
         """See `Backend.load`. Headers are checked here, before any native code sees the files."""
         on_progress(LoadProgress("initializing"))
         try:
-            if spec.source is None or all(file.exists() for file in spec.files):
+            if spec.source is None or self._cache.find(spec.source) is not None:
                 model = self._load_local(spec, scope, on_progress)
             else:
                 model = self._load_remote(spec, spec.source, scope, on_progress)
@@ -185,8 +185,10 @@ class LlamaBackend:
             if model is not None:
                 try:
                     self._load_arriving(model, arriving, headers, scope, on_progress)
-                except ModelError as error:
-                    if scope.error is not None or download.error is not None:
+                except OrionError as error:
+                    if download.error is not None:  # what came of it, and not the worker's fault
+                        raise download.error from error
+                    if scope.error is not None or not isinstance(error, ModelError):
                         raise
                     arriving.note = f"loading it while it arrives failed: {error.message}"
                 else:
@@ -284,8 +286,7 @@ class _Arriving:
         self.paths = paths
         self.download = download
         # By place among all files: the place among those that are fetched.
-        fetched = [path for path in paths if not path.exists()]
-        self._numbers = {paths.index(path): number for number, path in enumerate(fetched)}
+        self._numbers = {paths.index(path): number for number, path in enumerate(download.paths)}
         self.order = ForwardOrder((), (), 0)
         self.mode: str = "sequential"
         self.note = ""
