@@ -1,6 +1,7 @@
 """The cache of fetched files: shared by processes and threads, sure of what it has, tidy."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pytest
 from helpers import BOUND_S, Running, run_all, wait_until
@@ -239,6 +241,40 @@ def test_a_named_digest_outweighs_the_first_one(
     assert (record.sha256, record.is_expected) == (digest, True)
 
 
+def test_a_digest_that_changed_in_the_registry(
+    cache: ModelCache, server: LoopbackServer, folder: Path
+) -> None:
+    """What is here is another file then: it is not found, and the right one takes its place. Where
+    no digest is named, or nothing is known of the file, it is taken as it is."""
+    other = CONTENT[::-1]
+    new = source_of(server, sha256=[hashlib.sha256(other).hexdigest()])
+    paths = pull(cache, source_of(server, sha256=[SHA256]))
+    assert cache.find(source_of(server)) == paths
+    assert cache.find(new) is None
+    assert paths[0].read_bytes() == CONTENT
+
+    (folder / "file").write_bytes(other)
+    assert pull(cache, new) == paths == cache.find(new)
+    assert paths[0].read_bytes() == other
+    assert cache.find(source_of(server, sha256=[SHA256])) is None
+    (cache.root / "models.lock.json").unlink()
+    assert cache.find(source_of(server, sha256=[SHA256])) == paths
+
+
+def test_records_that_changed_in_the_same_moment(cache: ModelCache, server: LoopbackServer) -> None:
+    """They are seen, though the clock of the disk did not move on."""
+    named = source_of(server, sha256=[SHA256])
+    paths = pull(cache, named)
+    records = cache.root / "models.lock.json"
+    assert cache.find(named) == paths
+    facts = records.stat()
+    new = records.with_name("new")
+    new.write_text(records.read_text().replace(SHA256, "0" * 64))
+    os.utime(new, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    new.replace(records)
+    assert cache.find(named) is None
+
+
 def test_records_of_files(cache: ModelCache, server: LoopbackServer) -> None:
     """They can be read by people, and by the next process."""
     (path,) = pull(cache, source_of(server))
@@ -416,6 +452,32 @@ def test_the_folder_goes_while_somebody_waits(cache: ModelCache, server: Loopbac
     download.close()
     assert waiting.join() == (path,)
     assert path.read_bytes() == CONTENT
+
+
+def test_a_lock_that_was_removed_is_none(
+    cache: ModelCache,
+    held: LoopbackServer,
+    go_on: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever got the lock of a file that others removed just before takes the new one: nobody
+    else can have it."""
+    source = source_of(held)
+    (path,) = cache.paths(source)
+    first, take = iter([True]), fcntl.flock
+
+    def flock(file: IO[str], how: int) -> None:
+        if next(first, False):
+            path.with_name("file.lock").unlink()
+        take(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    fetching = Running(pull, cache, source)
+    wait_until(lambda: cache.arrived(source)[0] > 0)
+    with pytest.raises(DownloadError, match="is being fetched"):
+        cache.remove(source)
+    go_on.set()
+    assert fetching.join() == (path,)
 
 
 # -- what is here

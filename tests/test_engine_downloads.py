@@ -1,6 +1,7 @@
 """An engine whose models come over HTTP: what it fetches, when, and what it says of that."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from orion_oie import (
     ModelRegistry,
     OrionInferenceEngine,
 )
-from orion_oie.downloads.loopback import LoopbackServer
+from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
 
 BOUND_S = 30.0
 
@@ -99,6 +100,33 @@ def test_lite_first_then_full(server: LoopbackServer, folder: Path, tmp_path: Pa
     size = (folder / "full.gguf").stat().st_size
     assert steps[-1]["bytes_loaded"] == steps[-1]["bytes_total"] == size
     assert any(step["bytes_per_s"] and step["seconds_left"] is not None for step in steps)
+
+
+def test_the_lite_model_answers_until_all_is_here(folder: Path, tmp_path: Path) -> None:
+    """A model that is mapped but still empty is not ready: nobody waits for its last byte."""
+    late = threading.Event()
+
+    def hold(request: LoopbackRequest) -> Misbehaviour | None:
+        if request.range is not None and (request.range[0] or 0) > 3_000_000:
+            assert late.wait(BOUND_S)
+        return None
+
+    with LoopbackServer(folder, misbehave=hold) as server:
+        config = config_of(tmp_path, auto_download=True)
+        with OrionInferenceEngine(registry_of(server, folder), config) as engine:
+            engine.infer("Hi", max_tokens=2)
+            wait_until(
+                lambda: any(
+                    model.model.model_id == "full" and not model.is_loading
+                    for model in engine.stats().models.values()
+                ),
+                BOUND_S,
+            )
+            handle = engine.submit("Hi", max_tokens=2)
+            assert handle.result(BOUND_S).model_id == "lite"
+            late.set()
+            handle.complete_loading.result(BOUND_S)
+            assert engine.infer("Hi", max_tokens=2).model_id == "full"
 
 
 def test_a_request_waits_for_what_has_no_stand_in(

@@ -1,6 +1,7 @@
 """Computing while weights arrive: nothing is computed with what is not here."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from helpers import Running, wait_until
 from tiny import write_tiny_llama
 
+from orion_oie.backends.llama import gate as gate_module
 from orion_oie.backends.llama.gate import Gate
 from orion_oie.backends.llama.gguf import GGUFHeader, read_header
 from orion_oie.backends.llama.native import (
@@ -20,6 +22,7 @@ from orion_oie.backends.llama.native import (
     capture_logs,
 )
 from orion_oie.downloads.arrival import ArrivalMap, ArrivalState
+from orion_oie.errors import ModelError
 
 ROWS: list[Row] = [(token, index, 0, index == 19) for index, token in enumerate(range(20, 40))]
 
@@ -185,3 +188,40 @@ def test_the_context_after_it_says_the_same(
     model.close_context()
     assert after.context_length == 256
     assert np.array_equal(logits_of(after), logits_of(loaded(whole, AbortFlag())))
+
+
+def test_the_context_after_it_waits_for_every_weight(
+    whole: Path, arrival: Arrival, model: NativeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nobody has computed anything before: weights that are still being set are awaited,
+    however slow that is."""
+    ggml = gate_module._ggml()
+
+    class Slow:
+        ggml_backend_buffer_name = ggml.ggml_backend_buffer_name
+
+        @staticmethod
+        def ggml_backend_tensor_set(*arguments: object) -> None:
+            time.sleep(0.02)
+            ggml.ggml_backend_tensor_set(*arguments)
+
+    monkeypatch.setattr(gate_module, "_ggml", Slow)
+    arrival.bring_all()
+    arrival.map.state = ArrivalState.COMPLETE
+    after = model.without_gate()
+    assert not model.is_arriving
+    assert np.array_equal(logits_of(after), logits_of(loaded(whole, AbortFlag())))
+
+
+def test_what_failed_once_is_not_believed(arrival: Arrival, model: NativeModel) -> None:
+    """A download that goes on after its failure does not bring back what was computed meanwhile."""
+    running = Running(model.decode, ROWS)
+    running._thread.join(0.05)
+    arrival.map.state = ArrivalState.FAILED
+    assert running.join() == DECODE_ABORTED
+    model.clear()
+    arrival.bring_all()
+    arrival.map.state = ArrivalState.COMPLETE
+    assert model.decode(ROWS) == DECODE_ABORTED
+    with pytest.raises(ModelError, match="ended before"):
+        model.without_gate()

@@ -107,15 +107,42 @@ def test_a_preloaded_model_needs_no_stand_in(make_engine: MakeEngine) -> None:
 
 
 def test_a_full_model_that_cannot_be_loaded(make_engine: MakeEngine) -> None:
-    """The lite model goes on answering; who waits for the full one gets its error."""
+    """The lite model goes on answering; who waits for the full one gets its error, until that is
+    not tried any more for a while: then nothing is loaded, and nothing makes room for it."""
     broken = [WorkerError("no luck") for _ in range(9)]
     engine = make_engine(FakeBackend(SCRIPTS, load_errors={"full": broken}), AGENT)
-    for _ in range(5):
+    for _ in range(3):
         handle = engine.submit("hello")
         assert handle.result(10).model_id == "lite"
-        with pytest.raises(OrionError):
+        with pytest.raises(WorkerError, match="no luck"):
             handle.complete_loading.result(10)
-    assert "model.load_failed" in names(engine)
+    assert names(engine).count("model.load_failed") == 3
+    handle = engine.submit("hello")
+    assert handle.result(10).model_id == "lite"
+    assert outcomes(handle)[0] == ("full", "primary", "circuit_open")
+    assert handle.complete_loading.result(10).model_id == "lite"
+    assert names(engine).count("model.load_failed") == 3
+    assert "pool.evicted" not in names(engine)
+
+
+def test_nobody_cancels_what_others_wait_for(make_engine: MakeEngine) -> None:
+    """`complete_loading` cannot be cancelled, so that a request always ends."""
+    engine = make_engine(None, {"conversation": ["main"]}, missing=["main"])
+    handle = engine.submit("hello")
+    assert not handle.complete_loading.cancel()
+    with pytest.raises(ModelNotFoundError):
+        handle.result(10)
+
+
+def test_who_waits_for_the_model_finds_the_answer(make_engine: MakeEngine) -> None:
+    """When `complete_loading` is done, the request has ended."""
+    engine = make_engine()
+    handle = engine.submit("hello")
+    found: list[bool] = []
+    handle.complete_loading.add_done_callback(lambda _model: found.append(handle.done()))
+    handle.result(10)
+    wait_until(lambda: found)
+    assert found == [True]
 
 
 def test_the_full_model_helps_when_the_lite_one_fails(make_engine: MakeEngine) -> None:

@@ -121,6 +121,10 @@ class Answerer:
             return choices
         if self._pool.is_ready(self.load_spec(first).key):
             return choices
+        try:
+            self._breakers.check(first.model_id)
+        except CircuitOpenError:
+            return choices  # it is paused, and says so in its turn
         request.loading = self._load_in_background(first)
         request.consider(first, "loading", "it is on its way and answers when it is in memory")
         return [lite, *(choice for choice in choices if choice is not lite)]
@@ -133,14 +137,17 @@ class Answerer:
             if known is not None and not known.done():
                 return known
             future = self._background[spec.key] = Future()
-        threading.Thread(
-            target=self._run_load, args=(spec, future), name="orion-background", daemon=True
-        ).start()
+        try:
+            threading.Thread(
+                target=self._run_load, args=(spec, future), name="orion-background", daemon=True
+            ).start()
+        except RuntimeError as error:  # no more threads: it is tried again by the next request
+            future.set_exception(error)
         return future
 
     def _run_load(self, spec: LoadSpec, future: "Future[ModelInfo]") -> None:
         try:
-            with self._pool.acquire(spec, CancelScope()) as lease:
+            with self._pool.acquire(spec, CancelScope(), is_patient=True) as lease:
                 completion = lease.model.completion
             future.set_result(completion.result())
         except Exception as error:  # noqa: BLE001 (whoever waits for it gets it; others have the lite one)

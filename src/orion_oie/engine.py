@@ -213,7 +213,9 @@ class OrionInferenceEngine:
         False when none was loaded, or all were in use.
         """
         own = [c for c in self._choices(agent_id) if c.agent_id == agent_id]
-        keys = [self._answerer.load_spec(choice).key for choice in own if choice.files]
+        keys = [
+            self._answerer.load_spec(choice).key for choice in own if choice.files or choice.source
+        ]
         unloaded = [key for key in keys if self._pool.unload(key)]
         for key in unloaded:
             self._events.publish("pool.unloaded", key=key)

@@ -67,8 +67,9 @@ class _Entry:
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """A place in the line of those who wait for room."""
+    """A place in the line of those who wait for room; for a patient one nobody else waits."""
 
+    is_patient: bool
     since: float = field(default_factory=time.monotonic)
 
 
@@ -98,9 +99,15 @@ class AgentPool:
 
     @contextmanager
     def acquire(
-        self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress = lambda _p: None
+        self,
+        spec: LoadSpec,
+        scope: CancelScope,
+        on_progress: OnProgress = lambda _p: None,
+        *,
+        is_patient: bool = False,
     ) -> Iterator[Lease]:
-        """Hold the model of `spec`, loading it if needed.
+        """Hold the model of `spec`, loading it if needed. Users of what is in memory overtake a
+        patient one as long as they like.
 
         Raises what the load raised, the error that `scope` was cancelled with while waiting, or
         `EngineClosedError`.
@@ -108,7 +115,7 @@ class AgentPool:
         started = time.perf_counter()
         undo = scope.on_cancel(self._notify)
         try:
-            entry, is_cold = self._join(spec, scope)
+            entry, is_cold = self._join(spec, scope, _Ticket(is_patient))
             try:
                 model = self._await_load(entry, scope, on_progress)
                 load_ms = (time.perf_counter() - started) * 1e3
@@ -136,10 +143,12 @@ class AgentPool:
         return True
 
     def is_ready(self, key: str) -> bool:
-        """True when a model is in memory and takes requests."""
+        """True when all of a model is in memory: it answers at once."""
         with self._changed:
             entry = self._entries.get(key)
-            return entry is not None and entry.model is not None and entry.model.is_alive()
+            model = entry.model if entry is not None else None
+        is_there = model is not None and model.is_alive()
+        return is_there and model.load_progress.phase in ("ready", "complete")  # type: ignore[union-attr]
 
     def residents(self) -> dict[str, ResidentModel]:
         """What is in memory or on its way there."""
@@ -172,13 +181,12 @@ class AgentPool:
         with self._changed:
             self._changed.notify_all()
 
-    def _join(self, spec: LoadSpec, scope: CancelScope) -> tuple[_Entry, bool]:
+    def _join(self, spec: LoadSpec, scope: CancelScope, ticket: _Ticket) -> tuple[_Entry, bool]:
         """Become a user of the model's entry, making it (and starting the load) if there is none.
 
         Waits while the model's last load or use ends, and while every model that could make room
         is in use. Dead models take no room.
         """
-        ticket = _Ticket()
         line = self._waiting_for_room
         with self._changed:
             try:
@@ -205,9 +213,9 @@ class AgentPool:
 
     def _must_wait_behind_others(self, ticket: _Ticket) -> bool:
         """True when somebody who came before has waited for room for too long."""
-        if not self._waiting_for_room:
+        oldest = next((other for other in self._waiting_for_room if not other.is_patient), None)
+        if oldest is None:
             return False
-        oldest = self._waiting_for_room[0]
         return oldest.since < ticket.since and time.monotonic() - oldest.since > self._patience_s
 
     def _drop_dead(self) -> None:

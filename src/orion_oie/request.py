@@ -49,6 +49,7 @@ class RequestHandle:
         self._lifecycle = RequestLifecycle(lambda old, new: on_state(self, old, new))
         self._receipt: Receipt | None = None
         self._complete_loading: Future[ModelInfo] = Future()
+        self._complete_loading.set_running_or_notify_cancel()  # nobody may cancel it
         self._future: Future[InferenceResult] = Future()
         self._future.set_running_or_notify_cancel()
         # The first callback: those of the application find the stream ended.
@@ -237,9 +238,9 @@ class Request:
         """Hand the result to whoever waits."""
         self.owner = None
         assert self.model is not None
-        _forward(self.loading, self.handle._complete_loading, self.model)
         self.handle._receipt = result.receipt
         self.handle._future.set_result(result)
+        _forward(self.loading, self.handle._complete_loading, self.model)
 
     def fail(self, error: BaseException) -> None:
         """Hand the error to whoever waits."""
@@ -248,9 +249,9 @@ class Request:
                 error.__traceback__
             )
         self.owner = None
-        _forward(self.loading, self.handle._complete_loading, error)
         self.handle._receipt = self.receipt()
         self.handle._future.set_exception(error)
+        _forward(self.loading, self.handle._complete_loading, error)
 
 
 def _forward(

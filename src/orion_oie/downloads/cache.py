@@ -102,7 +102,7 @@ class ModelCache:
         self.snapshots = self.root / "snapshots"
         self._models = self.root / "models"
         self._records = self.root / "models.lock.json"
-        self._read_records: tuple[int, dict[str, Record]] = 0, {}
+        self._read_records: tuple[tuple[int, int], dict[str, Record]] = (0, 0), {}
 
     # -- where things are
 
@@ -260,11 +260,12 @@ class ModelCache:
     def _known(self) -> dict[str, Record]:
         """`records`, read again only after a change."""
         try:
-            changed_ns = self._records.stat().st_mtime_ns
+            facts = self._records.stat()
         except OSError:
             return {}
-        if self._read_records[0] != changed_ns:
-            self._read_records = changed_ns, self.records()
+        version = facts.st_mtime_ns, facts.st_ino  # two changes may have the same time
+        if self._read_records[0] != version:
+            self._read_records = version, self.records()
         return self._read_records[1]
 
     def _write_record(self, key: str, record: Record | None) -> None:

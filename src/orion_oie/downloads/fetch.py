@@ -102,6 +102,33 @@ class _Chunk:
     failures: int = 0
 
 
+class _Connections:
+    """The open connections of a client. Once they are ended, nobody waits for a server any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._is_over = False
+
+    def note(self, event: str, info: Mapping[str, Any]) -> None:
+        """Told by the HTTP library of each of its steps."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            with self._lock:
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
+            if self._is_over:
+                self.end()
+
+    def end(self) -> None:
+        """End them, and those that are yet to come."""
+        with self._lock:
+            self._is_over = True
+            sockets = list(self._sockets)
+        for one in sockets:
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                # Not the method of an SSL socket, which is not made for other threads.
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
+
+
 def part_path(path: Path) -> Path:
     """Where a file lies while it arrives."""
     return path.with_name(path.name + ".part")
@@ -142,7 +169,7 @@ class Download:
         self._pace = Pace(config.bytes_per_s)
         self._meter = Meter()
         self._lock = threading.Lock()
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._connections = _Connections()
         self._of_thread = threading.local()
         self._chunks: deque[_Chunk] = deque()  # what is still to be asked for
         self._chunk_bytes = 0
@@ -198,8 +225,14 @@ class Download:
         return [part.arrival for part in self._parts]
 
     def read(self, number: int, offset: int, length: int) -> bytes:
-        """Bytes of a file, fetched now if they are not here."""
+        """Bytes of a file, fetched now if they are not here. Raises like `prepare`."""
         part = self._parts[number]
+        try:
+            return self._read(part, offset, length)
+        except OSError as error:
+            raise _disk_error(error, part.file.path) from error
+
+    def _read(self, part: _Part, offset: int, length: int) -> bytes:
         end = min(offset + length, part.size)
         for block in _blocks(part.arrival, offset, end):
             if part.arrival.has_block(block):
@@ -343,12 +376,7 @@ class Download:
     def _end(self) -> None:
         """Wake everybody: who waits for the end, and who waits for the server."""
         self._ended.set()
-        with self._lock:
-            sockets = list(self._sockets)
-        for one in sockets:
-            with contextlib.suppress(OSError):  # it was closed meanwhile
-                # Not the method of an SSL socket, which is not made for other threads.
-                socket.socket.shutdown(one, socket.SHUT_RDWR)
+        self._connections.end()
 
     def _stop_if_over(self) -> None:
         self._scope.check()
@@ -422,20 +450,12 @@ class Download:
             "Range": f"bytes={start}-{end - 1}",
             "Accept-Encoding": "identity",
         }
-        notes = {"trace": self._note_connection}
+        notes = {"trace": self._connections.note}
         try:
             with self._client.stream("GET", file.url, headers=headers, extensions=notes) as answer:
                 yield answer
         except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
             raise DownloadError(f"{file.url}: {error}", url=file.url) from error
-
-    def _note_connection(self, event: str, info: Mapping[str, Any]) -> None:
-        """Told by the HTTP library of what it does: know the sockets, to be able to end them."""
-        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            with self._lock:
-                self._sockets.add(info["return_value"].get_extra_info("socket"))
-            if self._ended.is_set():
-                self._end()
 
     def _store(self, chunk: _Chunk, pieces: Iterable[bytes]) -> None:
         """Write what comes, a block at a time; a block that is not whole is not kept."""

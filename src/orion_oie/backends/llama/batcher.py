@@ -86,6 +86,7 @@ class Batcher:
         for task in self._waiting:
             if task.id == task_id:
                 self._waiting.remove(task)
+                self._kv.unpin(task)
                 task.close()
                 return True
         for slot in self._busy:
@@ -135,12 +136,13 @@ class Batcher:
         if not rows:
             return output
         started = time.perf_counter()
+        is_rough = self._model.is_arriving and len(rows) > self._exact_rows
         code = self._model.decode(rows)
         self._was_aborted = code == DECODE_ABORTED
         if code == DECODE_OK:
             running = sum(slot.pending == 1 for slot, _ in shares)
             self._pacer.note(running, len(rows) - running, time.perf_counter() - started)
-            self._advance(shares, output)
+            self._advance(shares, output, is_rough=is_rough)
         elif code == DECODE_ABORTED:
             self._undo(shares)
         elif code == DECODE_NO_SLOT:
@@ -200,6 +202,7 @@ class Batcher:
             slot.awaited = awaited
             return
         self._kv.take(slot, start)
+        self._kv.unpin(task)
         if self._kv.can_keep_prefix(slot, task):
             self._kv.keep_prefix(slot, task)
         if task.cached_tokens is None:
@@ -286,7 +289,9 @@ class Batcher:
             return self._model.batch_tokens
         return left
 
-    def _advance(self, shares: list[tuple[Slot, int]], output: StepOutput) -> None:
+    def _advance(
+        self, shares: list[tuple[Slot, int]], output: StepOutput, *, is_rough: bool
+    ) -> None:
         complete = [share == slot.pending for slot, share in shares]
         count = sum(complete)
         logits = iter(self._model.logits(count) if count else ())
@@ -295,7 +300,9 @@ class Batcher:
             assert task is not None
             start = len(slot.tokens)
             self._kv.append(slot, task.tokens[start : start + share])
-            if len(slot.tokens) == task.prefix_tokens and self._kv.is_new_prefix(task):
+            if is_rough:
+                slot.rough_tokens = len(slot.tokens)
+            if len(slot.tokens) == task.prefix_tokens and self._kv.can_keep_prefix(slot, task):
                 self._kv.keep_prefix(slot, task)
             if is_complete:
                 self._take_token(slot, task, next(logits), output)
@@ -358,7 +365,7 @@ class Batcher:
         task.is_preempted = True
         self._vacate(slot)
         insort_left(self._waiting, task, key=_rank)
-        self._kv.park(slot, is_preempted=True)
+        task.parked = self._kv.park(slot, is_preempted=True)
 
     # -- when a batch did not run
 

@@ -342,7 +342,7 @@ class LlamaModel:
                 if message["error"] is not None:
                     line = f"not loaded again for good: {message['error']['message']}"
                     self._on_log("warning", line, self._spec.info.model_id)
-                self._complete()
+                self.complete()
             case "failed":
                 error = error_from_wire(message["error"])
                 error.details.setdefault("log", list(self._log_lines))
@@ -416,10 +416,18 @@ class LlamaModel:
             self._load_error = self._load_error or self._death
             self._load_ended.set()
         self._hello.set()
-        self._complete(self._death)
+        self.complete(self._death)
 
-    def _complete(self, error: OrionError | None = None) -> None:
-        with contextlib.suppress(InvalidStateError):  # it was done before
+    def complete(self, error: OrionError | None = None) -> None:
+        """Let `completion` be done, unless it is. What waits for that may be anybody's code: it
+        runs on a thread of its own, because this one may have to deliver what it waits for."""
+        if not self.completion.done():
+            threading.Thread(
+                target=self._complete, args=(error,), name="orion-complete", daemon=True
+            ).start()
+
+    def _complete(self, error: OrionError | None) -> None:
+        with contextlib.suppress(InvalidStateError):  # somebody was faster
             if error is None:
                 self.completion.set_result(self._info)
             else:

@@ -81,6 +81,7 @@ class Gate:
         self._copied: set[int] = set()  # those that are to be set
         self._to_set: queue.SimpleQueue[int] = queue.SimpleQueue()  # the same, in turn
         self._here: set[int] = set()
+        self._failed = False
         self.is_open = False
         self.callback = lc.ggml_backend_sched_eval_callback(self._on_node)
 
@@ -107,10 +108,11 @@ class Gate:
         self._is_beginning = False
         threading.Thread(target=self._set_copied, name="weights", daemon=True).start()
 
-    def wait_until_checked(self) -> bool:
-        """Wait until all files are here and are what they should be; False when aborted."""
+    def wait_until_open(self, *, heeds_abort: bool = True) -> bool:
+        """Wait until all files are here, are what they should be, and every copied weight is set;
+        False when aborted, or when nobody goes on fetching."""
         while not self.is_open:
-            if self._is_over():
+            if self._has_failed() or (heeds_abort and self._abort.is_raised):
                 return False
             is_checked = all(arrival.state is ArrivalState.COMPLETE for arrival in self._maps)
             self.is_open = is_checked and self._copied <= self._here
@@ -122,7 +124,11 @@ class Gate:
         return self._abort.is_raised or self._has_failed()
 
     def _has_failed(self) -> bool:
-        return any(arrival.state is ArrivalState.FAILED for arrival in self._maps)
+        # For good: what was computed since must not be believed if somebody fetches on.
+        self._failed = self._failed or any(
+            arrival.state is ArrivalState.FAILED for arrival in self._maps
+        )
+        return self._failed
 
     # -- the model's thread
 

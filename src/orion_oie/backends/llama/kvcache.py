@@ -66,6 +66,7 @@ class KVCache:
         if start.slot is not None and self._model.share(start.slot.index, slot.index, start.length):
             self.cells.share(start.slot.cells, slot.cells, start.length)
             slot.tokens[:] = start.slot.tokens[: start.length]
+            slot.rough_tokens = min(start.slot.rough_tokens, start.length)
 
     def _restore(self, slot: Slot, state: ParkedState) -> None:
         if len(state.tokens) > self.cells.free - len(self.cells.retired):
@@ -73,6 +74,7 @@ class KVCache:
         if not self._model.restore(slot.index, state.data):
             return
         self.append(slot, state.tokens)
+        slot.rough_tokens = state.rough_tokens
         self.lot.touch(state)
         if state.is_preempted:
             self.lot.remove(state)
@@ -96,6 +98,7 @@ class KVCache:
             self._model.forget(slot.index)
         self.cells.retire(slot.cells, length)
         del slot.tokens[length:]
+        slot.rough_tokens = min(slot.rough_tokens, length)
         if not self._model.can_move:
             self.cells.sweep()
 
@@ -157,7 +160,7 @@ class KVCache:
         buffer = self._buffer_for(len(state), len(tokens))
         if buffer is not None:
             buffer[:] = state
-            self.lot.add(ParkedState(tokens, buffer, None, is_prefix=True))
+            self.lot.add(ParkedState(tokens, buffer, is_prefix=True))
 
     def keep_prefix(self, slot: Slot, task: Task) -> None:
         """Copy the state of a task's prefix, which the slot holds, for the agent's other
@@ -165,44 +168,51 @@ class KVCache:
         length = task.prefix_tokens
         tokens = slot.tokens[:length]
         with self._model.beginning(slot.index, length, len(slot.tokens)) as sequence:
-            buffer = self._keep(sequence, tokens, is_prefix=True)
-        if buffer is not None and self._snapshots is not None and task.is_prefix_public:
-            self._snapshots.save(tokens, buffer)
+            state = self._keep(sequence, ParkedState(tokens, is_prefix=True))
+        if state is not None and self._snapshots is not None and task.is_prefix_public:
+            self._snapshots.save(tokens, state.data)
 
     def can_keep_prefix(self, slot: Slot, task: Task) -> bool:
-        """True when the slot's state shows that of the task's prefix, which is not kept yet."""
+        """True when the slot's state shows that of the task's prefix, which is not kept yet. What
+        was computed roughly is kept for nobody else."""
         held, length = len(slot.tokens), task.prefix_tokens
         is_shown = held == length or (held > length and self._model.can_move)
-        return is_shown and self.is_new_prefix(task)
+        return is_shown and not slot.rough_tokens and self.is_new_prefix(task)
 
-    def park(self, slot: Slot, *, is_preempted: bool = False) -> None:
-        """Move a slot's state to the host's memory."""
+    def park(self, slot: Slot, *, is_preempted: bool = False) -> ParkedState | None:
+        """Move a slot's state to the host's memory; None when it is not kept there, or was
+        already."""
         is_kept = self.lot.has_state(slot.tokens, or_longer=self._model.saves_whole_states)
+        state = None
         if len(slot.tokens) >= MIN_PARKED and not is_kept:
-            self._keep(
-                slot.index, slot.tokens, session_id=slot.session_id, is_preempted=is_preempted
+            state = ParkedState(
+                list(slot.tokens),
+                session_id=slot.session_id,
+                is_preempted=is_preempted,
+                rough_tokens=slot.rough_tokens,
             )
+            state = self._keep(slot.index, state)
         self.clear(slot)
+        return state
 
-    def _keep(
-        self,
-        sequence: int,
-        tokens: Sequence[int],
-        *,
-        session_id: str | None = None,
-        is_prefix: bool = False,
-        is_preempted: bool = False,
-    ) -> NDArray[np.uint8] | None:
-        """Copy the state of a sequence, which is that of these tokens; None without room for it."""
+    def unpin(self, task: Task) -> None:
+        """A task that was preempted goes on, or never will: its state is like any other."""
+        if task.parked is not None:
+            task.parked.is_preempted = False
+            task.parked = None
+
+    def _keep(self, sequence: int, state: ParkedState) -> ParkedState | None:
+        """Fill a state with that of a sequence, and keep it; None without room for it."""
         size = self._model.state_bytes(sequence)
-        buffer = self._buffer_for(size, len(tokens), is_preempted=is_preempted)
+        buffer = self._buffer_for(size, len(state.tokens), is_preempted=state.is_preempted)
         if buffer is None:
             return None
+        state.data = buffer
         self._model.save(sequence, buffer)
-        if not is_prefix and self._model.saves_whole_states:
-            self.lot.drop_beginnings_of(tokens)  # the longer one can be cut back to them
-        self.lot.add(ParkedState(list(tokens), buffer, session_id, is_prefix, is_preempted))
-        return buffer
+        if not state.is_prefix and self._model.saves_whole_states:
+            self.lot.drop_beginnings_of(state.tokens)  # the longer one can be cut back to them
+        self.lot.add(state)
+        return state
 
     def _buffer_for(
         self, size: int, tokens: int, *, is_preempted: bool = False

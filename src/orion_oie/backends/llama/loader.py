@@ -14,6 +14,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,6 @@ from orion_oie.downloads.fetch import Download, map_path, part_path
 from orion_oie.errors import (
     EngineClosedError,
     ModelCorruptError,
-    ModelError,
     OrionError,
     WorkerError,
 )
@@ -153,7 +153,8 @@ class LlamaBackend:
         done = replace(here, phase="complete", fraction=1.0, shards_loaded=here.shards)
         on_progress(replace(done, phase="ready"))
         model.load_progress = done
-        model.completion.set_result(model.info)
+        with contextlib.suppress(InvalidStateError):  # it died just now
+            model.completion.set_result(model.info)
         on_progress(done)
         return model
 
@@ -188,10 +189,14 @@ class LlamaBackend:
                 except OrionError as error:
                     if download.error is not None:  # what came of it, and not the worker's fault
                         raise download.error from error
-                    if scope.error is not None or not isinstance(error, ModelError):
+                    if scope.error is not None:
                         raise
                     arriving.note = f"loading it while it arrives failed: {error.message}"
                 else:
+                    undo()
+                    if scope.error is not None:  # it came too late for the load to see it
+                        model.close(timeout_s=0.0)
+                        raise scope.error
                     self._follow(model, arriving, fetching, on_progress)
                     return model
             download.release()

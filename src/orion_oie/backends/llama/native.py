@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from orion_oie.backends.llama.gate import Gate
 from orion_oie.backends.llama.vocabulary import Vocabulary
-from orion_oie.errors import ModelCorruptError, OrionError
+from orion_oie.errors import ModelCorruptError, ModelError, OrionError
 
 DECODE_OK, DECODE_NO_SLOT, DECODE_ABORTED = 0, 1, 2
 BATCH_TOKENS = 512
@@ -157,7 +157,7 @@ class NativeModel:
         self._retired, self._moving = slots, slots + 1
         self._settings = context_length, threads, abort
         self._make_context()
-        if gate is not None:
+        if gate is not None and self.can_generate:
             gate.begin(self._ask_for_graph)
 
     def _ask_for_graph(self) -> None:
@@ -169,8 +169,11 @@ class NativeModel:
         self.clear()
 
     def without_gate(self) -> "NativeModel":
-        """The same weights, all of which are here by now, with a context of their own that asks
-        nobody."""
+        """The same weights, once all are here, with a context of their own that asks nobody. May be
+        called on another thread. Raises `ModelError` when they do not come any more."""
+        assert self._gate is not None
+        if not self._gate.wait_until_open(heeds_abort=False):
+            raise ModelError("the download of the model ended before it was complete")
         model = copy(self)
         model._gate = None
         model._natively_used = []
@@ -259,7 +262,7 @@ class NativeModel:
         Returns llama_decode's code: 0 done, 1 no room in the KV cache, 2 aborted, others fatal.
         """
         code = self._decode(rows)
-        if self._gate is not None and code == DECODE_OK and not self._gate.wait_until_checked():
+        if self._gate is not None and code == DECODE_OK and not self._gate.wait_until_open():
             return DECODE_ABORTED
         return code
 

@@ -9,7 +9,7 @@ Nothing native here.
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,14 @@ _ALIGNMENT = 64
 @dataclass(eq=False)
 class ParkedState:
     """The state behind `tokens`. A prefix is the beginning that an agent's requests share; a
-    preempted one is of a task that will go on."""
+    preempted one is of a task that will go on. For `rough_tokens` see `Slot`."""
 
     tokens: list[int]
-    data: NDArray[np.uint8]
+    data: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     session_id: str | None = None
     is_prefix: bool = False
     is_preempted: bool = False
+    rough_tokens: int = 0
     last_used: int = 0
 
 

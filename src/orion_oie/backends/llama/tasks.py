@@ -40,6 +40,7 @@ class Task:
         self.assembler = TextAssembler(self.options.stop)
         self.sampler: Sampler | None = None
         self.is_preempted = False
+        self.parked: Any = None  # its state, while it waits to go on
         self.cached_tokens: int | None = None
         self.generated = 0
         self.unsent = 0
@@ -66,7 +67,8 @@ class Slot:
     """One sequence of the context: the `tokens` whose state it holds, in these `cells`.
 
     A task that was given the slot has begun once it is known where its prompt starts from; until
-    then it may wait for `awaited` tokens of another slot that computes them already.
+    then it may wait for `awaited` tokens of another slot that computes them already. The first
+    `rough_tokens` were computed in a batch that was too large to be exact.
     """
 
     index: int
@@ -77,6 +79,7 @@ class Slot:
     last_used: int = 0
     has_begun: bool = False
     awaited: "Awaited | None" = None
+    rough_tokens: int = 0
 
     @property
     def pending(self) -> int:

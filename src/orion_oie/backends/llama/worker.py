@@ -67,6 +67,8 @@ class Worker:
             else:
                 model = self._model = self._load(spec)
                 form = prompt_form(model, spec)
+                self._snapshots = self._snapshots_of(spec)
+                batcher = Batcher(model, spec["parked_bytes"], self._snapshots)
         except Exception as error:  # noqa: BLE001 (the host decides what a failed load means)
             self._send({"ev": "failed", "error": error_to_wire(_as_orion(error))})
             return
@@ -79,8 +81,7 @@ class Worker:
         ).start()
         gc.freeze()  # what was made up to now stays: collections need not look at it
         self._send_loaded(spec, model.context_length)
-        self._snapshots = self._snapshots_of(spec)
-        self._serve(spec, Batcher(model, spec["parked_bytes"], self._snapshots))
+        self._serve(spec, batcher)
 
     def _load(self, spec: Packet) -> native.NativeModel:
         files = [Path(file) for file in spec["files"]]
@@ -115,7 +116,11 @@ class Worker:
         place: its files cannot be told from others yet."""
         if not spec["snapshot_bytes"] or spec["maps"] is not None:
             return None
-        facts = [file_identity([Path(file) for file in spec["files"]]), native.build()]
+        try:
+            facts = [file_identity([Path(file) for file in spec["files"]]), native.build()]
+        except OSError as error:  # what is mapped goes on without them
+            self._send({"ev": "log", "level": "warning", "line": f"no snapshots: {error}"})
+            return None
         facts += [spec["slots"], spec["context_length"]]
         return Snapshots(
             Path(spec["snapshot_folder"]),
