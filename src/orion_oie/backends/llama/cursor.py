@@ -6,7 +6,6 @@ the offset. No byte is asked for twice. It knows numbers and counted strings, no
 
 from collections.abc import Callable
 from contextlib import suppress
-from operator import length_hint
 from struct import Struct
 from struct import error as struct_error
 from typing import Any, NoReturn
@@ -18,6 +17,9 @@ ReadAt = Callable[[int, int], bytes]
 
 U32 = Struct("<I")
 U64 = Struct("<Q")
+
+_IN_A_GROUP = range(16)
+_GROUP = 4 * len(_IN_A_GROUP)
 
 MAX_HEADER_BYTES = 128 << 20
 _FIRST_READ_BYTES = 256 << 10
@@ -98,21 +100,31 @@ class Cursor:
         """Step over `count` counted strings; only their lengths are looked at."""
         unpack, left = U64.unpack_from, count
         while left:
-            at = begin = self._reach(8, f"string {count - left} of {what}")
-            window = self._window
-            steps = iter(range(left))
-            # The one hot loop: a vocabulary has some 150000 strings, and as many merges. To look
-            # for the end of the window at each would take half as long again.
+            at = self._reach(8, f"string {count - left} of {what}")
+            window, last = self._window, len(self._window) - 8
+            # The one hot loop: a vocabulary has some 150000 strings, and as many merges. Whole
+            # groups are stepped over with nothing else to do, until the window ends in one.
             with suppress(struct_error, OverflowError):
-                for _ in steps:
-                    length = unpack(window, at)[0]
-                    begin = at
-                    at += length + 8
-                left = 0
-            if left:  # the step that failed was not taken
-                left = length_hint(steps) + 1
-            self.pos = self._window_start + begin + 8
-            self.skip(at - begin - 8, f"string {count - left - 1} of {what}")
+                while left >= _GROUP:
+                    end = at
+                    for _ in _IN_A_GROUP:
+                        end += unpack(window, end)[0] + 8
+                        end += unpack(window, end)[0] + 8
+                        end += unpack(window, end)[0] + 8
+                        end += unpack(window, end)[0] + 8
+                    if end > last:
+                        break
+                    at = end
+                    left -= _GROUP
+            length = 0
+            for _ in range(min(left, _GROUP)):
+                if at > last:
+                    break
+                length = unpack(window, at)[0]
+                at += length + 8
+                left -= 1
+            self.pos = self._window_start + at - length
+            self.skip(length, f"string {count - left - 1} of {what}")
 
     def _check(self, n_bytes: int, what: str) -> None:
         if n_bytes <= self._end - self.pos:
