@@ -143,6 +143,25 @@ def test_a_request_waits_for_what_has_no_stand_in(
         assert result.receipt.load.mode == "sequential"
 
 
+def test_the_registry_says_how_a_model_is_taken_apart(
+    server: LoopbackServer, folder: Path, tmp_path: Path
+) -> None:
+    """The variant's own `sharding` goes over that of the configuration."""
+    data = registry_of(server, folder).data.model_dump(mode="json", exclude_defaults=True)
+    variant = data["models"]["full"]["variants"]["v"]
+    variant["sharding"] = {"num_shards": 3, "initial_shards": 2}
+    registry = ModelRegistry.parse(json.dumps(data), base=folder)
+    config = config_of(tmp_path, auto_download=True, enable_stand_in=False)
+    events: list[Event] = []
+    with OrionInferenceEngine(registry, config) as engine:
+        engine.subscribe(events.append)
+        report = engine.infer("Hi", max_tokens=2).receipt.load
+    assert report is not None
+    assert (report.mode, report.shards, report.shards_loaded) == ("progressive", 3, 3)
+    steps = [event.fields for event in events if event.name == "model.loading"]
+    assert next(s["shards_loaded"] for s in steps if s["phase"] == "loading_shard") >= 2
+
+
 def test_a_model_that_is_not_what_it_should_be(
     server: LoopbackServer, folder: Path, tmp_path: Path
 ) -> None:

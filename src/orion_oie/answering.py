@@ -227,6 +227,11 @@ class Answerer:
         if files is None:
             assert choice.source is not None
             files = self._cache.paths(choice.source)
+        variant = model.variants[choice.variant].sharding
+        sharding = self._config.sharding
+        if variant is not None:  # the registry knows this model better
+            told = {"num_shards": variant.num_shards, "initial_shards": variant.initial_shards}
+            sharding = sharding.model_copy(update=told)
         return LoadSpec(
             info=ModelInfo(
                 model_id=choice.model_id,
@@ -237,6 +242,7 @@ class Answerer:
             ),
             files=files,
             source=choice.source,
+            sharding=sharding,
             slots=self._config.slots,
             context_length=self._config.context_length,
             threads=self._config.threads,

@@ -84,11 +84,12 @@ class SourceSpec(Spec):
 
 
 class ShardingSpec(Spec):
-    """How a variant is split, and how many shards the first answer needs."""
+    """How a variant is split, and how many shards must be here before anything is computed; goes
+    over `EngineConfig.sharding`. `enabled` says that its files are split."""
 
     enabled: bool = False
     num_shards: int = Field(default=1, ge=1)
-    initial_shards: int = Field(default=1, ge=1)
+    initial_shards: int = Field(default=0, ge=0)
 
 
 class VariantSpec(Spec):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orion_oie.cancellation import CancelScope
+from orion_oie.config import ShardingConfig
 from orion_oie.schemas import (
     FinishReason,
     GenerationOptions,
@@ -38,7 +39,7 @@ class LoadSpec:
     `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `parked_bytes` is for the
     state of silent conversations outside the KV cache; None takes as much as the cache itself.
     `is_embedding` loads a model for `embed` instead of `generate`. Files that are not here yet come
-    from `source`.
+    from `source`, taken apart as `sharding` says; None takes the backend's settings.
     """
 
     info: ModelInfo
@@ -50,6 +51,7 @@ class LoadSpec:
     prompt_format: PromptFormat | None = None
     is_embedding: bool = False
     source: SourceSpec | None = None
+    sharding: ShardingConfig | None = None
 
     @property
     def key(self) -> str:

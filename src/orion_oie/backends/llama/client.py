@@ -104,7 +104,7 @@ class LlamaModel:
         self._load_ended = threading.Event()
         self._load_error: OrionError | None = None
         self._log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
-        self.load_progress = LoadProgress("initializing")
+        self._progress: Callable[[], LoadProgress] = lambda: LoadProgress("initializing")
         self.completion: Future[ModelInfo] = Future()
         self._process, self._connection, self._output = worker
         name = spec.info.model_id
@@ -171,6 +171,14 @@ class LlamaModel:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def load_progress(self) -> LoadProgress:
+        return self._progress()
+
+    def show_progress(self, progress: Callable[[], LoadProgress]) -> None:
+        """From now on, `progress()` says how far the load is."""
+        self._progress = progress
 
     def is_alive(self) -> bool:
         return self._death is None and not self._is_closing

@@ -104,6 +104,9 @@ class LlamaBackend:
         for model in list(self._models):
             model.kill()
 
+    def _sharding(self, spec: LoadSpec) -> ShardingConfig:
+        return spec.sharding or self._settings.sharding
+
     def _new_model(self, spec: LoadSpec) -> LlamaModel:
         model = LlamaModel(
             spec, self._spare.take(), self._settings.cancel_grace_s, self._on_log, self._on_crash
@@ -132,7 +135,7 @@ class LlamaBackend:
         headers = [read_header(file) for file in spec.files]
         scope.check()
         self._cache.note_use(spec.files)
-        read_ahead(spec.files, forward_order(headers, self._settings.sharding).runs)
+        read_ahead(spec.files, forward_order(headers, self._sharding(spec)).runs)
         model = self._new_model(spec)
         total = sum(header.file_size for header in headers)
         here = LoadProgress(
@@ -152,7 +155,7 @@ class LlamaBackend:
         model.load(headers, scope, self._settings.load_timeout_s, settings, on_loading)
         done = replace(here, phase="complete", fraction=1.0, shards_loaded=here.shards)
         on_progress(replace(done, phase="ready"))
-        model.load_progress = done
+        model.show_progress(lambda: done)
         with contextlib.suppress(InvalidStateError):  # it died just now
             model.completion.set_result(model.info)
         on_progress(done)
@@ -177,7 +180,7 @@ class LlamaBackend:
                 return self._load_local(spec, scope, on_progress)
             arriving = _Arriving(spec.files, download)
             headers = arriving.read_headers()
-            arriving.order = forward_order(headers, self._settings.sharding)
+            arriving.order = forward_order(headers, self._sharding(spec))
             download.hold()
             arriving.start()
             on_progress(arriving.progress("downloading"))
@@ -212,7 +215,7 @@ class LlamaBackend:
         """A process in which the model can be computed while it arrives, or why there is none."""
         if spec.is_embedding:
             return None, "embedding models are loaded when they are complete"
-        if not self._settings.is_progressive or not self._settings.sharding.enabled:
+        if not self._settings.is_progressive or not self._sharding(spec).enabled:
             return None, ""
         model = self._new_model(spec)
         why = model.why_no_gate(scope, self._settings.load_timeout_s)
@@ -242,7 +245,7 @@ class LlamaBackend:
                 settings,
                 lambda _fraction: on_progress(arriving.progress("loading_shard")),
             )
-            model.load_progress = arriving.progress("loading_shard")
+            model.show_progress(lambda: arriving.progress("loading_shard"))
         except BaseException:
             arriving.mode = "sequential"
             model.close(timeout_s=0.0)
@@ -257,16 +260,12 @@ class LlamaBackend:
         fetching: CancelScope,
         on_progress: OnProgress,
     ) -> None:
-        """See a model through that answers already: shards arrive, then it is loaded for good."""
-
-        def report(progress: LoadProgress) -> None:
-            model.load_progress = progress
-            on_progress(progress)
+        """See a model through that answers already: shards arrive, then it waits for nothing."""
 
         def follow() -> None:
             try:
                 arriving.download.wait(
-                    lambda: report(arriving.progress("loading_shard")), _REPORT_S
+                    lambda: on_progress(arriving.progress("loading_shard")), _REPORT_S
                 )
             except OrionError as error:
                 model.fail(error)
@@ -274,11 +273,14 @@ class LlamaBackend:
             except Exception as error:
                 model.fail(WorkerError(f"the download met {type(error).__name__}: {error}"))
                 raise
-            report(arriving.progress("ready"))
+            model.show_progress(lambda: arriving.progress("ready"))
+            on_progress(model.load_progress)
             model.take_over(arriving.paths)
             with contextlib.suppress(OrionError):  # it ended before
                 model.completion.result()
-                report(arriving.progress("complete"))
+                done = arriving.progress("complete")
+                model.show_progress(lambda: done)
+                on_progress(done)
 
         model.on_buried(lambda: _end(fetching))
         threading.Thread(target=follow, name="orion-arriving", daemon=True).start()
