@@ -317,6 +317,7 @@ def measure_python(size: Size) -> list[Row]:
             command = {
                 "id": index, "options": options.model_dump(), "messages": user(next(QUESTIONS)),
                 "session_id": None, "priority": 0, "is_streamed": True,
+                "is_prefix_public": False,
             }  # fmt: skip
             batcher.add(prepared(command, model, form))
         while any(slot.pending != 1 for slot in batcher._busy) or not batcher._busy:
