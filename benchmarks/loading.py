@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +222,29 @@ def logits(file: Path, work: Path) -> list[Row]:
     ]
 
 
+def moved(name: str, file: Path, mb_per_s: float, work: Path, rounds: int) -> list[Row]:
+    """The longest pause of an answer in which the model moves to its last context."""
+    longest, usual = [], []
+    with served(file.parent, mb_per_s=mb_per_s) as url:
+        for _ in range(rounds):
+            cache = work / "cache"
+            shutil.rmtree(cache, ignore_errors=True)
+            times: list[float] = []
+            with engine_of(registry_of({"url": url, "shards": [file.name]}), cache) as engine:
+                handle = engine.stream(QUESTION, temperature=0.0, max_tokens=96)
+                for _event in handle:
+                    times.append(time.perf_counter())
+                handle.complete_loading.result(120)
+            gaps = [(b - a) * 1e3 for a, b in pairwise(times)]
+            longest.append(max(gaps))
+            usual.append(statistics.median(gaps[-32:]))
+    case = f"{name}: while the context changes"
+    return [
+        row(f"{case}, longest pause", longest, "ms", higher_is_better=False),
+        row(f"{case}, usual pause after it", usual, "ms", higher_is_better=False),
+    ]
+
+
 def evicted(file: Path, work: Path, rounds: int) -> list[Row]:
     """An agent that comes back, against a fresh `Llama` on the same warm file."""
     conversation = [
@@ -357,6 +382,7 @@ def main() -> int:
         add(arriving("SmolLM2", small, 30, work, 1 if arguments.quick else 5))
         if not arguments.quick:
             add(logits(small, work))
+            add(moved("SmolLM2", small, 60, work, 5))
             add(arriving("SmolLM2", small, 100, work, 5))
             (work / "large").mkdir()
             large = random_model(
@@ -365,6 +391,7 @@ def main() -> int:
             )  # fmt: skip
             add(arriving("1B", large, 100, work, 5))
             add(arriving("1B", large, 30, work, 3))
+            add(moved("1B", large, 100, work, 3))
     return finish(rows, arguments.json)
 
 

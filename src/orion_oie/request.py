@@ -82,8 +82,8 @@ class RequestHandle:
     @property
     def complete_loading(self) -> Future[ModelInfo]:
         """Done when the request has ended and nothing goes on in the background on its account:
-        when the model that arrived under it is loaded for good, or the one that a lite model stood
-        in for is in memory. Gives that model, or the error that kept it away."""
+        when the model that arrived under it waits for nothing more, or the one that a lite model
+        stood in for is in memory. Gives that model, or the error that kept it away."""
         return self._complete_loading
 
     def done(self) -> bool:

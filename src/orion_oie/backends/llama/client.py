@@ -149,8 +149,8 @@ class LlamaModel:
         self._await(self._load_ended, scope, timeout_s)
 
     def take_over(self, files: Sequence[Path]) -> None:
-        """Let the worker load again, for good, what was arriving and now lies at `files`;
-        `completion` is done when it has."""
+        """Let the worker go on in a context that waits for nothing, now that what was arriving lies
+        at `files`; `completion` is done when it does."""
         self._outbox.put({"op": "complete", "files": [str(file) for file in files]})
 
     def fail(self, error: OrionError) -> None:
@@ -348,7 +348,7 @@ class LlamaModel:
                 self._load_ended.set()
             case "completed":
                 if message["error"] is not None:
-                    line = f"not loaded again for good: {message['error']['message']}"
+                    line = f"it keeps its first context: {message['error']['message']}"
                     self._on_log("warning", line, self._spec.info.model_id)
                 self.complete()
             case "failed":

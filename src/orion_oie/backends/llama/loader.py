@@ -2,7 +2,7 @@
 
     local:        check headers -> read ahead -> load
     progressive:  headers -> fetch in the order of the forward pass, and load at once -> answer
-                  while shards arrive -> load again for good -> complete
+                  while shards arrive -> a context that waits for nothing -> complete
     sequential:   fetch -> local
 
 `LlamaBackend` is the backend of the library. Fetching is the cache's, loading the worker's; here it
