@@ -21,8 +21,9 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
 from orion_oie.downloads.arrival import BLOCK_BYTES
 from orion_oie.downloads.cache import CachedFile, ModelCache, default_root
-from orion_oie.downloads.fetch import CHUNK_BYTES, Download, map_path, part_path
+from orion_oie.downloads.fetch import CHUNK_BYTES, Download
 from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer
+from orion_oie.downloads.parts import map_path, part_path
 from orion_oie.errors import (
     DigestMismatchError,
     DownloadError,

@@ -26,8 +26,10 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
 from orion_oie.downloads.arrival import BLOCK_BYTES, ArrivalState
 from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.fetch import CHUNK_BYTES, Download, RemoteFile, map_path, part_path
+from orion_oie.downloads.fetch import CHUNK_BYTES, Download
 from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
+from orion_oie.downloads.parts import map_path, part_path
+from orion_oie.downloads.ranges import RemoteFile
 from orion_oie.errors import (
     DigestMismatchError,
     DownloadError,

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny_llama
 
-from orion_oie.backends.llama.forward import ForwardOrder, Run, forward_order
+from orion_oie.backends.llama.forward import ForwardOrder, forward_order
 from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
 from orion_oie.config import ShardingConfig
+from orion_oie.downloads.parts import Run
 
 
 def header_of(names: list[str], size: int = 5000) -> GGUFHeader:

@@ -49,9 +49,9 @@ LAYERS = [
     ["backends.text"],
     # files from elsewhere
     ["downloads.cache"],
-    ["downloads.sources"],
-    ["downloads.fetch"],
-    ["downloads.arrival", "downloads.loopback", "downloads.pace"],
+    ["downloads.fetch", "downloads.locks", "downloads.sources"],
+    ["downloads.parts"],
+    ["downloads.arrival", "downloads.loopback", "downloads.pace", "downloads.ranges"],
     # the ground
     ["cancellation", "config", "logs", "specs"],
     ["hardware"],
@@ -62,7 +62,7 @@ LEVEL = {module: level for level, line in enumerate(LAYERS) for module in line}
 # Third-party packages that only some modules may import: by module, or by package with a dot.
 ONLY_IMPORTERS = {
     "click": ("cli",),
-    "httpx": ("downloads.fetch",),
+    "httpx": ("downloads.fetch", "downloads.ranges"),
     "huggingface_hub": ("downloads.sources",),
     "rich": ("progress",),
     "llama_cpp": ("backends.llama.", "foundry."),

@@ -25,8 +25,8 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
 from orion_oie.downloads.arrival import BLOCK_BYTES
 from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.fetch import part_path
 from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
+from orion_oie.downloads.parts import part_path
 from orion_oie.errors import (
     DigestMismatchError,
     DownloadError,

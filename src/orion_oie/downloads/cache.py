@@ -10,7 +10,6 @@ access time is when it was last used. Knows no agents and no variants: sources o
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -21,25 +20,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
 from orion_oie.downloads.arrival import ArrivalMap
-from orion_oie.downloads.fetch import (
-    Download,
-    Fetched,
-    RemoteFile,
-    map_path,
-    part_path,
-    remove_part,
-)
+from orion_oie.downloads.fetch import Download, Fetched
+from orion_oie.downloads.locks import lock_path, locked, try_lock
+from orion_oie.downloads.parts import map_path, part_path, remove_part
+from orion_oie.downloads.ranges import RemoteFile
 from orion_oie.downloads.sources import locate
 from orion_oie.errors import DigestMismatchError, DownloadError, RegistryError
 from orion_oie.specs import SourceSpec
 
-_LOCK_POLL_S = 0.05
 _HASH_BYTES = 1 << 20
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _HELPERS = (".lock", ".part.map", ".new", ".link")  # files that say something of others
@@ -184,7 +178,7 @@ class ModelCache:
         with contextlib.ExitStack() as on_error:
             on_error.callback(locks.close)
             for path in sorted(paths):
-                locks.enter_context(_locked(path, scope, on_wait))
+                locks.enter_context(locked(path, scope, on_wait))
             if self.find(source) is not None:  # somebody fetched it meanwhile
                 return None
             located = locate(source, paths, self._pinned(paths))
@@ -269,7 +263,7 @@ class ModelCache:
         return self._read_records[1]
 
     def _write_record(self, key: str, record: Record | None) -> None:
-        with _locked(self._records, CancelScope(), lambda: None):
+        with locked(self._records, CancelScope(), lambda: None):
             records = self.records()
             records.pop(key, None)
             if record is not None:
@@ -352,7 +346,7 @@ class ModelCache:
         return removed
 
     def _remove(self, path: Path, *, only_part: bool = False) -> int:
-        lock = _try_lock(path) if path.parent.is_dir() else None
+        lock = try_lock(path) if path.parent.is_dir() else None
         if lock is None:
             if path.parent.is_dir():
                 raise DownloadError(f"{path.name} is being fetched by another process")
@@ -366,7 +360,7 @@ class ModelCache:
                 with contextlib.suppress(OSError):
                     freed += 0 if path.is_symlink() else path.stat().st_blocks * 512
                 path.unlink(missing_ok=True)
-            _lock_path(path).unlink(missing_ok=True)
+            lock_path(path).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # others lie in the folder
                 path.parent.rmdir()
         return freed
@@ -415,44 +409,3 @@ def _sha256(path: Path) -> str:
         while piece := file.read(_HASH_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-# -- locks: released by the system when their holder dies
-
-
-def _lock_path(path: Path) -> Path:
-    return path.with_name(path.name + ".lock")
-
-
-@contextlib.contextmanager
-def _locked(path: Path, scope: CancelScope, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a file; whoever waits for it can be cancelled."""
-    while (lock := _try_lock(path)) is None:
-        on_wait()
-        scope.check()
-        time.sleep(_LOCK_POLL_S)
-    with lock:
-        yield
-
-
-def _try_lock(path: Path) -> Any:
-    """The open lock of a file; None when somebody else holds it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _lock_path(path).open("w")
-    except FileNotFoundError:  # somebody removed the folder just now
-        return None
-    except OSError as error:
-        raise DownloadError(
-            f"{path.parent} cannot be written to ({error.strerror}): choose another cache_dir",
-            path=str(path),
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever removed the file meanwhile left us the lock of nothing.
-        if os.fstat(file.fileno()).st_nlink > 0:
-            return file
-    except BlockingIOError:
-        pass
-    file.close()
-    return None

@@ -8,31 +8,41 @@ was. Knows nothing of models: who cares in which order bytes come says so.
 """
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import os
 import random
-import re
 import shutil
-import socket
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
 from orion_oie.downloads.arrival import ArrivalMap, ArrivalState
 from orion_oie.downloads.pace import Meter, Pace
-from orion_oie.errors import DigestMismatchError, DownloadError, OrionError, RequestCancelledError
-
-if TYPE_CHECKING:  # an extra, and slow to import
-    import httpx
+from orion_oie.downloads.parts import (
+    Part,
+    Run,
+    disk_error,
+    facts_of,
+    map_path,
+    part_path,
+    remove_part,
+    resumed,
+)
+from orion_oie.downloads.ranges import (
+    RETRIED,
+    RangeClient,
+    RemoteFile,
+    etag_of,
+    retry_after,
+    total_size,
+)
+from orion_oie.errors import DigestMismatchError, DownloadError, RequestCancelledError
 
 # One request asks for at most this much: enough to make round trips cheap, little enough that
 # ranges that arrive side by side arrive nearly in order. Towards the end they become smaller, so
@@ -46,25 +56,6 @@ _READ_AHEAD_BYTES = 2 << 20
 _LONGEST_HOLD_S = 0.5  # between looks at whether it is over
 _LONGEST_BACKOFF_S = 20.0
 _SPARE_BYTES = 16 << 20
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
-_RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-Run = tuple[int, int, int]
-"""Bytes of one of several files: its number, the first byte, the one after the last."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file that can be fetched to `path`. `sha256` is what it must have, if that is known.
-
-    `headers` go with each request. `revision` is where in a repository it comes from.
-    """
-
-    url: str
-    path: Path
-    sha256: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,65 +69,13 @@ class Fetched:
 
 
 @dataclass(eq=False)
-class _Part:
-    """One file on its way."""
-
-    file: RemoteFile
-    size: int
-    etag: str | None
-    arrival: ArrivalMap
-    descriptor: int
-
-    @property
-    def path(self) -> Path:
-        return part_path(self.file.path)
-
-
-@dataclass(eq=False)
 class _Chunk:
     """A run of missing bytes. `start` moves on as they come."""
 
-    part: _Part
+    part: Part
     start: int
     end: int
     failures: int = 0
-
-
-class _Connections:
-    """The open connections of a client. Once they are ended, nobody waits for a server any more."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._is_over = False
-
-    def note(self, event: str, info: Mapping[str, Any]) -> None:
-        """Told by the HTTP library of each of its steps."""
-        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            with self._lock:
-                self._sockets.add(info["return_value"].get_extra_info("socket"))
-            if self._is_over:
-                self.end()
-
-    def end(self) -> None:
-        """End them, and those that are yet to come."""
-        with self._lock:
-            self._is_over = True
-            sockets = list(self._sockets)
-        for one in sockets:
-            with contextlib.suppress(OSError):  # it was closed meanwhile
-                # Not the method of an SSL socket, which is not made for other threads.
-                socket.socket.shutdown(one, socket.SHUT_RDWR)
-
-
-def part_path(path: Path) -> Path:
-    """Where a file lies while it arrives."""
-    return path.with_name(path.name + ".part")
-
-
-def map_path(path: Path) -> Path:
-    """Where the map of a file lies while it arrives."""
-    return path.with_name(path.name + ".part.map")
 
 
 class Download:
@@ -164,12 +103,11 @@ class Download:
         self._on_checked = on_checked
         self._on_closed = on_closed
         self._closed = threading.Event()
-        self._parts: list[_Part] = []
-        self._client = _client(config)
+        self._parts: list[Part] = []
+        self._client = RangeClient(config)
         self._pace = Pace(config.bytes_per_s)
         self._meter = Meter()
         self._lock = threading.Lock()
-        self._connections = _Connections()
         self._of_thread = threading.local()
         self._chunks: deque[_Chunk] = deque()  # what is still to be asked for
         self._chunk_bytes = 0
@@ -192,7 +130,7 @@ class Download:
             try:
                 self._make_room()
             except OSError as error:
-                raise _disk_error(error, self._files[0].path) from error
+                raise disk_error(error, self._files[0].path) from error
             on_error.pop_all()
         return self.sizes
 
@@ -230,9 +168,9 @@ class Download:
         try:
             return self._read(part, offset, length)
         except OSError as error:
-            raise _disk_error(error, part.file.path) from error
+            raise disk_error(error, part.file.path) from error
 
-    def _read(self, part: _Part, offset: int, length: int) -> bytes:
+    def _read(self, part: Part, offset: int, length: int) -> bytes:
         end = min(offset + length, part.size)
         for block in _blocks(part.arrival, offset, end):
             if part.arrival.has_block(block):
@@ -350,7 +288,7 @@ class Download:
         try:
             work()
         except OSError as error:
-            self._fail(_disk_error(error, self._parts[0].file.path))
+            self._fail(disk_error(error, self._parts[0].file.path))
         except BaseException as error:  # noqa: BLE001 (raised by `wait`)
             self._fail(error)
         self._leave()
@@ -376,7 +314,7 @@ class Download:
     def _end(self) -> None:
         """Wake everybody: who waits for the end, and who waits for the server."""
         self._ended.set()
-        self._connections.end()
+        self._client.end()
 
     def _stop_if_over(self) -> None:
         self._scope.check()
@@ -426,11 +364,11 @@ class Download:
         """One request; gives why some bytes may still be missing, and the seconds to wait before
         the next that the server asks for."""
         part = chunk.part
-        with self._answer(part.file, chunk.start, chunk.end) as response:
-            if response.status_code in _RETRIED:
-                return f"status {response.status_code}", _retry_after(response)
-            size = _total_size(response, part.file.url, chunk.start)
-            if size != part.size or _etag(response, part.file) != part.etag:
+        with self._client.ask(part.file, chunk.start, chunk.end) as response:
+            if response.status_code in RETRIED:
+                return f"status {response.status_code}", retry_after(response)
+            size = total_size(response, part.file.url, chunk.start)
+            if size != part.size or etag_of(response, part.file) != part.etag:
                 self._discard(part)
                 raise DownloadError(
                     f"{part.file.url} changed while it was fetched (it has {size} bytes now, and "
@@ -439,23 +377,6 @@ class Download:
                 )
             self._store(chunk, response.iter_raw())
         return "it did not send all of it", 0.0
-
-    @contextlib.contextmanager
-    def _answer(self, file: RemoteFile, start: int, end: int) -> "Iterator[httpx.Response]":
-        """The answer to a request for bytes of a file."""
-        import httpx
-
-        headers = {
-            **file.headers,
-            "Range": f"bytes={start}-{end - 1}",
-            "Accept-Encoding": "identity",
-        }
-        notes = {"trace": self._connections.note}
-        try:
-            with self._client.stream("GET", file.url, headers=headers, extensions=notes) as answer:
-                yield answer
-        except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
-            raise DownloadError(f"{file.url}: {error}", url=file.url) from error
 
     def _store(self, chunk: _Chunk, pieces: Iterable[bytes]) -> None:
         """Write what comes, a block at a time; a block that is not whole is not kept."""
@@ -493,34 +414,17 @@ class Download:
 
     def _make_room(self) -> None:
         probed = [(file, *self._probe(file)) for file in self._files]
-        resumed = [self._resumed(*one) for one in probed]
-        arrived = sum(arrival.arrived_bytes for arrival in resumed if arrival is not None)
+        maps = [resumed(*one) for one in probed]
+        arrived = sum(arrival.arrived_bytes for arrival in maps if arrival is not None)
         self._check_space(sum(size for _, size, _ in probed) - arrived)
-        for (file, size, etag), arrival in zip(probed, resumed, strict=True):
+        for (file, size, etag), arrival in zip(probed, maps, strict=True):
             if arrival is None:
-                facts = _facts(file, etag)
+                facts = facts_of(file, etag)
                 arrival = ArrivalMap.create(map_path(file.path), size, facts)
             arrival.state = ArrivalState.ARRIVING
             descriptor = os.open(part_path(file.path), os.O_RDWR | os.O_CREAT, 0o644)
-            self._parts.append(_Part(file, size, etag, arrival, descriptor))
+            self._parts.append(Part(file, size, etag, arrival, descriptor))
             os.ftruncate(descriptor, size)
-
-    def _resumed(self, file: RemoteFile, size: int, etag: str | None) -> ArrivalMap | None:
-        """The map of what arrived before; None, and nothing of it left, if it is of no use."""
-        facts = _facts(file, etag)
-        names = ("etag", "sha256", "revision")
-        try:
-            arrival = ArrivalMap.open(map_path(file.path), is_writable=True)
-            is_same = arrival.size == size == part_path(file.path).stat().st_size
-            is_same = is_same and all(arrival.facts[name] == facts[name] for name in names)
-            # Without any of them, other content of the same size would pass for this one.
-            if is_same and any(facts[name] for name in names):
-                return arrival
-        except (OSError, ValueError, KeyError):
-            pass  # there is none, or it cannot be read
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        remove_part(file.path)
-        return None
 
     def _probe(self, file: RemoteFile) -> tuple[int, str | None]:
         """Size and name of a file's content, by asking for its first byte."""
@@ -529,13 +433,13 @@ class Download:
         for attempt in range(self._config.retries + 1):
             self._stop_if_over()
             try:
-                with self._answer(file, 0, 1) as response:
-                    if response.status_code not in _RETRIED:
-                        found = _total_size(response, file.url, 0), _etag(response, file)
+                with self._client.ask(file, 0, 1) as response:
+                    if response.status_code not in RETRIED:
+                        found = total_size(response, file.url, 0), etag_of(response, file)
                         # The byte and its end: else the connection could not be used again.
                         list(itertools.islice(response.iter_raw(), 2))
                         return found
-                    wait_s, reason = _retry_after(response), f"status {response.status_code}"
+                    wait_s, reason = retry_after(response), f"status {response.status_code}"
             except httpx.TransportError as error:
                 wait_s, reason = 0.0, f"{type(error).__name__}: {error}"
             if attempt < self._config.retries:
@@ -587,7 +491,7 @@ class Download:
             os.replace(part.path, part.file.path)
             map_path(part.file.path).unlink(missing_ok=True)
 
-    def _hash_of(self, part: _Part) -> str:
+    def _hash_of(self, part: Part) -> str:
         digest = hashlib.sha256()
         piece = memoryview(bytearray(_HASH_BYTES))
         at = 0
@@ -604,29 +508,9 @@ class Download:
             at += count
         return digest.hexdigest()
 
-    def _discard(self, part: _Part) -> None:
+    def _discard(self, part: Part) -> None:
         part.arrival.state = ArrivalState.FAILED
         remove_part(part.file.path)
-
-
-def remove_part(path: Path) -> None:
-    """Throw away what arrived of a file."""
-    map_path(path).unlink(missing_ok=True)
-    part_path(path).unlink(missing_ok=True)
-
-
-def _client(config: DownloadConfig) -> "httpx.Client":
-    try:
-        import httpx
-    except ImportError as error:
-        raise DownloadError(
-            "downloads need httpx: pip install 'orion-oie[download]'", extra="download"
-        ) from error
-    return httpx.Client(
-        timeout=config.timeout_s,
-        follow_redirects=True,
-        limits=httpx.Limits(max_connections=config.connections + 1),
-    )
 
 
 def _blocks(arrival: ArrivalMap, start: int, end: int) -> range:
@@ -634,64 +518,7 @@ def _blocks(arrival: ArrivalMap, start: int, end: int) -> range:
     return range(start // arrival.block_bytes, -(-end // arrival.block_bytes))
 
 
-def _facts(file: RemoteFile, etag: str | None) -> dict[str, str | None]:
-    """What the map says of what was being fetched."""
-    return {"url": file.url, "etag": etag, "sha256": file.sha256, "revision": file.revision}
-
-
-def _total_size(response: "httpx.Response", url: str, start: int) -> int:
-    """The size of the whole file, from an answer to a ranged request. Raises `DownloadError`."""
-    status = response.status_code
-    if status in (401, 403):
-        raise DownloadError(
-            f"{url}: access denied (status {status}): a token or a licence may be needed",
-            url=url,
-            status=status,
-        )
-    if status == 200:
-        raise DownloadError(
-            f"{url}: the server ignores ranges, so that the file can neither be resumed nor "
-            "checked as it comes: fetch it by other means and name it with a 'path' source",
-            url=url,
-            status=status,
-        )
-    if status != 206:
-        raise DownloadError(
-            f"{url}: the server answers with status {status}", url=url, status=status
-        )
-    said = response.headers.get("Content-Range", "")
-    match = _CONTENT_RANGE.match(said)
-    if match is None or int(match[1]) != start:
-        raise DownloadError(
-            f"{url}: the server was asked for bytes from {start} on and says {said!r}", url=url
-        )
-    return int(match[3])
-
-
-def _etag(response: "httpx.Response", file: RemoteFile) -> str | None:
-    """What the server calls this content, as far as it can be relied on. A file whose digest is
-    known needs none: servers behind one address may disagree about it."""
-    if file.sha256:
-        return None
-    etag: str = response.headers.get("ETag", "")
-    is_weak = not etag or etag.startswith("W/")
-    return response.headers.get("Last-Modified") if is_weak else etag
-
-
-def _retry_after(response: "httpx.Response") -> float:
-    said = response.headers.get("Retry-After", "")
-    return min(float(said), 60.0) if said.isdecimal() else 0.0
-
-
 def _write(descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _disk_error(error: OSError, path: Path) -> OrionError:
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    what = "the disk is full" if is_full else (error.strerror or str(error))
-    return DownloadError(
-        f"{path.parent} cannot be written to ({what}); what arrived is kept", path=str(path)
-    )

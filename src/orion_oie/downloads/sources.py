@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from orion_oie.downloads.fetch import RemoteFile
+from orion_oie.downloads.ranges import RemoteFile
 from orion_oie.errors import DownloadError
 from orion_oie.specs import SourceSpec
 

@@ -10,12 +10,10 @@ from itertools import accumulate
 
 from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo
 from orion_oie.config import ShardingConfig
+from orion_oie.downloads.parts import Run
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.*)")
 _AFTER_ALL_LAYERS = 2**31
-
-Run = tuple[int, int, int]
-"""Bytes of one of several files: its number, the first byte, the one after the last."""
 
 _Stage = tuple[int, int, int]
 

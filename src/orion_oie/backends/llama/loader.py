@@ -21,13 +21,14 @@ from pathlib import Path
 
 from orion_oie.backends.base import LoadProgress, LoadSpec, OnProgress
 from orion_oie.backends.llama.client import LlamaModel, OnCrash, OnLog
-from orion_oie.backends.llama.forward import ForwardOrder, Run, forward_order
+from orion_oie.backends.llama.forward import ForwardOrder, forward_order
 from orion_oie.backends.llama.gguf import GGUFHeader, parse_header, read_header
 from orion_oie.backends.llama.process import SpareWorker
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
 from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.fetch import Download, map_path, part_path
+from orion_oie.downloads.fetch import Download
+from orion_oie.downloads.parts import Run, map_path, part_path
 from orion_oie.errors import (
     EngineClosedError,
     ModelCorruptError,

@@ -1,0 +1,147 @@
+"""Ranges of files, asked of HTTP servers one at a time, and what an answer says of the whole file.
+
+Tries nothing again and keeps nothing: that is `fetch.py`'s.
+"""
+
+import contextlib
+import re
+import socket
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orion_oie.config import DownloadConfig
+from orion_oie.errors import DownloadError
+
+if TYPE_CHECKING:  # an extra, and slow to import
+    import httpx
+
+# Statuses after which the same request may succeed.
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file that can be fetched to `path`. `sha256` is what it must have, if that is known.
+
+    `headers` go with each request. `revision` is where in a repository it comes from.
+    """
+
+    url: str
+    path: Path
+    sha256: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    revision: str | None = None
+
+
+class RangeClient:
+    """Connections to servers, for the threads of one download. Raises `DownloadError` without the
+    extra that it needs."""
+
+    def __init__(self, config: DownloadConfig) -> None:
+        self._client = _client(config)
+        self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._is_over = False
+
+    @contextlib.contextmanager
+    def ask(self, file: RemoteFile, start: int, end: int) -> "Iterator[httpx.Response]":
+        """The answer to a request for bytes of a file."""
+        import httpx
+
+        headers = {
+            **file.headers,
+            "Range": f"bytes={start}-{end - 1}",
+            "Accept-Encoding": "identity",
+        }
+        notes = {"trace": self._note}
+        try:
+            with self._client.stream("GET", file.url, headers=headers, extensions=notes) as answer:
+                yield answer
+        except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
+            raise DownloadError(f"{file.url}: {error}", url=file.url) from error
+
+    def _note(self, event: str, info: Mapping[str, Any]) -> None:
+        """Told by the HTTP library of each of its steps."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            with self._lock:
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
+            if self._is_over:
+                self.end()
+
+    def end(self) -> None:
+        """End the open connections, and those that are yet to come: nobody waits any more."""
+        with self._lock:
+            self._is_over = True
+            sockets = list(self._sockets)
+        for one in sockets:
+            with contextlib.suppress(OSError):  # it was closed meanwhile
+                # Not the method of an SSL socket, which is not made for other threads.
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give everything back. Only while nobody asks."""
+        self._client.close()
+
+
+def total_size(response: "httpx.Response", url: str, start: int) -> int:
+    """The size of the whole file, from an answer to a ranged request. Raises `DownloadError`."""
+    status = response.status_code
+    if status in (401, 403):
+        raise DownloadError(
+            f"{url}: access denied (status {status}): a token or a licence may be needed",
+            url=url,
+            status=status,
+        )
+    if status == 200:
+        raise DownloadError(
+            f"{url}: the server ignores ranges, so that the file can neither be resumed nor "
+            "checked as it comes: fetch it by other means and name it with a 'path' source",
+            url=url,
+            status=status,
+        )
+    if status != 206:
+        raise DownloadError(
+            f"{url}: the server answers with status {status}", url=url, status=status
+        )
+    said = response.headers.get("Content-Range", "")
+    match = _CONTENT_RANGE.match(said)
+    if match is None or int(match[1]) != start:
+        raise DownloadError(
+            f"{url}: the server was asked for bytes from {start} on and says {said!r}", url=url
+        )
+    return int(match[3])
+
+
+def etag_of(response: "httpx.Response", file: RemoteFile) -> str | None:
+    """What the server calls this content, as far as it can be relied on. A file whose digest is
+    known needs none: servers behind one address may disagree about it."""
+    if file.sha256:
+        return None
+    etag: str = response.headers.get("ETag", "")
+    is_weak = not etag or etag.startswith("W/")
+    return response.headers.get("Last-Modified") if is_weak else etag
+
+
+def retry_after(response: "httpx.Response") -> float:
+    said = response.headers.get("Retry-After", "")
+    return min(float(said), 60.0) if said.isdecimal() else 0.0
+
+
+def _client(config: DownloadConfig) -> "httpx.Client":
+    try:
+        import httpx
+    except ImportError as error:
+        raise DownloadError(
+            "downloads need httpx: pip install 'orion-oie[download]'", extra="download"
+        ) from error
+    return httpx.Client(
+        timeout=config.timeout_s,
+        follow_redirects=True,
+        limits=httpx.Limits(max_connections=config.connections + 1),
+    )
