@@ -42,6 +42,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(path, context_length=2048, token_bias={"<|im_end|>": -40})
 
 
+@pytest.fixture
+def only_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, and no certificates: loading them would take longer than most tests."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+
+
 def worker_processes() -> list[psutil.Process]:
     """The workers of this process that are still there."""
     return [

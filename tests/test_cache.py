@@ -37,13 +37,7 @@ CONTENT = random.Random(1).randbytes(SIZE)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 CONFIG = DownloadConfig(connections=2, retries=0)
 
-
-@pytest.fixture(autouse=True)
-def only_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy, and no certificates: loading them would take longer than most tests."""
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+pytestmark = pytest.mark.usefixtures("only_this_machine")
 
 
 @pytest.fixture

@@ -49,6 +49,8 @@ FOUR = DownloadConfig(connections=4, retries=0)
 Wrongs = Mapping[int | None, Misbehaviour | None]
 """What to answer to which request from now on; under None, to those that are not named."""
 
+pytestmark = pytest.mark.usefixtures("only_this_machine")
+
 
 class Script:
     """Wrong answers, by the order in which requests come; `hook` is called with each of them."""
@@ -156,14 +158,6 @@ def a_place(
     with LoopbackServer(folder, misbehave=script, **limits) as server:
         source = SourceSpec(url=server.url, shards=list(files), sha256=list(sha256))
         yield Place(folder, server, script, ModelCache(tmp_path / "cache"), source)
-
-
-@pytest.fixture(autouse=True)
-def only_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy, and no certificates: loading them would take longer than most tests."""
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
 
 
 @pytest.fixture

@@ -96,6 +96,17 @@ def said_by(file: Path, work: GenerationJob | None = None) -> str:
         model.close()
 
 
+def said_by_a_load(cache: ModelCache, spec: LoadSpec) -> str:
+    """What a model says that is fetched, or whose rest is, up to its last byte."""
+    model = backend_of(cache).load(spec, CancelScope(), lambda _progress: None)
+    try:
+        text = say(model)
+        model.completion.result(BOUND_S)
+    finally:
+        model.close()
+    return text
+
+
 class Late:
     """A server's hook: from a byte on, ranges are held back until they are let go, or refused."""
 
@@ -224,12 +235,7 @@ def test_a_server_that_fails_halfway(folder: Path, cache: ModelCache, late: Any)
         assert again.files != spec.files
     hook._refusal = None
     sent = server.bytes_sent
-    model = backend_of(cache).load(spec, CancelScope(), lambda _progress: None)
-    try:
-        assert say(model) == said_by(folder / "F16.gguf")
-        model.completion.result(BOUND_S)
-    finally:
-        model.close()
+    assert said_by_a_load(cache, spec) == said_by(folder / "F16.gguf")
     assert server.bytes_sent - sent < (folder / "F16.gguf").stat().st_size // 2
 
 
@@ -382,12 +388,7 @@ def test_an_end_while_it_arrives(ending: str, folder: Path, cache: ModelCache, l
         model.completion.result(BOUND_S)
     hook.let_go.set()
     wait_until(lambda: not any(t.name.startswith("orion-") for t in threading.enumerate()))
-    model = backend_of(cache).load(spec, CancelScope(), lambda _progress: None)
-    try:
-        assert say(model) == said_by(folder / "F16.gguf")
-        model.completion.result(BOUND_S)
-    finally:
-        model.close()
+    assert said_by_a_load(cache, spec) == said_by(folder / "F16.gguf")
 
 
 def test_two_at_once_share_one_download(folder: Path, cache: ModelCache) -> None:
