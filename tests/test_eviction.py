@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.eviction import Resident, choose_victims
+from orion_oie.eviction import Limits, Resident, blockers, choose_relief, choose_victims
 
 resident_lists = st.lists(st.tuples(st.integers(0, 9).map(float), st.booleans()), max_size=8).map(
     lambda rows: [
@@ -34,13 +34,13 @@ capacities = st.integers(1, 9)
 )
 def test_examples(residents: list[Resident], capacity: int, victims: list[str] | None) -> None:
     """The cases one would draw on paper."""
-    assert choose_victims(residents, capacity) == victims
+    assert choose_victims(residents, Limits(capacity)) == victims
 
 
 @given(residents=resident_lists, capacity=capacities)
 def test_a_model_in_use_never_goes(residents: list[Resident], capacity: int) -> None:
     """Every victim is a resident, is idle, and is named once."""
-    victims = choose_victims(residents, capacity) or []
+    victims = choose_victims(residents, Limits(capacity)) or []
     assert len(victims) == len(set(victims))
     assert set(victims) <= {one.key for one in residents if not one.is_in_use}
 
@@ -48,7 +48,7 @@ def test_a_model_in_use_never_goes(residents: list[Resident], capacity: int) -> 
 @given(residents=resident_lists, capacity=capacities)
 def test_just_enough_go(residents: list[Resident], capacity: int) -> None:
     """There is room for one more afterwards, and would not be with one victim less."""
-    victims = choose_victims(residents, capacity)
+    victims = choose_victims(residents, Limits(capacity))
     if victims is not None:
         left = len(residents) - len(victims)
         assert left + 1 <= capacity
@@ -58,7 +58,7 @@ def test_just_enough_go(residents: list[Resident], capacity: int) -> None:
 @given(residents=resident_lists, capacity=capacities)
 def test_the_longest_unused_go_first(residents: list[Resident], capacity: int) -> None:
     """No idle model that stays was unused for longer than one that goes; the oldest goes first."""
-    victims = choose_victims(residents, capacity) or []
+    victims = choose_victims(residents, Limits(capacity)) or []
     used = {one.key: one.last_used for one in residents}
     ages = [used[key] for key in victims]
     stay = [one.last_used for one in residents if not one.is_in_use and one.key not in victims]
@@ -70,12 +70,118 @@ def test_the_longest_unused_go_first(residents: list[Resident], capacity: int) -
 def test_it_gives_up_only_when_it_must(residents: list[Resident], capacity: int) -> None:
     """None means that even without any idle model there would be no room."""
     busy = sum(one.is_in_use for one in residents)
-    assert (choose_victims(residents, capacity) is None) == (busy + 1 > capacity)
+    assert (choose_victims(residents, Limits(capacity)) is None) == (busy + 1 > capacity)
 
 
 @given(residents=resident_lists, capacity=capacities)
 def test_deciding_changes_nothing(residents: list[Resident], capacity: int) -> None:
     """The same question gets the same answer, and the list stays as it was."""
     before = list(residents)
-    assert choose_victims(residents, capacity) == choose_victims(residents, capacity)
+    assert choose_victims(residents, Limits(capacity)) == choose_victims(
+        residents, Limits(capacity)
+    )
     assert residents == before
+
+
+# Bytes
+
+sized_lists = st.lists(
+    st.tuples(
+        st.integers(0, 9).map(float),
+        st.booleans(),
+        st.integers(0, 50),
+        st.sampled_from([1.0, 5.0]),
+        st.booleans(),
+    ),
+    max_size=9,
+).map(lambda rows: [Resident(f"m{number}", *row) for number, row in enumerate(rows)])
+sizes = st.integers(0, 120)
+
+
+def freed(residents: list[Resident], keys: list[str]) -> int:
+    return sum(one.size_bytes for one in residents if one.key in keys)
+
+
+@given(residents=sized_lists, size=sizes, budget=sizes)
+def test_the_smallest_sufficient_set_goes(
+    residents: list[Resident], size: int, budget: int
+) -> None:
+    """There is room afterwards; no smaller number of models would have been enough; nobody in use
+    or pinned is among them; None only when all that can go would not be enough."""
+    victims = choose_victims(residents, Limits(None, budget), size)
+    held = sum(one.size_bytes for one in residents)
+    can_go = {one.key: one.size_bytes for one in residents if one.can_go}
+    if victims is None:
+        assert held - sum(can_go.values()) + size > budget
+        return
+    assert set(victims) <= set(can_go)
+    assert held - freed(residents, victims) + size <= budget or (not victims and held == 0 == size)
+    largest = sorted(can_go.values(), reverse=True)[: max(0, len(victims) - 1)]
+    assert not victims or held - sum(largest) + size > budget
+
+
+@given(residents=sized_lists, size=sizes, budget=sizes, models=st.integers(1, 10))
+def test_both_limits_are_kept(
+    residents: list[Resident], size: int, budget: int, models: int
+) -> None:
+    """With a limit of models and one of bytes, what is chosen satisfies both."""
+    victims = choose_victims(residents, Limits(models, budget), size)
+    if victims is not None:
+        assert len(residents) - len(victims) + 1 <= models
+        assert sum(o.size_bytes for o in residents) - freed(residents, victims) + size <= budget
+
+
+@given(residents=sized_lists, size=sizes, budget=sizes)
+def test_who_is_in_the_way_is_named(residents: list[Resident], size: int, budget: int) -> None:
+    """Once the models that are named are idle, there is room; they are in use, and nobody is named
+    without need."""
+    limits = Limits(None, budget)
+    named = blockers(residents, limits, size)
+    if named is None:
+        pinned = sum(one.size_bytes for one in residents if one.is_pinned)
+        assert pinned + size > budget
+        return
+    assert all(one.is_in_use for one in residents if one.key in named)
+    idle = [
+        Resident(
+            o.key, o.last_used, o.is_in_use and o.key not in named, o.size_bytes, 1.0, o.is_pinned
+        )
+        for o in residents
+    ]
+    assert choose_victims(idle, limits, size) is not None
+    if choose_victims(residents, limits, size) is not None:
+        assert named == []
+
+
+def test_what_is_dear_to_load_stays_before_what_is_cheap() -> None:
+    """Of two that were used about as lately, the one goes that is loaded again sooner."""
+    dear = Resident("dear", 8, False, 10, reload_s=20)
+    cheap = Resident("cheap", 9, False, 10, reload_s=1)
+    assert choose_victims([dear, cheap], Limits(None, 20), 5) == ["cheap"]
+    old = Resident("old", 0, False, 10, reload_s=2)
+    assert choose_victims([old, cheap, dear], Limits(None, 30), 5) == ["old"]
+
+
+@given(residents=sized_lists, wanted=sizes)
+def test_relief_gives_what_there_is(residents: list[Resident], wanted: int) -> None:
+    """It gives back what is wanted, or all that is idle; with none to spare."""
+    keys = choose_relief(residents, wanted)
+    idle_bytes = sum(one.size_bytes for one in residents if one.can_go)
+    assert freed(residents, keys) >= min(wanted, idle_bytes)
+    assert all(one.can_go for one in residents if one.key in keys)
+    if keys:
+        smallest = min(one.size_bytes for one in residents if one.key in keys)
+        assert freed(residents, keys) - smallest < wanted
+
+
+def test_many_models_are_decided_quickly() -> None:
+    """With more models than sets can be compared, what goes is still enough, and nothing of it can
+    be left out."""
+    residents = [Resident(f"m{n}", n, False, 10 + n % 7, 1.0 + n % 3) for n in range(60)]
+    held = sum(one.size_bytes for one in residents)
+    victims = choose_victims(residents, Limits(None, held), 100)
+    assert victims is not None
+    gone = freed(residents, victims)
+    assert gone >= 100
+    sizes = [one.size_bytes for one in residents if one.key in victims]
+    assert gone - min(sizes) < 100

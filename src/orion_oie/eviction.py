@@ -1,27 +1,133 @@
-"""Which loaded models must go to make room for one more. Pure: decides, unloads nothing."""
+"""Which loaded models must go. Pure: decides, unloads nothing.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Idle models go, never one that is in use or pinned; no more of them than needed, and among equally
+many those whose loss is least: what it takes to load a model again, times how soon it is likely to
+be wanted, which is one over how long ago it was. With equal loads, the longest unused goes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+# Above, sets are built step by step instead of compared with each other: 2^12 are 4,096.
+_COMPARED_AT_MOST = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A model in memory. `last_used` grows with time; `is_in_use` protects it."""
+    """A model in memory, or on its way there.
+
+    `last_used` grows with time, in any unit. `size_bytes` is what it may take, `reload_s` what it
+    took to load it. Only what is neither in use nor pinned can go.
+    """
 
     key: str
     last_used: float
     is_in_use: bool
+    size_bytes: int = 0
+    reload_s: float = 1.0
+    is_pinned: bool = False
+
+    @property
+    def can_go(self) -> bool:
+        return not (self.is_in_use or self.is_pinned)
 
 
-def choose_victims(residents: Sequence[Resident], capacity: int) -> list[str] | None:
-    """Keys of the least recently used idle models whose removal leaves room for one more.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What all models together may take; None is without limit."""
 
-    None when too many are in use: wait until one is idle.
+    models: int | None = None
+    memory_bytes: int | None = None
+
+
+def choose_victims(
+    residents: Sequence[Resident], limits: Limits, size_bytes: int = 0
+) -> list[str] | None:
+    """Keys of the idle models whose removal leaves room for one more of `size_bytes`, the longest
+    unused first.
+
+    None when that would not be enough: wait until one is idle, if `could_fit`.
     """
-    excess = len(residents) + 1 - capacity
-    if excess <= 0:
+    excess, shortage_bytes = 0, 0
+    if limits.models is not None:
+        excess = len(residents) + 1 - limits.models
+    if limits.memory_bytes is not None:
+        held_bytes = sum(resident.size_bytes for resident in residents)
+        shortage_bytes = held_bytes + size_bytes - limits.memory_bytes
+    return _smallest_set(residents, excess, shortage_bytes)
+
+
+def blockers(
+    residents: Sequence[Resident], limits: Limits, size_bytes: int = 0
+) -> list[str] | None:
+    """Keys of the models in use that would have to become idle for one more to have room; those
+    that are idle already are not named. None when even that would not be enough."""
+    if choose_victims(residents, limits, size_bytes) is not None:
         return []
-    idle = sorted((r for r in residents if not r.is_in_use), key=lambda r: r.last_used)
-    if len(idle) < excess:
+    # One that is in use costs more to wait for than any idle one is worth.
+    imagined = [
+        replace(r, is_in_use=False, reload_s=r.reload_s * 1e6) if r.is_in_use else r
+        for r in residents
+    ]
+    victims = choose_victims(imagined, limits, size_bytes)
+    if victims is None:
         return None
-    return [resident.key for resident in idle[:excess]]
+    in_use = {resident.key for resident in residents if resident.is_in_use}
+    return [key for key in victims if key in in_use]
+
+
+def choose_relief(residents: Sequence[Resident], wanted_bytes: int) -> list[str]:
+    """Keys of the idle models to unload to give back `wanted_bytes`, or as much as there is of
+    them: the longest unused first."""
+    idle = [resident for resident in residents if resident.can_go]
+    there_bytes = sum(resident.size_bytes for resident in idle)
+    return _smallest_set(idle, 0, min(wanted_bytes, there_bytes)) or []
+
+
+def _smallest_set(residents: Sequence[Resident], count: int, freed_bytes: int) -> list[str] | None:
+    """The fewest models that can go of which at least `count` go and `freed_bytes` come back."""
+    if count <= 0 and freed_bytes <= 0:
+        return []
+    idle = sorted((r for r in residents if r.can_go), key=lambda r: r.last_used)
+    if len(idle) < count or sum(r.size_bytes for r in idle) < freed_bytes:
+        return None
+    newest = max(r.last_used for r in residents)
+    many = len(idle) > _COMPARED_AT_MOST
+    sets = [_built(idle, count, freed_bytes, newest)] if many else _all_sets(idle, count)
+    best: tuple[int, float, int] | None = None
+    chosen: Sequence[Resident] = ()
+    for candidate in sets:
+        if best is not None and len(candidate) > best[0]:
+            break  # they come by their number
+        size = sum(r.size_bytes for r in candidate)
+        rank = len(candidate), sum(_loss(r, newest) for r in candidate), size
+        if size >= freed_bytes and (best is None or rank < best):
+            best, chosen = rank, candidate
+    return [resident.key for resident in chosen]
+
+
+def _all_sets(idle: Sequence[Resident], count: int) -> Iterator[Sequence[Resident]]:
+    for number in range(max(1, count), len(idle) + 1):
+        yield from combinations(idle, number)
+
+
+def _built(
+    idle: Iterable[Resident], count: int, freed_bytes: int, newest: float
+) -> Sequence[Resident]:
+    """A sufficient set of which none can be left out: the cheapest losses first, then without
+    those that the others make unnecessary."""
+    chosen: list[Resident] = []
+    for resident in sorted(idle, key=lambda r: _loss(r, newest)):
+        if len(chosen) >= count and sum(r.size_bytes for r in chosen) >= freed_bytes:
+            break
+        chosen.append(resident)
+    for resident in sorted(chosen, key=lambda r: r.size_bytes):
+        others = [r for r in chosen if r is not resident]
+        if len(others) >= count and sum(r.size_bytes for r in others) >= freed_bytes:
+            chosen = others
+    return sorted(chosen, key=lambda r: r.last_used)
+
+
+def _loss(resident: Resident, newest: float) -> float:
+    return resident.reload_s / (1.0 + newest - resident.last_used)

@@ -1,9 +1,11 @@
 """Models in memory, shared by the agents that use them.
 
 `acquire` gives a model for as long as its `with` block runs: it is loaded once however many ask
-at the same time, never unloaded while in use, and the least recently used idle one makes room.
-Whoever waits for room is overtaken by users of what is in memory, but only for so long.
-Loading runs on a thread of its own and goes on as long as somebody waits for it.
+at the same time, and never unloaded while in use. Together they take no more memory than they may:
+idle ones make room. Whoever waits for room is overtaken by users of what is in memory, but only for
+so long. Loading runs on a thread of its own and goes on as long as somebody waits for it.
+
+How large a model will be, how much memory there is and who must go is decided elsewhere.
 """
 
 import threading
@@ -14,20 +16,26 @@ from dataclasses import dataclass, field
 
 from orion_oie.backends.base import LoadedModel, LoadProgress, LoadSpec, OnProgress
 from orion_oie.cancellation import CancelScope
-from orion_oie.errors import EngineClosedError, RequestCancelledError
-from orion_oie.eviction import Resident, choose_victims
+from orion_oie.errors import EngineClosedError, InsufficientMemoryError, RequestCancelledError
+from orion_oie.eviction import Limits, Resident, blockers, choose_relief, choose_victims
 from orion_oie.schemas import ModelInfo, Schema
 
 Load = Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]
 
+_PRESSURE_POLL_S = 0.5
+_LEAST_RELOAD_S = 1.0
+
 
 class ResidentModel(Schema):
-    """One model in memory, for statistics. `users` counts requests that hold or await it."""
+    """One model in memory, for statistics. `users` counts requests that hold or await it;
+    `reserved_bytes` is what it may take, out of the budget."""
 
     model: ModelInfo
     pid: int | None
     users: int
     is_loading: bool
+    is_pinned: bool = False
+    reserved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +48,27 @@ class Lease:
     evicted: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Whether a model could be used now.
+
+    `victims`: what would be unloaded for it; empty when it is in memory. None: it must wait, until
+    the models of `blockers` are idle, or until there is more memory if that names none.
+    """
+
+    is_here: bool
+    victims: tuple[str, ...] | None = ()
+    blockers: tuple[str, ...] = ()
+
+
 @dataclass(eq=False)
 class _Entry:
     spec: LoadSpec
     last_used: int
+    size_bytes: int = 0
     evicted: tuple[str, ...] = ()
+    reload_s: float = _LEAST_RELOAD_S
+    displaced_bytes: int = 0  # of models that are still being freed for this one
     scope: CancelScope = field(default_factory=CancelScope)
     users: int = 0
     progress: LoadProgress | None = None
@@ -71,11 +95,15 @@ class _Ticket:
 
     is_patient: bool
     since: float = field(default_factory=time.monotonic)
+    pressed_since: float | None = None  # when the machine was first seen without memory
 
 
 class AgentPool:
     """Loaded models by `LoadSpec.key`. `on_evicted(key)` is called with no lock held.
 
+    size_of: what a model may take, in bytes; may read files and raise. budget_bytes: what all may
+    take together, None for no limit; has_memory: whether the machine has memory to load anything at
+    all. Both are asked often and must return at once. A load waits `pressure_wait_s` for memory.
     After `patience_s` of waiting for room, later requests for models in memory wait as well, so
     that one of these becomes idle.
     """
@@ -83,17 +111,27 @@ class AgentPool:
     def __init__(
         self,
         load: Load,
-        max_models: int,
+        max_models: int | None = None,
         on_evicted: Callable[[str], None] = lambda _key: None,
+        *,
+        size_of: Callable[[LoadSpec], int] = lambda _spec: 0,
+        budget_bytes: Callable[[], int | None] = lambda: None,
+        has_memory: Callable[[], bool] = lambda: True,
+        pressure_wait_s: float = 30.0,
         patience_s: float = 2.0,
     ) -> None:
         self._load = load
         self._max_models = max_models
         self._on_evicted = on_evicted
+        self._size_of = size_of
+        self._budget_bytes = budget_bytes
+        self._has_memory = has_memory
+        self._pressure_wait_s = pressure_wait_s
         self._patience_s = patience_s
         self._waiting_for_room: list[_Ticket] = []
         self._changed = threading.Condition()
         self._entries: dict[str, _Entry] = {}
+        self._pinned: set[str] = set()
         self._uses = 0
         self._is_closed = False
 
@@ -109,13 +147,16 @@ class AgentPool:
         """Hold the model of `spec`, loading it if needed. Users of what is in memory overtake a
         patient one as long as they like.
 
-        Raises what the load raised, the error that `scope` was cancelled with while waiting, or
-        `EngineClosedError`.
+        Raises what the load raised, `InsufficientMemoryError` when no waiting would help, the error
+        that `scope` was cancelled with while waiting, or `EngineClosedError`.
         """
         started = time.perf_counter()
+        size_bytes = self._known_size(spec.key)
+        if size_bytes is None:
+            size_bytes = self._size_of(spec)
         undo = scope.on_cancel(self._notify)
         try:
-            entry, is_cold = self._join(spec, scope, _Ticket(is_patient))
+            entry, is_cold = self._join(spec, size_bytes, scope, _Ticket(is_patient))
             try:
                 model = self._await_load(entry, scope, on_progress)
                 load_ms = (time.perf_counter() - started) * 1e3
@@ -142,6 +183,62 @@ class AgentPool:
                 self._changed.notify_all()
         return True
 
+    def relieve(self, wanted_bytes: int) -> list[str]:
+        """Free idle models until `wanted_bytes` are given back, or none is idle; returns which."""
+        with self._changed:
+            self._drop_dead()
+            keys = choose_relief(self._as_residents(), wanted_bytes)
+        freed = [key for key in keys if self.unload(key)]
+        for key in freed:
+            self._on_evicted(key)
+        return freed
+
+    def trim(self) -> list[str]:
+        """Free idle models while all together may take more than the budget; returns which."""
+        budget_bytes = self._budget_bytes()
+        excess = 0 if budget_bytes is None else self.reserved_bytes - budget_bytes
+        return self.relieve(excess) if excess > 0 else []
+
+    def pin(self, key: str) -> None:
+        """Never evict a model, from when it is loaded until `unpin`."""
+        with self._changed:
+            self._pinned.add(key)
+
+    def unpin(self, key: str) -> None:
+        """Let a model be evicted again."""
+        with self._changed:
+            self._pinned.discard(key)
+            self._changed.notify_all()
+
+    def room_for(self, key: str, size_bytes: int) -> Room:
+        """Whether a model of this size could be used now, and what would have to go for it."""
+        with self._changed:
+            self._drop_dead()
+            entry = self._entries.get(key)
+            if entry is not None and not entry.is_leaving:
+                return Room(is_here=True)
+            if not self._has_memory():
+                return Room(False, None)
+            residents, limits = self._as_residents(), self._limits()
+        victims = choose_victims(residents, limits, size_bytes)
+        if victims is not None:
+            return Room(False, tuple(victims))
+        return Room(False, None, tuple(blockers(residents, limits, size_bytes) or ()))
+
+    def note_size(self, key: str, measured_bytes: int) -> None:
+        """A model takes more than was reserved for it: count that from now on."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is not None and measured_bytes > entry.size_bytes:
+                entry.size_bytes = measured_bytes
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What all models that are in memory, or on their way, may take together."""
+        with self._changed:
+            self._drop_dead()
+            return sum(resident.size_bytes for resident in self._as_residents())
+
     def is_ready(self, key: str) -> bool:
         """True when all of a model is in memory: it answers at once."""
         with self._changed:
@@ -159,6 +256,8 @@ class AgentPool:
                     pid=entry.model.pid if entry.model else None,
                     users=entry.users,
                     is_loading=entry.is_loading,
+                    is_pinned=key in self._pinned,
+                    reserved_bytes=entry.size_bytes,
                 )
                 for key, entry in self._entries.items()
                 if entry.is_loading or (entry.model is not None and entry.model.is_alive())
@@ -181,11 +280,18 @@ class AgentPool:
         with self._changed:
             self._changed.notify_all()
 
-    def _join(self, spec: LoadSpec, scope: CancelScope, ticket: _Ticket) -> tuple[_Entry, bool]:
+    def _known_size(self, key: str) -> int | None:
+        with self._changed:
+            entry = self._entries.get(key)
+            return None if entry is None else entry.size_bytes
+
+    def _join(
+        self, spec: LoadSpec, size_bytes: int, scope: CancelScope, ticket: _Ticket
+    ) -> tuple[_Entry, bool]:
         """Become a user of the model's entry, making it (and starting the load) if there is none.
 
-        Waits while the model's last load or use ends, and while every model that could make room
-        is in use. Dead models take no room.
+        Waits while the model's last load or use ends, while every model that could make room is in
+        use, and for a while when the machine has no memory. Dead models take no room.
         """
         line = self._waiting_for_room
         with self._changed:
@@ -195,21 +301,46 @@ class AgentPool:
                         raise EngineClosedError("the engine was shut down")
                     scope.check()
                     self._drop_dead()
+                    timeout_s = None
                     entry = self._entries.get(spec.key)
                     if entry is None:
                         if ticket not in line:
                             line.append(ticket)
-                        victims = choose_victims(self._as_residents(), self._max_models)
-                        if victims is not None and line[0] is ticket:
-                            return self._begin_load(spec, victims), True
+                        if self._has_memory():
+                            ticket.pressed_since = None
+                            victims = self._victims(spec, size_bytes)
+                            if victims is not None and line[0] is ticket:
+                                return self._begin_load(spec, size_bytes, victims), True
+                        else:
+                            timeout_s = _PRESSURE_POLL_S
+                            self._check_patience(spec, ticket)
                     elif not entry.is_leaving and not self._must_wait_behind_others(ticket):
                         entry.users += 1
                         return entry, entry.is_loading
-                    self._changed.wait()
+                    self._changed.wait(timeout_s)
             finally:
                 if ticket in line:
                     line.remove(ticket)
                     self._changed.notify_all()
+
+    def _victims(self, spec: LoadSpec, size_bytes: int) -> list[str] | None:
+        """Who must go for a model; None while somebody must become idle first. Raises
+        `InsufficientMemoryError` when that would not help either."""
+        residents, limits = self._as_residents(), self._limits()
+        victims = choose_victims(residents, limits, size_bytes)
+        if victims is None and blockers(residents, limits, size_bytes) is None:
+            raise _too_large(spec.key, size_bytes, limits, residents)
+        return victims
+
+    def _check_patience(self, spec: LoadSpec, ticket: _Ticket) -> None:
+        now = time.monotonic()
+        ticket.pressed_since = ticket.pressed_since or now
+        if now - ticket.pressed_since > self._pressure_wait_s:
+            raise InsufficientMemoryError(
+                f"the machine is about to run out of memory, and had none for {spec.key} for "
+                f"{self._pressure_wait_s:g} s; end other programs, or use a smaller model",
+                model=spec.key,
+            )
 
     def _must_wait_behind_others(self, ticket: _Ticket) -> bool:
         """True when somebody who came before has waited for room for too long."""
@@ -222,15 +353,33 @@ class AgentPool:
         for key in [key for key, entry in self._entries.items() if entry.is_dead]:
             del self._entries[key]
 
+    def _limits(self) -> Limits:
+        return Limits(self._max_models, self._budget_bytes())
+
     def _as_residents(self) -> list[Resident]:
         return [
-            Resident(key, entry.last_used, entry.is_in_use) for key, entry in self._entries.items()
+            Resident(
+                key,
+                entry.last_used,
+                entry.is_in_use,
+                max(entry.size_bytes, entry.displaced_bytes),
+                entry.reload_s,
+                key in self._pinned,
+            )
+            for key, entry in self._entries.items()
         ]
 
-    def _begin_load(self, spec: LoadSpec, victims: list[str]) -> _Entry:
+    def _begin_load(self, spec: LoadSpec, size_bytes: int, victims: list[str]) -> _Entry:
         self._uses += 1
-        entry = _Entry(spec, self._uses, tuple(victims), users=1)
         removed = [(key, self._entries[key]) for key in victims]
+        entry = _Entry(
+            spec,
+            self._uses,
+            size_bytes,
+            tuple(victims),
+            displaced_bytes=sum(victim.size_bytes for _key, victim in removed),
+            users=1,
+        )
         threading.Thread(
             target=self._run_load,
             args=(entry, removed),
@@ -255,7 +404,12 @@ class AgentPool:
                 if victim.model is not None:
                     victim.model.close()
                 self._on_evicted(key)
+            with self._changed:
+                entry.displaced_bytes = 0
+                self._changed.notify_all()
+            started = time.monotonic()
             model = self._load(entry.spec, entry.scope, on_progress)
+            entry.reload_s = max(_LEAST_RELOAD_S, round(time.monotonic() - started))
         except BaseException as caught:  # noqa: BLE001 (handed to those who wait for the load)
             error = caught
         with self._changed:
@@ -295,3 +449,29 @@ class AgentPool:
             self._changed.notify_all()
         if is_abandoned:
             entry.scope.cancel(RequestCancelledError("nobody waits for this load any more"))
+
+
+def _too_large(
+    key: str, size_bytes: int, limits: Limits, residents: list[Resident]
+) -> InsufficientMemoryError:
+    pinned = [resident for resident in residents if resident.is_pinned]
+    pinned_bytes = sum(resident.size_bytes for resident in pinned)
+    budget_bytes = limits.memory_bytes
+    held = ", ".join(f"{r.key} ({_mib(r.size_bytes)})" for r in pinned)
+    said = f"; pinned are {held}" if pinned else ""
+    there = "no limit" if budget_bytes is None else _mib(budget_bytes)
+    if limits.models is not None and len(pinned) >= limits.models:
+        said += f"; at most {limits.models} models may be in memory"
+    return InsufficientMemoryError(
+        f"{key} needs {_mib(size_bytes)}, and the memory budget is {there}{said}; use a smaller "
+        "variant or context_length, raise EngineConfig(memory_budget=...), or unpin",
+        model=key,
+        needed_bytes=size_bytes,
+        budget_bytes=budget_bytes,
+        pinned_bytes=pinned_bytes,
+        pinned=[resident.key for resident in pinned],
+    )
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.0f} MiB"
