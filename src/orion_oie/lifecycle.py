@@ -85,7 +85,7 @@ class RequestLifecycle:
     ) -> None:
         self._on_change = on_change
         self._clock = clock
-        self._entered_at = clock()
+        self._entered_at = self._advanced_at = clock()
         self._spent_ms: dict[str, float] = {}
         self._progress = 0.0
         _machine.add_model(self)
@@ -103,11 +103,16 @@ class RequestLifecycle:
 
     def advance(self, fraction: float) -> None:
         """Report how much of the current state is done, from 0 to 1."""
+        self._advanced_at = self._clock()
         ceiling = {_S.LOADING_AGENT: 40, _S.INFERENCING: 99}.get(self.state)
         if ceiling is not None:
             floor = _PROGRESS_AT[self.state]
             reached = floor + (ceiling - floor) * min(max(fraction, 0.0), 1.0)
             self._progress = max(self._progress, reached)
+
+    def quiet_s(self) -> float:
+        """Seconds since the last move or report."""
+        return self._clock() - self._advanced_at
 
     def state_ms(self) -> dict[str, float]:
         """Milliseconds spent in each state that was visited, the current one included."""
@@ -122,7 +127,7 @@ class RequestLifecycle:
     def _leave(self, _event: Any) -> None:
         name = self.state.value
         self._spent_ms[name] = self._spent_ms.get(name, 0.0) + self._since_entry_ms()
-        self._entered_at = self._clock()
+        self._entered_at = self._advanced_at = self._clock()
 
     def _enter(self, event: Any) -> None:
         if self.state in _PROGRESS_AT:

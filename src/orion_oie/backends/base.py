@@ -40,6 +40,8 @@ class LoadSpec:
     state of silent conversations outside the KV cache; None takes as much as the cache itself.
     `is_embedding` loads a model for `embed` instead of `generate`. Files that are not here yet come
     from `source`, taken apart as `sharding` says; None takes the backend's settings.
+    `expected_bytes` is how large they will be, as far as the registry knows; `is_progressive` says
+    whether to compute while they arrive, None what the backend's settings say.
     """
 
     info: ModelInfo
@@ -52,6 +54,8 @@ class LoadSpec:
     is_embedding: bool = False
     source: SourceSpec | None = None
     sharding: ShardingConfig | None = None
+    expected_bytes: int | None = None
+    is_progressive: bool | None = None
 
     @property
     def key(self) -> str:
@@ -60,6 +64,38 @@ class LoadSpec:
 
 
 DEFAULT_CONTEXT_LENGTH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """How much memory a model takes, in bytes, in its process.
+
+    `weights_bytes`: the weights, in the layout in which they are computed with. Of them,
+    `mapped_bytes` are pages of the files, which the system may take back and read again, and
+    `repacked_bytes` are copies in memory of the process's own. `kv_bytes`: the KV cache and the
+    recurrent state. `compute_bytes`: what a step computes in, and the logits. `process_bytes`: the
+    interpreter, the libraries, the vocabulary. `growth_bytes`: what it may take later, above all
+    the states of silent conversations. `is_measured` False: it was worked out, not looked up.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    process_bytes: int
+    growth_bytes: int = 0
+    mapped_bytes: int = 0
+    repacked_bytes: int = 0
+    is_measured: bool = False
+
+    @property
+    def total_bytes(self) -> int:
+        """Once it is loaded and has answered."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.process_bytes
+
+    @property
+    def most_bytes(self) -> int:
+        """With all that it may take later."""
+        return self.total_bytes + self.growth_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +143,8 @@ class Occupancy:
 
     `busy_slots` and `waiting` count requests. `held_cells` of the `cells` in the KV cache are
     theirs; `silent_cells` are of conversations that may go on, and make room when it is needed.
-    `parked_bytes` is what the state of others takes outside the cache.
+    `parked_bytes` is what the state of others takes outside the cache. `threads` is what the next
+    step is computed with.
     """
 
     busy_slots: int
@@ -116,6 +153,7 @@ class Occupancy:
     held_cells: int
     silent_cells: int
     parked_bytes: int
+    threads: int
 
 
 OnText = Callable[[str, int], None]
@@ -214,6 +252,14 @@ class Backend(Protocol):
         complete. Raises `ModelNotFoundError`, `ModelCorruptError`, `DownloadError`,
         `DigestMismatchError`, `WorkerCrashedError`, `WorkerTimeoutError`, or the error that `scope`
         was cancelled with.
+        """
+        ...
+
+    def footprint(self, spec: LoadSpec) -> Footprint:
+        """What a model would take, from its headers; quick, and nothing is loaded.
+
+        Where its files are not here, it is guessed from `spec.expected_bytes`. Raises
+        `ModelNotFoundError` (also when there is nothing to guess from) and `ModelCorruptError`.
         """
         ...
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from orion_oie.backends.base import (
     DEFAULT_CONTEXT_LENGTH,
     Completion,
+    Footprint,
     GenerationJob,
     LoadProgress,
     LoadSpec,
@@ -31,6 +32,7 @@ from orion_oie.errors import (
 )
 from orion_oie.schemas import FinishReason, ModelInfo, Usage
 
+FAKE_BYTES = 1 << 20
 _TOKEN = re.compile(r"\s*\S+\s*|\s+")
 
 
@@ -57,6 +59,8 @@ class FakeBackend:
 
     A script is one answer for all jobs, several answers in turn (the last one stays), or a
     function of the job. `load_errors` are raised by the next loads of a model, in turn.
+    `footprints` say how many bytes a model takes, by the key of its `LoadSpec` or by its model id;
+    the others take `FAKE_BYTES` beside their `expected_bytes`.
     """
 
     scripts: Mapping[str, "FakeAnswer | Sequence[FakeAnswer] | Script"] = field(
@@ -64,6 +68,7 @@ class FakeBackend:
     )
     load_delay_s: float = 0.0
     load_errors: dict[str, list[OrionError]] = field(default_factory=dict)
+    footprints: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.loaded: list[str] = []
@@ -85,6 +90,13 @@ class FakeBackend:
         for phase in ("ready", "complete"):
             on_progress(replace(model.load_progress, phase=phase))
         return model
+
+    def footprint(self, spec: LoadSpec) -> Footprint:
+        """See `Backend.footprint`."""
+        size = self.footprints.get(spec.key, self.footprints.get(spec.info.model_id))
+        if size is None:
+            return Footprint(spec.expected_bytes or 0, 0, 0, process_bytes=FAKE_BYTES)
+        return Footprint(weights_bytes=size, kv_bytes=0, compute_bytes=0, process_bytes=0)
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""

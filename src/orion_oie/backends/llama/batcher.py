@@ -122,6 +122,7 @@ class Batcher:
             "held_cells": len(held),
             "silent_cells": self._kv.cells.used - len(held),
             "parked_bytes": self._kv.lot.used_bytes,
+            "threads": self._model.threads,
         }
 
     def step(self) -> StepOutput:

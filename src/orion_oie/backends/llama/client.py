@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -28,6 +28,7 @@ from orion_oie.backends.base import (
     OnText,
 )
 from orion_oie.backends.llama.gguf import GGUFHeader
+from orion_oie.backends.llama.governor import ThreadGovernor
 from orion_oie.backends.llama.process import WorkerProcess, beginning_of
 from orion_oie.backends.llama.protocol import Packet, error_from_wire, receive, send
 from orion_oie.cancellation import CancelScope
@@ -74,19 +75,21 @@ class LlamaModel:
     """A model in a worker process. See `LoadedModel`.
 
     `load` sends it on its way; `on_log(level, line, model_id)` and `on_crash(model_id, error)` are
-    called on the reader thread.
+    called on the reader thread. `governor` divides the cores among the models that compute.
     """
 
     def __init__(
         self,
         spec: LoadSpec,
         worker: WorkerProcess,
+        governor: ThreadGovernor | None = None,
         cancel_grace_s: float = 5.0,
         on_log: OnLog = lambda _level, _line, _model_id: None,
         on_crash: OnCrash = lambda _model_id, _error: None,
     ) -> None:
         self._spec = spec
         self._info = spec.info
+        self._governor = governor or ThreadGovernor(usable_cores())
         self._cancel_grace_s = cancel_grace_s
         self._on_log = on_log
         self._on_crash = on_crash
@@ -217,14 +220,34 @@ class LlamaModel:
             "is_streamed": job.is_streamed,
             "is_prefix_public": job.is_prefix_public,
         }
-        return cast(Completion, self._ask(request, scope, on_text))
+        with self._computing():
+            return cast(Completion, self._ask(request, scope, on_text))
 
     def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
         """See `EmbeddingModel.embed`."""
         if not self._spec.is_embedding:
             raise InvalidRequestError(f"{self._spec.key} was loaded to generate, not to embed")
         request = {"op": "embed", "texts": list(texts)}
-        return cast("NDArray[np.float32]", self._ask(request, scope, lambda _text, _tokens: None))
+        with self._computing():
+            vectors = self._ask(request, scope, lambda _text, _tokens: None)
+        return cast("NDArray[np.float32]", vectors)
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        self._governor.join(self)
+        try:
+            yield
+        finally:
+            self._governor.leave(self)
+
+    @property
+    def most_threads(self) -> int | None:
+        """See `governor.Member`."""
+        return self._spec.threads
+
+    def use_threads(self, threads: int) -> None:
+        """See `governor.Member`."""
+        self._outbox.put({"op": "threads", "threads": threads})
 
     def occupancy(self) -> Occupancy:
         """What the worker is busy with now. Raises `WorkerCrashedError`."""

@@ -129,6 +129,12 @@ class Embedder:
         is_encoder = self._memory is None or lc.llama_model_has_encoder(self._model)
         self._compute = lc.llama_encode if is_encoder else lc.llama_decode
 
+    def use_threads(self, threads: int) -> None:
+        """Compute with so many threads from the next batch on."""
+        self._threads = threads
+        if self._context:
+            lc.llama_set_n_threads(self._context, threads, threads)
+
     def _free_context(self) -> None:
         if self._batch is not None:
             lc.llama_batch_free(self._batch)

@@ -130,6 +130,11 @@ class GGUFHeader:
         return self._number(f"{self.architecture}.embedding_length")
 
     @property
+    def vocabulary_size(self) -> int:
+        """How many tokens it knows, as its tokenizer lists them."""
+        return self.array_length("tokenizer.ggml.tokens")
+
+    @property
     def chat_template(self) -> str | None:
         return self._text("tokenizer.chat_template") or None
 
@@ -166,6 +171,15 @@ class GGUFHeader:
             or self.architecture in _EMBEDDING_ARCHITECTURES
             or self._number(f"{self.architecture}.pooling_type") > 0
         )
+
+    def number(self, name: str) -> int:
+        """What the metadata of the architecture say under `name`; 0 where they say no number."""
+        return self._number(f"{self.architecture}.{name}")
+
+    def array_length(self, key: str) -> int:
+        """How many elements the array under `key` has; 0 where there is none."""
+        value = self.metadata.get(key)
+        return value.count if isinstance(value, ArrayInfo) else 0
 
     def _text(self, key: str) -> str:
         value = self.metadata.get(key)

@@ -16,31 +16,53 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
-from orion_oie.backends.base import LoadProgress, LoadSpec, OnProgress
+from orion_oie.backends.base import (
+    Footprint,
+    LoadProgress,
+    LoadSpec,
+    OnProgress,
+)
 from orion_oie.backends.llama.client import LlamaModel, OnCrash, OnLog
+from orion_oie.backends.llama.footprint import (
+    PROCESS_BYTES,
+    Use,
+    footprint,
+    guessed,
+    spent_runs,
+)
 from orion_oie.backends.llama.forward import ForwardOrder, forward_order
 from orion_oie.backends.llama.gguf import GGUFHeader, parse_header, read_header
+from orion_oie.backends.llama.governor import ThreadGovernor
 from orion_oie.backends.llama.process import SpareWorker
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
+from orion_oie.cpu import this_cpu
 from orion_oie.downloads.cache import ModelCache
 from orion_oie.downloads.fetch import Download
 from orion_oie.downloads.parts import Run, map_path, part_path
 from orion_oie.errors import (
     EngineClosedError,
     ModelCorruptError,
+    ModelNotFoundError,
     OrionError,
     WorkerError,
 )
+from orion_oie.hardware import usable_cores
+from orion_oie.memory import probe
 from orion_oie.specs import SourceSpec
 
 _POLL_S = 0.02
 _REPORT_S = 0.1
 _AFTER_A_LOAD_S = 2.0
 _READ_AHEAD_BYTES = 8 << 20
+_KNOWN_HEADERS = 32
+_KNOWN_FOOTPRINTS = 256
+
+_FileIdentity = tuple[Path, int, int]
+"""A file as it was when it was looked at: path, time of its last change in ns, size in bytes."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +100,9 @@ class LlamaBackend:
         self._on_log = on_log
         self._on_crash = on_crash
         self._spare = SpareWorker(is_calm)
+        self._governor = ThreadGovernor(usable_cores())
+        self._process_bytes = PROCESS_BYTES
+        self._is_process_measured = False
         self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LlamaModel:
@@ -95,6 +120,18 @@ class LlamaBackend:
         model.completion.add_done_callback(lambda _model: self._spare.refill(_AFTER_A_LOAD_S))
         return model
 
+    def footprint(self, spec: LoadSpec) -> Footprint:
+        """See `Backend.footprint`. Files that did not change are read once."""
+        if spec.source is None or self._cache.find(spec.source) is not None:
+            files = tuple(map(_identity, spec.files))
+            return _footprint_of(files, _use(spec), self._process_bytes)
+        if spec.expected_bytes is None:
+            raise ModelNotFoundError(f"{spec.key} is not here, and its size is not known")
+        is_progressive = self._is_progressive(spec) and self._sharding(spec).enabled
+        return guessed(
+            spec.expected_bytes, _use(spec), self._process_bytes, is_arriving=is_progressive
+        )
+
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
         self._spare.refill()
@@ -105,12 +142,21 @@ class LlamaBackend:
         for model in list(self._models):
             model.kill()
 
+    def _is_progressive(self, spec: LoadSpec) -> bool:
+        told = spec.is_progressive
+        return self._settings.is_progressive if told is None else told
+
     def _sharding(self, spec: LoadSpec) -> ShardingConfig:
         return spec.sharding or self._settings.sharding
 
     def _new_model(self, spec: LoadSpec) -> LlamaModel:
         model = LlamaModel(
-            spec, self._spare.take(), self._settings.cancel_grace_s, self._on_log, self._on_crash
+            spec,
+            self._spare.take(),
+            self._governor,
+            self._settings.cancel_grace_s,
+            self._on_log,
+            self._on_crash,
         )
         self._models.add(model)
         if self._spare.is_over:  # `kill_all` did not see it
@@ -133,7 +179,7 @@ class LlamaBackend:
     def _load_local(
         self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress, note: str = ""
     ) -> LlamaModel:
-        headers = [read_header(file) for file in spec.files]
+        headers = _headers_of(tuple(map(_identity, spec.files)))
         scope.check()
         self._cache.note_use(spec.files)
         read_ahead(spec.files, forward_order(headers, self._sharding(spec)).runs)
@@ -152,7 +198,9 @@ class LlamaBackend:
             on_progress(replace(here, fraction=fraction, shards_loaded=shards))
 
         on_loading(0.0)
+        self._measure_process(model, scope)
         settings = self._load_settings(spec.files, None)
+        settings["spent"] = spent_runs(headers, this_cpu().features)
         model.load(headers, scope, self._settings.load_timeout_s, settings, on_loading)
         done = replace(here, phase="complete", fraction=1.0, shards_loaded=here.shards)
         on_progress(replace(done, phase="ready"))
@@ -161,6 +209,14 @@ class LlamaBackend:
             model.completion.set_result(model.info)
         on_progress(done)
         return model
+
+    def _measure_process(self, model: LlamaModel, scope: CancelScope) -> None:
+        """See what a worker takes before it has loaded anything, once."""
+        if self._is_process_measured:
+            return
+        model.why_no_gate(scope, self._settings.load_timeout_s)  # it is ready then
+        self._process_bytes = probe.resident_bytes(model.pid) or PROCESS_BYTES
+        self._is_process_measured = True
 
     # -- files that are to come
 
@@ -216,7 +272,7 @@ class LlamaBackend:
         """A process in which the model can be computed while it arrives, or why there is none."""
         if spec.is_embedding:
             return None, "embedding models are loaded when they are complete"
-        if not self._settings.is_progressive or not self._sharding(spec).enabled:
+        if not self._is_progressive(spec) or not self._sharding(spec).enabled:
             return None, ""
         model = self._new_model(spec)
         why = model.why_no_gate(scope, self._settings.load_timeout_s)
@@ -378,6 +434,34 @@ class _Arriving:
         """The same runs as the download counts its files; without what is here."""
         numbers = self._numbers
         return [(numbers[n], start, end) for n, start, end in runs if n in numbers]
+
+
+def _identity(file: Path) -> _FileIdentity:
+    try:
+        stat = file.stat()
+    except (OSError, ValueError):
+        return file, 0, 0  # whoever reads it learns why
+    return file, stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(_KNOWN_HEADERS)
+def _headers_of(files: tuple[_FileIdentity, ...]) -> tuple[GGUFHeader, ...]:
+    return tuple(read_header(path) for path, _, _ in files)
+
+
+@lru_cache(_KNOWN_FOOTPRINTS)
+def _footprint_of(files: tuple[_FileIdentity, ...], use: Use, process_bytes: int) -> Footprint:
+    return footprint(_headers_of(files), use, this_cpu().features, process_bytes)
+
+
+def _use(spec: LoadSpec) -> Use:
+    return Use(
+        context_length=spec.context_length,
+        slots=spec.slots,
+        threads=spec.threads or usable_cores(),
+        parked_bytes=spec.parked_bytes,
+        is_embedding=spec.is_embedding,
+    )
 
 
 def read_ahead(files: Sequence[Path], runs: Sequence[Run]) -> None:

@@ -155,14 +155,15 @@ class NativeModel:
         self._window = int(lc.llama_model_n_swa(self._model))
         # Two more sequences than slots, for what is retired and for what is being moved.
         self._retired, self._moving = slots, slots + 1
-        self._settings = context_length, threads, abort
+        self._settings = context_length, abort
+        self.threads = threads
         self._make_context()
         if gate is not None and self.can_generate:
             gate.begin(self._ask_for_graph)
 
     def _ask_for_graph(self) -> None:
         """Have llama.cpp name the nodes of a graph to the gate, and compute none of them."""
-        abort = self._settings[2]
+        abort = self._settings[1]
         abort.raise_()
         self._decode([(0, 0, 0, True)])
         abort.lower()
@@ -182,7 +183,7 @@ class NativeModel:
         return model
 
     def _make_context(self) -> None:
-        context_length, threads, abort = self._settings
+        context_length, abort = self._settings
         params = lc.llama_context_default_params()
         params.n_ctx = context_length
         params.n_batch = params.n_ubatch = self.batch_tokens
@@ -190,7 +191,7 @@ class NativeModel:
         # Logits are only ever read for one row of each sequence: reserve no more.
         params.n_outputs_max = params.n_seq_max
         params.kv_unified = True
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self.threads
         if self._gate is not None:
             params.cb_eval = self._kept(self._gate.callback)
         context = lc.llama_init_from_model(self._model, params)
@@ -206,6 +207,11 @@ class NativeModel:
         self.context_length = int(lc.llama_n_ctx(context))
         self._batch = _Batch(self.batch_tokens)
         self._logits_address = 0
+
+    def use_threads(self, threads: int) -> None:
+        """Compute with so many threads from the next batch on."""
+        self.threads = threads
+        lc.llama_set_n_threads(self._context, threads, threads)
 
     @property
     def is_arriving(self) -> bool:

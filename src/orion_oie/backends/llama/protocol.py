@@ -1,13 +1,14 @@
 """The words that a worker and its client exchange: JSON objects, one per message.
 
-To the worker:   {"op": "load" | "complete" | "generate" | "embed" | "occupancy" | "cancel" |
-                  "close", ...}
+To the worker:   {"op": "load" | "complete" | "generate" | "embed" | "threads" | "occupancy" |
+                  "cancel" | "close", ...}
 From the worker: {"ev": "hello" | "loading" | "loaded" | "failed" | "completed" | "step" |
                   "embedded" | "occupancy" | "log", ...}
 
 A worker says "hello" when it is ready for its "load". That may name the maps of files that are
 still arriving; "complete" then tells where they lie once they are here, and "completed" that the
-worker has left what was arriving. A "step" carries everything that one batch step produced: `text`
+worker has left what was arriving. "threads" says with how many to compute from the next step on;
+nothing answers it. A "step" carries everything that one batch step produced: `text`
 holds [id, text, tokens] for each sequence that grew, `done` and `error` hold the sequences that
 ended.
 """

@@ -174,6 +174,9 @@ class Worker:
                     ).start()
                 elif command["op"] == "move":
                     self._move(command["model"], batcher)
+                elif command["op"] == "threads":
+                    assert self._model is not None
+                    self._model.use_threads(command["threads"])
                 else:
                     self._obey(command, batcher)
             output = batcher.step()
@@ -224,6 +227,7 @@ class Worker:
 
     def _move(self, model: native.NativeModel, batcher: Batcher) -> None:
         assert self._model is not None
+        model.use_threads(self._model.threads)  # they may have changed since it was made
         batcher.move_to(model, self._snapshots)
         self._model.close_context()
         self._model = model
@@ -234,7 +238,9 @@ class Worker:
             for command in self._commands(wait=True):
                 if command["op"] == "close":
                     return
-                if command["op"] == "cancel":
+                if command["op"] == "threads":
+                    embedder.use_threads(command["threads"])
+                elif command["op"] == "cancel":
                     self._abort.lower()
                     self._preparing.discard(command["id"])
                     self._send_end({"id": command["id"]})
@@ -266,7 +272,7 @@ class Worker:
             self._inbox.put(command)
         elif command["op"] == "load":
             self._load_command.put(command)
-        elif command["op"] in ("occupancy", "complete"):
+        elif command["op"] in ("occupancy", "complete", "threads"):
             self._inbox.put(command)
         else:
             self._abort.raise_()
