@@ -1,0 +1,82 @@
+"""How many bytes the loaded models may take together: a number, or what the machine can spare.
+
+Frees nothing and loads nothing: the pool keeps to it.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from orion_oie.memory import probe
+from orion_oie.memory.probe import SystemMemory
+
+_KEPT_SHARE = 0.10
+_KEPT_AT_LEAST_BYTES = 512 * 2**20
+_KEPT_AT_MOST_SHARE = 0.5
+_STALE_S = 1.0
+
+
+def spared_bytes(system: SystemMemory, held_bytes: int) -> int:
+    """What models may take on a machine of which they hold `held_bytes` of their own already.
+
+    That is what would be available without them, less a tenth of the memory, and at least 512 MiB,
+    but no more than half of it, for everybody else. Pages of files that the models share with the
+    system's cache count as available all the while, and so do not belong to `held_bytes`.
+    """
+    kept = max(_KEPT_SHARE * system.total_bytes, _KEPT_AT_LEAST_BYTES)
+    kept = min(kept, _KEPT_AT_MOST_SHARE * system.total_bytes)
+    return max(0, int(system.available_bytes + held_bytes - kept))
+
+
+class MemoryBudget:
+    """The budget of one engine. With "auto" it follows the machine: `note` and `refresh` tell it.
+
+    `held_bytes` says what the workers hold now that would come back if they ended.
+    """
+
+    def __init__(
+        self,
+        setting: int | Literal["auto"],
+        held_bytes: Callable[[], int] = lambda: 0,
+        *,
+        read_system: Callable[[], SystemMemory] = probe.system_memory,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._setting = setting
+        self._held_bytes = held_bytes
+        self._read_system = read_system
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._spared_bytes: int | None = None
+        self._noted_at = 0.0
+
+    @property
+    def is_automatic(self) -> bool:
+        return self._setting == "auto"
+
+    def bytes(self) -> int:
+        """The budget as it was known last; looks at nothing but the first time."""
+        if self._setting != "auto":
+            return self._setting
+        if self._spared_bytes is None:
+            self.refresh()
+        assert self._spared_bytes is not None
+        return self._spared_bytes
+
+    def refresh(self) -> None:
+        """Look at the machine again, unless that was done just now."""
+        if self._setting != "auto":
+            return
+        with self._lock:
+            now = self._clock()
+            if self._spared_bytes is not None and now - self._noted_at < _STALE_S:
+                return
+            self._noted_at = now
+        self.note(self._read_system(), self._held_bytes())
+
+    def note(self, system: SystemMemory, held_bytes: int) -> None:
+        """Take over what somebody else has just seen."""
+        with self._lock:
+            self._spared_bytes = spared_bytes(system, held_bytes)
+            self._noted_at = self._clock()

@@ -1,0 +1,30 @@
+"""One look at memory: the shape only. It is taken by `memory.monitor`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orion_oie.memory.pressure import PressureLevel
+from orion_oie.memory.probe import ProcessMemory, SystemMemory
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """What memory looked like at one moment.
+
+    at_s: seconds of the monitor's clock. wall_s: seconds since 1970. host: this process.
+    workers: by key of the model; without those that are gone. cache_bytes: what the cache takes on
+    the disk, as last measured; None before that, when it could not be read, and without a cache.
+    """
+
+    at_s: float
+    wall_s: float
+    system: SystemMemory
+    host: ProcessMemory
+    workers: Mapping[str, ProcessMemory]
+    cache_bytes: int | None
+    level: PressureLevel
+
+    @property
+    def workers_bytes(self) -> int:
+        """What all workers have in memory. A file that several of them map counts for each."""
+        return sum(memory.resident_bytes for memory in self.workers.values())

@@ -1,0 +1,68 @@
+"""What a model takes in memory: the backend's estimate, corrected by what earlier loads took.
+
+Looks at headers of files, never at weights; loads nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from orion_oie.backends.base import Footprint, LoadSpec
+from orion_oie.memory.ledger import FootprintLedger
+
+
+class ModelSizes:
+    """The footprints of models as this engine would load them. Thread-safe, as its parts are."""
+
+    def __init__(self, footprint: Callable[[LoadSpec], Footprint], ledger: FootprintLedger) -> None:
+        self._footprint = footprint
+        self._ledger = ledger
+
+    def footprint(self, spec: LoadSpec) -> Footprint:
+        """What a model takes. Raises `ModelNotFoundError`, `ModelCorruptError`."""
+        estimate = self._footprint(spec)
+        peak_bytes = self._ledger.get(_identity(spec, estimate)).peak_bytes
+        return corrected(estimate, peak_bytes) if peak_bytes else estimate
+
+    def most_bytes(self, spec: LoadSpec) -> int:
+        """What is reserved for a model."""
+        return self.footprint(spec).most_bytes
+
+    def load_s(self, spec: LoadSpec) -> float | None:
+        """Seconds that its last load took; None if it was never loaded from files that are here."""
+        return self._ledger.get(_identity(spec, self._footprint(spec))).load_s or None
+
+    def note_peak(self, spec: LoadSpec, resident_bytes: int) -> None:
+        """A model that answers was seen to take so much."""
+        self._ledger.note_peak(_identity(spec, self._footprint(spec)), resident_bytes)
+
+    def note_load(self, spec: LoadSpec, load_s: float) -> None:
+        """A model was loaded."""
+        self._ledger.note_load(_identity(spec, self._footprint(spec)), load_s)
+
+
+def corrected(estimate: Footprint, peak_bytes: int) -> Footprint:
+    """The estimate once the model was seen to take `peak_bytes`.
+
+    What was more than estimated was either growth, of which there is that much less to come, or an
+    error of the estimate. What it took is spread over the parts that were only estimated: weights
+    and KV cache are known to the byte.
+    """
+    known_bytes = estimate.weights_bytes + estimate.kv_bytes
+    beyond_bytes = max(0, peak_bytes - estimate.total_bytes)
+    rest_bytes = max(0, peak_bytes - known_bytes)
+    process_bytes = min(estimate.process_bytes, rest_bytes)
+    return replace(
+        estimate,
+        weights_bytes=min(estimate.weights_bytes, max(0, peak_bytes - estimate.kv_bytes)),
+        kv_bytes=min(estimate.kv_bytes, peak_bytes),
+        process_bytes=process_bytes,
+        compute_bytes=rest_bytes - process_bytes,
+        growth_bytes=max(0, estimate.growth_bytes - beyond_bytes),
+        is_measured=True,
+    )
+
+
+def _identity(spec: LoadSpec, estimate: Footprint) -> str:
+    """What makes two loads take the same: the weights, and how they are used."""
+    facts = [spec.key, estimate.weights_bytes, spec.slots, spec.context_length, spec.is_embedding]
+    return "|".join(map(str, facts))
