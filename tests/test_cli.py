@@ -27,9 +27,11 @@ from orion_oie import (
     cli,
     lifecycle,
 )
+from orion_oie.backends.llama import devices
 from orion_oie.backends.llama.gguf import read_header
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
+from orion_oie.compatibility import CompatibilityReport
 from orion_oie.config import DownloadConfig
 from orion_oie.downloads.cache import ModelCache
 from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
@@ -217,7 +219,9 @@ def test_wrong_usage_has_status_2(arguments: list[str], capsys: Capture) -> None
     assert "Error: " in shown.err
 
 
-@pytest.mark.parametrize("command", ["pull", "models", "inspect", "run", "schema", "lifecycle"])
+@pytest.mark.parametrize(
+    "command", ["pull", "models", "inspect", "run", "hardware", "schema", "lifecycle"]
+)
 def test_each_command_has_help(command: str, capsys: Capture) -> None:
     """`COMMAND --help` explains it."""
     assert main([command, "--help"]) == 0
@@ -527,6 +531,44 @@ def test_places_can_be_named_before_a_subcommand(
     ):
         assert main(arguments) == 0
         assert "small.gguf" in capsys.readouterr().out
+
+
+# -- hardware
+
+
+def test_hardware_says_what_suits(capsys: Capture) -> None:
+    """What this machine has, and which of the packaged registry's models suit it."""
+    assert main(["hardware"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    assert lines[0].startswith("system ")
+    assert any(re.match(r"llama.cpp +llama-cpp-python \d", line) for line in lines)
+    assert any(re.match(r"  minimal +yes +smollm2", line) for line in lines)
+
+
+def test_hardware_as_json(shop: Shop, capsys: Capture) -> None:
+    """The whole report, with the recommendations of the registry that is named."""
+    assert main(["hardware", "--json", *shop.options]) == 0
+    report = CompatibilityReport.model_validate_json(capsys.readouterr().out)
+    assert report.hardware.usable_cores >= 1
+    assert report.llama.is_working
+    assert report.recommendations == []
+    assert main(["hardware", "--registry", "/nowhere/models.json"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_hardware_shows_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """With a llama.cpp that cannot be loaded, there is a report all the same, and status 1."""
+    (tmp_path / "llama_cpp.py").write_text("raise ImportError('no \\x1b[31mlibrary')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(devices, "_seen", None)
+    assert main(["hardware"]) == 1
+    shown = capsys.readouterr().out
+    assert re.search(r"^llama.cpp +PROBLEM: llama.cpp cannot be used: ImportError", shown, re.M)
+    assert "\x1b" not in shown
 
 
 # -- inspect

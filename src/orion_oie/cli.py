@@ -25,8 +25,11 @@ from orion_oie import (
     lifecycle,
     sanitize,
 )
+from orion_oie.backends.llama.devices import probe_devices
 from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
+from orion_oie.compatibility import compatibility, report_lines
 from orion_oie.downloads.cache import ModelCache
+from orion_oie.hardware import detect, find_gpus
 from orion_oie.inventory import Entry, fetched_files, inventory
 from orion_oie.progress import LoadDisplay, size_text
 
@@ -66,12 +69,14 @@ _cache_place = click.option(
 )
 
 
+_registry_place = click.option(
+    "--registry", type=click.Path(path_type=Path), help="models.json; default: the packaged one"
+)
+
+
 def _places(command: _Command) -> _Command:
     """The options that say which models there are, and where fetched ones lie."""
-    registry = click.option(
-        "--registry", type=click.Path(path_type=Path), help="models.json; default: the packaged one"
-    )
-    return registry(_cache_place(command))
+    return _registry_place(_cache_place(command))
 
 
 def _registry(path: Path | None) -> ModelRegistry:
@@ -317,6 +322,29 @@ def _cells(entry: Entry) -> list[str]:
 def _entry_facts(entry: Entry) -> dict[str, object]:
     used = None if entry.last_used is None else _date(entry.last_used).isoformat(" ", "seconds")
     return {**asdict(entry), "last_used": used}
+
+
+# -- this machine
+
+
+@commands.command()
+@click.option("--json", "is_json", is_flag=True, help="as JSON")
+@_registry_place
+@click.pass_context
+def hardware(context: click.Context, is_json: bool, registry: Path | None) -> None:
+    """Say what this machine offers, what llama.cpp makes of it, and which models suit it.
+
+    Has status 1 when llama.cpp does not work here.
+    """
+    recommendations = _registry(registry).data.recommendations
+    llama = probe_devices()
+    report = compatibility(detect(llama.devices), llama, find_gpus(), recommendations)
+    if is_json:
+        _print_json(report.model_dump(mode="json"))
+    else:
+        for line in report_lines(report):
+            click.echo(_printable(line))
+    context.exit(0 if llama.is_working else 1)
 
 
 # -- looking into a file

@@ -1,52 +1,180 @@
-"""What this machine offers: the cores that may be used. What llama.cpp itself can use is
-reported by each worker in `ModelInfo.device`.
+"""What this machine offers: cores, memory, devices, and what of them this process may use.
+
+It reads what the system says and asks llama.cpp nothing: what that can compute with is asked in a
+process of its own, and handed in. `LlamaDevices` is the shape of the answer.
 """
 
 import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-from orion_oie import memory
+from orion_oie import cpu
+from orion_oie.memory import cgroup, probe
 from orion_oie.schemas import Schema
 
 _BYTES_PER_SLOT = 256 * 2**20
-_CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "vulkan", "other"]
+
+
+class Device(Schema):
+    """Something that llama.cpp can compute with. A size is None where the device does not say.
+
+    `free_bytes` is as of when it was asked, and of a CPU as llama.cpp sees it, without the limits
+    of a container.
+    """
+
+    name: str
+    kind: DeviceKind
+    description: str = ""
+    total_bytes: int | None = None
+    free_bytes: int | None = None
 
 
 class Hardware(Schema):
-    """The machine as the engine sees it. `usable_cores` honours affinity and cgroup quota."""
+    """The machine as the engine sees it.
+
+    `usable_cores` honours affinity and the quota of a container (`core_quota`, in cores);
+    `usable_physical_cores` counts two threads of one core once. Where the system does not tell
+    physical cores, they are the logical ones. `cpu_features` are those that llama.cpp has kernels
+    for, by its names. `memory_total_bytes` is the machine's memory, or the container's limit
+    (`memory_limit_bytes`) if that is less; so much of it as `memory_available_bytes` could be had
+    now.
+    """
 
     machine: str
     system: str
+    cpu: str
+    cpu_features: list[str]
     logical_cores: int
+    physical_cores: int
     usable_cores: int
-    devices: list[str] = ["cpu"]
+    usable_physical_cores: int
+    core_quota: float | None = None
+    memory_total_bytes: int
+    memory_available_bytes: int
+    memory_limit_bytes: int | None = None
+    devices: list[Device]
 
 
-def detect(devices: list[str] | None = None) -> Hardware:
-    """The machine, with the devices that loaded models run on."""
+class LlamaDevices(Schema):
+    """What llama.cpp says of itself and of what it can compute with here.
+
+    `built_for`: the kinds of devices that this build knows, whether there are any or not.
+    `can_offload`: layers can be put on a GPU. `system_info` is its own account of how it was
+    built. `problem` says what could not be found out, and why; empty when all could.
+    """
+
+    version: str = ""
+    built_for: list[DeviceKind] = []
+    devices: list[Device] = []
+    can_offload: bool = False
+    system_info: str = ""
+    problem: str = ""
+
+    @property
+    def is_working(self) -> bool:
+        """False when llama.cpp could not be loaded, or ended its process."""
+        return bool(self.version)
+
+    @property
+    def cpu_features(self) -> tuple[str, ...]:
+        """What its kernels for the CPU were built with; instructions and other things."""
+        section, names = "", []
+        for part in self.system_info.split("|"):
+            found = re.fullmatch(r"\s*(?:(\w+) : )?(\w+) = (.*?)\s*", part)
+            if found is not None:
+                section = found[1] or section
+                if section == "CPU" and found[3] != "0":
+                    names.append(found[2])
+        return tuple(names)
+
+
+class GpuTrace(Schema):
+    """A GPU that the system shows at `where`, whether llama.cpp can use it or not; `kind` is the
+    way in which it could."""
+
+    kind: DeviceKind
+    where: str
+    description: str = ""
+
+
+def detect(devices: Sequence[Device | str] | None = None) -> Hardware:
+    """The machine, with the devices that llama.cpp sees. Of one that is named only, like in
+    `ModelInfo.device`, no more is known; the CPU is always among them."""
     uname = os.uname()
+    processor = cpu.this_cpu()
+    system, group = probe.system_memory(), cgroup.read()
+    logical_cores = os.cpu_count() or 1
     return Hardware(
         machine=uname.machine,
         system=f"{uname.sysname} {uname.release}",
-        logical_cores=os.cpu_count() or 1,
+        cpu=processor.name or uname.machine,
+        cpu_features=list(processor.features),
+        logical_cores=logical_cores,
+        physical_cores=processor.physical_cores or logical_cores,
         usable_cores=usable_cores(),
-        devices=sorted({"cpu", *(devices or [])}),
+        usable_physical_cores=usable_physical_cores(),
+        core_quota=group.cpu_quota_cores,
+        memory_total_bytes=system.total_bytes,
+        memory_available_bytes=system.available_bytes,
+        memory_limit_bytes=group.memory_limit_bytes,
+        devices=_with_cpu(devices or [], processor.name, system),
     )
 
 
+def _with_cpu(
+    given: Sequence[Device | str], cpu_name: str, system: probe.SystemMemory
+) -> list[Device]:
+    named = [
+        Device(name=one, kind="other") if isinstance(one, str) else one
+        for one in given
+        if one != "cpu"
+    ]
+    devices = list({one.name: one for one in named}.values())
+    if any(one.kind == "cpu" for one in devices):
+        return devices
+    own = Device(
+        name="CPU",
+        kind="cpu",
+        description=cpu_name,
+        total_bytes=system.total_bytes,
+        free_bytes=system.available_bytes,
+    )
+    return [*devices, own]
+
+
 def usable_cores() -> int:
-    """Cores that this process may use at once: its affinity, capped by a cgroup v2 quota."""
+    """Logical cores that this process may use at once: its affinity, capped by the quota of its
+    control groups."""
+    return _within_quota(len(_affinity()))
+
+
+def usable_physical_cores() -> int:
+    """Physical cores that this process may use at once: two threads of one count once."""
+    processor, affinity = cpu.this_cpu(), _affinity()
+    if processor.cores:
+        return _within_quota(cpu.count_cores(processor.cores, affinity))
+    return _within_quota(min(processor.physical_cores or len(affinity), len(affinity)))
+
+
+def _affinity() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return max(1, min(cores, int(quota) if quota else cores))
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _within_quota(cores: int) -> int:
+    quota = cgroup.cpu_quota_cores()
+    return max(1, cores if quota is None else min(cores, int(quota)))
 
 
 def default_slots() -> int:
     """How many requests one loaded model should answer at the same time here."""
-    return slots_for(usable_cores(), memory.available_bytes())
+    return slots_for(usable_cores(), probe.available_bytes())
 
 
 def slots_for(cores: int, available_bytes: int) -> int:
@@ -55,9 +183,55 @@ def slots_for(cores: int, available_bytes: int) -> int:
     return max(1, min(16, max(4, 4 * cores), available_bytes // _BYTES_PER_SLOT))
 
 
-def _cgroup_quota() -> float | None:
+# -- GPUs that the system shows
+
+_OF_VENDOR = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+
+
+def find_gpus(root: Path = Path("/"), platform: str = sys.platform) -> list[GpuTrace]:
+    """The GPUs that Linux shows below `root`, or the one that an Apple computer has."""
+    if platform == "darwin":
+        is_apple = os.uname().machine == "arm64"
+        return [GpuTrace(kind="metal", where="macOS", description="Apple")] if is_apple else []
+    found = [*_nvidia(root), *_amd(root)]
+    drivers = {trace.kind for trace in found}
+    for node in sorted((root / "dev/dri").glob("renderD*")):
+        vendor = _OF_VENDOR.get(_line(root / "sys/class/drm" / node.name / "device/vendor"))
+        driver = {"NVIDIA": "cuda", "AMD": "rocm"}.get(vendor or "")
+        if vendor is not None and driver not in drivers:  # other cards only show pictures
+            found.append(GpuTrace(kind="vulkan", where=str(node), description=vendor))
+    return found
+
+
+def _nvidia(root: Path) -> Iterator[GpuTrace]:
+    driver = root / "proc/driver/nvidia"
+    cards = sorted((driver / "gpus").glob("*/information"))
+    for card in cards:
+        model = re.search(r"^Model:\s*(.+?)\s*$", _text(card), re.MULTILINE)
+        yield GpuTrace(
+            kind="cuda", where=str(card.parent), description=model[1] if model else "NVIDIA"
+        )
+    if not cards:
+        for node in sorted((root / "dev").glob("nvidia[0-9]*")):
+            yield GpuTrace(kind="cuda", where=str(node), description="NVIDIA")
+
+
+def _amd(root: Path) -> Iterator[GpuTrace]:
+    if not (root / "dev/kfd").exists():
+        return
+    # The driver has a node for each CPU, too, whose id is 0.
+    for node in sorted((root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")):
+        if _line(node) not in ("", "0"):
+            yield GpuTrace(kind="rocm", where=str(node.parent), description="AMD")
+
+
+def _line(path: Path) -> str:
+    return _text(path).strip()
+
+
+def _text(path: Path) -> str:
+    """What a file says; nothing when it is not there or not for us to read."""
     try:
-        limit, period = _CGROUP_CPU_MAX.read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else int(limit) / int(period)
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,161 @@
+"""The processor: its name, the instructions that llama.cpp has kernels for, its physical cores.
+
+Says what is there. What of it this process may use, and what a build of llama.cpp does use, is
+others' to know.
+"""
+
+import re
+import sys
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+_SYSCTL = "/usr/sbin/sysctl"
+_SYSCTL_TIMEOUT_S = 5.0
+
+# By the name that llama.cpp gives a feature: the flags that it needs, all of one line, as Linux
+# writes them.
+_X86 = {
+    "SSE3": {"pni"},
+    "SSSE3": {"ssse3"},
+    "AVX": {"avx"},
+    "AVX_VNNI": {"avx_vnni"},
+    "AVX2": {"avx2"},
+    "F16C": {"f16c"},
+    "FMA": {"fma"},
+    "BMI2": {"bmi2"},
+    "AVX512": {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"},
+    "AVX512_VBMI": {"avx512vbmi"},
+    "AVX512_VNNI": {"avx512_vnni"},
+    "AVX512_BF16": {"avx512_bf16"},
+    "AMX_INT8": {"amx_tile", "amx_int8"},
+}
+_ARM = {
+    "NEON": {"asimd"},
+    "ARM_FMA": {"asimd"},
+    "FP16_VA": {"asimdhp"},
+    "DOTPROD": {"asimddp"},
+    "MATMUL_INT8": {"i8mm"},
+    "SVE": {"sve"},
+}
+
+KNOWN_FEATURES = frozenset(_X86 | _ARM)
+"""All features that a `Cpu` could have, by llama.cpp's names."""
+
+# The same flags by the names that macOS has for them.
+_OF_MACOS = {
+    "sse3": "pni",
+    "avx1.0": "avx",
+    "avx512vnni": "avx512_vnni",
+    "avx512bf16": "avx512_bf16",
+    "advsimd": "asimd",
+    "neon": "asimd",
+    "feat_fp16": "asimdhp",
+    "neon_fp16": "asimdhp",
+    "feat_dotprod": "asimddp",
+    "feat_i8mm": "i8mm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """`features` have llama.cpp's names; none are known of processors that are neither x86 nor
+    64-bit ARM. `cores` has the numbers of the logical processors of each physical core, where the
+    system tells them; `physical_cores` is None where it does not even tell how many there are.
+    `name` may be empty."""
+
+    name: str = ""
+    features: tuple[str, ...] = ()
+    physical_cores: int | None = None
+    cores: tuple[frozenset[int], ...] = ()
+
+
+@cache
+def this_cpu() -> Cpu:
+    """The processor of this machine."""
+    if sys.platform == "darwin":
+        return parse_sysctl(_sysctl())
+    cores = read_cores()
+    try:
+        found = parse_cpuinfo(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        found = Cpu()
+    return Cpu(found.name, found.features, len(cores) or None, cores)
+
+
+def parse_cpuinfo(text: str) -> Cpu:
+    """What /proc/cpuinfo says; of processors that differ, what all of them have."""
+    facts: dict[str, str] = {}
+    flags: set[str] | None = None
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        facts.setdefault(key, value)
+        if key in ("flags", "Features"):
+            flags = set(value.split()) if flags is None else flags & set(value.split())
+    name = facts.get("model name", "")
+    if not name and "CPU part" in facts:
+        name = f"ARM, implementer {facts.get('CPU implementer', '?')}, part {facts['CPU part']}"
+    return Cpu(name, _features(flags or ()))
+
+
+def parse_sysctl(text: str) -> Cpu:
+    """What macOS says: lines of `sysctl machdep.cpu hw`."""
+    facts = dict(re.findall(r"^([\w.]+): (.*)$", text, re.MULTILINE))
+    flags = " ".join(
+        [facts.get("machdep.cpu.features", ""), facts.get("machdep.cpu.leaf7_features", "")]
+    ).split()
+    flags += [k.rpartition(".")[2] for k, v in facts.items() if "optional" in k and v == "1"]
+    small = {flag.lower() for flag in flags}
+    cores = facts.get("hw.physicalcpu", "")
+    return Cpu(
+        name=facts.get("machdep.cpu.brand_string", ""),
+        features=_features({_OF_MACOS.get(flag, flag) for flag in small}),
+        physical_cores=int(cores) if cores.isdecimal() else None,
+    )
+
+
+def read_cores(root: Path = _TOPOLOGY) -> tuple[frozenset[int], ...]:
+    """The numbers of the logical processors of each physical core; none where Linux is silent."""
+    cores = set()
+    for file in root.glob("cpu[0-9]*/topology/thread_siblings_list"):
+        try:
+            cores.add(frozenset(_numbers(file.read_text(encoding="ascii"))))
+        except (OSError, ValueError):
+            return ()  # half of the truth would be a wrong number
+    return tuple(sorted(cores, key=min))
+
+
+def count_cores(cores: Iterable[frozenset[int]], usable: Collection[int]) -> int:
+    """How many physical cores have a logical processor among the usable ones."""
+    return sum(not core.isdisjoint(usable) for core in cores)
+
+
+def _features(flags: Collection[str]) -> tuple[str, ...]:
+    has = set(flags)
+    return tuple(name for name, needed in (_X86 | _ARM).items() if needed <= has)
+
+
+def _numbers(text: str) -> list[int]:
+    """The numbers of a list as Linux writes it: "0-1,64". Raises `ValueError`."""
+    numbers: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _sysctl() -> str:
+    """What macOS says of the processor; nothing when it cannot be asked."""
+    import subprocess  # not needed on other systems
+
+    command = [_SYSCTL, "machdep.cpu", "hw.physicalcpu", "hw.optional"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SYSCTL_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout

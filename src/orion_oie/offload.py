@@ -1,0 +1,69 @@
+"""How many layers of a model a GPU gets: pure arithmetic over sizes that others measured.
+
+Loads nothing and asks no device. It plans for one device; llama.cpp spreads layers over several.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orion_oie.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """`layers` is what llama.cpp is told as `n_gpu_layers`: the output layer counts as one of them,
+    so all of a model with N blocks are N + 1. `needed_bytes` is what they take there."""
+
+    layers: int
+    needed_bytes: int
+    reason: str
+
+
+def choose_gpu_layers(
+    layer_bytes: Sequence[int],
+    *,
+    output_bytes: int,
+    kv_bytes_per_layer: int,
+    compute_bytes: int,
+    free_bytes: int,
+    reserve_bytes: int,
+) -> GpuPlan:
+    """As many layers as fit: all of them, or the last ones, or none with the reason.
+
+    llama.cpp moves the output layer first, then blocks from the last one back; the KV cache of a
+    block goes where the block is.
+
+    layer_bytes: the weights of each block, first block first. output_bytes: those of the output
+    layer, which are the embeddings once more where a model uses them twice. compute_bytes: what a
+    step computes in, as soon as anything is there. reserve_bytes of `free_bytes` are left free.
+    Raises `InvalidRequestError` for a size below zero.
+    """
+    sizes = [*layer_bytes, output_bytes, kv_bytes_per_layer, compute_bytes]
+    if min(*sizes, free_bytes, reserve_bytes) < 0:
+        raise InvalidRequestError("a size below zero: layers of a model cannot be placed")
+    budget_bytes = max(0, free_bytes - reserve_bytes)
+    layers, needed_bytes = 0, 0
+    with_next = compute_bytes + output_bytes
+    upcoming = iter(reversed(layer_bytes))
+    while with_next <= budget_bytes:
+        layers, needed_bytes = layers + 1, with_next
+        block = next(upcoming, None)
+        if block is None:
+            break
+        with_next += block + kv_bytes_per_layer
+    room = f"{_gb(budget_bytes)} of the device's memory may be used"
+    if reserve_bytes:
+        room += f" ({_gb(free_bytes)} free, {_gb(reserve_bytes)} kept)"
+    all_layers = len(layer_bytes) + 1
+    if layers == 0:
+        found = f"no layer fits: the first would take {_gb(with_next)}"
+    elif layers == all_layers:
+        found = f"all {layers} layers fit: {_gb(needed_bytes)}"
+    else:
+        found = f"{layers} of {all_layers} layers fit: {_gb(needed_bytes)}"
+        found += f", with one more {_gb(with_next)}"
+    return GpuPlan(layers, needed_bytes, f"{found}; {room}")
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
