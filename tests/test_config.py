@@ -18,9 +18,13 @@ NUMBERS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "threads": ("integer >= 1 and <= 1024", [1, 1024], [0, -1, 1025]),
     "parked_bytes": ("integer >= 0", [0, 2**33], [-1]),
     "snapshot_bytes": ("integer >= 0", [0, 2**40], [-1]),
+    "embedding_cache_entries": ("integer >= 0", [0], [-1]),
     "max_query_chars": ("integer >= 1", [1], [0, -1]),
     "load_timeout_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "cancel_grace_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
+    "model_turn_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
+    "priority_aging_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
+    "stuck_after_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "router_threshold": ("number >= 0 and <= 1", [0, 1], [-0.1, 1.1]),
     "log_events": ("integer >= 0", [0], [-1]),
 }

@@ -26,7 +26,7 @@ from orion_oie import (
     WorkerCrashedError,
     WorkerTimeoutError,
 )
-from orion_oie.backends.base import GenerationJob
+from orion_oie.backends.base import Footprint, GenerationJob, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 
 # Fallbacks, replays, breakers
@@ -348,6 +348,9 @@ def test_a_backend_that_returns_nonsense_does_not_hang_the_caller(make_engine, w
     class BrokenBackend:
         def load(self, *arguments: Any) -> Any:
             return Broken(backend.load(*arguments))
+
+        def footprint(self, spec: LoadSpec) -> Footprint:
+            return backend.footprint(spec)
 
         def kill_all(self) -> None:
             backend.kill_all()

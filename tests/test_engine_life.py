@@ -426,6 +426,7 @@ def test_many_threads_leave_nothing_behind(make_engine, quick_exit) -> None:
     engine = make_engine(
         {"*": lambda job: FakeAnswer(f"{job.messages[-1].content} " * 10, delay_s=0.0005)},
         {"conversation": ["a"], "x": ["b"], "y": ["c"]},
+        max_models=2,
     )
 
     def work(number: int) -> str:

@@ -6,8 +6,8 @@ seen is replaced, and the request replayed on it, once. What the caller did wron
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 from orion_oie import sanitize
 from orion_oie.agents import AgentFactory
@@ -17,44 +17,44 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
 from orion_oie.errors import (
     CircuitOpenError,
+    InsufficientMemoryError,
     ModelNotFoundError,
     OrionError,
     WorkerCrashedError,
 )
 from orion_oie.logs import EventLog
+from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
 from orion_oie.registry import Choice, ModelRegistry
 from orion_oie.request import Request
 from orion_oie.schemas import LoadReport, ModelInfo, Outcome
 from orion_oie.telemetry import Counters
 
-if TYPE_CHECKING:  # nothing of it is needed before something is fetched
-    from orion_oie.downloads.cache import ModelCache
-
 
 class Answerer:
-    """Gets answers from the models of the registry."""
+    """Gets answers from the models of the registry. `on_use(key, is_cold)` is called when a request
+    holds its model; cold is one that had to be loaded."""
 
     def __init__(
         self,
         registry: ModelRegistry,
         config: EngineConfig,
+        placement: Placement,
         pool: AgentPool,
         breakers: BreakerBoard,
         events: EventLog,
         counters: Counters,
-        cache: "ModelCache",
     ) -> None:
-        self._registry = registry
         self._config = config
         self._pool = pool
         self._breakers = breakers
         self._events = events
         self._counters = counters
-        self._cache = cache
+        self._placement = placement
         self._background: dict[str, Future[ModelInfo]] = {}
         self._background_lock = threading.Lock()
         self._agents = AgentFactory(registry)
+        self.on_use: Callable[[str, bool], None] = lambda _key, _is_cold: None
 
     def answer(self, request: Request) -> tuple[Choice, Completion]:
         """The first choice of the chain that answers. Raises the last choice's error."""
@@ -65,7 +65,7 @@ class Answerer:
         while attempts:
             choice = attempts.popleft()
             try:
-                completion = self._generate(request, choice)
+                completion = self._try(request, choice)
             except OrionError as error:
                 self._note_failure(request, choice, error)
                 is_replay = isinstance(error, WorkerCrashedError) and choice not in replayed
@@ -108,30 +108,52 @@ class Answerer:
         is_fetchable = choice.source is not None and self._config.auto_download
         return choice.files is not None or is_fetchable
 
+    def target(self, choices: list[Choice]) -> LoadSpec | None:
+        """The model that a request would be answered by now; None when there is none."""
+        available = [choice for choice in choices if self._can_load(choice)]
+        if not available:
+            return None
+        order = self._order(available)
+        return self._placement.load_spec(order[0])
+
     # -- a lite model stands in while the full one is on its way
 
     def _with_stand_in(self, request: Request, choices: list[Choice]) -> list[Choice]:
         """The choices in the order in which this request tries them. When the agent's primary model
         is not in memory, its lite one comes first, and the primary is loaded meanwhile."""
-        config = self._config
+        order = self._order(choices)
+        if order[0] is not choices[0]:
+            first = choices[0]
+            request.loading = self.load_ahead(first)
+            request.consider(first, "loading", "it is on its way and answers when it is in memory")
+        return order
+
+    def _order(self, choices: list[Choice]) -> list[Choice]:
         first = choices[0]
         lite = next((c for c in choices if c.role == "lite" and c.files is not None), None)
-        is_wanted = config.enable_stand_in and config.loading_strategy == "progressive"
-        if first.role != "primary" or lite is None or not is_wanted or config.max_models < 2:
+        strategy = self._placement.loading_strategy(first.agent_id)
+        is_wanted = self._config.enable_stand_in and strategy == "progressive"
+        if first.role != "primary" or lite is None or not is_wanted:
             return choices
-        if self._pool.is_ready(self.load_spec(first).key):
+        if self._pool.is_ready(self._placement.load_spec(first).key):
             return choices
         try:
             self._breakers.check(first.model_id)
         except CircuitOpenError:
             return choices  # it is paused, and says so in its turn
-        request.loading = self._load_in_background(first)
-        request.consider(first, "loading", "it is on its way and answers when it is in memory")
+        if not self._can_hold_both(first, lite):
+            return choices  # the one would have to make room for the other
         return [lite, *(choice for choice in choices if choice is not lite)]
 
-    def _load_in_background(self, choice: Choice) -> "Future[ModelInfo]":
+    def _can_hold_both(self, first: Choice, lite: Choice) -> bool:
+        try:
+            return self._pool.can_hold([self._placement.load_spec(c) for c in (first, lite)])
+        except OrionError:  # whoever loads it hears what is wrong with its files
+            return False
+
+    def load_ahead(self, choice: Choice) -> "Future[ModelInfo]":
         """Load a model for requests to come; one that is on its way is loaded once."""
-        spec = self.load_spec(choice)
+        spec = self._placement.load_spec(choice)
         with self._background_lock:
             known = self._background.get(spec.key)
             if known is not None and not known.done():
@@ -155,6 +177,12 @@ class Answerer:
 
     # -- one model
 
+    def _try(self, request: Request, choice: Choice) -> Completion:
+        try:
+            return self._generate(request, choice)
+        except InsufficientMemoryError as error:
+            raise self._placement.explained(error, choice) from error
+
     def _generate(self, request: Request, choice: Choice) -> Completion:
         self._breakers.check(choice.model_id)
         agent = self._agents.get(choice.agent_id)
@@ -169,11 +197,15 @@ class Answerer:
             request.is_streamed,
             is_prefix_public=request.options.system_prompt is None,
         )
-        spec = self.load_spec(choice)
+        spec = self._placement.load_spec(choice)
+        request.target = spec.key
+        if choice.agent_id in self._config.pinned:
+            self._pool.pin(spec.key)
         lifecycle = request.lifecycle
         with self._pool.acquire(
             spec, request.scope, lambda progress: lifecycle.advance(progress.fraction)
         ) as lease:
+            self.on_use(spec.key, lease.is_cold)
             request.model = lease.model.info
             request.load_ms += lease.load_ms
             request.is_cold = request.is_cold or lease.is_cold
@@ -188,7 +220,9 @@ class Answerer:
 
             try:
                 with self._breakers.guard(choice.model_id, "generate"):
-                    return lease.model.generate(job, request.scope, on_text)
+                    completion = lease.model.generate(job, request.scope, on_text)
+                self._pool.note_answer(spec.key)
+                return completion
             finally:
                 request.load = _report(lease.model.load_progress)
                 request.loading = request.loading or lease.model.completion
@@ -219,36 +253,6 @@ class Answerer:
         if request.stream.has_text:
             request.stream.restart()
         request.lifecycle.move("load")
-
-    def load_spec(self, choice: Choice) -> LoadSpec:
-        """What to load for a choice that is available."""
-        model = self._registry.model(choice.model_id)
-        files = choice.files
-        if files is None:
-            assert choice.source is not None
-            files = self._cache.paths(choice.source)
-        variant = model.variants[choice.variant].sharding
-        sharding = self._config.sharding
-        if variant is not None:  # the registry knows this model better
-            told = {"num_shards": variant.num_shards, "initial_shards": variant.initial_shards}
-            sharding = sharding.model_copy(update=told)
-        return LoadSpec(
-            info=ModelInfo(
-                model_id=choice.model_id,
-                variant=choice.variant,
-                name=model.name,
-                version=model.version,
-                license=model.license,
-            ),
-            files=files,
-            source=choice.source,
-            sharding=sharding,
-            slots=self._config.slots,
-            context_length=self._config.context_length,
-            threads=self._config.threads,
-            parked_bytes=self._config.parked_bytes,
-            prompt_format=model.prompt_format,
-        )
 
 
 def _report(progress: LoadProgress) -> LoadReport:

@@ -55,13 +55,27 @@ class EngineConfig(BaseModel):
 
     slots: requests that one loaded model answers at the same time; by default 4 for each usable
         core, at most 16, fewer where memory is short.
-    max_models: models kept in memory; the least recently used idle one makes room.
+    memory_budget: bytes that all loaded models may take together; idle ones make room for others.
+        "auto" is what the machine can spare, and follows it.
+    max_models: most models kept in memory, whatever their size; None leaves it to the budget.
+    pinned: agents whose models are never unloaded to make room, once they are loaded.
     max_queue: requests that may wait; one more raises `QueueFullError`.
+    model_turn_s: while requests for other models wait that have no room beside it, a model is
+        served for at most so long.
+    priority_aging_s: a request that waited so much longer than another counts as one priority
+        higher.
+    stuck_after_s: `engine.health()` names a request that made no progress for so long.
+    enable_predictive_loading: load the model of the agent that is likely to be asked next, while
+        memory is plentiful and nothing waits.
     context_length: tokens of context per loaded model, shared by its slots; None takes the
         model's own limit, at most 4096.
     threads: threads of one loaded model; None takes the usable cores.
     parked_bytes: memory per loaded model for the state of silent conversations and of system
         prompts, outside the KV cache; None takes as much as the cache has, 0 keeps none.
+    embedding_model: what `engine.embed` embeds with: a model of the registry, or
+        "sentence-transformers:" and a name or folder; None takes the registry's first one of type
+        `embedding`.
+    embedding_cache_entries: texts whose embeddings are remembered.
     max_query_chars: longest question accepted, in characters.
     loading_strategy: "progressive" answers as early as it can: a model that is not in memory is
         computed while it arrives, and the agent's lite model may stand in for it meanwhile;
@@ -88,8 +102,14 @@ class EngineConfig(BaseModel):
     enable_circuit_breaker: bool = True
     breaker: BreakerConfig = Field(default_factory=BreakerConfig, strict=False)
     slots: int = Field(default_factory=default_slots, ge=1, le=64)
-    max_models: int = Field(default=2, ge=1)
+    memory_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    max_models: int | None = Field(default=None, ge=1)
+    pinned: list[str] = []
     max_queue: int = Field(default=256, ge=1)
+    model_turn_s: float = Field(default=10.0, gt=0, le=LONGEST_WAIT_S)
+    priority_aging_s: float = Field(default=30.0, gt=0, le=LONGEST_WAIT_S)
+    stuck_after_s: float = Field(default=60.0, gt=0, le=LONGEST_WAIT_S)
+    enable_predictive_loading: bool = True
     context_length: int | None = Field(default=None, ge=64, lt=2**31)
     threads: int | None = Field(default=None, ge=1, le=1024)
     parked_bytes: int | None = Field(default=None, ge=0)
@@ -101,6 +121,8 @@ class EngineConfig(BaseModel):
     sharding: ShardingConfig = Field(default_factory=ShardingConfig, strict=False)
     snapshot_bytes: int = Field(default=2**30, ge=0)
     keep_warm: bool = True
+    embedding_model: str | None = None
+    embedding_cache_entries: int = Field(default=200, ge=0)
     max_query_chars: int = Field(default=1_000_000, ge=1)
     load_timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_WAIT_S)
     cancel_grace_s: float = Field(default=5.0, gt=0, le=LONGEST_WAIT_S)

@@ -10,29 +10,33 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from orion_oie import guardrails, hardware, memory, wiring
+from orion_oie import guardrails, wiring
 from orion_oie.answering import Answerer
 from orion_oie.backends.base import Backend, Completion
-from orion_oie.breaker import BreakerBoard, BreakerState
+from orion_oie.breaker import BreakerBoard
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.costs import cost_of
+from orion_oie.embeddings.shared import SharedEmbeddings
 from orion_oie.errors import (
     EngineClosedError,
     InvalidRequestError,
     OrionError,
     RequestCancelledError,
 )
-from orion_oie.health import EngineStats, Health, ModelStats
+from orion_oie.health import EngineStats, Health, Observer
+from orion_oie.housekeeping import Housekeeper
 from orion_oie.logs import EventLog, Subscriber
-from orion_oie.pool import AgentPool
+from orion_oie.placement import Placement
+from orion_oie.planning import Plan, Planner
+from orion_oie.preloading import Preloader
 from orion_oie.registry import Choice, ModelRegistry, registry_of
 from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import Router
@@ -45,9 +49,16 @@ from orion_oie.schemas import (
     Timings,
     TokenEvent,
 )
+from orion_oie.standings import Standings
 from orion_oie.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.telemetry import Counters
 from orion_oie.validation import problems_of
+
+if TYPE_CHECKING:  # for who embeds something
+    import numpy as np
+    from numpy.typing import NDArray
+
+_MODELS_AT_ONCE = 8
 
 
 class OrionInferenceEngine:
@@ -80,24 +91,53 @@ class OrionInferenceEngine:
         )
         self._cache = cache = wiring.model_cache(config)
         self._backend = backend = backend or wiring.llama_backend(config, events, cache)
-        self._pool = AgentPool(
-            wiring.guarded_load(backend, self._breakers, events),
-            config.max_models,
-            lambda key: events.publish("pool.evicted", key=key),
+        load = wiring.guarded_load(backend, self._breakers, events)
+        self._keeper = keeper = Housekeeper(config, backend, load, events, cache.root)
+        self._pool = pool = keeper.pool
+        self._placement = placement = Placement(
+            self.registry, config, cache, keeper.sizes, keeper.budget.bytes, pool.is_here
         )
         self._answerer = Answerer(
-            self.registry, config, self._pool, self._breakers, events, self._counters, cache
+            self.registry, config, placement, pool, self._breakers, events, self._counters
         )
+        self._standings = Standings(pool, keeper.sizes)
         self._deadlines = DeadlineTimer()
         # Idle threads must not keep a forgotten engine alive: they know it weakly.
         serve: weakref.ReferenceType[Callable[[Request], None]] = weakref.WeakMethod(self._serve)
+        # A few more than it has slots for, so that one that is free has its next request at once.
+        per_model = config.slots + config.slots // 4
         self._queue: RequestQueue[Request] = RequestQueue(
             lambda request: _call(serve, request),
             limit=config.max_queue,
-            concurrency=config.slots * config.max_models,
+            state_of=self._standings.standing,
+            per_model=per_model,
+            max_threads=per_model * (config.max_models or _MODELS_AT_ONCE),
+            turn_s=config.model_turn_s,
+            aging_s=config.priority_aging_s,
         )
+        pool.on_changed = self._queue.notify
+        self._preloader = preloader = Preloader(
+            config,
+            placement,
+            pool,
+            keeper.sizes,
+            keeper.budget,
+            events,
+            is_calm=keeper.is_calm,
+            is_anything_waiting=lambda queue=self._queue: len(queue) > 0,  # type: ignore[misc]
+            load_ahead=self._answerer.load_ahead,
+            clock=clock,
+        )
+        keeper.on_gone = preloader.note_gone
+        self._answerer.on_use = lambda key, is_cold: preloader.note_use(key, is_cold=is_cold)
         self._live: set[Request] = set()
         self._live_changed = threading.Condition()
+        live = self._live
+        self._observer = Observer(
+            config, keeper, self._standings, self._queue, self._breakers, lambda: list(live)
+        )
+        self._embeddings = SharedEmbeddings(self.registry, config, placement, pool)
+        self._planner = Planner(placement, pool, keeper.sizes, keeper.budget)
         self._is_closed = False
         self._finalizer = weakref.finalize(self, backend.kill_all)
 
@@ -184,6 +224,8 @@ class OrionInferenceEngine:
             live = list(self._live)
         for request in live:
             request.scope.cancel(closed)
+        self._embeddings.close()
+        self._keeper.close()
         self._pool.close(timeout)
         self._backend.kill_all()
         with self._live_changed:
@@ -191,12 +233,42 @@ class OrionInferenceEngine:
         self._finalizer.detach()
         self._events.publish("engine.closed")
 
-    def preload(self, agent_id: str) -> ModelInfo:
-        """Load the model that would answer for an agent now; returns what was loaded."""
+    def plan(self, query: str, **options: Any) -> Plan:
+        """What `infer` would do with the same arguments now: the route, the model and its variant,
+        what would be loaded and evicted for it. Does none of it.
+
+        Raises what is wrong with the request, like `infer`.
+        """
+        self._check_usable()
+        checked = _checked_options(options)
+        query = guardrails.check_query(query, self.config.max_query_chars)
+        route = self._route_of(query, checked)
+        return self._planner.plan(
+            route,
+            self._choices(route.agent_id),
+            may_fetch=self.config.auto_download,
+            waiting=len(self._queue),
+        )
+
+    def preload(self, agent_id: str, *, pin: bool = False) -> ModelInfo:
+        """Load the model that would answer for an agent now; returns what was loaded. With `pin` it
+        is never unloaded to make room, until `unload`."""
         self._check_usable()
         choice = self._answerer.available(self._choices(agent_id), agent_id)[0]
-        with self._pool.acquire(self._answerer.load_spec(choice), CancelScope()) as lease:
+        spec = self._placement.load_spec(choice)
+        with self._pool.acquire(spec, CancelScope()) as lease:
+            if pin:
+                self._pool.pin(spec.key)
             return lease.model.info
+
+    def embed(self, texts: Sequence[str], *, user: str = "application") -> "NDArray[np.float32]":
+        """Unit vectors of texts, shape (texts, dimensions), by the one embedding model that all
+        parts of the program share. `user` names the part that asks, for statistics.
+
+        Raises `ModelNotFoundError` when there is none; else see `EmbeddingService.embed`.
+        """
+        self._check_usable()
+        return self._embeddings.service().embed(texts, user=user)
 
     def pull(self, name: str) -> tuple[Path, ...]:
         """Fetch the files of an agent's primary model, of a model, or of `MODEL@VARIANT`, if they
@@ -208,16 +280,20 @@ class OrionInferenceEngine:
         return wiring.pull(self.registry, self._cache, self.config, self._events, name)
 
     def unload(self, agent_id: str) -> bool:
-        """Free the idle models that an agent itself names, also if others share them.
+        """Free the idle models that an agent itself names, also if others share them or they are
+        pinned.
 
         False when none was loaded, or all were in use.
         """
         own = [c for c in self._choices(agent_id) if c.agent_id == agent_id]
         keys = [
-            self._answerer.load_spec(choice).key for choice in own if choice.files or choice.source
+            self._placement.load_spec(choice).key for choice in own if choice.files or choice.source
         ]
+        for key in keys:
+            self._pool.unpin(key)
         unloaded = [key for key in keys if self._pool.unload(key)]
         for key in unloaded:
+            self._preloader.note_gone(key)
             self._events.publish("pool.unloaded", key=key)
         return bool(unloaded)
 
@@ -235,38 +311,20 @@ class OrionInferenceEngine:
         self._breakers.reset()
 
     def stats(self) -> EngineStats:
-        """Counts, models in memory, breakers, hardware."""
-        models = {
-            key: ModelStats(
-                **dict(resident),
-                memory_bytes=None if resident.pid is None else memory.resident_bytes(resident.pid),
-            )
-            for key, resident in self._pool.residents().items()
-        }
-        waiting = len(self._queue)
-        return EngineStats(
-            requests=self._counters.snapshot(),
-            waiting=waiting,
-            running=max(0, len(self._live) - waiting),
-            models=models,
-            breakers=self._breakers.stats(),
-            hardware=hardware.detect([stats.model.device for stats in models.values()]),
+        """Counts, models and memory, loads ahead, breakers, hardware."""
+        return self._observer.stats(
+            self._counters.snapshot(), self._preloader.stats(), self._embeddings.stats()
         )
 
     def health(self) -> Health:
-        """`down` when it cannot be used, `degraded` while a breaker is not closed or the queue
-        is full."""
+        """`down` when it cannot be used; `degraded` while a breaker is not closed, the queue is
+        full, memory is short, or a request makes no progress: the reasons name it and what stands
+        in its way."""
         try:
             self._check_usable()
         except EngineClosedError as error:
             return Health(status="down", reasons=[error.message])
-        reasons = [
-            f"{name} is {stats.state.value} after {stats.consecutive_failures} failures"
-            for name, stats in self._breakers.stats().items()
-            if stats.state is not BreakerState.CLOSED
-        ]
-        if len(self._queue) >= self.config.max_queue:
-            reasons.append(f"the queue is full ({self.config.max_queue} requests)")
+        reasons = self._observer.reasons()
         return Health(status="degraded" if reasons else "healthy", reasons=reasons)
 
     def __enter__(self) -> "OrionInferenceEngine":
@@ -341,13 +399,8 @@ class OrionInferenceEngine:
     def _route(self, request: Request) -> None:
         request.lifecycle.move("route")
         started = time.perf_counter()
-        if request.options.agent is not None:
-            self.registry.agent(request.options.agent)
-            request.route = Route(
-                agent_id=request.options.agent, confidence=1.0, reason="asked for by name"
-            )
-        else:
-            request.route = self._router.route(request.query, self.registry.agents)
+        request.route = self._route_of(request.query, request.options)
+        self._preloader.note_request(request.route.agent_id, request.options.session_id)
         request.choices = self._choices(request.route.agent_id)
         request.route_ms = (time.perf_counter() - started) * 1e3
         self._events.publish(
@@ -358,11 +411,28 @@ class OrionInferenceEngine:
             reason=request.route.reason,
         )
 
+    def _route_of(self, query: str, options: RequestOptions) -> Route:
+        if options.agent is None:
+            return self._router.route(query, self.registry.agents)
+        self.registry.agent(options.agent)
+        return Route(agent_id=options.agent, confidence=1.0, reason="asked for by name")
+
     def _enqueue(self, request: Request) -> None:
         request.lifecycle.move("load")
         request.queued_at = time.perf_counter()
         request.stop_watching = request.scope.on_cancel(lambda: self._end_if_waiting(request))
-        self._queue.put(request, request.options.priority)
+        assert request.route is not None
+        target = self._answerer.target(request.choices)
+        request.target = "" if target is None else self._standings.announce(target)
+        queue = self._queue
+        request.handle._position = lambda: queue.position(request)
+        self._queue.put(
+            request,
+            model=request.target,
+            agent=request.route.agent_id,
+            session=request.options.session_id,
+            priority=request.options.priority,
+        )
         if request.scope.error is not None:
             self._end_if_waiting(request)  # it came before there was anything to take back
 
@@ -421,6 +491,7 @@ class OrionInferenceEngine:
             content=result.content,
         )
         request.succeed(result)
+        self._preloader.consider(request.route.agent_id, request.options.session_id)
 
     def _end(self, request: Request, error: BaseException) -> None:
         """End a request without an answer."""
@@ -450,7 +521,7 @@ class OrionInferenceEngine:
     # -- small helpers
 
     def _choices(self, agent_id: str) -> list[Choice]:
-        return self.registry.resolve(agent_id, self._cache)
+        return self._placement.choices(agent_id)
 
     def _check_usable(self) -> None:
         if self._is_closed:

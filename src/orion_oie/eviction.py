@@ -62,12 +62,17 @@ def blockers(
     residents: Sequence[Resident], limits: Limits, size_bytes: int = 0
 ) -> list[str] | None:
     """Keys of the models in use that would have to become idle for one more to have room; those
-    that are idle already are not named. None when even that would not be enough."""
+    that are idle already are not named. None when even that would not be enough.
+
+    While they are in use the answer stays the same, whoever uses them: else none would ever become
+    idle for somebody who waits for all of them.
+    """
     if choose_victims(residents, limits, size_bytes) is not None:
         return []
+    newest = max((r.last_used for r in residents), default=0.0)
     # One that is in use costs more to wait for than any idle one is worth.
     imagined = [
-        replace(r, is_in_use=False, reload_s=r.reload_s * 1e6) if r.is_in_use else r
+        replace(r, is_in_use=False, reload_s=1e6, last_used=newest) if r.is_in_use else r
         for r in residents
     ]
     victims = choose_victims(imagined, limits, size_bytes)
@@ -89,7 +94,7 @@ def _smallest_set(residents: Sequence[Resident], count: int, freed_bytes: int) -
     """The fewest models that can go of which at least `count` go and `freed_bytes` come back."""
     if count <= 0 and freed_bytes <= 0:
         return []
-    idle = sorted((r for r in residents if r.can_go), key=lambda r: r.last_used)
+    idle = sorted((r for r in residents if r.can_go), key=lambda r: (r.last_used, r.key))
     if len(idle) < count or sum(r.size_bytes for r in idle) < freed_bytes:
         return None
     newest = max(r.last_used for r in residents)

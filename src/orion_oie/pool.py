@@ -10,7 +10,7 @@ How large a model will be, how much memory there is and who must go is decided e
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -74,6 +74,7 @@ class _Entry:
     progress: LoadProgress | None = None
     model: LoadedModel | None = None
     error: BaseException | None = None
+    has_answered: bool = False
     is_leaving: bool = False  # an abandoned load that ends, or a model that is being freed
 
     @property
@@ -99,7 +100,8 @@ class _Ticket:
 
 
 class AgentPool:
-    """Loaded models by `LoadSpec.key`. `on_evicted(key)` is called with no lock held.
+    """Loaded models by `LoadSpec.key`. `on_evicted(key)` is called with no lock held, and so is
+    `on_changed()`, when a model came, went, or became idle.
 
     size_of: what a model may take, in bytes; may read files and raise. budget_bytes: what all may
     take together, None for no limit; has_memory: whether the machine has memory to load anything at
@@ -132,6 +134,7 @@ class AgentPool:
         self._changed = threading.Condition()
         self._entries: dict[str, _Entry] = {}
         self._pinned: set[str] = set()
+        self.on_changed: Callable[[], None] = lambda: None
         self._uses = 0
         self._is_closed = False
 
@@ -181,6 +184,7 @@ class AgentPool:
                 if self._entries.get(key) is entry:
                     del self._entries[key]
                 self._changed.notify_all()
+            self.on_changed()
         return True
 
     def relieve(self, wanted_bytes: int) -> list[str]:
@@ -209,6 +213,7 @@ class AgentPool:
         with self._changed:
             self._pinned.discard(key)
             self._changed.notify_all()
+        self.on_changed()
 
     def room_for(self, key: str, size_bytes: int) -> Room:
         """Whether a model of this size could be used now, and what would have to go for it."""
@@ -225,6 +230,29 @@ class AgentPool:
             return Room(False, tuple(victims))
         return Room(False, None, tuple(blockers(residents, limits, size_bytes) or ()))
 
+    def note_answer(self, key: str) -> None:
+        """A model that is held has answered: from now on it takes what it takes in use."""
+        with self._changed:
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.has_answered = True
+
+    def answered(self) -> dict[str, LoadSpec]:
+        """The models in memory that have answered, by key."""
+        with self._changed:
+            return {key: entry.spec for key, entry in self._entries.items() if entry.has_answered}
+
+    def can_hold(self, specs: Sequence[LoadSpec]) -> bool:
+        """Whether all of these may be in memory at the same time, if nothing else is."""
+        sizes = [self._known_size(spec.key) for spec in specs]
+        total = sum(
+            self._size_of(spec) if size is None else size
+            for spec, size in zip(specs, sizes, strict=True)
+        )
+        limits = self._limits()
+        is_too_many = limits.models is not None and len(specs) > limits.models
+        return not is_too_many and (limits.memory_bytes is None or total <= limits.memory_bytes)
+
     def note_size(self, key: str, measured_bytes: int) -> None:
         """A model takes more than was reserved for it: count that from now on."""
         with self._changed:
@@ -238,6 +266,10 @@ class AgentPool:
         with self._changed:
             self._drop_dead()
             return sum(resident.size_bytes for resident in self._as_residents())
+
+    def is_here(self, key: str) -> bool:
+        """True when a model is in memory, or on its way there."""
+        return self._known_size(key) is not None
 
     def is_ready(self, key: str) -> bool:
         """True when all of a model is in memory: it answers at once."""
@@ -419,6 +451,7 @@ class AgentPool:
                 del self._entries[entry.spec.key]
             is_orphaned = self._is_closed
             self._changed.notify_all()
+        self.on_changed()
         if is_orphaned and model is not None:
             model.close(0.0)
 
@@ -446,7 +479,10 @@ class AgentPool:
             entry.last_used = self._uses
             is_abandoned = entry.users == 0 and entry.is_loading
             entry.is_leaving = entry.is_leaving or is_abandoned
+            is_idle = entry.users == 0
             self._changed.notify_all()
+        if is_idle:
+            self.on_changed()
         if is_abandoned:
             entry.scope.cancel(RequestCancelledError("nobody waits for this load any more"))
 

@@ -290,6 +290,11 @@ class PreloadLedger:
             self._predictions += 1
             self._unused.add(key)
 
+    def is_ahead(self, key: str) -> bool:
+        """True while a load ahead is in the books unused."""
+        with self._lock:
+            return key in self._unused
+
     def used(self, key: str) -> None:
         """A request found the model here, or on its way because of a load ahead."""
         with self._lock:

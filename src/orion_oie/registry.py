@@ -7,7 +7,7 @@ ever downloaded or imported here.
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
+from orion_oie.quantization import VariantChoice
 from orion_oie.routing.base import CONVERSATION
-from orion_oie.specs import AgentSpec, ModelSpec, ProviderSpec, RegistryFile, SourceSpec
+from orion_oie.specs import (
+    AgentSpec,
+    ModelSpec,
+    ProviderSpec,
+    RegistryFile,
+    SourceSpec,
+    VariantSpec,
+)
 from orion_oie.validation import did_you_mean, problems_of
 
 if TYPE_CHECKING:
@@ -30,7 +38,7 @@ class Choice:
     """One model that may answer for an agent, in the order in which they are tried.
 
     `files` are None when the model is not on this machine; `why_unavailable` then says why.
-    `source` is where they come from, if they can be fetched.
+    `source` is where they come from, if they can be fetched. `picked` says why it is this variant.
     """
 
     agent_id: str
@@ -40,6 +48,35 @@ class Choice:
     files: tuple[Path, ...] | None
     why_unavailable: str = ""
     source: SourceSpec | None = field(default=None, compare=False)
+    picked: VariantChoice | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VariantState:
+    """A variant of a model, and its files if they are on this machine, or why they are not."""
+
+    name: str
+    spec: VariantSpec
+    files: tuple[Path, ...] | None
+    why_not_here: str = ""
+
+    @property
+    def is_fetchable(self) -> bool:
+        return self.files is None and self.spec.source.kind in ("url", "hub")
+
+
+Pick = Callable[[str, str, Sequence[VariantState]], VariantChoice]
+"""Chooses among the variants of a model for an agent, (agent_id, model_id, variants): one of them.
+They come in the order of the registry."""
+
+
+def first_here(_agent_id: str, _model_id: str, variants: Sequence[VariantState]) -> VariantChoice:
+    """The first variant that is here, else the first that can be fetched, else the first."""
+    for state in variants:
+        if state.files is not None:
+            return VariantChoice(variant=state.name, reason="the first one that is here")
+    fetchable = next((state for state in variants if state.is_fetchable), variants[0])
+    return VariantChoice(variant=fetchable.name, reason="none is here")
 
 
 class ModelRegistry:
@@ -119,19 +156,21 @@ class ModelRegistry:
             )
         return models[model_id]
 
-    def resolve(self, agent_id: str, cache: "ModelCache | None" = None) -> list[Choice]:
+    def resolve(
+        self, agent_id: str, cache: "ModelCache | None" = None, pick: Pick = first_here
+    ) -> list[Choice]:
         """The models that may answer for an agent, best first, each at most once.
 
         Its own primary, lite and fallback models come first, then those of its fallback
         agents, those of the conversation agent last. What was fetched lies in `cache`; None looks
-        for nothing that would have to be.
+        for nothing that would have to be. `pick` chooses a variant of each.
         """
         choices: list[Choice] = []
         seen: set[str] = set()
         for agent, role, model_id in self._chain(agent_id):
             if model_id not in seen:
                 seen.add(model_id)
-                choices.append(self._choice(agent, role, model_id, cache))
+                choices.append(self._choice(agent, role, model_id, cache, pick))
         return choices
 
     def find_source(self, name: str) -> tuple[str, str, SourceSpec]:
@@ -215,21 +254,29 @@ class ModelRegistry:
             if current is None and CONVERSATION in self._data.agents:
                 current = CONVERSATION
 
+    def variants(self, model_id: str, cache: "ModelCache | None" = None) -> list[VariantState]:
+        """The variants of a model, and what of them is here. Raises `ModelNotFoundError`."""
+        return [
+            VariantState(name, spec, *_locate(spec.source, self._base, cache))
+            for name, spec in self.model(model_id).variants.items()
+        ]
+
     def _choice(
-        self, agent_id: str, role: ChoiceRole, model_id: str, cache: "ModelCache | None"
+        self,
+        agent_id: str,
+        role: ChoiceRole,
+        model_id: str,
+        cache: "ModelCache | None",
+        pick: Pick,
     ) -> Choice:
-        reasons = []
-        variants = self.model(model_id).variants
-        for variant, spec in variants.items():
-            files, reason = _locate(spec.source, self._base, cache)
-            if files is not None:
-                return Choice(agent_id, model_id, role, variant, files)
-            reasons.append(f"{variant}: {reason}")
-        for variant, spec in variants.items():
-            if spec.source.kind in ("url", "hub"):
-                why = "; ".join(reasons)
-                return Choice(agent_id, model_id, role, variant, None, why, spec.source)
-        return Choice(agent_id, model_id, role, next(iter(variants)), None, "; ".join(reasons))
+        states = self.variants(model_id, cache)
+        picked = pick(agent_id, model_id, states)
+        chosen = next(state for state in states if state.name == picked.variant)
+        if chosen.files is not None:
+            return Choice(agent_id, model_id, role, chosen.name, chosen.files, picked=picked)
+        reasons = "; ".join(f"{state.name}: {state.why_not_here}" for state in states)
+        source = chosen.spec.source if chosen.is_fetchable else None
+        return Choice(agent_id, model_id, role, chosen.name, None, reasons, source, picked)
 
     def _change(self, section: str, key: str, value: object) -> None:
         raw = self._data.model_dump(mode="json", exclude_defaults=True)

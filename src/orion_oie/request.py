@@ -48,6 +48,7 @@ class RequestHandle:
         self._scope = scope
         self._lifecycle = RequestLifecycle(lambda old, new: on_state(self, old, new))
         self._receipt: Receipt | None = None
+        self._position: Callable[[], int | None] = lambda: None
         self._complete_loading: Future[ModelInfo] = Future()
         self._complete_loading.set_running_or_notify_cancel()  # nobody may cancel it
         self._future: Future[InferenceResult] = Future()
@@ -63,6 +64,12 @@ class RequestHandle:
     def progress(self) -> float:
         """0 to 100."""
         return self._lifecycle.progress
+
+    @property
+    def queue_position(self) -> int | None:
+        """The place among the requests that wait, 1 for the next; None when it does not wait. An
+        estimate: nobody knows who will come, or how long others take."""
+        return self._position()
 
     @property
     def text(self) -> str:
@@ -186,6 +193,7 @@ class Request:
     is_streamed: bool = True
     route: Route | None = None
     choices: list[Choice] = field(default_factory=list)
+    target: str = ""  # the key of the model that it waits for or uses
     considered: list[Consideration] = field(default_factory=list)
     model: ModelInfo | None = None
     seed: int = 0
@@ -237,6 +245,7 @@ class Request:
     def succeed(self, result: InferenceResult) -> None:
         """Hand the result to whoever waits."""
         self.owner = None
+        self.handle._position = lambda: None
         assert self.model is not None
         self.handle._receipt = result.receipt
         self.handle._future.set_result(result)
@@ -249,6 +258,7 @@ class Request:
                 error.__traceback__
             )
         self.owner = None
+        self.handle._position = lambda: None
         self.handle._receipt = self.receipt()
         self.handle._future.set_exception(error)
         _forward(self.loading, self.handle._complete_loading, error)

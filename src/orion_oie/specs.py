@@ -174,6 +174,10 @@ class AgentSpec(Spec):
 
     `fallback_agent` answers when none of the agent's own models can; the conversation agent
     comes last in any case.
+
+    How the agent's own models are taken: `quantization` is the level of variant that is wanted,
+    "auto" the best that fits; `optimized_size` is the largest file it may have, in megabytes (10^6
+    bytes); `loading_strategy` and `sharding` go over those of the engine and of the variant.
     """
 
     name: str
@@ -185,6 +189,10 @@ class AgentSpec(Spec):
     routing: RoutingHints = Field(default_factory=RoutingHints)
     defaults: SamplingDefaults = Field(default_factory=SamplingDefaults)
     fallback_agent: str | None = None
+    quantization: Literal["auto", "q4", "q8", "f16", "f32"] = "auto"
+    optimized_size: Annotated[float, Field(gt=0)] | None = None
+    loading_strategy: Literal["progressive", "sequential"] | None = None
+    sharding: ShardingSpec | None = None
 
 
 class Recommendation(Spec):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from orion_oie import memory
 from orion_oie.backends.base import (
     Backend,
     LoadedModel,
@@ -24,6 +23,7 @@ from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import EventLog
+from orion_oie.memory import probe
 from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
 from orion_oie.routing.base import Router
@@ -58,7 +58,7 @@ def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -
             snapshot_bytes=config.snapshot_bytes,
         ),
         cache=cache,
-        is_calm=memory.is_calm if config.keep_warm else None,
+        is_calm=probe.is_calm if config.keep_warm else None,
         on_log=lambda level, line, model_id: events.publish(
             "model.log", level=level, line=line, model_id=model_id
         ),

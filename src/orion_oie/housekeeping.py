@@ -1,0 +1,167 @@
+"""Keeps the machine well: how much models may take, what they take, and what goes under pressure.
+
+    before a load:  what the model will take, what there is
+    each second:    what workers take -> the pool's books, the ledger; the level of pressure
+    high:           idle models go, also when nobody needs their room
+    critical:       all idle models go, each after it wrote its snapshots, and no load begins
+
+Watches and decides when; what goes is the pool's and `eviction.py`'s decision.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from orion_oie.backends.base import Backend, LoadedModel, LoadSpec, OnProgress
+from orion_oie.cancellation import CancelScope
+from orion_oie.config import EngineConfig
+from orion_oie.errors import OrionError
+from orion_oie.logs import EventLog
+from orion_oie.memory.budget import MemoryBudget
+from orion_oie.memory.ledger import FILE_NAME, FootprintLedger
+from orion_oie.memory.monitor import MemoryMonitor
+from orion_oie.memory.pressure import DEFAULT_THRESHOLDS, PressureLevel
+from orion_oie.memory.sample import MemorySample
+from orion_oie.pool import AgentPool, Load
+from orion_oie.sizing import ModelSizes
+
+_EVERYTHING = 2**62
+
+
+class Housekeeper:
+    """The budget, the sizes and the monitor of one engine, and the pool that keeps to them.
+
+    The monitor runs while there are workers. `cache_dir` is where models and measurements lie.
+    `on_gone(key)` hears of each model that was evicted.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        backend: Backend,
+        load: Load,
+        events: EventLog,
+        cache_dir: Path,
+    ) -> None:
+        self._events = events
+        self._ledger = FootprintLedger(cache_dir / FILE_NAME, self._warn)
+        self.sizes = ModelSizes(backend.footprint, self._ledger)
+        self.monitor = MemoryMonitor(
+            self._pids,
+            idle=self._idle,
+            cache_dir=cache_dir,
+            on_error=lambda error: self._warn(f"{type(error).__name__}: {error}"),
+            on_sample=self._on_sample,
+            on_level=self._on_level,
+        )
+        self.budget = MemoryBudget(config.memory_budget, self._held_bytes)
+        self._load = load
+        self.on_gone: Callable[[str], None] = lambda _key: None
+        self.pool = AgentPool(
+            self._timed_load,
+            config.max_models,
+            self._on_evicted,
+            size_of=self._size_of,
+            budget_bytes=self.budget.bytes,
+            has_memory=self.has_memory,
+        )
+
+    def has_memory(self) -> bool:
+        """False while the system may end processes to make room: no load begins then."""
+        return self.monitor.level is not PressureLevel.CRITICAL
+
+    def is_calm(self) -> bool:
+        """True while something may be loaded ahead of need."""
+        return self.monitor.level is PressureLevel.LOW
+
+    def close(self) -> None:
+        """Watch no more, and write down what was measured."""
+        self.monitor.stop()
+        self._ledger.save()
+
+    # -- before a load
+
+    def _size_of(self, spec: LoadSpec) -> int:
+        self.monitor.start()
+        self.budget.refresh()
+        return self.sizes.most_bytes(spec)
+
+    def _timed_load(
+        self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress
+    ) -> LoadedModel:
+        started = time.monotonic()
+        model = self._load(spec, scope, on_progress)
+        if spec.source is None:  # else the network was timed
+            self.sizes.note_load(spec, time.monotonic() - started)
+        return model
+
+    def _on_evicted(self, key: str) -> None:
+        self._events.publish("pool.evicted", key=key)
+        self.on_gone(key)
+
+    def _held_bytes(self) -> int:
+        sample = self.monitor.latest
+        return 0 if sample is None else _held_bytes(sample)
+
+    # -- each second, on the monitor's thread
+
+    def _pids(self) -> Mapping[str, int]:
+        residents = self.pool.residents()
+        return {key: one.pid for key, one in residents.items() if one.pid is not None}
+
+    def _idle(self) -> list[str]:
+        return [key for key, one in self.pool.residents().items() if not one.users]
+
+    def _on_sample(self, sample: MemorySample) -> None:
+        residents = self.pool.residents().values()
+        if not any(one.is_loading or one.pid is not None for one in residents):
+            self.monitor.stop()  # until the next load
+        self.budget.note(sample.system, _held_bytes(sample))
+        answered = self.pool.answered()
+        for key, memory in sample.workers.items():
+            self.pool.note_size(key, memory.resident_bytes)
+            if key in answered:
+                self._note_peak(answered[key], memory.resident_bytes)
+        self._ledger.save()
+        if not self.budget.is_automatic:  # else what counts is the pressure, not the books
+            self.pool.trim()
+        if sample.level >= PressureLevel.HIGH:
+            self._relieve(sample)
+
+    def _note_peak(self, spec: LoadSpec, resident_bytes: int) -> None:
+        try:
+            self.sizes.note_peak(spec, resident_bytes)
+        except OrionError as error:  # its files were replaced under it
+            self._warn(f"what {spec.key} takes cannot be kept: {error.message}")
+
+    def _relieve(self, sample: MemorySample) -> None:
+        system = sample.system
+        enough = DEFAULT_THRESHOLDS[PressureLevel.MEDIUM].of(system.total_bytes)
+        is_critical = sample.level is PressureLevel.CRITICAL
+        wanted = _EVERYTHING if is_critical else enough - system.available_bytes
+        keys = self.pool.relieve(wanted)
+        if keys:
+            self._events.publish(
+                "memory.relieved", level="warning", pressure=sample.level.value, keys=keys
+            )
+
+    def _on_level(self, old: PressureLevel, new: PressureLevel, sample: MemorySample) -> None:
+        self._events.publish(
+            "memory.pressure",
+            level="info" if new < PressureLevel.HIGH else "warning",
+            old=old.value,
+            new=new.value,
+            available_bytes=sample.system.available_bytes,
+            total_bytes=sample.system.total_bytes,
+            limited_by=sample.system.limited_by,
+            workers_bytes=sample.workers_bytes,
+            advice=self.monitor.recommendations(),
+        )
+
+    def _warn(self, text: str) -> None:
+        self._events.publish("memory.trouble", level="warning", text=text)
+
+
+def _held_bytes(sample: MemorySample) -> int:
+    """What would be available again without the workers; pages of files are so already."""
+    return sum(memory.private_bytes for memory in sample.workers.values())

@@ -1,0 +1,135 @@
+"""What a request would do, without doing it: which agent, model and variant, what would be loaded
+and what would have to go. The counterpart of the receipt, before the fact.
+
+Loads, fetches and evicts nothing.
+"""
+
+from orion_oie.errors import OrionError
+from orion_oie.memory.budget import MemoryBudget
+from orion_oie.placement import Placement
+from orion_oie.pool import AgentPool
+from orion_oie.quantization import VariantChoice
+from orion_oie.registry import Choice
+from orion_oie.schemas import Route, Schema
+from orion_oie.sizing import ModelSizes
+
+# Of a model that was never loaded here: a process, and files that lie in the system's cache.
+_START_S = 0.3
+_READ_BYTES_PER_S = 1.5e9
+
+
+class PlannedModel(Schema):
+    """One model of the chain. `needed_bytes` is the memory it may take, None where that cannot be
+    known; `why_not` says why it would not be tried, empty if it would. `variant` explains the
+    quantization."""
+
+    agent_id: str
+    model_id: str
+    role: str
+    variant: VariantChoice
+    is_here: bool
+    is_loaded: bool
+    needed_bytes: int | None = None
+    is_measured: bool = False
+    why_not: str = ""
+
+
+class Plan(Schema):
+    """What a request would do now.
+
+    `model` would answer; None when none could. `loads` says whether it would have to be loaded,
+    `evicts` what would be unloaded for it, `waits_for` which models in use would have to become
+    idle first. `fetch_bytes` would be downloaded. `load_s` estimates the load: None when it cannot
+    be known, because of a download. `considered` is the whole chain, in its order.
+    """
+
+    route: Route
+    model: PlannedModel | None
+    loads: bool = False
+    evicts: list[str] = []
+    waits_for: list[str] = []
+    fetch_bytes: int = 0
+    load_s: float | None = 0.0
+    budget_bytes: int
+    reserved_bytes: int
+    waiting: int = 0
+    considered: list[PlannedModel] = []
+
+
+class Planner:
+    """Makes plans from what an engine decides with."""
+
+    def __init__(
+        self, placement: Placement, pool: AgentPool, sizes: ModelSizes, budget: MemoryBudget
+    ) -> None:
+        self._placement = placement
+        self._pool = pool
+        self._sizes = sizes
+        self._budget = budget
+
+    def plan(
+        self, route: Route, choices: list[Choice], *, may_fetch: bool, waiting: int = 0
+    ) -> Plan:
+        """What would become of a request that was routed. `may_fetch`: what is not here may be
+        downloaded; `waiting`: requests before it."""
+        self._budget.refresh()
+        budget_bytes = self._budget.bytes()
+        models = [self._planned(choice, budget_bytes, may_fetch) for choice in choices]
+        plan = Plan(
+            route=route,
+            model=None,
+            budget_bytes=budget_bytes,
+            reserved_bytes=self._pool.reserved_bytes,
+            waiting=waiting,
+            considered=models,
+        )
+        for choice, model in zip(choices, models, strict=True):
+            if not model.why_not:
+                return plan.model_copy(update=self._steps(choice, model))
+        return plan
+
+    def _planned(self, choice: Choice, budget_bytes: int, may_fetch: bool) -> PlannedModel:
+        is_available = choice.files is not None or (choice.source is not None and may_fetch)
+        needed_bytes, is_measured, why_not = None, False, ""
+        if not is_available:
+            why_not = choice.why_unavailable
+        else:
+            try:
+                footprint = self._sizes.footprint(self._placement.load_spec(choice))
+            except OrionError as error:
+                why_not = error.message
+            else:
+                needed_bytes, is_measured = footprint.most_bytes, footprint.is_measured
+                if needed_bytes > budget_bytes:
+                    why_not = f"it needs {needed_bytes} bytes of a budget of {budget_bytes}"
+        return PlannedModel(
+            agent_id=choice.agent_id,
+            model_id=choice.model_id,
+            role=choice.role,
+            variant=choice.picked or VariantChoice(variant=choice.variant, reason=""),
+            is_here=choice.files is not None,
+            is_loaded=self._pool.is_here(f"{choice.model_id}@{choice.variant}"),
+            needed_bytes=needed_bytes,
+            is_measured=is_measured,
+            why_not=why_not,
+        )
+
+    def _steps(self, choice: Choice, model: PlannedModel) -> dict[str, object]:
+        spec = self._placement.load_spec(choice)
+        if model.is_loaded:
+            return {"model": model}
+        assert model.needed_bytes is not None
+        room = self._pool.room_for(spec.key, model.needed_bytes)
+        fetch_bytes = 0 if model.is_here else spec.expected_bytes or 0
+        load_s: float | None = None
+        if model.is_here:
+            size_bytes = sum(file.stat().st_size for file in spec.files)
+            load_s = self._sizes.load_s(spec) or _START_S + size_bytes / _READ_BYTES_PER_S
+        return {
+            "model": model,
+            "loads": True,
+            "evicts": list(room.victims or ()),
+            "waits_for": list(room.blockers),
+            "fetch_bytes": fetch_bytes,
+            "load_s": load_s,
+        }

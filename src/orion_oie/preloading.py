@@ -1,0 +1,143 @@
+"""Loads the model that is likely to be asked for next, while memory is plentiful and nothing waits.
+
+Gathers what `prediction.should_preload` decides from, and has it done. A model that was loaded
+ahead is as idle as any other: it goes when room is needed, and then counts as wasted.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orion_oie.config import EngineConfig
+from orion_oie.errors import OrionError
+from orion_oie.logs import EventLog
+from orion_oie.memory.budget import MemoryBudget
+from orion_oie.placement import Placement
+from orion_oie.pool import AgentPool
+from orion_oie.prediction import (
+    NextAgentPredictor,
+    PredictionStats,
+    PreloadLedger,
+    should_preload,
+)
+from orion_oie.registry import Choice
+from orion_oie.sizing import ModelSizes
+
+LoadAhead = Callable[[Choice], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    choice: Choice
+    size_bytes: int
+    victims: tuple[str, ...] | None
+
+
+class Preloader:
+    """The habits of one engine's users, and the loads that come of them. Thread-safe, as its parts
+    are. `is_calm` and `is_anything_waiting` must return at once; `load_ahead` must only begin."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        placement: Placement,
+        pool: AgentPool,
+        sizes: ModelSizes,
+        budget: MemoryBudget,
+        events: EventLog,
+        *,
+        is_calm: Callable[[], bool],
+        is_anything_waiting: Callable[[], bool],
+        load_ahead: LoadAhead,
+        clock: Callable[[], float],
+    ) -> None:
+        self._is_enabled = config.enable_predictive_loading
+        self._placement = placement
+        self._pool = pool
+        self._sizes = sizes
+        self._budget = budget
+        self._events = events
+        self._is_calm = is_calm
+        self._is_anything_waiting = is_anything_waiting
+        self._load_ahead = load_ahead
+        self._predictor = NextAgentPredictor(clock)
+        self._ledger = PreloadLedger(self._is_enabled)
+
+    def note_request(self, agent_id: str, session_id: str | None) -> None:
+        """A request for an agent came."""
+        if self._is_enabled:
+            self._predictor.observe(agent_id, session_id)
+
+    def note_use(self, key: str, *, is_cold: bool) -> None:
+        """A request got its model; `is_cold`: it had to be loaded."""
+        if self._ledger.is_ahead(key):
+            self._ledger.used(key)
+        elif is_cold:
+            self._ledger.cold(key)
+
+    def note_gone(self, key: str) -> None:
+        """A model was evicted or unloaded."""
+        self._ledger.gone(key)
+
+    def stats(self) -> PredictionStats:
+        """What came of it so far."""
+        return self._ledger.stats()
+
+    def consider(self, agent_id: str, session_id: str | None) -> None:
+        """An answer was given: begin to load what is likely to come next, if that is wise."""
+        if not self._is_enabled or self._is_anything_waiting() or not self._is_calm():
+            return
+        predictions = self._predictor.predict(session_id, agent_id)
+        candidates: dict[str, _Candidate] = {}
+        key_of_agent: dict[str, str] = {}
+        for prediction in predictions:
+            found = self._candidate(prediction.agent_id)
+            if found is not None:
+                key = self._placement.load_spec(found.choice).key
+                key_of_agent[prediction.agent_id] = key
+                candidates[key] = found
+        if not candidates:
+            return
+        residents = self._pool.residents()
+        probability = {
+            key_of_agent[p.agent_id]: p.probability
+            for p in reversed(predictions)
+            if p.agent_id in key_of_agent
+        }
+        sizes = {key: one.reserved_bytes for key, one in residents.items()}
+        decision = should_preload(
+            predictions,
+            {
+                key: 1.0 if one.users else probability.get(key, 0.0)
+                for key, one in residents.items()
+            },
+            key_of_agent,
+            free_bytes=self._budget.bytes() - sum(sizes.values()),
+            footprints_bytes={**{k: c.size_bytes for k, c in candidates.items()}, **sizes},
+            victims={key: one.victims for key, one in candidates.items()},
+            is_calm=self._is_calm(),
+            is_anything_waiting=self._is_anything_waiting(),
+            is_enabled=self._is_enabled,
+        )
+        if decision.key is None:
+            return
+        self._ledger.started(decision.key)
+        self._events.publish(
+            "model.loading_ahead",
+            key=decision.key,
+            agent_id=decision.agent_id,
+            probability=round(decision.probability, 2),
+        )
+        self._load_ahead(candidates[decision.key].choice)
+
+    def _candidate(self, agent_id: str) -> _Candidate | None:
+        """The model that would answer for an agent, if it is here and nothing is wrong with it."""
+        try:
+            choice = next((c for c in self._placement.choices(agent_id) if c.files), None)
+            if choice is None:
+                return None
+            spec = self._placement.load_spec(choice)
+            size_bytes = self._sizes.most_bytes(spec)
+        except OrionError:  # an agent that is no more, files that are none: nobody asked for them
+            return None
+        room = self._pool.room_for(spec.key, size_bytes)
+        return _Candidate(choice, size_bytes, room.victims)
