@@ -37,9 +37,13 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
-from orion_oie.health import EngineStats, Health, ModelStats
+from orion_oie.health import EngineStats, Health, MemoryStats, ModelStats
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import Event
+from orion_oie.memory.pressure import PressureLevel
+from orion_oie.planning import Plan, PlannedModel
+from orion_oie.prediction import PredictionStats
+from orion_oie.quantization import VariantChoice
 from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
 from orion_oie.schemas import (
@@ -58,6 +62,7 @@ from orion_oie.schemas import (
     Timings,
     TokenEvent,
     Usage,
+    VariantReport,
 )
 from orion_oie.specs import (
     AgentModels,
@@ -97,6 +102,7 @@ __all__ = [
     "InvalidRequestError",
     "LoadProgress",
     "LoadReport",
+    "MemoryStats",
     "Message",
     "ModelCorruptError",
     "ModelError",
@@ -107,6 +113,10 @@ __all__ = [
     "ModelStats",
     "OrionError",
     "OrionInferenceEngine",
+    "Plan",
+    "PlannedModel",
+    "PredictionStats",
+    "PressureLevel",
     "PromptFormat",
     "ProviderAuthError",
     "ProviderError",
@@ -130,6 +140,8 @@ __all__ = [
     "TokenEvent",
     "UnknownAgentError",
     "Usage",
+    "VariantChoice",
+    "VariantReport",
     "VariantSpec",
     "WorkerCrashedError",
     "WorkerError",

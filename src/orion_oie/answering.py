@@ -207,6 +207,7 @@ class Answerer:
         ) as lease:
             self.on_use(spec.key, lease.is_cold)
             request.model = lease.model.info
+            request.variant = self._placement.report(choice, lease.reserved_bytes)
             request.load_ms += lease.load_ms
             request.is_cold = request.is_cold or lease.is_cold
             request.evicted += lease.evicted

@@ -68,7 +68,8 @@ class OrionInferenceEngine:
     config: see `EngineConfig`. backend, router and clock (seconds, for the breakers) may be
     replaced, e.g. by `orion_oie.backends.fake.FakeBackend` in tests of an application.
 
-    Raises `RegistryError` with every problem of the registry.
+    Raises `RegistryError` with every problem of the registry, `UnknownAgentError` for a pinned agent
+    that it does not know.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class OrionInferenceEngine:
     ) -> None:
         self.config = config = config or EngineConfig()
         self.registry = registry_of(registry)
+        for agent_id in config.pinned:
+            self.registry.agent(agent_id)
         self._pid = os.getpid()
         self._events = events = EventLog(config.log_events, log_content=config.log_content)
         self._counters = Counters()

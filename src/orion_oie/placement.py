@@ -15,9 +15,9 @@ from orion_oie.errors import (
     ModelNotFoundError,
     OrionError,
 )
-from orion_oie.quantization import Candidate, VariantChoice, choose_variant
+from orion_oie.quantization import Candidate, VariantChoice, choose_variant, level_of
 from orion_oie.registry import Choice, ModelRegistry, VariantState
-from orion_oie.schemas import ModelInfo
+from orion_oie.schemas import ModelInfo, VariantReport
 from orion_oie.sizing import ModelSizes
 from orion_oie.specs import AgentSpec, ModelSpec
 
@@ -104,6 +104,19 @@ class Placement:
         """How an agent's models are loaded."""
         agent = self._registry.agent(agent_id)
         return agent.loading_strategy or self._config.loading_strategy
+
+    def report(self, choice: Choice, reserved_bytes: int) -> VariantReport:
+        """The variant of a choice, for a receipt."""
+        quantization = self._registry.model(choice.model_id).variants[choice.variant].quantization
+        picked = choice.picked
+        return VariantReport(
+            quantization=quantization,
+            level=level_of(quantization),
+            reduction=None if picked is None else picked.reduction,
+            reason="" if picked is None else picked.reason,
+            reserved_bytes=reserved_bytes,
+            budget_bytes=self._budget_bytes(),
+        )
 
     def explained(self, error: InsufficientMemoryError, choice: Choice) -> InsufficientMemoryError:
         """The same error, with the variants of the model that would fit."""

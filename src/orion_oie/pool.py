@@ -46,6 +46,7 @@ class Lease:
     is_cold: bool
     load_ms: float
     evicted: tuple[str, ...]
+    reserved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,9 @@ class AgentPool:
                 model = self._await_load(entry, scope, on_progress)
                 load_ms = (time.perf_counter() - started) * 1e3
                 undo()
-                yield Lease(model, is_cold, load_ms, entry.evicted if is_cold else ())
+                yield Lease(
+                    model, is_cold, load_ms, entry.evicted if is_cold else (), entry.size_bytes
+                )
             finally:
                 self._leave(entry)
         finally:

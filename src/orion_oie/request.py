@@ -27,6 +27,7 @@ from orion_oie.schemas import (
     Route,
     StreamStats,
     TokenEvent,
+    VariantReport,
 )
 from orion_oie.streaming import TextStream
 
@@ -200,6 +201,7 @@ class Request:
     is_cold: bool = False
     load: LoadReport | None = None
     loading: Future[ModelInfo] | None = None
+    variant: VariantReport | None = None
     evicted: list[str] = field(default_factory=list)
     replays: int = 0
     dropped_turns: int = 0
@@ -235,6 +237,7 @@ class Request:
             seed=self.seed,
             cold_load=self.is_cold,
             load=self.load,
+            variant=self.variant,
             evicted=self.evicted,
             replays=self.replays,
             dropped_turns=self.dropped_turns,

@@ -240,6 +240,19 @@ class LoadReport(Schema):
     note: str = ""
 
 
+class VariantReport(Schema):
+    """Which variant of the model answered. `level` is q4, q8, f16 or f32; `reduction` the share of
+    the size that it saves against 32 bits for each weight. `reason` says why it was chosen among
+    the variants. `reserved_bytes` of memory were set aside for it out of `budget_bytes`."""
+
+    quantization: str
+    level: str | None = None
+    reduction: float | None = None
+    reason: str = ""
+    reserved_bytes: int = 0
+    budget_bytes: int | None = None
+
+
 class Receipt(Schema):
     """The account of one request: why this answer came from this model in this time."""
 
@@ -250,6 +263,7 @@ class Receipt(Schema):
     seed: int | None = None
     cold_load: bool = False
     load: LoadReport | None = None
+    variant: VariantReport | None = None
     evicted: list[str] = []
     replays: int = 0
     dropped_turns: int = 0
