@@ -1,0 +1,145 @@
+"""Texts on their way to their vectors: who waits for which, and which are computed together.
+
+Bookkeeping only: it computes nothing, waits for nothing and takes no lock; its owner does. A text
+is on its way once, however many callers want it. Callers take turns: one with many texts holds up
+one with few by about a batch, not by all of them.
+"""
+
+import heapq
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orion_oie.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from orion_oie.embeddings.vectors import Row
+
+# A batch cannot be left before its end, neither by a cancel nor by who came after.
+BATCH_CHARACTERS = 8192
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """One caller. `waits_for` says where each text that it waits for stands first in its list;
+    `vectors` are those it has, by key. `refusal` is the text that cannot be embedded."""
+
+    waits_for: "dict[Flight, int]" = field(default_factory=dict)
+    vectors: "dict[bytes, Row]" = field(default_factory=dict)
+    alone: "list[Flight]" = field(default_factory=list)
+    refusal: tuple[InvalidRequestError, int] | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """One text. `turn` orders those that wait. After a failure of unknown cause it `is_alone`: each
+    of its callers computes it with other texts of its own only, so that nobody else fails."""
+
+    key: bytes
+    text: str
+    turn: tuple[int, int]
+    callers: set[Call] = field(default_factory=set)
+    is_running: bool = False
+    is_alone: bool = False
+
+
+class Flights:
+    """All texts on their way, in batches of `max_batch` and `BATCH_CHARACTERS` (one text may be
+    longer)."""
+
+    def __init__(self, max_batch: int) -> None:
+        self._max_batch = max_batch
+        self._by_key: dict[bytes, Flight] = {}
+        self._waiting: list[tuple[tuple[int, int], Flight]] = []  # a heap, stale entries included
+        self._order = itertools.count()
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def join(self, call: Call, key: bytes, text: str, index: int) -> bool:
+        """Let a call wait for a text of its list; True if nobody did before."""
+        flight = self._by_key.get(key)
+        is_new = flight is None
+        if flight is None:
+            round_ = self._taken + len(call.waits_for) // self._max_batch
+            flight = self._by_key[key] = Flight(key, text, (round_, next(self._order)))
+            self._put(flight)
+        if call not in flight.callers:
+            flight.callers.add(call)
+            call.waits_for[flight] = index
+            if flight.is_alone:
+                call.alone.append(flight)
+        return is_new
+
+    def take(self, call: Call) -> list[Flight]:
+        """The texts that a waiting call should have computed now; of others, too, unless there are
+        some of its own that must be alone. Nothing may be running."""
+        call.alone = [flight for flight in call.alone if flight in call.waits_for]
+        batch: list[Flight] = []
+        characters = 0
+        for flight in list(call.alone) or self._next_waiting():
+            characters += len(flight.text)
+            if batch and (len(batch) == self._max_batch or characters > BATCH_CHARACTERS):
+                if not flight.is_alone:
+                    self._put(flight)
+                break
+            flight.is_running = True
+            batch.append(flight)
+        self._taken += 1
+        return batch
+
+    def _next_waiting(self) -> Iterable[Flight]:
+        while self._waiting:
+            flight = heapq.heappop(self._waiting)[1]
+            if flight.callers:
+                yield flight
+
+    def _put(self, flight: Flight) -> None:
+        heapq.heappush(self._waiting, (flight.turn, flight))
+
+    def land(self, flight: Flight, vector: "Row") -> None:
+        """Give the vector to all who wait for it."""
+        for call in self._end(flight):
+            del call.waits_for[flight]
+            call.vectors[flight.key] = vector
+
+    def refuse(self, flight: Flight, error: InvalidRequestError) -> None:
+        """Tell all who wait for a text that it cannot be embedded."""
+        for call in self._end(flight):
+            call.refusal = (error, call.waits_for.pop(flight))
+
+    def _end(self, flight: Flight) -> set[Call]:
+        flight.is_running = False
+        del self._by_key[flight.key]
+        return flight.callers
+
+    def put_back(self, batch: Iterable[Flight]) -> None:
+        """Let the texts of a batch that did not come to its end wait in their old places."""
+        for flight in batch:
+            if flight.callers:
+                flight.is_running = False
+                if not flight.is_alone:
+                    self._put(flight)
+            else:
+                self._end(flight)
+
+    def set_apart(self, batch: Iterable[Flight]) -> None:
+        """From now on, let each caller compute its texts of a failed batch by itself."""
+        batch = list(batch)
+        for flight in batch:
+            if not flight.is_alone:
+                flight.is_alone = True
+                for call in flight.callers:
+                    call.alone.append(flight)
+        self.put_back(batch)
+
+    def leave(self, call: Call) -> None:
+        """Let a call wait for nothing any more; what nobody waits for is not computed, unless it
+        is being computed already."""
+        for flight in call.waits_for:
+            flight.callers.discard(call)
+            if not flight.callers and not flight.is_running:
+                self._end(flight)
+        call.waits_for.clear()

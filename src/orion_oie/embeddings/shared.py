@@ -1,0 +1,92 @@
+"""The embedding service of one engine: made when somebody embeds something, with the model that
+the configuration or the registry names.
+"""
+
+import threading
+from typing import TYPE_CHECKING
+
+from orion_oie.backends.base import LoadSpec
+from orion_oie.config import EngineConfig
+from orion_oie.errors import EngineClosedError, ModelNotFoundError
+from orion_oie.placement import Placement
+from orion_oie.pool import AgentPool
+from orion_oie.registry import ModelRegistry
+
+if TYPE_CHECKING:  # with numpy, for who embeds something
+    from orion_oie.embeddings.service import EmbeddingService
+    from orion_oie.embeddings.stats import EmbeddingStats
+
+SENTENCE_TRANSFORMERS = "sentence-transformers:"
+
+
+class SharedEmbeddings:
+    """Makes the service once. Thread-safe."""
+
+    def __init__(
+        self, registry: ModelRegistry, config: EngineConfig, placement: Placement, pool: AgentPool
+    ) -> None:
+        self._registry = registry
+        self._config = config
+        self._placement = placement
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._service: EmbeddingService | None = None
+        self._is_closed = False
+
+    def service(self) -> "EmbeddingService":
+        """The service. Raises `ModelNotFoundError` when there is no model to embed with."""
+        with self._lock:
+            if self._is_closed:
+                raise EngineClosedError("the engine was shut down")
+            if self._service is None:
+                self._service = self._made()
+            return self._service
+
+    def stats(self) -> "EmbeddingStats | None":
+        """What it did; None as long as nobody embedded anything."""
+        service = self._service
+        return None if service is None else service.stats()
+
+    def close(self) -> None:
+        """Embed no more."""
+        with self._lock:
+            self._is_closed = True
+            service = self._service
+        if service is not None:
+            service.close()
+
+    def _made(self) -> "EmbeddingService":
+        # numpy: a mere import of the library should not pay for it.
+        from orion_oie.embeddings.pooled import PooledEmbedder
+        from orion_oie.embeddings.service import EmbeddingService
+
+        name = self._config.embedding_model
+        entries = self._config.embedding_cache_entries
+        if name is not None and name.startswith(SENTENCE_TRANSFORMERS):
+            from orion_oie.embeddings.sentence_transformer import SentenceTransformerEmbedder
+
+            embedder = SentenceTransformerEmbedder(name.removeprefix(SENTENCE_TRANSFORMERS))
+            return EmbeddingService(embedder, cache_entries=entries)
+        model_id = name or self._first_model()
+        self._spec(model_id)  # what is wrong with it is said at once
+        return EmbeddingService(
+            PooledEmbedder(self._pool, lambda: self._spec(model_id)),
+            cache_entries=entries,
+            model_bytes=lambda: self._reserved_bytes(model_id),
+        )
+
+    def _first_model(self) -> str:
+        for model_id, model in self._registry.models.items():
+            if model.type == "embedding":
+                return model_id
+        raise ModelNotFoundError(
+            "the registry has no model of type 'embedding': add one, or set EngineConfig("
+            f"embedding_model='{SENTENCE_TRANSFORMERS}NAME')"
+        )
+
+    def _spec(self, model_id: str) -> LoadSpec:
+        return self._placement.embedding_spec(model_id)
+
+    def _reserved_bytes(self, model_id: str) -> int:
+        resident = self._pool.residents().get(self._spec(model_id).key)
+        return 0 if resident is None else resident.reserved_bytes
