@@ -8,18 +8,23 @@ import llama_cpp as lc
 import numpy as np
 import pytest
 import tiny
+from contracts import INFO
 from gguf import GGUFWriter, PoolingType
+from helpers import BOUND_S, Running, wait_until
 from minilm import minilm_folder, write_minilm
 from numpy.typing import NDArray
 from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
 
-from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH
+from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH, LoadSpec
 from orion_oie.backends.llama.embedder import BATCH_TEXTS, BATCH_TOKENS, Embedder
+from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
+from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     ContextOverflowError,
     InvalidRequestError,
     ModelCorruptError,
     ModelError,
+    RequestCancelledError,
     WorkerError,
 )
 
@@ -380,3 +385,24 @@ def test_closing_twice_is_closing(tiny_model: Path) -> None:
     embedder.close()
     with pytest.raises(WorkerError, match="was closed"):
         embedder.embed(["hello"])
+
+
+def test_a_cancel_ends_a_long_list_between_two_batches(minilm_file: Path) -> None:
+    """Who cancels does not wait for thousands of texts, and the worker goes on with others."""
+    spec = LoadSpec(INFO, (minilm_file,), is_embedding=True)
+    model = LlamaBackend(LoaderSettings(cancel_grace_s=BOUND_S)).load(
+        spec, CancelScope(), lambda _progress: None
+    )
+    try:
+        scope = CancelScope()
+        long = Running(
+            lambda: model.embed([f"text number {n} of many" for n in range(20_000)], scope)
+        )
+        wait_until(lambda: bool(model._pending))
+        scope.cancel(RequestCancelledError("enough"))
+        with pytest.raises(RequestCancelledError):
+            long.join()
+        assert model.is_alive()  # one that goes on too long would have been ended
+        assert model.embed(["short"], CancelScope()).shape == (1, 384)
+    finally:
+        model.close()

@@ -145,8 +145,11 @@ class Embedder:
 
     # -- embedding
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One row of unit length for each text, in their order; no text gives no row.
+    def embed(
+        self, texts: Sequence[str], is_cancelled: Callable[[], bool] = lambda: False
+    ) -> NDArray[np.float32] | None:
+        """One row of unit length for each text, in their order; no text gives no row. None when
+        `is_cancelled` says so between two batches.
 
         Raises `ContextOverflowError` for a text longer than `max_tokens`, `InvalidRequestError`
         for one that yields no token; either is found before anything is computed. Both name the
@@ -159,6 +162,8 @@ class Embedder:
         if rows:
             self._reserve(max(map(len, rows)))
         for chosen in _batches([len(row) for row in rows]):
+            if is_cancelled():
+                return None
             vectors[chosen] = self._run([rows[index] for index in chosen])
         return vectors
 
