@@ -6,6 +6,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +29,7 @@ from orion_oie.errors import (
     WorkerCrashedError,
 )
 from orion_oie.schemas import GenerationOptions, Message, ModelInfo
+from orion_oie.specs import SourceSpec
 
 INFO = ModelInfo(
     model_id="contract", variant="v", name="Contract", version="1.2", license="apache-2.0"
@@ -128,6 +130,22 @@ class BackendContract:
             assert model.is_alive()
         finally:
             model.close()
+
+    def test_what_a_model_takes_is_told_without_a_load(self, backend, files) -> None:
+        """From the files alone, the same each time; no part is less than nothing."""
+        spec = LoadSpec(INFO, files, context_length=256)
+        footprint = backend.footprint(spec)
+        assert backend.footprint(spec) == footprint
+        assert not footprint.is_measured
+        parts = [value for value in asdict(footprint).values() if value is not False]
+        assert all(part >= 0 for part in parts)
+        assert 0 < footprint.total_bytes <= footprint.most_bytes
+
+    def test_what_is_not_here_is_guessed(self, backend, tmp_path) -> None:
+        """A model whose files are elsewhere takes at least the bytes that they are said to have."""
+        source = SourceSpec(url="http://localhost:9/", shards=["far.gguf"])
+        spec = LoadSpec(INFO, (tmp_path / "far.gguf",), source=source, expected_bytes=10**9)
+        assert backend.footprint(spec).total_bytes > 10**9
 
     def test_a_cancelled_scope_loads_nothing(self, backend, files) -> None:
         """A load whose scope is cancelled raises the scope's error."""

@@ -139,6 +139,19 @@ def test_the_real_model_reads_as_gguf_py_reads_it(smollm2_path: Path) -> None:
     assert header.metadata["tokenizer.ggml.tokens"].count == 49152  # type: ignore[union-attr]
 
 
+def test_numbers_and_lengths_are_looked_up_by_name(tiny_path: Path) -> None:
+    """A number of the architecture goes by its name alone; what is missing, or is no number, or no
+    array, counts as 0."""
+    header = read_header(tiny_path)
+    assert header.number("attention.head_count") == 4
+    assert header.number("rope.freq_base") == 0  # not a whole one
+    assert header.number("attention.sliding_window") == 0
+    assert header.vocabulary_size == header.array_length("tokenizer.ggml.tokens") > 256
+    assert header.array_length("tokenizer.ggml.merges") == 19
+    assert header.array_length("general.name") == 0
+    assert header.array_length("no.such.key") == 0
+
+
 @pytest.mark.parametrize(
     ("write", "options"),
     [

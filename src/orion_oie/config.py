@@ -70,6 +70,8 @@ class EngineConfig(BaseModel):
     context_length: tokens of context per loaded model, shared by its slots; None takes the
         model's own limit, at most 4096.
     threads: threads of one loaded model; None takes the usable cores.
+    gpu_layers: layers of a model that go to GPUs, the output layer first; "auto" puts as many there
+        as fit. What fails on the GPU goes on on the CPU.
     parked_bytes: memory per loaded model for the state of silent conversations and of system
         prompts, outside the KV cache; None takes as much as the cache has, 0 keeps none.
     embedding_model: what `engine.embed` embeds with: a model of the registry, or
@@ -112,6 +114,7 @@ class EngineConfig(BaseModel):
     enable_predictive_loading: bool = True
     context_length: int | None = Field(default=None, ge=64, lt=2**31)
     threads: int | None = Field(default=None, ge=1, le=1024)
+    gpu_layers: Annotated[int, Field(ge=0, lt=2**31)] | Literal["auto"] = "auto"
     parked_bytes: int | None = Field(default=None, ge=0)
     loading_strategy: Literal["progressive", "sequential"] = "progressive"
     enable_stand_in: bool = True

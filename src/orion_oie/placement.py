@@ -19,7 +19,7 @@ from orion_oie.quantization import Candidate, VariantChoice, choose_variant, lev
 from orion_oie.registry import Choice, ModelRegistry, VariantState
 from orion_oie.schemas import ModelInfo, VariantReport
 from orion_oie.sizing import ModelSizes
-from orion_oie.specs import AgentSpec, ModelSpec
+from orion_oie.specs import AgentSpec, ModelSpec, VariantSpec
 
 if TYPE_CHECKING:  # nothing of it is needed before something is fetched
     from orion_oie.downloads.cache import ModelCache
@@ -46,7 +46,7 @@ class Placement:
         self._sizes = sizes
         self._budget_bytes = budget_bytes
         self._is_resident = is_resident
-        self._last: dict[tuple[str, str], tuple[list[Candidate], VariantChoice]] = {}
+        self._last: dict[tuple[str, str], tuple[object, VariantChoice]] = {}
 
     def choices(self, agent_id: str) -> list[Choice]:
         """The models that may answer for an agent, best first; see `ModelRegistry.resolve`. Of a
@@ -62,15 +62,21 @@ class Placement:
             files = self._cache.paths(choice.source)
         agent = self._registry.agent(choice.agent_id)
         model = self._registry.model(choice.model_id)
-        variant = model.variants[choice.variant]
+        variant = model.variants.get(choice.variant)
+        if variant is None:
+            raise ModelNotFoundError(
+                f"'{choice.model_id}' has no variant '{choice.variant}' any more; ask again",
+                model_id=choice.model_id,
+            )
         return LoadSpec(
             info=_info(choice.model_id, choice.variant, model),
             files=files,
             source=choice.source,
-            sharding=self._sharding(agent, choice),
+            sharding=self._sharding(agent, variant),
             slots=self._config.slots,
             context_length=self._config.context_length,
             threads=self._config.threads,
+            gpu_layers=_gpu_layers(self._config),
             parked_bytes=self._config.parked_bytes,
             prompt_format=model.prompt_format,
             expected_bytes=int(variant.size_mb * _BYTES_PER_MB),
@@ -96,6 +102,7 @@ class Placement:
             info=_info(model_id, state.name, model),
             files=state.files,
             threads=self._config.threads,
+            gpu_layers=_gpu_layers(self._config),
             is_embedding=True,
             expected_bytes=int(state.spec.size_mb * _BYTES_PER_MB),
         )
@@ -124,10 +131,16 @@ class Placement:
         if budget_bytes is None:
             return error
         there_bytes = budget_bytes - error.details["pinned_bytes"]
+        if error.details["needed_bytes"] <= there_bytes:
+            return error  # it is not for its size
+        states = self._registry.variants(choice.model_id, self._cache)
+        candidates = self._candidates(choice.agent_id, choice.model_id, states)
         fitting = [
             candidate
-            for candidate in self._candidates(choice.agent_id, choice.model_id)
-            if candidate.memory_bytes <= there_bytes and candidate.variant != choice.variant
+            for candidate, state in zip(candidates, states, strict=True)
+            if (candidate.is_here or state.is_fetchable)
+            and candidate.memory_bytes <= there_bytes
+            and candidate.variant != choice.variant
         ]
         if fitting:
             listed = ", ".join(
@@ -143,11 +156,8 @@ class Placement:
             **{**error.details, "would_fit": [c.variant for c in fitting]},
         )
 
-    def _sharding(self, agent: AgentSpec, choice: Choice) -> ShardingConfig:
-        told = (
-            agent.sharding
-            or self._registry.model(choice.model_id).variants[choice.variant].sharding
-        )
+    def _sharding(self, agent: AgentSpec, variant: VariantSpec) -> ShardingConfig:
+        told = agent.sharding or variant.sharding
         if told is None:
             return self._config.sharding
         update = {"num_shards": told.num_shards, "initial_shards": told.initial_shards}
@@ -157,16 +167,22 @@ class Placement:
         self, agent_id: str, model_id: str, variants: Sequence[VariantState]
     ) -> VariantChoice:
         candidates = self._candidates(agent_id, model_id, variants)
-        last_candidates, last = self._last.get((agent_id, model_id), ([], None))
+        agent = self._registry.agent(agent_id)
+        limit_mb = agent.optimized_size
         budget_bytes = self._budget_bytes()
-        if last is not None and last_candidates == candidates:
+        # What a variant needs is not among it: that is measured again and again.
+        asked = (
+            agent.quantization,
+            limit_mb,
+            [(c.variant, c.quantization, c.size_bytes, c.is_here) for c in candidates],
+        )
+        last_asked, last = self._last.get((agent_id, model_id), (None, None))
+        if last is not None and last_asked == asked:
             chosen = next(c for c in candidates if c.variant == last.variant)
             if chosen.memory_bytes <= budget_bytes and self._is_resident(
                 f"{model_id}@{last.variant}"
             ):
                 return last
-        agent = self._registry.agent(agent_id)
-        limit_mb = agent.optimized_size
         choice = choose_variant(
             candidates,
             wanted=agent.quantization,
@@ -177,13 +193,12 @@ class Placement:
             had = [c for c in candidates if c.is_here or c.can_be_fetched] or candidates
             smallest = min(had, key=lambda c: (not c.is_here, c.memory_bytes))
             choice = choice.model_copy(update={"variant": smallest.variant})
-        self._last[agent_id, model_id] = candidates, choice
+        self._last[agent_id, model_id] = asked, choice
         return choice
 
     def _candidates(
-        self, agent_id: str, model_id: str, variants: Sequence[VariantState] | None = None
+        self, agent_id: str, model_id: str, variants: Sequence[VariantState]
     ) -> list[Candidate]:
-        variants = variants or self._registry.variants(model_id, self._cache)
         return [
             Candidate(
                 variant=state.name,
@@ -207,6 +222,10 @@ class Placement:
             return self._sizes.most_bytes(spec)
         except OrionError:  # whoever loads it hears what is wrong with its files
             return None
+
+
+def _gpu_layers(config: EngineConfig) -> int | None:
+    return None if config.gpu_layers == "auto" else config.gpu_layers
 
 
 def _info(model_id: str, variant: str, model: ModelSpec) -> ModelInfo:

@@ -41,7 +41,8 @@ class LoadSpec:
     `is_embedding` loads a model for `embed` instead of `generate`. Files that are not here yet come
     from `source`, taken apart as `sharding` says; None takes the backend's settings.
     `expected_bytes` is how large they will be, as far as the registry knows; `is_progressive` says
-    whether to compute while they arrive, None what the backend's settings say.
+    whether to compute while they arrive, None what the backend's settings say. `gpu_layers` of its
+    layers go to GPUs, the output layer first; None puts as many there as fit.
     """
 
     info: ModelInfo
@@ -56,6 +57,7 @@ class LoadSpec:
     sharding: ShardingConfig | None = None
     expected_bytes: int | None = None
     is_progressive: bool | None = None
+    gpu_layers: int | None = None
 
     @property
     def key(self) -> str:

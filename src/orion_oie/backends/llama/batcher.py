@@ -18,7 +18,6 @@ from orion_oie.backends.llama.native import (
     DECODE_OK,
     NativeModel,
     Row,
-    device,
 )
 from orion_oie.backends.llama.pacing import Pacer
 from orion_oie.backends.llama.protocol import error_to_wire
@@ -64,8 +63,7 @@ class Batcher:
         self._kv = KVCache(model, parked_bytes, snapshots)
         self._room = Room(model, self._slots, self._kv)
         self._pacer = Pacer(model.batch_tokens)
-        is_on_gpu = device() == "gpu"
-        self._exact_rows = model.batch_tokens if is_on_gpu else EXACT_ROWS
+        self._exact_rows = model.batch_tokens if model.is_on_gpu else EXACT_ROWS
         self._candidates = Candidates(model.vocabulary.size)
         self._waiting: list[Task] = []
         self._busy: list[Slot] = []  # in the order in which their tasks came

@@ -103,7 +103,7 @@ class LlamaModel:
         self._death: OrionError | None = None
         self._buried = threading.Event()
         self._hello = threading.Event()
-        self._why_no_gate = ""
+        self._why_no_gate = self._device = ""
         self._load_ended = threading.Event()
         self._load_error: OrionError | None = None
         self._log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
@@ -123,6 +123,11 @@ class LlamaModel:
         """Why this worker cannot compute while a model arrives; empty when it can."""
         self._await(self._hello, scope, timeout_s)
         return self._why_no_gate
+
+    def device(self, scope: CancelScope, timeout_s: float) -> str:
+        """ "gpu" when this worker could put layers on one, else "cpu"."""
+        self._await(self._hello, scope, timeout_s)
+        return self._device
 
     def load(
         self,
@@ -362,6 +367,7 @@ class LlamaModel:
                     pending.end(Occupancy(**message))
             case "hello":
                 self._why_no_gate = message["why_no_gate"]
+                self._device = message["device"]
                 self._hello.set()
             case "loading":
                 self._on_loading(message["fraction"])

@@ -51,13 +51,14 @@ class Embedder:
         threads: int,
         context_length: int | None,
         on_progress: Callable[[float], None],
+        gpu_layers: int = 0,
     ) -> None:
         lc.llama_backend_init()
         self._threads = threads
         self._context: Any = None
         self._batch: Any = None
         self._capacity = 0
-        self._model = load_weights(files, on_progress)
+        self._model = load_weights(files, on_progress, gpu_layers)
         try:
             self._pooling = self._choose_pooling(files[0])
             self._vocab = lc.llama_model_get_vocab(self._model)

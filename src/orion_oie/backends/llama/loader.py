@@ -26,6 +26,7 @@ from orion_oie.backends.base import (
     OnProgress,
 )
 from orion_oie.backends.llama.client import LlamaModel, OnCrash, OnLog
+from orion_oie.backends.llama.devices import probe_devices
 from orion_oie.backends.llama.footprint import (
     PROCESS_BYTES,
     Use,
@@ -36,6 +37,7 @@ from orion_oie.backends.llama.footprint import (
 from orion_oie.backends.llama.forward import ForwardOrder, forward_order
 from orion_oie.backends.llama.gguf import GGUFHeader, parse_header, read_header
 from orion_oie.backends.llama.governor import ThreadGovernor
+from orion_oie.backends.llama.gpu import layers_for
 from orion_oie.backends.llama.process import SpareWorker
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
@@ -164,12 +166,17 @@ class LlamaBackend:
         return model
 
     def _load_settings(
-        self, files: Sequence[Path], maps: Sequence[Path | None] | None
+        self,
+        files: Sequence[Path],
+        maps: Sequence[Path | None] | None,
+        spent: Sequence[Run],
     ) -> dict[str, object]:
-        """What the worker is told beside the spec."""
+        """What the worker is told beside the spec. `spent` is needed for the load alone."""
         return {
             "files": [str(file) for file in files],
+            "gpu_layers": 0,
             "maps": None if maps is None else [path and str(path) for path in maps],
+            "spent": list(spent),
             "snapshot_folder": str(self._cache.snapshots),
             "snapshot_bytes": self._settings.snapshot_bytes,
         }
@@ -198,10 +205,21 @@ class LlamaBackend:
             on_progress(replace(here, fraction=fraction, shards_loaded=shards))
 
         on_loading(0.0)
-        self._measure_process(model, scope)
-        settings = self._load_settings(spec.files, None)
-        settings["spent"] = spent_runs(headers, this_cpu().features)
-        model.load(headers, scope, self._settings.load_timeout_s, settings, on_loading)
+        if not self._is_process_measured:
+            self._await_idle(model, scope)
+        settings = self._load_settings(spec.files, None, spent_runs(headers, this_cpu().features))
+        settings["gpu_layers"], note_of_gpu = self._gpu_layers(spec, headers, model, scope)
+        try:
+            model.load(headers, scope, self._settings.load_timeout_s, settings, on_loading)
+        except OrionError as error:
+            if scope.error is not None or not settings["gpu_layers"]:
+                raise
+            note_of_gpu = f"the GPU could not be used, it is on the CPU: {error.message}"
+            self._on_log("warning", note_of_gpu, spec.info.model_id)
+            model = self._new_model(spec)
+            settings["gpu_layers"] = 0
+            model.load(headers, scope, self._settings.load_timeout_s, settings, on_loading)
+        here = replace(here, note="; ".join(filter(None, [note, note_of_gpu])))
         done = replace(here, phase="complete", fraction=1.0, shards_loaded=here.shards)
         on_progress(replace(done, phase="ready"))
         model.show_progress(lambda: done)
@@ -210,13 +228,28 @@ class LlamaBackend:
         on_progress(done)
         return model
 
-    def _measure_process(self, model: LlamaModel, scope: CancelScope) -> None:
-        """See what a worker takes before it has loaded anything, once."""
-        if self._is_process_measured:
-            return
-        model.why_no_gate(scope, self._settings.load_timeout_s)  # it is ready then
-        self._process_bytes = probe.resident_bytes(model.pid) or PROCESS_BYTES
+    def _gpu_layers(
+        self,
+        spec: LoadSpec,
+        headers: Sequence[GGUFHeader],
+        model: LlamaModel,
+        scope: CancelScope,
+    ) -> tuple[int, str]:
+        """How many layers go to GPUs, and why not more if there is one."""
+        if model.device(scope, self._settings.load_timeout_s) != "gpu":
+            return 0, ""
+        if spec.gpu_layers is not None:
+            return spec.gpu_layers, ""
+        plan = layers_for(headers, self.footprint(spec), probe_devices(is_fresh=True))
+        return plan.layers, plan.reason
+
+    def _await_idle(self, model: LlamaModel, scope: CancelScope) -> str:
+        """Wait until a worker is ready for its load, and see what it takes before that. Returns why
+        it cannot compute while a model arrives; empty when it can."""
+        why_no_gate = model.why_no_gate(scope, self._settings.load_timeout_s)
+        self._process_bytes = probe.resident_bytes(model.pid) or self._process_bytes
         self._is_process_measured = True
+        return why_no_gate
 
     # -- files that are to come
 
@@ -275,7 +308,7 @@ class LlamaBackend:
         if not self._is_progressive(spec) or not self._sharding(spec).enabled:
             return None, ""
         model = self._new_model(spec)
-        why = model.why_no_gate(scope, self._settings.load_timeout_s)
+        why = self._await_idle(model, scope)
         if why:
             model.close(timeout_s=0.0)
         return (None, why) if why else (model, "")
@@ -293,7 +326,8 @@ class LlamaBackend:
             arriving.mode = "progressive"
             arriving.wait_for_initial_shards(lambda: on_progress(arriving.progress("downloading")))
             on_progress(arriving.progress("loading_shard"))
-            settings = self._load_settings(arriving.files(), arriving.maps())
+            spent = spent_runs(headers, this_cpu().features)
+            settings = self._load_settings(arriving.files(), arriving.maps(), spent)
             timeout_s = self._settings.load_timeout_s
             model.load(
                 headers,

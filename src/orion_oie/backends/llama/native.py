@@ -5,6 +5,8 @@ one thread that owns it. Nothing here knows of requests.
 """
 
 import ctypes
+import mmap
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,14 +104,18 @@ class AbortFlag:
             self._buffer[0] = b"\x01" if self._raised else b"\x00"
 
 
-def load_weights(files: Sequence[Path], on_progress: Callable[[float], None]) -> Any:
-    """llama.cpp's handle of a model's weights. Raises `ModelCorruptError`."""
+def load_weights(
+    files: Sequence[Path], on_progress: Callable[[float], None], gpu_layers: int = 0
+) -> Any:
+    """llama.cpp's handle of a model's weights, the last `gpu_layers` layers of it on GPUs. Raises
+    `ModelCorruptError`."""
 
     def report(fraction: float, _data: object) -> bool:
         on_progress(fraction)
         return True
 
     params = lc.llama_model_default_params()
+    params.n_gpu_layers = gpu_layers
     params.progress_callback = lc.llama_progress_callback(report)
     if len(files) == 1:
         model = lc.llama_model_load_from_file(str(files[0]).encode(), params)
@@ -123,11 +129,40 @@ def load_weights(files: Sequence[Path], on_progress: Callable[[float], None]) ->
     return model
 
 
+def give_back(files: Sequence[Path], runs: Sequence[tuple[int, int, int]]) -> None:
+    """Let go of pages of loaded files that nobody looks at any more; whoever does finds them again.
+
+    A run is the number of a file, the first byte, the one after the last. The system would take
+    them when memory is short, but until then they count as this process's. Does nothing but on
+    Linux: others do not say where a file is mapped.
+    """
+    if not runs:
+        return
+    try:
+        mappings = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return
+    places: dict[str, list[tuple[int, int, int]]] = {}
+    for line in mappings.splitlines():
+        span, _, offset, _, _, *name = line.split(maxsplit=5)
+        if name:
+            first, last = (int(part, 16) for part in span.split("-"))
+            places.setdefault(name[0], []).append((first, last, int(offset, 16)))
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for number, start, end in runs:
+        for first, last, at in places.get(os.path.realpath(files[number]), []):
+            low, high = max(start, at), min(end, at + last - first)
+            if low < high:
+                madvise(first + low - at, high - low, mmap.MADV_DONTNEED)
+
+
 class NativeModel:
     """Loaded weights and one context with `slots` sequences over one shared KV cache.
 
     `abort` ends a running decode early. `on_progress` gets the fraction that is loaded. With a
-    `gate`, the files are still arriving: a decode then waits for what it needs.
+    `gate`, the files are still arriving: a decode then waits for what it needs. The last
+    `gpu_layers` layers are computed on GPUs, if there are any.
     """
 
     def __init__(
@@ -140,13 +175,15 @@ class NativeModel:
         abort: "AbortFlag",
         on_progress: Callable[[float], None],
         gate: Gate | None = None,
+        gpu_layers: int = 0,
     ) -> None:
         lc.llama_backend_init()
+        self.is_on_gpu = gpu_layers > 0 and device() == "gpu"
         self._logits: NDArray[np.float32]
         self._natively_used: list[Any] = []
         self.slots = slots
         self._gate = gate
-        self._model = load_weights(files, on_progress)
+        self._model = load_weights(files, on_progress, gpu_layers)
         self.vocabulary = Vocabulary(self._model)
         self.batch_tokens = BATCH_TOKENS
         if gate is not None:
@@ -247,7 +284,7 @@ class NativeModel:
     def can_move(self) -> bool:
         """True when cells can be retired and moved, and when that is worth it: llama.cpp's kernels
         for CPUs add up attention in the order of the cells, and round after each."""
-        return self.saves_whole_states and device() == "cpu"
+        return self.saves_whole_states and not self.is_on_gpu
 
     @cached_property
     def can_generate(self) -> bool:

@@ -49,6 +49,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[Packet] = queue.SimpleQueue()
         self._to_prepare: queue.SimpleQueue[Packet] = queue.SimpleQueue()
         self._preparing: set[int] = set()
+        self._cancelled: set[int] = set()  # of the texts to embed; others are cancelled in order
         self._abort = native.AbortFlag()
         self._parent = os.getppid()
         self._snapshots: Snapshots | None = None
@@ -59,7 +60,8 @@ class Worker:
         native.capture_logs(self._on_native_log)
         threading.Thread(target=self._read_commands, name="commands", daemon=True).start()
         native.initialize()
-        self._send({"ev": "hello", "why_no_gate": _why_no_gate()})
+        hello = {"ev": "hello", "why_no_gate": _why_no_gate(), "device": native.device()}
+        self._send(hello)
         spec = self._load_command.get()
         try:
             if spec["is_embedding"]:
@@ -72,6 +74,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001 (the host decides what a failed load means)
             self._send({"ev": "failed", "error": error_to_wire(_as_orion(error))})
             return
+        if spec["maps"] is None:
+            # Beside: it takes a tenth of a second for each gigabyte.
+            threading.Thread(target=_give_back, args=(spec,), name="give-back", daemon=True).start()
         if spec["is_embedding"]:
             self._send_loaded(spec, embedder.max_tokens)
             self._serve_embeddings(embedder)
@@ -109,6 +114,7 @@ class Worker:
             abort=self._abort,
             on_progress=on_progress,
             gate=gate,
+            gpu_layers=spec["gpu_layers"],
         )
 
     def _snapshots_of(self, spec: Packet) -> Snapshots | None:
@@ -135,6 +141,7 @@ class Worker:
             threads=spec["threads"],
             context_length=spec["context_length"],
             on_progress=self._progress_reporter(),
+            gpu_layers=spec["gpu_layers"],
         )
 
     def _progress_reporter(self) -> Callable[[float], None]:
@@ -154,7 +161,7 @@ class Worker:
                 "ev": "loaded",
                 "context_length": context_length,
                 "threads": spec["threads"],
-                "device": native.device(),
+                "device": native.device() if spec["gpu_layers"] else "cpu",
             }
         )
 
@@ -201,6 +208,7 @@ class Worker:
             self._abort.lower()
             # A task that is still being prepared is dropped when it comes out.
             self._preparing.discard(command["id"])
+            self._cancelled.discard(command["id"])
             batcher.cancel(command["id"])
             self._send_end({"id": command["id"]})
             return
@@ -224,6 +232,7 @@ class Worker:
             return
         self._snapshots = self._snapshots_of(spec)
         self._inbox.put({"op": "move", "model": model})
+        _give_back(spec)
 
     def _move(self, model: native.NativeModel, batcher: Batcher) -> None:
         assert self._model is not None
@@ -243,10 +252,13 @@ class Worker:
                 elif command["op"] == "cancel":
                     self._abort.lower()
                     self._preparing.discard(command["id"])
+                    self._cancelled.discard(command["id"])
                     self._send_end({"id": command["id"]})
                 elif command["id"] in self._preparing:
                     self._preparing.discard(command["id"])
-                    self._send(_embedded(command, embedder))
+                    answer = _embedded(command, embedder, self._cancelled)
+                    if answer is not None:
+                        self._send(answer)
 
     # -- command thread
 
@@ -275,6 +287,8 @@ class Worker:
         elif command["op"] in ("occupancy", "complete", "threads"):
             self._inbox.put(command)
         else:
+            if command["op"] == "cancel":
+                self._cancelled.add(command["id"])
             self._abort.raise_()
             self._inbox.put(command)
 
@@ -311,6 +325,11 @@ class Worker:
             self._send({"ev": "log", "level": level, "line": line})
 
 
+def _give_back(spec: Packet) -> None:
+    """Let go of what was read for a load alone."""
+    native.give_back([Path(file) for file in spec["files"]], spec["spent"])
+
+
 def _why_no_gate() -> str:
     """Why nothing can be computed here while a model arrives; empty when it can."""
     if native.device() != "cpu":
@@ -326,13 +345,15 @@ def _as_orion(error: Exception) -> OrionError:
     return WorkerError(f"the worker met {type(error).__name__}: {error}")
 
 
-def _embedded(command: Packet, embedder: Embedder) -> Packet:
-    """The answer to an "embed" command."""
+def _embedded(command: Packet, embedder: Embedder, cancelled: set[int]) -> Packet | None:
+    """The answer to an "embed" command; None when it was cancelled meanwhile."""
     try:
-        vectors = embedder.embed(command["texts"])
+        vectors = embedder.embed(command["texts"], lambda: command["id"] in cancelled)
     except Exception as error:  # noqa: BLE001 (one bad request must not end the worker)
         end = {"id": command["id"], "error": error_to_wire(_as_orion(error))}
         return {"ev": "step", "text": [], "done": [], "error": [end]}
+    if vectors is None:
+        return None
     data = base64.b64encode(vectors.astype("<f4").tobytes()).decode()
     return {"ev": "embedded", "id": command["id"], "shape": vectors.shape, "data": data}
 
