@@ -4,12 +4,15 @@ Writes Q4_0 matrices directly as blocks, nothing is quantized. Not a benchmark i
 """
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
+
+from orion_oie import ModelRegistry
 
 CONTEXT_LENGTH = 8192  # tokens
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -79,6 +82,38 @@ def random_model(
         writer.write_tensor_data(_weights(rng, shape))
     writer.close()
     return path
+
+
+def registry_of(files: dict[str, Path], folder: Path) -> ModelRegistry:
+    """A registry with one agent for each file, both of its name."""
+    models = {
+        name: {
+            "name": name,
+            "license": "apache-2.0",
+            "context_length": 8192,
+            "variants": {
+                "q4": {
+                    "quantization": "Q4_0",
+                    "size_mb": file.stat().st_size / 1e6,
+                    "min_ram_gb": 0.5,
+                    "source": {"path": str(file)},
+                }
+            },
+        }
+        for name, file in files.items()
+    }
+    agents = {
+        name: {
+            "name": name,
+            "description": name,
+            "system_prompt": "You tell stories.",
+            "models": {"primary": name},
+        }
+        for name in files
+    }
+    return ModelRegistry.parse(
+        json.dumps({"version": "1.0", "models": models, "agents": agents}), base=folder
+    )
 
 
 def _copy_tokenizer(source: Path, writer: GGUFWriter) -> int:

@@ -43,14 +43,17 @@ def row(
     return Row(name, value, unit, bar, higher_is_better, ok, spread)
 
 
-def options(description: str) -> argparse.Namespace:
-    """`--quick` and `--json FILE`. What engines keep on the disk goes to a folder of this run."""
+def options(description: str, *, data: bool = False) -> argparse.Namespace:
+    """`--quick`, `--json FILE`, and `--data FILE` for what a plot is made of. What engines keep on
+    the disk goes to a folder of this run."""
     kept = tempfile.TemporaryDirectory(prefix="orion-benchmark-")
     atexit.register(kept.cleanup)
     os.environ["ORION_CACHE_DIR"] = kept.name
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 50 s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    if data:
+        parser.add_argument("--data", type=Path, metavar="FILE", help="write what a plot shows")
     return parser.parse_args()
 
 

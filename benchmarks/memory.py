@@ -1,16 +1,24 @@
-"""What models take in memory: what was told before the load, against what their workers take.
+"""What models take in memory: what was told before the load, against what their workers take; many
+models under a budget for two; what watching costs.
 
-Needs the smollm2 extra, and Linux.
+`--data FILE` writes what `scripts/plot_memory.py` draws. Needs the smollm2 extra, and Linux.
 """
 
+import json
+import os
+import random
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from _random_model import random_model, smollm2_path
+from _random_model import random_model, registry_of, smollm2_path
 from _report import Row, options, report, row
 
+from orion_oie import EngineConfig, Event, OrionInferenceEngine
 from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.llama.client import LlamaModel
 from orion_oie.backends.llama.loader import LlamaBackend
@@ -74,10 +82,183 @@ def footprints(work: Path, *, is_quick: bool) -> list[Row]:
     return rows
 
 
+# -- many models, little memory
+
+MODELS = 6
+CLIENTS = 4
+ZIPF = 1.1
+SAMPLE_S = 0.05
+
+
+class Watch:
+    """What the workers of this process take, looked at 20 times a second, and who comes and goes."""
+
+    def __init__(self, engine: OrionInferenceEngine) -> None:
+        self._engine = engine
+        self._started = time.monotonic()
+        self.samples: list[dict[str, Any]] = []
+        self.loads: list[dict[str, Any]] = []
+        self.evictions: list[dict[str, Any]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        engine.subscribe(self._note)
+        self._thread.start()
+
+    def _note(self, event: Event) -> None:
+        noted = {"model.loaded": self.loads, "pool.evicted": self.evictions}.get(event.name)
+        if noted is not None:
+            noted.append({"t": time.monotonic() - self._started, "key": event.fields["key"]})
+
+    def _run(self) -> None:
+        while not self._over.wait(SAMPLE_S):
+            self.samples.append(self._sample())
+
+    def _sample(self) -> dict[str, Any]:
+        """All workers count, also one that waits for a model or is being ended."""
+        models = {key: one.pid for key, one in self._engine._pool.residents().items()}
+        names = {pid: key for key, pid in models.items()}
+        found: dict[str, int] = {}
+        private = 0
+        for pid in worker_pids():
+            memory = probe.process_memory(pid)
+            if memory is not None:
+                key = names.get(pid, "no model yet, or none any more")
+                found[key] = found.get(key, 0) + memory.resident_bytes
+                private += memory.private_bytes
+        return {
+            "t": time.monotonic() - self._started,
+            "workers_bytes": sum(found.values()),
+            "private_bytes": private,
+            "models": found,
+        }
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def worker_pids() -> list[int]:
+    """The workers of this process."""
+    listed = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    children = {int(pid) for file in listed for pid in file.read_text().split()}
+    return [pid for pid in children if b"llama.worker" in _command(pid)]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def turns(work: Path, data: Path | None, *, is_quick: bool) -> list[Row]:
+    """Requests to six models, the popular ones more often, under a budget for the two largest."""
+    requests = 60 if is_quick else 300
+    files = {
+        f"model-{number}": random_model(
+            work / f"model-{number}.gguf",
+            layers=6 + 2 * number,
+            width=384,
+            ffn=1024,
+            heads=6,
+            kv_heads=2,
+            tokenizer_from=smollm2_path(),
+            seed=number,
+        )
+        for number in range(MODELS)
+    }
+    registry = registry_of(files, work)
+    settings: dict[str, Any] = {"context_length": 2048, "slots": 4}
+    with OrionInferenceEngine(registry, EngineConfig(**settings)) as engine:
+        plans = [engine.plan("Hello", agent=name) for name in files]
+    needed = sorted(plan.model.needed_bytes or 0 for plan in plans if plan.model is not None)
+    budget = sum(needed[-2:])
+    dice = random.Random(1)
+    weights = [1 / (rank + 1) ** ZIPF for rank in range(MODELS)]
+    asked = dice.choices(list(files), weights, k=requests)
+    config = EngineConfig(**settings, memory_budget=budget)
+    with OrionInferenceEngine(registry, config) as engine:
+        watch = Watch(engine)
+        started = time.monotonic()
+        with ThreadPoolExecutor(CLIENTS) as clients:
+
+            def ask(name: str) -> bool:
+                result = engine.infer("Say something.", agent=name, max_tokens=8)
+                return result.usage.completion_tokens > 0
+
+            answered = list(clients.map(ask, asked))
+        seconds = time.monotonic() - started
+        watch.end()
+        stats = engine.stats()
+    if data is not None:
+        content = {
+            "budget_bytes": budget,
+            "samples": watch.samples,
+            "loads": watch.loads,
+            "evictions": watch.evictions,
+        }
+        data.write_text(json.dumps(content))
+    peak = max(sample["workers_bytes"] for sample in watch.samples)
+    case = f"{requests} requests to {MODELS} models, budget for 2"
+    return [
+        row(f"{case}: budget", [budget / 2**20], "MiB"),
+        row(f"{case}: peak of the workers", [peak / 2**20], "MiB", higher_is_better=False),
+        row(f"{case}: peak / budget", [peak / budget], "ratio", bar=1.05, higher_is_better=False),
+        row(
+            f"{case}: requests that failed",
+            [float(requests - sum(answered) + stats.requests.failed)],
+            "requests",
+            bar=0,
+            higher_is_better=False,
+        ),
+        row(f"{case}: loads", [float(len(watch.loads))], "loads", higher_is_better=False),
+        row(f"{case}: time", [seconds], "s", higher_is_better=False),
+    ]
+
+
+def monitoring(work: Path, *, is_quick: bool) -> list[Row]:
+    """What the thread that watches memory costs, with six workers."""
+    seconds = 8 if is_quick else 30
+    files = {
+        f"small-{number}": random_model(
+            work / f"small-{number}.gguf",
+            layers=2,
+            width=64,
+            ffn=128,
+            heads=4,
+            kv_heads=2,
+            tokenizer_from=smollm2_path(),
+            seed=number,
+        )
+        for number in range(MODELS)
+    }
+    config = EngineConfig(context_length=512, slots=1, enable_predictive_loading=False)
+    with OrionInferenceEngine(registry_of(files, work), config) as engine:
+        for name in files:
+            engine.preload(name)
+        thread = next(t for t in threading.enumerate() if t.name == "orion-memory")
+        assert thread.native_id is not None
+        before = thread_cpu_s(thread.native_id)
+        time.sleep(seconds)
+        used = thread_cpu_s(thread.native_id) - before
+    label = "the thread that watches memory, 6 workers: CPU"
+    return [row(label, [100 * used / seconds], "%", bar=0.2, higher_is_better=False)]
+
+
+def thread_cpu_s(thread_id: int) -> float:
+    """CPU time of one thread of this process, in nanosecond steps."""
+    text = Path(f"/proc/self/task/{thread_id}/schedstat").read_text()
+    return int(text.split()[0]) / 1e9
+
+
 def main() -> int:
-    arguments = options("What models take in memory")
+    arguments = options(__doc__ or "", data=True)
+    is_quick = arguments.quick
     with tempfile.TemporaryDirectory(prefix="orion-memory-") as name:
-        rows = footprints(Path(name), is_quick=arguments.quick)
+        work = Path(name)
+        rows = footprints(work, is_quick=is_quick)
+        rows += turns(work, arguments.data, is_quick=is_quick)
+        rows += monitoring(work, is_quick=is_quick)
     return report(rows, arguments.json)
 
 

@@ -8,7 +8,6 @@ Needs the smollm2 extra.
 """
 
 import itertools
-import json
 import sys
 import tempfile
 import threading
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from _peers import Peer
-from _random_model import random_model, smollm2_path
+from _random_model import random_model, registry_of, smollm2_path
 from _report import Row, finish, options, row, show
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
@@ -60,38 +59,6 @@ class FixedThreads(ThreadGovernor):
 
     def leave(self, member: Member) -> None:
         pass
-
-
-def registry_of(files: dict[str, Path], folder: Path) -> ModelRegistry:
-    """A registry with one agent for each file, both of its name."""
-    models = {
-        name: {
-            "name": name,
-            "license": "apache-2.0",
-            "context_length": 8192,
-            "variants": {
-                "q4": {
-                    "quantization": "Q4_0",
-                    "size_mb": file.stat().st_size / 1e6,
-                    "min_ram_gb": 0.5,
-                    "source": {"path": str(file)},
-                }
-            },
-        }
-        for name, file in files.items()
-    }
-    agents = {
-        name: {
-            "name": name,
-            "description": name,
-            "system_prompt": "You tell stories.",
-            "models": {"primary": name},
-        }
-        for name in files
-    }
-    return ModelRegistry.parse(
-        json.dumps({"version": "1.0", "models": models, "agents": agents}), base=folder
-    )
 
 
 def answer(engine: OrionInferenceEngine, agent: str, tokens: int) -> tuple[int, float]:

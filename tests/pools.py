@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import pytest
 from helpers import BOUND_S, Running, wait_until
@@ -27,6 +28,8 @@ class Model:
 
     def __init__(self, world: "World", info: ModelInfo) -> None:
         self.info = info
+        self.completion: Future[ModelInfo] = Future()
+        self.completion.set_result(info)
         self.is_closed = self.is_crashed = False
         self._world = world
 

@@ -6,7 +6,7 @@ seen is replaced, and the request replayed on it, once. What the caller did wron
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
 from orion_oie import sanitize
@@ -108,13 +108,18 @@ class Answerer:
         is_fetchable = choice.source is not None and self._config.auto_download
         return choice.files is not None or is_fetchable
 
+    def order(self, choices: list[Choice]) -> list[Choice]:
+        """The choices that can be loaded, in the order in which a request would try them now."""
+        available = [choice for choice in choices if self._can_load(choice)]
+        return self._order(available) if available else []
+
     def target(self, choices: list[Choice]) -> LoadSpec | None:
         """The model that a request would be answered by now; None when there is none."""
-        available = [choice for choice in choices if self._can_load(choice)]
-        if not available:
+        order = self.order(choices)
+        if not order:
             return None
-        order = self._order(available)
-        return self._placement.load_spec(order[0])
+        first = next((c for c in order if not self._breakers.paused_s(c.model_id)), order[0])
+        return self._placement.load_spec(first)
 
     # -- a lite model stands in while the full one is on its way
 
@@ -137,10 +142,8 @@ class Answerer:
             return choices
         if self._pool.is_ready(self._placement.load_spec(first).key):
             return choices
-        try:
-            self._breakers.check(first.model_id)
-        except CircuitOpenError:
-            return choices  # it is paused, and says so in its turn
+        if self._breakers.paused_s(first.model_id):
+            return choices  # it says so in its turn
         if not self._can_hold_both(first, lite):
             return choices  # the one would have to make room for the other
         return [lite, *(choice for choice in choices if choice is not lite)]
@@ -151,8 +154,11 @@ class Answerer:
         except OrionError:  # whoever loads it hears what is wrong with its files
             return False
 
-    def load_ahead(self, choice: Choice) -> "Future[ModelInfo]":
-        """Load a model for requests to come; one that is on its way is loaded once."""
+    def load_ahead(
+        self, choice: Choice, may_evict: Collection[str] | None = None
+    ) -> "Future[ModelInfo]":
+        """Load a model for requests to come; one that is on its way is loaded once. `may_evict`:
+        see `AgentPool.acquire`."""
         spec = self._placement.load_spec(choice)
         with self._background_lock:
             known = self._background.get(spec.key)
@@ -161,15 +167,22 @@ class Answerer:
             future = self._background[spec.key] = Future()
         try:
             threading.Thread(
-                target=self._run_load, args=(spec, future), name="orion-background", daemon=True
+                target=self._run_load,
+                args=(spec, future, may_evict),
+                name="orion-background",
+                daemon=True,
             ).start()
         except RuntimeError as error:  # no more threads: it is tried again by the next request
             future.set_exception(error)
         return future
 
-    def _run_load(self, spec: LoadSpec, future: "Future[ModelInfo]") -> None:
+    def _run_load(
+        self, spec: LoadSpec, future: "Future[ModelInfo]", may_evict: Collection[str] | None
+    ) -> None:
         try:
-            with self._pool.acquire(spec, CancelScope(), is_patient=True) as lease:
+            with self._pool.acquire(
+                spec, CancelScope(), is_patient=True, may_evict=may_evict
+            ) as lease:
                 completion = lease.model.completion
             future.set_result(completion.result())
         except Exception as error:  # noqa: BLE001 (whoever waits for it gets it; others have the lite one)

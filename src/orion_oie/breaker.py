@@ -238,6 +238,16 @@ class BreakerBoard:
             if name.rpartition(":")[0] == model_id:
                 breaker.check()
 
+    def paused_s(self, model_id: str) -> float:
+        """For how many seconds more an operation of the model is paused, 0 if none is. Unlike
+        `check`, it counts as no attempt."""
+        waits = (
+            stats.retry_after_s
+            for name, stats in self.stats().items()
+            if name.rpartition(":")[0] == model_id
+        )
+        return max(waits, default=0.0)
+
     def stats(self) -> dict[str, BreakerStats]:
         """Statistics by `model:operation`."""
         with self._lock:

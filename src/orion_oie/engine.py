@@ -27,6 +27,7 @@ from orion_oie.costs import cost_of
 from orion_oie.embeddings.shared import SharedEmbeddings
 from orion_oie.errors import (
     EngineClosedError,
+    InsufficientMemoryError,
     InvalidRequestError,
     OrionError,
     RequestCancelledError,
@@ -68,8 +69,8 @@ class OrionInferenceEngine:
     config: see `EngineConfig`. backend, router and clock (seconds, for the breakers) may be
     replaced, e.g. by `orion_oie.backends.fake.FakeBackend` in tests of an application.
 
-    Raises `RegistryError` with every problem of the registry, `UnknownAgentError` for a pinned agent
-    that it does not know.
+    Raises `RegistryError` with every problem of the registry, `UnknownAgentError` for a pinned
+    agent that it does not know.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class OrionInferenceEngine:
         self._events = events = EventLog(config.log_events, log_content=config.log_content)
         self._counters = Counters()
         self._router = router or wiring.keyword_router(config)
-        self._breakers = BreakerBoard(
+        self._breakers = breakers = BreakerBoard(
             config.breaker, clock, wiring.breaker_reporter(events), config.enable_circuit_breaker
         )
         self._cache = cache = wiring.model_cache(config)
@@ -128,6 +129,7 @@ class OrionInferenceEngine:
             events,
             is_calm=keeper.is_calm,
             is_anything_waiting=lambda queue=self._queue: len(queue) > 0,  # type: ignore[misc]
+            is_paused=lambda model_id: breakers.paused_s(model_id) > 0,
             load_ahead=self._answerer.load_ahead,
             clock=clock,
         )
@@ -140,7 +142,7 @@ class OrionInferenceEngine:
             config, keeper, self._standings, self._queue, self._breakers, lambda: list(live)
         )
         self._embeddings = SharedEmbeddings(self.registry, config, placement, pool)
-        self._planner = Planner(placement, pool, keeper.sizes, keeper.budget)
+        self._planner = Planner(placement, pool, keeper.sizes, keeper.budget, self._breakers)
         self._is_closed = False
         self._finalizer = weakref.finalize(self, backend.kill_all)
 
@@ -244,14 +246,10 @@ class OrionInferenceEngine:
         """
         self._check_usable()
         checked = _checked_options(options)
-        query = guardrails.check_query(query, self.config.max_query_chars)
-        route = self._route_of(query, checked)
-        return self._planner.plan(
-            route,
-            self._choices(route.agent_id),
-            may_fetch=self.config.auto_download,
-            waiting=len(self._queue),
-        )
+        route = self._route_of(self._checked_query(query, checked), checked)
+        choices = self._choices(route.agent_id)
+        order = self._answerer.order(choices)
+        return self._planner.plan(route, choices, order, waiting=len(self._queue))
 
     def preload(self, agent_id: str, *, pin: bool = False) -> ModelInfo:
         """Load the model that would answer for an agent now; returns what was loaded. With `pin` it
@@ -259,10 +257,13 @@ class OrionInferenceEngine:
         self._check_usable()
         choice = self._answerer.available(self._choices(agent_id), agent_id)[0]
         spec = self._placement.load_spec(choice)
-        with self._pool.acquire(spec, CancelScope()) as lease:
-            if pin:
-                self._pool.pin(spec.key)
-            return lease.model.info
+        try:
+            with self._pool.acquire(spec, CancelScope()) as lease:
+                if pin:
+                    self._pool.pin(spec.key)
+                return lease.model.info
+        except InsufficientMemoryError as error:
+            raise self._placement.explained(error, choice) from error
 
     def embed(self, texts: Sequence[str], *, user: str = "application") -> "NDArray[np.float32]":
         """Unit vectors of texts, shape (texts, dimensions), by the one embedding model that all
@@ -283,14 +284,14 @@ class OrionInferenceEngine:
         return wiring.pull(self.registry, self._cache, self.config, self._events, name)
 
     def unload(self, agent_id: str) -> bool:
-        """Free the idle models that an agent itself names, also if others share them or they are
-        pinned.
+        """Free the idle models that an agent itself names, in whatever variant, also if others
+        share them or they are pinned.
 
         False when none was loaded, or all were in use.
         """
-        own = [c for c in self._choices(agent_id) if c.agent_id == agent_id]
+        own = {c.model_id for c in self._choices(agent_id) if c.agent_id == agent_id}
         keys = [
-            self._placement.load_spec(choice).key for choice in own if choice.files or choice.source
+            f"{m}@{variant}" for m in sorted(own) for variant in self.registry.model(m).variants
         ]
         for key in keys:
             self._pool.unpin(key)
@@ -391,13 +392,18 @@ class OrionInferenceEngine:
         request.options = _checked_options(options)
         if request.options.deadline is not None:
             self._deadlines.watch(request.scope, request.options.deadline)
-        limit = self.config.max_query_chars
-        request.query = guardrails.check_query(query, limit)
-        guardrails.check_history(request.options.conversation_history, limit)
-        guardrails.check_text(request.options.system_prompt or "", "system_prompt", limit)
-        _check_structure(request.options)
+        request.query = self._checked_query(query, request.options)
         seed = request.options.seed
         request.seed = int.from_bytes(os.urandom(4)) // 2 if seed is None else seed
+
+    def _checked_query(self, query: str, options: RequestOptions) -> str:
+        """The question as it is put; raises what is wrong with it or with what goes with it."""
+        limit = self.config.max_query_chars
+        query = guardrails.check_query(query, limit)
+        guardrails.check_history(options.conversation_history, limit)
+        guardrails.check_text(options.system_prompt or "", "system_prompt", limit)
+        _check_structure(options)
+        return query
 
     def _route(self, request: Request) -> None:
         request.lifecycle.move("route")

@@ -10,6 +10,7 @@ Watches and decides when; what goes is the pool's and `eviction.py`'s decision.
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from orion_oie.backends.base import Backend, LoadedModel, LoadSpec, OnProgress
@@ -17,22 +18,26 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.logs import EventLog
+from orion_oie.memory import probe
 from orion_oie.memory.budget import MemoryBudget
 from orion_oie.memory.ledger import FILE_NAME, FootprintLedger
 from orion_oie.memory.monitor import MemoryMonitor
 from orion_oie.memory.pressure import DEFAULT_THRESHOLDS, PressureLevel
+from orion_oie.memory.probe import ProcessMemory, SystemMemory
 from orion_oie.memory.sample import MemorySample
 from orion_oie.pool import AgentPool, Load
 from orion_oie.sizing import ModelSizes
 
 _EVERYTHING = 2**62
+_STALE_S = 2.0
 
 
 class Housekeeper:
     """The budget, the sizes and the monitor of one engine, and the pool that keeps to them.
 
-    The monitor runs while there are workers. `cache_dir` is where models and measurements lie.
-    `on_gone(key)` hears of each model that was evicted.
+    The monitor runs while there are workers, and while memory is short. `cache_dir` is where models
+    and measurements lie. `on_gone(key)` hears of each model that was evicted. The readers and the
+    seconds between two looks are the monitor's.
     """
 
     def __init__(
@@ -42,19 +47,32 @@ class Housekeeper:
         load: Load,
         events: EventLog,
         cache_dir: Path,
+        *,
+        interval_s: float = 1.0,
+        read_system: Callable[[], SystemMemory] = probe.system_memory,
+        read_process: Callable[[int], ProcessMemory | None] = probe.process_memory,
     ) -> None:
         self._events = events
+        self._is_closed = False
         self._ledger = FootprintLedger(cache_dir / FILE_NAME, self._warn)
         self.sizes = ModelSizes(backend.footprint, self._ledger)
         self.monitor = MemoryMonitor(
             self._pids,
             idle=self._idle,
             cache_dir=cache_dir,
+            interval_s=interval_s,
+            read_system=read_system,
+            read_process=read_process,
             on_error=lambda error: self._warn(f"{type(error).__name__}: {error}"),
             on_sample=self._on_sample,
             on_level=self._on_level,
         )
-        self.budget = MemoryBudget(config.memory_budget, self._held_bytes)
+        self.budget = MemoryBudget(
+            config.memory_budget,
+            self._held_bytes,
+            kept_bytes=lambda: backend.idle_bytes,
+            read_system=read_system,
+        )
         self._load = load
         self.on_gone: Callable[[str], None] = lambda _key: None
         self.pool = AgentPool(
@@ -76,24 +94,43 @@ class Housekeeper:
 
     def close(self) -> None:
         """Watch no more, and write down what was measured."""
+        self._is_closed = True
         self.monitor.stop()
         self._ledger.save()
 
     # -- before a load
 
     def _size_of(self, spec: LoadSpec) -> int:
-        self.monitor.start()
+        self._look()
         self.budget.refresh()
         return self.sizes.most_bytes(spec)
+
+    def _look(self) -> None:
+        """See how short memory is, unless that was done just now."""
+        latest = self.monitor.latest
+        if latest is not None and time.monotonic() - latest.at_s < _STALE_S:
+            return
+        try:
+            self.monitor.sample_now()
+        except OSError as error:
+            self._warn(f"{type(error).__name__}: {error}")
 
     def _timed_load(
         self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress
     ) -> LoadedModel:
+        self._watch()
         started = time.monotonic()
         model = self._load(spec, scope, on_progress)
         if spec.source is None:  # else the network was timed
-            self.sizes.note_load(spec, time.monotonic() - started)
+            load_s = time.monotonic() - started
+            self._keep(spec, partial(self.sizes.note_load, spec, load_s))
         return model
+
+    def _keep(self, spec: LoadSpec, note: Callable[[], None]) -> None:
+        try:
+            note()
+        except OrionError as error:  # its files were replaced under it
+            self._warn(f"what {spec.key} takes cannot be kept: {error.message}")
 
     def _on_evicted(self, key: str) -> None:
         self._events.publish("pool.evicted", key=key)
@@ -101,9 +138,27 @@ class Housekeeper:
 
     def _held_bytes(self) -> int:
         sample = self.monitor.latest
-        return 0 if sample is None else _held_bytes(sample)
+        if sample is None:
+            return 0
+        there = self._pids()  # what has gone since is available already
+        return sum(one.private_bytes for key, one in sample.workers.items() if key in there)
 
     # -- each second, on the monitor's thread
+
+    def _watch(self) -> None:
+        if self._is_closed:
+            return
+        try:
+            self.monitor.start()
+        except RuntimeError as error:  # the system gives no thread: the next load tries again
+            self._warn(f"memory is not watched: {error}")
+
+    def _is_needed(self, level: PressureLevel) -> bool:
+        if level >= PressureLevel.HIGH:  # somebody may wait until it is over
+            return not self._is_closed
+        residents = self.pool.residents().values()
+        is_anything_there = any(one.is_loading or one.pid is not None for one in residents)
+        return is_anything_there and not self._is_closed
 
     def _pids(self) -> Mapping[str, int]:
         residents = self.pool.residents()
@@ -113,26 +168,23 @@ class Housekeeper:
         return [key for key, one in self.pool.residents().items() if not one.users]
 
     def _on_sample(self, sample: MemorySample) -> None:
-        residents = self.pool.residents().values()
-        if not any(one.is_loading or one.pid is not None for one in residents):
-            self.monitor.stop()  # until the next load
+        if not self._is_needed(sample.level):
+            self.monitor.stop(0.0)
+        if self._is_needed(sample.level):  # also when a load has begun since
+            self._watch()
         self.budget.note(sample.system, _held_bytes(sample))
-        answered = self.pool.answered()
-        for key, memory in sample.workers.items():
+        for key, has_answered in self.pool.settled().items():
+            memory, spec = sample.workers.get(key), self.pool.spec(key)
+            if memory is None or spec is None:
+                continue
             self.pool.note_size(key, memory.resident_bytes)
-            if key in answered:
-                self._note_peak(answered[key], memory.resident_bytes)
+            if has_answered:
+                self._keep(spec, partial(self.sizes.note_peak, spec, memory.resident_bytes))
         self._ledger.save()
         if not self.budget.is_automatic:  # else what counts is the pressure, not the books
             self.pool.trim()
         if sample.level >= PressureLevel.HIGH:
             self._relieve(sample)
-
-    def _note_peak(self, spec: LoadSpec, resident_bytes: int) -> None:
-        try:
-            self.sizes.note_peak(spec, resident_bytes)
-        except OrionError as error:  # its files were replaced under it
-            self._warn(f"what {spec.key} takes cannot be kept: {error.message}")
 
     def _relieve(self, sample: MemorySample) -> None:
         system = sample.system
@@ -159,7 +211,7 @@ class Housekeeper:
         )
 
     def _warn(self, text: str) -> None:
-        self._events.publish("memory.trouble", level="warning", text=text)
+        self._events.publish("memory.trouble", level="warning", error=text)
 
 
 def _held_bytes(sample: MemorySample) -> int:

@@ -4,6 +4,7 @@ and what would have to go. The counterpart of the receipt, before the fact.
 Loads, fetches and evicts nothing.
 """
 
+from orion_oie.breaker import BreakerBoard
 from orion_oie.errors import OrionError
 from orion_oie.memory.budget import MemoryBudget
 from orion_oie.placement import Placement
@@ -60,38 +61,46 @@ class Planner:
     """Makes plans from what an engine decides with."""
 
     def __init__(
-        self, placement: Placement, pool: AgentPool, sizes: ModelSizes, budget: MemoryBudget
+        self,
+        placement: Placement,
+        pool: AgentPool,
+        sizes: ModelSizes,
+        budget: MemoryBudget,
+        breakers: BreakerBoard,
     ) -> None:
         self._placement = placement
         self._pool = pool
         self._sizes = sizes
         self._budget = budget
+        self._breakers = breakers
 
     def plan(
-        self, route: Route, choices: list[Choice], *, may_fetch: bool, waiting: int = 0
+        self, route: Route, choices: list[Choice], order: list[Choice], *, waiting: int = 0
     ) -> Plan:
-        """What would become of a request that was routed. `may_fetch`: what is not here may be
-        downloaded; `waiting`: requests before it."""
+        """What would become of a request that was routed. `order`: those of the choices that can be
+        loaded, in the order in which they would be tried; `waiting`: requests before it."""
         self._budget.refresh()
         budget_bytes = self._budget.bytes()
-        models = [self._planned(choice, budget_bytes, may_fetch) for choice in choices]
+        models = {choice: self._planned(choice, order, budget_bytes) for choice in choices}
         plan = Plan(
             route=route,
             model=None,
             budget_bytes=budget_bytes,
             reserved_bytes=self._pool.reserved_bytes,
             waiting=waiting,
-            considered=models,
+            considered=list(models.values()),
         )
-        for choice, model in zip(choices, models, strict=True):
-            if not model.why_not:
-                return plan.model_copy(update=self._steps(choice, model))
+        for choice in order:
+            if not models[choice].why_not:
+                return plan.model_copy(update=self._steps(choice, models[choice]))
         return plan
 
-    def _planned(self, choice: Choice, budget_bytes: int, may_fetch: bool) -> PlannedModel:
-        is_available = choice.files is not None or (choice.source is not None and may_fetch)
+    def _planned(self, choice: Choice, order: list[Choice], budget_bytes: int) -> PlannedModel:
+        key = f"{choice.model_id}@{choice.variant}"
+        is_loaded = self._pool.room_for(key, 0).is_here
         needed_bytes, is_measured, why_not = None, False, ""
-        if not is_available:
+        paused_s = self._breakers.paused_s(choice.model_id)
+        if choice not in order:
             why_not = choice.why_unavailable
         else:
             try:
@@ -100,15 +109,21 @@ class Planner:
                 why_not = error.message
             else:
                 needed_bytes, is_measured = footprint.most_bytes, footprint.is_measured
-                if needed_bytes > budget_bytes:
+                if paused_s:
+                    why_not = f"it failed and is paused for {paused_s:.1f} s more"
+                elif choice.role == "primary" and order[0].role == "lite":
+                    why_not = "it is loaded meanwhile, and answers when it is in memory"
+                elif not is_loaded and needed_bytes > budget_bytes:
                     why_not = f"it needs {needed_bytes} bytes of a budget of {budget_bytes}"
+                elif not self._pool.room_for(key, needed_bytes).is_possible:
+                    why_not = f"it needs {needed_bytes} bytes, and what is pinned leaves less"
         return PlannedModel(
             agent_id=choice.agent_id,
             model_id=choice.model_id,
             role=choice.role,
             variant=choice.picked or VariantChoice(variant=choice.variant, reason=""),
             is_here=choice.files is not None,
-            is_loaded=self._pool.is_here(f"{choice.model_id}@{choice.variant}"),
+            is_loaded=is_loaded,
             needed_bytes=needed_bytes,
             is_measured=is_measured,
             why_not=why_not,

@@ -10,7 +10,7 @@ How large a model will be, how much memory there is and who must go is decided e
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -54,12 +54,14 @@ class Room:
     """Whether a model could be used now.
 
     `victims`: what would be unloaded for it; empty when it is in memory. None: it must wait, until
-    the models of `blockers` are idle, or until there is more memory if that names none.
+    the models of `blockers` are idle, or until there is more memory if that names none; unless it
+    is not possible at all, beside what is pinned.
     """
 
     is_here: bool
     victims: tuple[str, ...] | None = ()
     blockers: tuple[str, ...] = ()
+    is_possible: bool = True
 
 
 @dataclass(eq=False)
@@ -93,9 +95,11 @@ class _Entry:
 
 @dataclass(eq=False, slots=True)
 class _Ticket:
-    """A place in the line of those who wait for room; for a patient one nobody else waits."""
+    """A place in the line of those who wait for room; for a patient one nobody else waits. One with
+    `may_evict` does not wait itself."""
 
     is_patient: bool
+    may_evict: Collection[str] | None = None
     since: float = field(default_factory=time.monotonic)
     pressed_since: float | None = None  # when the machine was first seen without memory
 
@@ -147,9 +151,11 @@ class AgentPool:
         on_progress: OnProgress = lambda _p: None,
         *,
         is_patient: bool = False,
+        may_evict: Collection[str] | None = None,
     ) -> Iterator[Lease]:
         """Hold the model of `spec`, loading it if needed. Users of what is in memory overtake a
-        patient one as long as they like.
+        patient one as long as they like. With `may_evict`, it is loaded at once and at the cost of
+        no other models than these, or not at all: then this is an `InsufficientMemoryError`, too.
 
         Raises what the load raised, `InsufficientMemoryError` when no waiting would help, the error
         that `scope` was cancelled with while waiting, or `EngineClosedError`.
@@ -160,7 +166,8 @@ class AgentPool:
             size_bytes = self._size_of(spec)
         undo = scope.on_cancel(self._notify)
         try:
-            entry, is_cold = self._join(spec, size_bytes, scope, _Ticket(is_patient))
+            ticket = _Ticket(is_patient, may_evict)
+            entry, is_cold = self._join(spec, size_bytes, scope, ticket)
             try:
                 model = self._await_load(entry, scope, on_progress)
                 load_ms = (time.perf_counter() - started) * 1e3
@@ -228,10 +235,13 @@ class AgentPool:
             if not self._has_memory():
                 return Room(False, None)
             residents, limits = self._as_residents(), self._limits()
+            settled = self._as_residents(is_settled=True)
         victims = choose_victims(residents, limits, size_bytes)
         if victims is not None:
             return Room(False, tuple(victims))
-        return Room(False, None, tuple(blockers(residents, limits, size_bytes) or ()))
+        awaited = blockers(residents, limits, size_bytes)
+        is_possible = awaited is not None or blockers(settled, limits, size_bytes) is not None
+        return Room(False, None, tuple(awaited or ()), is_possible)
 
     def note_answer(self, key: str) -> None:
         """A model that is held has answered: from now on it takes what it takes in use."""
@@ -240,10 +250,22 @@ class AgentPool:
             if entry is not None:
                 entry.has_answered = True
 
-    def answered(self) -> dict[str, LoadSpec]:
-        """The models in memory that have answered, by key."""
+    def settled(self) -> dict[str, bool]:
+        """The models in memory of which nothing is on its way any more (until then they take more),
+        by key, and whether they have answered."""
         with self._changed:
-            return {key: entry.spec for key, entry in self._entries.items() if entry.has_answered}
+            entries = list(self._entries.items())
+        return {
+            key: entry.has_answered
+            for key, entry in entries
+            if entry.model is not None and entry.model.completion.done()
+        }
+
+    def spec(self, key: str) -> LoadSpec | None:
+        """What a model was loaded by; None when it is not in memory."""
+        with self._changed:
+            entry = self._entries.get(key)
+            return None if entry is None else entry.spec
 
     def can_hold(self, specs: Sequence[LoadSpec]) -> bool:
         """Whether all of these may be in memory at the same time, if nothing else is."""
@@ -345,6 +367,7 @@ class AgentPool:
                             ticket.pressed_since = None
                             victims = self._victims(spec, size_bytes)
                             if victims is not None and line[0] is ticket:
+                                _check_leave(spec, ticket, victims)
                                 return self._begin_load(spec, size_bytes, victims), True
                         else:
                             timeout_s = _PRESSURE_POLL_S
@@ -352,6 +375,7 @@ class AgentPool:
                     elif not entry.is_leaving and not self._must_wait_behind_others(ticket):
                         entry.users += 1
                         return entry, entry.is_loading
+                    _check_leave(spec, ticket, None)
                     self._changed.wait(timeout_s)
             finally:
                 if ticket in line:
@@ -361,10 +385,11 @@ class AgentPool:
     def _victims(self, spec: LoadSpec, size_bytes: int) -> list[str] | None:
         """Who must go for a model; None while somebody must become idle first. Raises
         `InsufficientMemoryError` when that would not help either."""
-        residents, limits = self._as_residents(), self._limits()
-        victims = choose_victims(residents, limits, size_bytes)
-        if victims is None and blockers(residents, limits, size_bytes) is None:
-            raise _too_large(spec.key, size_bytes, limits, residents)
+        limits = self._limits()
+        victims = choose_victims(self._as_residents(), limits, size_bytes)
+        settled = self._as_residents(is_settled=True)
+        if victims is None and blockers(settled, limits, size_bytes) is None:
+            raise _too_large(spec.key, size_bytes, limits, settled)
         return victims
 
     def _check_patience(self, spec: LoadSpec, ticket: _Ticket) -> None:
@@ -391,13 +416,14 @@ class AgentPool:
     def _limits(self) -> Limits:
         return Limits(self._max_models, self._budget_bytes())
 
-    def _as_residents(self) -> list[Resident]:
+    def _as_residents(self, *, is_settled: bool = False) -> list[Resident]:
+        """What is in memory or on its way there; `is_settled`: once what had to go for it has."""
         return [
             Resident(
                 key,
                 entry.last_used,
                 entry.is_in_use,
-                max(entry.size_bytes, entry.displaced_bytes),
+                max(entry.size_bytes, 0 if is_settled else entry.displaced_bytes),
                 entry.reload_s,
                 key in self._pinned,
             )
@@ -488,6 +514,13 @@ class AgentPool:
             self.on_changed()
         if is_abandoned:
             entry.scope.cancel(RequestCancelledError("nobody waits for this load any more"))
+
+
+def _check_leave(spec: LoadSpec, ticket: _Ticket, victims: Collection[str] | None) -> None:
+    """Raise when a model is not wanted at the cost of these victims, or of waiting (None)."""
+    leave = ticket.may_evict
+    if leave is not None and (victims is None or not set(victims) <= set(leave)):
+        raise InsufficientMemoryError(f"there is no room for {spec.key} just now", model=spec.key)
 
 
 def _too_large(

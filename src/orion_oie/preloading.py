@@ -4,8 +4,10 @@ Gathers what `prediction.should_preload` decides from, and has it done. A model 
 ahead is as idle as any other: it goes when room is needed, and then counts as wasted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
@@ -20,9 +22,11 @@ from orion_oie.prediction import (
     should_preload,
 )
 from orion_oie.registry import Choice
+from orion_oie.schemas import ModelInfo
 from orion_oie.sizing import ModelSizes
 
-LoadAhead = Callable[[Choice], object]
+LoadAhead = Callable[[Choice, Collection[str]], "Future[ModelInfo]"]
+"""Begins to load a model, at the cost of no others than these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,8 @@ class _Candidate:
 
 class Preloader:
     """The habits of one engine's users, and the loads that come of them. Thread-safe, as its parts
-    are. `is_calm` and `is_anything_waiting` must return at once; `load_ahead` must only begin."""
+    are. `is_calm`, `is_anything_waiting` and `is_paused(model_id)` must return at once;
+    `load_ahead` must only begin."""
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class Preloader:
         *,
         is_calm: Callable[[], bool],
         is_anything_waiting: Callable[[], bool],
+        is_paused: Callable[[str], bool],
         load_ahead: LoadAhead,
         clock: Callable[[], float],
     ) -> None:
@@ -58,6 +64,7 @@ class Preloader:
         self._events = events
         self._is_calm = is_calm
         self._is_anything_waiting = is_anything_waiting
+        self._is_paused = is_paused
         self._load_ahead = load_ahead
         self._predictor = NextAgentPredictor(clock)
         self._ledger = PreloadLedger(self._is_enabled)
@@ -83,7 +90,17 @@ class Preloader:
         return self._ledger.stats()
 
     def consider(self, agent_id: str, session_id: str | None) -> None:
-        """An answer was given: begin to load what is likely to come next, if that is wise."""
+        """An answer was given: begin to load what is likely to come next, if that is wise.
+
+        Nobody waits for it: what goes wrong is told as an event."""
+        try:
+            self._consider(agent_id, session_id)
+        except Exception as error:  # noqa: BLE001 (the answer is given, and others are to come)
+            self._events.publish(
+                "preload.trouble", level="error", text=f"{type(error).__name__}: {error}"
+            )
+
+    def _consider(self, agent_id: str, session_id: str | None) -> None:
         if not self._is_enabled or self._is_anything_waiting() or not self._is_calm():
             return
         predictions = self._predictor.predict(session_id, agent_id)
@@ -127,12 +144,19 @@ class Preloader:
             agent_id=decision.agent_id,
             probability=round(decision.probability, 2),
         )
-        self._load_ahead(candidates[decision.key].choice)
+        chosen = candidates[decision.key]
+        loading = self._load_ahead(chosen.choice, chosen.victims or ())
+        loading.add_done_callback(partial(self._note_load, decision.key))
+
+    def _note_load(self, key: str, loading: "Future[ModelInfo]") -> None:
+        if loading.exception() is not None:
+            self._ledger.gone(key)
 
     def _candidate(self, agent_id: str) -> _Candidate | None:
         """The model that would answer for an agent, if it is here and nothing is wrong with it."""
         try:
-            choice = next((c for c in self._placement.choices(agent_id) if c.files), None)
+            choices = self._placement.choices(agent_id)
+            choice = next((c for c in choices if c.files and not self._is_paused(c.model_id)), None)
             if choice is None:
                 return None
             spec = self._placement.load_spec(choice)

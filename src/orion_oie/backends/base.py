@@ -265,6 +265,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def idle_bytes(self) -> int:
+        """Memory for what it keeps ready, in bytes, whether models are loaded or not."""
+        ...
+
     def warm_up(self) -> None:
         """Prepare for a load that may come soon; returns at once."""
         ...

@@ -98,6 +98,11 @@ class FakeBackend:
             return Footprint(spec.expected_bytes or 0, 0, 0, process_bytes=FAKE_BYTES)
         return Footprint(weights_bytes=size, kv_bytes=0, compute_bytes=0, process_bytes=0)
 
+    @property
+    def idle_bytes(self) -> int:
+        """See `Backend.idle_bytes`."""
+        return 0
+
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
 

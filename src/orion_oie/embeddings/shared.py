@@ -35,11 +35,11 @@ class SharedEmbeddings:
 
     def service(self) -> "EmbeddingService":
         """The service. Raises `ModelNotFoundError` when there is no model to embed with."""
+        service = self._service or self._made()  # of two that are made at once one is used
         with self._lock:
             if self._is_closed:
                 raise EngineClosedError("the engine was shut down")
-            if self._service is None:
-                self._service = self._made()
+            self._service = self._service or service
             return self._service
 
     def stats(self) -> "EmbeddingStats | None":
@@ -88,5 +88,5 @@ class SharedEmbeddings:
         return self._placement.embedding_spec(model_id)
 
     def _reserved_bytes(self, model_id: str) -> int:
-        resident = self._pool.residents().get(self._spec(model_id).key)
-        return 0 if resident is None else resident.reserved_bytes
+        residents = self._pool.residents().values()
+        return sum(one.reserved_bytes for one in residents if one.model.model_id == model_id)

@@ -134,6 +134,11 @@ class LlamaBackend:
             spec.expected_bytes, _use(spec), self._process_bytes, is_arriving=is_progressive
         )
 
+    @property
+    def idle_bytes(self) -> int:
+        """See `Backend.idle_bytes`."""
+        return self._process_bytes if self._spare.is_wanted else 0
+
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
         self._spare.refill()
