@@ -91,7 +91,7 @@ SAMPLE_S = 0.05
 
 
 class Watch:
-    """What the workers of this process take, looked at 20 times a second, and who comes and goes."""
+    """What the workers of this process take, 20 times a second, and who comes and goes."""
 
     def __init__(self, engine: OrionInferenceEngine) -> None:
         self._engine = engine

@@ -24,17 +24,6 @@ def test_a_number_is_the_budget() -> None:
     assert budget.bytes() == 5 * GIB
 
 
-def test_what_is_kept_ready_comes_out_of_a_number() -> None:
-    """A process that waits for its model is memory of the workers, too."""
-    kept = 0
-    budget = MemoryBudget(GIB, kept_bytes=lambda: kept)
-    assert budget.bytes() == GIB
-    kept = GIB // 4
-    assert budget.bytes() == 3 * GIB // 4
-    kept = 2 * GIB
-    assert budget.bytes() == 0
-
-
 def test_auto_leaves_a_tenth_to_the_others() -> None:
     """Of 100 GiB, 10 stay free; what the models hold themselves is not lost to them."""
     assert spared_bytes(system(100 * GIB, 80 * GIB), 0) == 70 * GIB

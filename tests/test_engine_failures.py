@@ -346,8 +346,6 @@ def test_a_backend_that_returns_nonsense_does_not_hang_the_caller(make_engine, w
             return completion
 
     class BrokenBackend:
-        idle_bytes = 0
-
         def load(self, *arguments: Any) -> Any:
             return Broken(backend.load(*arguments))
 

@@ -67,12 +67,8 @@ class Housekeeper:
             on_sample=self._on_sample,
             on_level=self._on_level,
         )
-        self.budget = MemoryBudget(
-            config.memory_budget,
-            self._held_bytes,
-            kept_bytes=lambda: backend.idle_bytes,
-            read_system=read_system,
-        )
+        self.budget = MemoryBudget(config.memory_budget, self._held_bytes, read_system=read_system)
+        backend.may_take = self.may_take
         self._load = load
         self.on_gone: Callable[[str], None] = lambda _key: None
         self.pool = AgentPool(
@@ -87,6 +83,10 @@ class Housekeeper:
     def has_memory(self) -> bool:
         """False while the system may end processes to make room: no load begins then."""
         return self.monitor.level is not PressureLevel.CRITICAL
+
+    def may_take(self, size_bytes: int) -> bool:
+        """True while so much is left of the budget."""
+        return self.pool.reserved_bytes + size_bytes <= self.budget.bytes()
 
     def is_calm(self) -> bool:
         """True while something may be loaded ahead of need."""

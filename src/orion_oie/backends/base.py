@@ -245,7 +245,10 @@ class EmbeddingModel(Protocol):
 
 
 class Backend(Protocol):
-    """Loads models."""
+    """Loads models. `may_take(size_bytes)`, which its owner sets, says whether so much memory may
+    be taken for what is kept ready beside the models."""
+
+    may_take: Callable[[int], bool]
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
         """Load a model, fetching what is not here; blocks until it takes questions.
@@ -263,11 +266,6 @@ class Backend(Protocol):
         Where its files are not here, it is guessed from `spec.expected_bytes`. Raises
         `ModelNotFoundError` (also when there is nothing to guess from) and `ModelCorruptError`.
         """
-        ...
-
-    @property
-    def idle_bytes(self) -> int:
-        """Memory for what it keeps ready, in bytes, whether models are loaded or not."""
         ...
 
     def warm_up(self) -> None:

@@ -71,6 +71,7 @@ class FakeBackend:
     footprints: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.may_take: Callable[[int], bool] = lambda _size_bytes: True
         self.loaded: list[str] = []
         self._models: list[FakeModel] = []
         self._makers: dict[str, Script] = {}
@@ -97,11 +98,6 @@ class FakeBackend:
         if size is None:
             return Footprint(spec.expected_bytes or 0, 0, 0, process_bytes=FAKE_BYTES)
         return Footprint(weights_bytes=size, kv_bytes=0, compute_bytes=0, process_bytes=0)
-
-    @property
-    def idle_bytes(self) -> int:
-        """See `Backend.idle_bytes`."""
-        return 0
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""

@@ -32,8 +32,7 @@ def spared_bytes(system: SystemMemory, held_bytes: int) -> int:
 class MemoryBudget:
     """The budget of one engine. With "auto" it follows the machine: `note` and `refresh` tell it.
 
-    `held_bytes` says what the workers hold now that would come back if they ended; `kept_bytes` is
-    what a number leaves to others than models.
+    `held_bytes` says what the workers hold now that would come back if they ended.
     """
 
     def __init__(
@@ -41,13 +40,11 @@ class MemoryBudget:
         setting: int | Literal["auto"],
         held_bytes: Callable[[], int] = lambda: 0,
         *,
-        kept_bytes: Callable[[], int] = lambda: 0,
         read_system: Callable[[], SystemMemory] = probe.system_memory,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._setting = setting
         self._held_bytes = held_bytes
-        self._kept_bytes = kept_bytes
         self._read_system = read_system
         self._clock = clock
         self._lock = threading.Lock()
@@ -61,7 +58,7 @@ class MemoryBudget:
     def bytes(self) -> int:
         """The budget as it was known last; looks at nothing but the first time."""
         if self._setting != "auto":
-            return max(0, self._setting - self._kept_bytes())
+            return self._setting
         if self._spared_bytes is None:
             self.refresh()
         assert self._spared_bytes is not None

@@ -101,7 +101,9 @@ class LlamaBackend:
         self._cache = cache or ModelCache()
         self._on_log = on_log
         self._on_crash = on_crash
-        self._spare = SpareWorker(is_calm)
+        self.may_take: Callable[[int], bool] = lambda _size_bytes: True
+        self._is_calm = is_calm
+        self._spare = SpareWorker(None if is_calm is None else self._has_room)
         self._governor = ThreadGovernor(usable_cores())
         self._process_bytes = PROCESS_BYTES
         self._is_process_measured = False
@@ -134,10 +136,10 @@ class LlamaBackend:
             spec.expected_bytes, _use(spec), self._process_bytes, is_arriving=is_progressive
         )
 
-    @property
-    def idle_bytes(self) -> int:
-        """See `Backend.idle_bytes`."""
-        return self._process_bytes if self._spare.is_wanted else 0
+    def _has_room(self) -> bool:
+        """Whether one more process may be started ahead."""
+        is_calm = self._is_calm is not None and self._is_calm()
+        return is_calm and self.may_take(self._process_bytes)
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""

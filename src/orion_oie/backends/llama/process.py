@@ -65,11 +65,6 @@ class SpareWorker:
         self._spare: tuple[WorkerProcess, dict[str, str]] | None = None
         self._is_over = threading.Event()
 
-    @property
-    def is_wanted(self) -> bool:
-        """False when there is never to be one."""
-        return self._is_calm is not None
-
     def take(self) -> WorkerProcess:
         """The spare worker if there is one, else a new one. Raises `WorkerError`."""
         with self._lock:
