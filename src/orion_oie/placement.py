@@ -166,23 +166,26 @@ class Placement:
     def _pick(
         self, agent_id: str, model_id: str, variants: Sequence[VariantState]
     ) -> VariantChoice:
-        candidates = self._candidates(agent_id, model_id, variants)
         agent = self._registry.agent(agent_id)
         limit_mb = agent.optimized_size
-        budget_bytes = self._budget_bytes()
+        usable = [state for state in variants if self._can_be_used(state)]
         # What a variant needs is not among it: that is measured again and again.
         asked = (
             agent.quantization,
             limit_mb,
-            [(c.variant, c.quantization, c.size_bytes, c.is_here) for c in candidates],
+            [(state.name, state.spec, state.files is not None) for state in variants],
         )
         last_asked, last = self._last.get((agent_id, model_id), (None, None))
         if last is not None and last_asked == asked:
-            chosen = next(c for c in candidates if c.variant == last.variant)
-            if chosen.memory_bytes <= budget_bytes and self._is_resident(
-                f"{model_id}@{last.variant}"
-            ):
+            if len(usable) <= 1:
                 return last
+            chosen = next(state for state in variants if state.name == last.variant)
+            if self._is_resident(f"{model_id}@{last.variant}"):
+                needed_bytes = self._needed_bytes(agent_id, model_id, chosen)
+                if needed_bytes is None or needed_bytes <= self._budget_bytes():
+                    return last
+        candidates = self._candidates(agent_id, model_id, variants)
+        budget_bytes = self._budget_bytes()
         choice = choose_variant(
             candidates,
             wanted=agent.quantization,
@@ -206,10 +209,13 @@ class Placement:
                 size_bytes=int(state.spec.size_mb * _BYTES_PER_MB),
                 needed_bytes=self._needed_bytes(agent_id, model_id, state),
                 is_here=state.files is not None,
-                can_be_fetched=state.is_fetchable and self._config.auto_download,
+                can_be_fetched=state.files is None and self._can_be_used(state),
             )
             for state in variants
         ]
+
+    def _can_be_used(self, state: VariantState) -> bool:
+        return state.files is not None or (state.is_fetchable and self._config.auto_download)
 
     def _needed_bytes(self, agent_id: str, model_id: str, state: VariantState) -> int | None:
         source = state.spec.source if state.is_fetchable else None

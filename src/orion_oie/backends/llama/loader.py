@@ -104,7 +104,8 @@ class LlamaBackend:
         self.may_take: Callable[[int], bool] = lambda _size_bytes: True
         self._is_calm = is_calm
         self._spare = SpareWorker(None if is_calm is None else self._has_room)
-        self._governor = ThreadGovernor(usable_cores())
+        self._cores = usable_cores()
+        self._governor = ThreadGovernor(self._cores)
         self._process_bytes = PROCESS_BYTES
         self._is_process_measured = False
         self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
@@ -128,12 +129,12 @@ class LlamaBackend:
         """See `Backend.footprint`. Files that did not change are read once."""
         if spec.source is None or self._cache.find(spec.source) is not None:
             files = tuple(map(_identity, spec.files))
-            return _footprint_of(files, _use(spec), self._process_bytes)
+            return _footprint_of(files, self._use(spec), self._process_bytes)
         if spec.expected_bytes is None:
             raise ModelNotFoundError(f"{spec.key} is not here, and its size is not known")
         is_progressive = self._is_progressive(spec) and self._sharding(spec).enabled
         return guessed(
-            spec.expected_bytes, _use(spec), self._process_bytes, is_arriving=is_progressive
+            spec.expected_bytes, self._use(spec), self._process_bytes, is_arriving=is_progressive
         )
 
     def _has_room(self) -> bool:
@@ -150,6 +151,15 @@ class LlamaBackend:
         self._spare.kill()
         for model in list(self._models):
             model.kill()
+
+    def _use(self, spec: LoadSpec) -> Use:
+        return Use(
+            context_length=spec.context_length,
+            slots=spec.slots,
+            threads=spec.threads or self._cores,
+            parked_bytes=spec.parked_bytes,
+            is_embedding=spec.is_embedding,
+        )
 
     def _is_progressive(self, spec: LoadSpec) -> bool:
         told = spec.is_progressive
@@ -493,16 +503,6 @@ def _headers_of(files: tuple[_FileIdentity, ...]) -> tuple[GGUFHeader, ...]:
 @lru_cache(_KNOWN_FOOTPRINTS)
 def _footprint_of(files: tuple[_FileIdentity, ...], use: Use, process_bytes: int) -> Footprint:
     return footprint(_headers_of(files), use, this_cpu().features, process_bytes)
-
-
-def _use(spec: LoadSpec) -> Use:
-    return Use(
-        context_length=spec.context_length,
-        slots=spec.slots,
-        threads=spec.threads or usable_cores(),
-        parked_bytes=spec.parked_bytes,
-        is_embedding=spec.is_embedding,
-    )
 
 
 def read_ahead(files: Sequence[Path], runs: Sequence[Run]) -> None:
