@@ -1,19 +1,26 @@
-"""The queue serves in order, within its limits, and loses nothing."""
+"""The queue serves whose turn it is, within its limits, and loses nothing and no wake-up."""
 
+import random
 import threading
 import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from helpers import BOUND_S, Running, no_more_threads, run_all, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_turns import Budget, blocked, loadable
 
-from orion_oie import scheduling
+from orion_oie import in_flight, scheduling
 from orion_oie.errors import EngineClosedError, QueueFullError
+from orion_oie.in_flight import InFlight
 from orion_oie.scheduling import RequestQueue
+from orion_oie.turns import UNKNOWN, ModelState, Standing
+
+READY, FULL, LOADABLE, BLOCKED = ModelState
 
 
 class Item:
@@ -46,6 +53,13 @@ class Gate:
         return [item.name for item in self.served]
 
 
+@pytest.fixture(autouse=True)
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wake-up that gets lost is lost for good."""
+    monkeypatch.setattr(scheduling, "_RECHECK_S", 100 * BOUND_S)
+    monkeypatch.setattr(in_flight, "SETTLE_S", 100 * BOUND_S)
+
+
 @pytest.fixture
 def gate() -> Iterator[Gate]:
     gate = Gate()
@@ -65,9 +79,28 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return count
 
 
-def busy_queue(gate: Gate, *, limit: int = 100, concurrency: int = 1) -> RequestQueue[Item]:
+class OneModelQueue(RequestQueue[Any]):
+    """A queue for one model that is in memory, used by `concurrency` requests at once."""
+
+    def __init__(
+        self, serve: Callable[[Any], None], *, limit: int, concurrency: int, **more: Any
+    ) -> None:
+        super().__init__(
+            serve,
+            limit=limit,
+            state_of=lambda _model: Standing(READY),
+            per_model=concurrency,
+            max_threads=concurrency,
+            **more,
+        )
+
+    def put(self, item: Any, priority: int = 0, **facts: Any) -> None:
+        super().put(item, priority=priority, **{"model": "main", **facts})
+
+
+def busy_queue(gate: Gate, *, limit: int = 100, concurrency: int = 1, **more: Any) -> OneModelQueue:
     """A queue all of whose threads are held by the gate."""
-    queue: RequestQueue[Item] = RequestQueue(gate, limit=limit, concurrency=concurrency)
+    queue = OneModelQueue(gate, limit=limit, concurrency=concurrency, **more)
     for _ in range(concurrency):
         queue.put(Item("blocker"))
     wait_until(lambda: gate.running == concurrency)
@@ -140,7 +173,7 @@ def test_what_a_free_thread_takes_does_not_wait(gate) -> None:
     """An idle queue takes as many items at once as it can serve, besides those that may wait."""
     for _ in range(20):
         gate.opened.clear()
-        queue: RequestQueue[Item] = RequestQueue(gate, limit=1, concurrency=4)
+        queue = OneModelQueue(gate, limit=1, concurrency=4)
         for _ in range(5):
             queue.put(Item())
         with pytest.raises(QueueFullError) as caught:
@@ -154,7 +187,7 @@ def test_what_a_free_thread_takes_does_not_wait(gate) -> None:
 
 def test_a_removed_item_makes_room_and_is_not_served(gate) -> None:
     """A waiting item can be taken back once; an unknown, running or served one cannot."""
-    queue: RequestQueue[Item] = RequestQueue(gate, limit=2, concurrency=1)
+    queue = OneModelQueue(gate, limit=2, concurrency=1)
     running, first, second, third = (Item(n) for n in ("running", "first", "second", "third"))
     queue.put(running)
     wait_until(lambda: gate.running == 1)
@@ -172,7 +205,7 @@ def test_a_removed_item_makes_room_and_is_not_served(gate) -> None:
 
 def test_concurrency_is_reached_and_never_exceeded(gate) -> None:
     """As many items run at once as allowed, however many threads put."""
-    queue: RequestQueue[Item] = RequestQueue(gate, limit=1000, concurrency=3)
+    queue = OneModelQueue(gate, limit=1000, concurrency=3)
     run_all([lambda: [queue.put(Item()) for _ in range(10)] for _ in range(8)])
     wait_until(lambda: gate.running == 3)
     assert len(queue) == 77
@@ -185,7 +218,7 @@ def test_an_idle_thread_is_used_before_a_new_one(gate, threads, monkeypatch) -> 
     """One item after another is served by one thread, whatever the concurrency."""
     monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", BOUND_S)
     gate.opened.set()
-    queue: RequestQueue[Item] = RequestQueue(gate, limit=10, concurrency=8)
+    queue = OneModelQueue(gate, limit=10, concurrency=8)
     for count in range(1, 9):
         queue.put(Item())
         wait_until(lambda count=count: len(gate.served) == count and queue._idle == 1)
@@ -193,14 +226,32 @@ def test_an_idle_thread_is_used_before_a_new_one(gate, threads, monkeypatch) -> 
     queue.close()
 
 
+def test_all_idle_threads_are_used_before_a_new_one(gate, threads, monkeypatch) -> None:
+    """Items that come at once are served by the threads that are idle, if these are enough."""
+    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", BOUND_S)
+    queue = busy_queue(gate, concurrency=8)
+    gate.opened.set()
+    wait_until(lambda: queue._idle == 8)
+    queue._max_threads = 16
+    gate.opened.clear()
+    with queue._work:
+        for _ in range(8):
+            queue.put(Item())
+    wait_until(lambda: gate.running == 8)
+    assert threads() == 8
+    gate.opened.set()
+    wait_until(lambda: queue._idle == 8)
+    queue.close()
+
+
 def test_an_idle_thread_is_not_counted_on_twice(gate) -> None:
     """Two items that come at once beside one idle thread both run at once."""
-    queue: RequestQueue[Item] = RequestQueue(gate, limit=10, concurrency=2)
+    queue = OneModelQueue(gate, limit=10, concurrency=2)
     gate.opened.set()
     queue.put(Item())
     wait_until(lambda: queue._idle == 1 and gate.running == 0)
     gate.opened.clear()
-    with queue._changed:  # the idle thread cannot take the first before the second is there
+    with queue._work:  # the idle thread cannot take the first before the second is there
         queue.put(Item())
         queue.put(Item())
     wait_until(lambda: gate.running == 2)
@@ -212,7 +263,7 @@ def test_an_idle_thread_is_not_counted_on_twice(gate) -> None:
 def test_threads_end_when_idle_and_come_back(gate, threads) -> None:
     """A queue that nobody uses has no threads; the next item is served all the same."""
     gate.opened.set()
-    queue: RequestQueue[Item] = RequestQueue(gate, limit=10, concurrency=4)
+    queue = OneModelQueue(gate, limit=10, concurrency=4)
     assert threads() == 0
     for round_number in range(1, 4):
         for _ in range(4):
@@ -225,7 +276,7 @@ def test_no_item_is_lost_when_threads_give_up(threads, monkeypatch) -> None:
     """Items that come just when idle threads end are served, each once."""
     monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", 0.0002)
     served: list[int] = []
-    queue: RequestQueue[int] = RequestQueue(served.append, limit=10_000, concurrency=3)
+    queue = OneModelQueue(served.append, limit=10_000, concurrency=3)
 
     def put(own: range) -> None:
         for number in own:
@@ -243,14 +294,14 @@ def test_no_item_is_lost_when_threads_give_up(threads, monkeypatch) -> None:
 def test_an_item_that_comes_as_a_thread_gives_up_is_served() -> None:
     """An item that comes between the end of an idle thread's wait and its next look is its own."""
     served: list[str] = []
-    queue: RequestQueue[str] = RequestQueue(served.append, limit=10, concurrency=1)
+    queue = OneModelQueue(served.append, limit=10, concurrency=1)
 
     def wait(_timeout: float) -> bool:
         if served == ["first"]:
             queue.put("second")
         return False
 
-    queue._changed.wait = wait
+    queue._work.wait = wait
     queue.put("first")
     wait_until(lambda: served == ["first", "second"])
 
@@ -259,7 +310,7 @@ def test_served_items_are_not_kept(gate) -> None:
     """A waiting thread holds nothing of the item that it served last."""
     gate.opened.set()
     served = threading.Event()
-    queue: RequestQueue[Item] = RequestQueue(lambda _item: served.set(), limit=10, concurrency=1)
+    queue = OneModelQueue(lambda _item: served.set(), limit=10, concurrency=1)
     item = Item()
     gone = weakref.ref(item)
     queue.put(item)
@@ -270,7 +321,7 @@ def test_served_items_are_not_kept(gate) -> None:
 
 def test_a_refused_thread_leaves_the_queue_as_it_was(gate) -> None:
     """When the system gives no thread, put fails, keeps nothing, and works again later."""
-    queue: RequestQueue[Item] = RequestQueue(gate, limit=10, concurrency=1)
+    queue = OneModelQueue(gate, limit=10, concurrency=1)
     gate.opened.set()
     with no_more_threads(), pytest.raises(RuntimeError, match="no more threads"):
         queue.put(Item("refused"))
@@ -315,6 +366,24 @@ def test_close_ends_idle_threads(gate, threads, monkeypatch) -> None:
     wait_until(lambda: threads() == 0)
 
 
+def test_close_ends_the_thread_that_waits_for_a_change(gate, threads) -> None:
+    """Closing ends the thread of items that cannot be served, wherever it is in its decision."""
+    for is_asking in (False, True):
+        queue: RequestQueue[Item]
+
+        def state_of(_model: str) -> Standing:
+            if is_asking:  # noqa: B023 (it is asked in this round)
+                Running(queue.close).join()  # noqa: B023
+            return blocked("x")
+
+        queue = RequestQueue(gate, limit=1, state_of=state_of, per_model=1, max_threads=1)
+        queue.put(Item(), model="a")
+        if not is_asking:
+            wait_until(lambda queue=queue: queue._standings)
+            assert len(queue.close()) == 1
+        wait_until(lambda: threads() == 0)
+
+
 def test_every_item_has_one_fate(threads, monkeypatch) -> None:
     """With puts, removals and a close at once, each item is served, removed, returned or refused,
     exactly one of them."""
@@ -331,7 +400,7 @@ def test_every_item_has_one_fate(threads, monkeypatch) -> None:
             time.sleep(0.0001)
             note(number)
 
-        queue: RequestQueue[int] = RequestQueue(serve, limit=20, concurrency=3)
+        queue = OneModelQueue(serve, limit=20, concurrency=3)
 
         def put(own: range, queue=queue, note=note) -> None:
             for number in own:
@@ -363,3 +432,534 @@ def test_put_does_not_wait(gate) -> None:
     queue = busy_queue(gate)
     Running(queue.put, Item()).join()
     assert len(queue) == 1
+
+
+# Several models
+
+
+class Clock:
+    """A clock that stands still until it is told how much time has passed."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Models:
+    """Standings that a test sets."""
+
+    def __init__(self, **standings: Standing | None) -> None:
+        self.standings = standings
+
+    def __call__(self, model: str) -> Standing | None:
+        return self.standings[model]
+
+
+def queue_for(
+    gate: Gate, models: Models, *, limit: int = 100, per_model: int = 1, **more: Any
+) -> RequestQueue[Item]:
+    more = {"max_threads": 4, **more}
+    return RequestQueue(gate, limit=limit, state_of=models, per_model=per_model, **more)
+
+
+def put_all(queue: RequestQueue[Item], names: str, **facts: Any) -> list[Item]:
+    """Put an item for each letter, whose model it names."""
+    items = [Item(name) for name in names]
+    for item in items:
+        queue.put(item, model=str(item.name), **facts)
+    return items
+
+
+def test_a_full_model_leaves_room_for_others(gate) -> None:
+    """`per_model` requests of one model run at once, and others beside them; then the next."""
+    queue = queue_for(gate, Models(a=Standing(READY), b=Standing(READY)))
+    put_all(queue, "aaab")
+    wait_until(lambda: sorted(gate.names) == ["a", "b"])
+    assert len(queue) == 2
+    assert all("as many requests as it may" in one.reason for one in queue.waiting())
+    gate.opened.set()
+    wait_until(lambda: len(gate.served) == 4)
+    assert gate.most == 2
+
+
+def test_what_cannot_be_served_waits_for_a_word(gate, threads) -> None:
+    """A blocked model's requests wait, on one thread however many, and run when told to."""
+    models = Models(a=blocked("x"), b=Standing(READY))
+    queue = queue_for(gate, models)
+    gate.opened.set()
+    put_all(queue, "aaaaaaaa")
+    wait_until(lambda: queue._is_deciding)
+    put_all(queue, "b")
+    wait_until(lambda: gate.names == ["b"] and queue._busy == 0)
+    wait_until(lambda: threads() == 1)
+    models.standings["a"] = Standing(READY)
+    assert gate.names == ["b"]
+    queue.notify()
+    wait_until(lambda: gate.names == ["b"] + ["a"] * 8)
+
+
+def test_what_waits_is_looked_at_again(gate, monkeypatch) -> None:
+    """A change that nobody told of is found all the same."""
+    monkeypatch.setattr(scheduling, "_RECHECK_S", 0.01)
+    models = Models(a=blocked("x"))
+    queue = queue_for(gate, models)
+    put_all(queue, "a")
+    wait_until(lambda: queue._is_deciding)
+    models.standings["a"] = Standing(READY)
+    wait_until(lambda: gate.names == ["a"])
+
+
+def test_taking_a_blocked_item_back_frees_those_it_held(gate) -> None:
+    """When what others were held back for goes away, they are served."""
+    clock = Clock()
+    models = Models(a=blocked("b"), b=Standing(READY))
+    queue = queue_for(gate, models, turn_s=10.0, clock=clock)
+    [item] = put_all(queue, "a")
+    clock.now += 20.0
+    put_all(queue, "b")
+    wait_until(lambda: "b" in queue._standings)
+    assert queue.waiting()[1].reason == "'b' is held back so that 'a' gets room"
+    assert gate.names == []
+    queue.remove(item)
+    wait_until(lambda: gate.names == ["b"])
+
+
+def test_a_word_while_it_decides_is_heard(gate) -> None:
+    """A change that is told after the standing was asked and before the decision counts."""
+    queue: RequestQueue[Item]
+    standings = [Standing(READY), blocked("x")]
+
+    def state_of(_model: str) -> Standing:
+        standing = standings.pop()
+        if standing.state is BLOCKED:
+            Running(queue.notify).join()  # it also shows that no lock is held here
+        return standing
+
+    queue = RequestQueue(gate, limit=1, state_of=state_of, per_model=1, max_threads=1)
+    queue.put(Item("a"), model="a")
+    wait_until(lambda: gate.names == ["a"])
+
+
+def test_an_item_that_comes_while_it_decides_is_asked_about(gate) -> None:
+    """What is put between the question and the decision is not taken for unknown."""
+    queue: RequestQueue[Item]
+    asked: list[str] = []
+
+    def state_of(model: str) -> Standing:
+        asked.append(model)
+        if len(asked) == 1:
+            queue.put(Item("b"), model="b")
+        return blocked("x")
+
+    queue = RequestQueue(gate, limit=9, state_of=state_of, per_model=1, max_threads=1)
+    queue.put(Item("a"), model="a")
+    wait_until(lambda: "b" in queue._standings)
+    assert "b" in asked
+    assert len(queue.close()) == 2
+    assert gate.names == []
+
+
+def test_a_bug_in_the_standings_does_not_end_the_queue(gate, monkeypatch) -> None:
+    """An error while it asks is reported as any of a thread; the next item has all served."""
+    problems: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: problems.append(told.exc_type))
+    standings: list[Standing] = []
+    queue: RequestQueue[Item] = RequestQueue(
+        gate, limit=9, state_of=lambda _model: standings[-1], per_model=2, max_threads=2
+    )
+    put_all(queue, "a")
+    wait_until(lambda: problems == [IndexError])
+    wait_until(lambda: queue._threads == 0)
+    standings.append(Standing(READY))
+    put_all(queue, "b")
+    wait_until(lambda: sorted(gate.names) == ["a", "b"])
+
+
+def test_what_ends_while_it_decides_is_asked_about(gate) -> None:
+    """What was told before a request ended, which may have evicted a model, is asked again."""
+    queue: RequestQueue[Item]
+    is_evicted = threading.Event()
+
+    def state_of(model: str) -> Standing:
+        if model == "a" or is_evicted.is_set():
+            return Standing(READY) if model == "a" else blocked("a")
+        gate.opened.set()
+        wait_until(lambda: queue._busy == 0)
+        is_evicted.set()
+        return Standing(READY)
+
+    queue = RequestQueue(gate, limit=9, state_of=state_of, per_model=1, max_threads=2)
+    queue.put(Item("a"), model="a")
+    wait_until(lambda: gate.running == 1)
+    queue.put(Item("b"), model="b")
+    wait_until(lambda: "b" in queue._standings)
+    assert len(queue.close()) == 1
+    assert gate.names == ["a"]
+
+
+def test_an_unknown_model_is_tried(gate) -> None:
+    """Items whose model nobody knows are served, several models at the same time."""
+    queue = queue_for(gate, Models(a=None, b=None))
+    put_all(queue, "ab")
+    wait_until(lambda: gate.running == 2)
+
+
+def test_one_cold_model_after_the_other(gate) -> None:
+    """Until a load shows, nothing else is loaded into the room that it takes; then what fits."""
+    models = Models(a=loadable(), b=loadable(), c=Standing(READY))
+    queue = queue_for(gate, models)
+    put_all(queue, "abc")
+    wait_until(lambda: gate.running == 2)
+    assert [one.model for one in queue.waiting()] == ["b"]
+    assert "'b' is not in memory" in queue.waiting()[0].reason
+    models.standings["a"] = Standing(READY)
+    queue.notify()
+    wait_until(lambda: gate.running == 3)
+
+
+def test_loads_are_asked_about_first(gate) -> None:
+    """A load under way is asked about before what it may evict: so an answer that says it is there
+    comes before answers that know who went."""
+    asked: list[str] = []
+    models = Models(a=Standing(READY), b=loadable("a"))
+
+    def state_of(model: str) -> Standing | None:
+        asked.append(model)
+        return models(model)
+
+    queue = RequestQueue(gate, limit=9, state_of=state_of, per_model=2, max_threads=2)
+    queue.put(Item("b"), model="b")
+    wait_until(lambda: gate.names == ["b"])
+    queue.put(Item("a"), model="a")
+    wait_until(lambda: asked[-2:] == ["b", "a"])
+    assert len(queue) == 1
+    queue.close()
+
+
+def test_a_turn_counts_from_the_load(gate) -> None:
+    """A model that was loaded for a request is not evicted for an overdue one before its turn is
+    over."""
+    clock = Clock()
+    models = Models(a=blocked("x"), b=loadable("x"))
+    queue = queue_for(gate, models, max_threads=1, turn_s=10.0, clock=clock)
+    put_all(queue, "a")
+    clock.now += 5.0
+    put_all(queue, "b")
+    wait_until(lambda: gate.names == ["b"])
+    models.standings |= {"a": loadable("b"), "b": Standing(READY)}
+    put_all(queue, "b")
+    clock.now += 7.0
+    gate.opened.set()
+    wait_until(lambda: gate.names == ["b", "b", "a"])
+
+
+def test_a_load_that_never_shows_stops_nobody_for_long(gate, monkeypatch) -> None:
+    """If nobody ever tells of a load, others go on after a moment."""
+    monkeypatch.setattr(in_flight, "SETTLE_S", 0.05)
+    queue = queue_for(gate, Models(a=loadable(), b=loadable()))
+    put_all(queue, "ab")
+    wait_until(lambda: gate.running == 2)
+
+
+def test_a_refused_thread_while_serving_loses_nothing(gate) -> None:
+    """When the system gives no second thread, the first one serves what waits."""
+    queue = busy_queue(gate, concurrency=1)
+    queue._max_threads = 2
+    with no_more_threads():
+        with pytest.raises(RuntimeError, match="no more threads"):
+            queue.put(Item("refused"))
+        gate.opened.set()
+        wait_until(lambda: queue._idle == 1)
+        gate.opened.clear()
+        with queue._work:
+            queue.put(Item(1))
+            queue.put(Item(2))
+        wait_until(lambda: gate.running == 1)
+        gate.opened.set()
+        wait_until(lambda: gate.names[-2:] == [1, 2])
+
+
+# What it tells
+
+
+def test_positions_and_reasons(gate) -> None:
+    """What waits is listed in its order, with its place, its time and why it waits."""
+    clock = Clock()
+    models = Models(a=Standing(READY), b=blocked("a"), c=Standing(READY))
+    queue = queue_for(gate, models, max_threads=2, clock=clock)
+    [running] = put_all(queue, "a")
+    wait_until(lambda: gate.running == 1)
+    [first] = put_all(queue, "b", priority=1)
+    clock.now += 2.0
+    [second, third] = put_all(queue, "aa")
+    listed = [(one.item, one.position, one.waited_s, one.reason) for one in queue.waiting()]
+    full = "'a' answers as many requests as it may at once"
+    assert listed == [
+        (first, 1, 2.0, "'b' is not in memory, and waits until 'a' can make room"),
+        (second, 2, 0.0, full),
+        (third, 3, 0.0, full),
+    ]
+    assert [queue.position(item) for item in (first, second, third)] == [1, 2, 3]
+    assert queue.position(running) is None
+    put_all(queue, "c")
+    wait_until(lambda: gate.running == 2)
+    assert {one.reason for one in queue.waiting()} == {"2 requests are served, which is the limit"}
+    queue.close()
+
+
+def test_a_full_queue_says_when_to_come_back(gate) -> None:
+    """Once something was served, the refusal tells when the next place is expected."""
+    clock = Clock()
+    queue = OneModelQueue(gate, limit=1, concurrency=2, clock=clock)
+    for service_s in (7.0, 2.0):
+        gate.opened.clear()
+        queue.put(Item())
+        wait_until(lambda: gate.running == 1)
+        clock.now += service_s
+        gate.opened.set()
+        wait_until(lambda: queue._busy == 0)
+    gate.opened.clear()
+    for _ in range(3):
+        queue.put(Item())
+    wait_until(lambda: gate.running == 2)
+    with pytest.raises(QueueFullError, match=r"try again in about 3\.0 s") as caught:
+        queue.put(Item())
+    assert caught.value.details == {"waiting": 1, "limit": 1, "retry_after_s": 3.0}
+
+
+def test_the_blocked_do_not_count_as_about_to_run(gate) -> None:
+    """Free threads do not make room in the queue for what they cannot serve."""
+    queue = queue_for(gate, Models(a=blocked("x")), limit=2)
+    put_all(queue, "aa")
+    wait_until(lambda: queue._standings)
+    with pytest.raises(QueueFullError, match="2 requests are waiting"):
+        put_all(queue, "a")
+    queue.close()
+
+
+def test_the_held_do_not_count_as_about_to_run(gate) -> None:
+    """Nor do free threads make room for what is held back, or for what others have the threads."""
+    models = Models(a=blocked("b"), b=Standing(READY), c=Standing(READY))
+    queue = queue_for(gate, models, limit=2)
+    put_all(queue, "a", priority=1)
+    put_all(queue, "b")
+    wait_until(lambda: "b" in queue._standings)
+    with pytest.raises(QueueFullError, match="2 requests are waiting"):
+        put_all(queue, "b")
+    queue.close()
+    queue = queue_for(gate, models, limit=1, max_threads=1)
+    put_all(queue, "b")
+    wait_until(lambda: gate.running == 1)
+    put_all(queue, "c")
+    with pytest.raises(QueueFullError, match="1 requests are waiting"):
+        put_all(queue, "c")
+
+
+def test_settings_reach_the_decision(gate) -> None:
+    """Seconds of waiting and of turns are those that were asked for."""
+    clock = Clock()
+    for aging_s, first in [(1.0, "low"), (100.0, "high")]:
+        gate = Gate()
+        queue = busy_queue(gate, aging_s=aging_s, clock=clock)
+        queue.put(Item("low"), 0)
+        clock.now += 20.0
+        queue.put(Item("high"), 10)
+        gate.opened.set()
+        wait_until(lambda gate=gate: len(gate.served) == 2)
+        assert gate.names[0] == first
+
+
+def test_sessions_share(gate) -> None:
+    """One request of another session overtakes the rest of a crowd."""
+    queue = busy_queue(gate)
+    for number in range(5):
+        queue.put(Item(number), session="crowd")
+    queue.put(Item("other"), session="other")
+    queue.put(Item("agent"), agent="another")
+    gate.opened.set()
+    wait_until(lambda: len(gate.served) == 7)
+    assert set(gate.names[:3]) == {0, "other", "agent"}
+
+
+# A pool
+
+
+class Pool:
+    """Serves items with the models of a budget, in some time, and says when that changes."""
+
+    def __init__(self, budget: Budget, seed: int) -> None:
+        self.queue: RequestQueue[Item]
+        self.served: list[Item] = []
+        self.problems: list[str] = []
+        self.budget = budget
+        self._rng = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def standing(self, model: str) -> Standing:
+        with self._lock:
+            return self.budget.standing(model)
+
+    def serve(self, item: Item) -> None:
+        model = str(item.name)
+        for step in (self._enter, self._leave):
+            time.sleep(self._rng.random() * 4e-4)
+            with self._lock:
+                step(model)
+            self.queue.notify()
+        self.served.append(item)
+
+    def _enter(self, model: str) -> None:
+        try:
+            self.budget.enter(model)
+        except AssertionError as error:
+            self.problems.append(str(error))
+            self.budget.users.setdefault(model, 1)
+
+    def _leave(self, model: str) -> None:
+        self.budget.leave(model)
+
+
+def test_cold_models_share_one_place_in_turns() -> None:
+    """A burst of requests for three models with room for one loads each of them once."""
+    pool = Pool(Budget(1), 0)
+    pool.queue = RequestQueue(
+        pool.serve, limit=100, state_of=pool.standing, per_model=2, max_threads=6
+    )
+    items = put_all(pool.queue, "abc" * 10)
+    wait_until(lambda: len(pool.served) == len(items))
+    assert pool.problems == []
+    assert sorted(pool.budget.loads) == ["a", "b", "c"]
+
+
+def test_no_wake_up_is_lost_in_any_pool(monkeypatch) -> None:
+    """With random models, rooms, limits, priorities and removals, everything is served once, and
+    whoever is dispatched finds room for its model."""
+    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", 0.001)
+    rng = random.Random(7)
+    for seed in range(40):
+        room = rng.randint(1, 4)
+        sizes = {model: rng.randint(1, room) for model in "abcde"}
+        pool = Pool(Budget(room, sizes), seed)
+        pool.queue = queue = RequestQueue(
+            pool.serve,
+            limit=1000,
+            state_of=pool.standing,
+            per_model=rng.randint(1, 3),
+            max_threads=rng.randint(1, 6),
+            turn_s=rng.choice([0.0, 0.002, 0.05]),
+            aging_s=rng.choice([0.001, 1.0]),
+        )
+        items = [Item(rng.choice("abcde"[: room + 1])) for _ in range(60)]
+        facts = [
+            {
+                "priority": rng.randint(-2, 2),
+                "session": rng.choice("xyz"),
+                "agent": rng.choice("mn"),
+            }
+            for _ in items
+        ]
+        removed: list[Item] = []
+
+        def put(first: int, queue=queue, items=items, facts=facts) -> None:
+            for item, fact in list(zip(items, facts, strict=True))[first::3]:
+                queue.put(item, model=str(item.name), **fact)
+
+        def remove(queue=queue, items=items, removed=removed) -> None:
+            removed.extend(item for item in items[::7] if queue.remove(item))
+
+        for run in run_all([*(lambda n=n, put=put: put(n) for n in range(3)), remove]):
+            run.join()
+        expected = [item for item in items if item not in removed]
+        wait_until(lambda pool=pool, expected=expected: len(pool.served) >= len(expected))
+        assert Counter(pool.served) == Counter(expected)
+        assert pool.problems == []
+        assert len(queue) == 0
+
+
+# What is in flight
+
+
+def judged(flight: InFlight, **told: Standing) -> dict[str, Standing]:
+    return flight.judge(told, told)
+
+
+def test_a_dispatched_load_is_seen_before_it_shows() -> None:
+    """The model that is on its way takes more requests, others wait; then what is told counts."""
+    flight = InFlight(per_model=2)
+    flight.begin("a", loadable("c"), now=0.0)
+    told = {"a": loadable("c"), "b": loadable("c"), "c": Standing(READY), "d": UNKNOWN}
+    assert flight.judge(told, told) == {
+        "a": Standing(READY),
+        "b": Standing(BLOCKED),
+        "c": Standing(BLOCKED),
+        "d": UNKNOWN,
+    }
+    flight.begin("a", Standing(READY), now=0.01)
+    assert judged(flight, a=loadable("c"), b=loadable("c"))["a"] == Standing(FULL)
+    assert flight.loads == ["a"]
+    flight.settle({"a": loadable("c")}, now=0.05)
+    assert flight.loads == ["a"]
+    flight.settle({"a": Standing(READY)}, now=0.05)
+    assert flight.loads == []
+    assert judged(flight, b=blocked("a"), c=loadable())["b"] == blocked("a")
+
+
+def test_what_is_in_use_goes_on_beside_a_load() -> None:
+    """A model that answers a request cannot be the one that goes, and takes more."""
+    flight = InFlight(per_model=2)
+    flight.begin("c", Standing(READY), now=0.0)
+    flight.begin("a", loadable("x"), now=0.0)
+    assert judged(flight, c=Standing(READY)) == {"c": Standing(READY)}
+
+
+def test_a_load_that_fails_is_over() -> None:
+    """When the request that loads has ended, the next may load; one for an unknown model stops
+    nobody at all."""
+    flight = InFlight(per_model=2)
+    flight.begin("?", UNKNOWN, now=0.0)
+    assert judged(flight, b=loadable("x")) == {"b": loadable("x")}
+    flight.begin("a", loadable("x"), now=0.0)
+    assert judged(flight, b=loadable("x")) == {"b": Standing(BLOCKED)}
+    flight.end("a")
+    assert judged(flight, b=loadable("x")) == {"b": loadable("x")}
+
+
+def test_a_second_request_outlives_the_load() -> None:
+    """A request that was sent after the one that loads counts as using the model, also when the
+    load has shown and the first one has ended."""
+    flight = InFlight(per_model=2)
+    flight.begin("a", loadable(), now=0.0)
+    flight.begin("a", Standing(READY), now=0.01)
+    flight.settle({"a": Standing(READY)}, now=0.02)
+    flight.end("a")
+    assert judged(flight, b=loadable("a"))["b"] == blocked("a")
+
+
+def test_a_model_that_was_just_dispatched_does_not_go() -> None:
+    """What is about to be used counts as in use, until it shows, ends, or some time has passed."""
+    flight = InFlight(per_model=2)
+    flight.begin("a", Standing(READY), now=0.0)
+    told = {"b": loadable("a", "c")}
+    assert flight.judge(told, told) == {"b": Standing(BLOCKED, frozenset("c"), frozenset("a"))}
+    assert flight.settles_in_s(0.05) == pytest.approx(in_flight.SETTLE_S - 0.05)
+    flight.settle(told, now=in_flight.SETTLE_S)
+    assert flight.judge(told, told) == told
+    flight.begin("a", Standing(READY), now=1.0)
+    flight.end("a")
+    assert flight.judge(told, told) == {"b": Standing(BLOCKED, frozenset("c"), frozenset("a"))}
+    flight.end("a")
+    assert flight.judge(told, told) == told
+
+
+def test_places_are_counted() -> None:
+    """A model has as many places as it may have requests, whatever is told of it."""
+    flight = InFlight(per_model=2)
+    assert flight.places("a") == 2
+    for standing in (Standing(READY), UNKNOWN):
+        flight.begin("a", standing, now=0.0)
+    assert flight.places("a") == 0
+    assert judged(flight, a=blocked("b"))["a"].state is FULL
+    flight.end("a")
+    assert judged(flight, a=blocked("b"))["a"] == blocked("b")

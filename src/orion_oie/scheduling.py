@@ -66,7 +66,7 @@ class RequestQueue(Generic[T]):
         of running requests: FULL is found out here. Whatever changes its answers calls `notify`.
     turn_s, aging_s: see `turns.Settings`. clock: seconds.
 
-    Neither `serve` nor `state_of` may raise. Both are called with no lock held, and the threads
+    Neither `serve` nor `state_of` should raise. Both are called with no lock held, and the threads
     hold nothing else.
     """
 
@@ -248,7 +248,14 @@ class RequestQueue(Generic[T]):
                     return None
                 self._is_deciding = True
                 changes, ends, models = self._changes, self._ends, self._to_ask()
-            told = self._ask(models)
+            try:
+                told = self._ask(models)
+            except BaseException:  # a bug: it ends this thread, and must not end the queue
+                with self._work:
+                    self._is_deciding = False
+                    self._threads -= 1
+                    self._idle -= 1
+                raise
             with self._work:
                 # What has begun and ended meanwhile may have evicted what was told to be ready.
                 taken = self._take(told) if self._ends == ends else None
