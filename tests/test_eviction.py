@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.eviction import Limits, Resident, blockers, choose_relief, choose_victims
+from orion_oie.eviction import (
+    Limits,
+    Resident,
+    choose_relief,
+    choose_victims,
+    what_to_wait_for,
+)
 
 resident_lists = st.lists(st.tuples(st.integers(0, 9).map(float), st.booleans()), max_size=8).map(
     lambda rows: [
@@ -133,15 +139,17 @@ def test_both_limits_are_kept(
 
 @given(residents=sized_lists, size=sizes, budget=sizes)
 def test_who_is_in_the_way_is_named(residents: list[Resident], size: int, budget: int) -> None:
-    """Once the models that are named are idle, there is room; they are in use, and nobody is named
-    without need."""
+    """Once the models that are named are idle, there is room, if all of these go; nobody is named
+    without need, or under the wrong heading."""
     limits = Limits(None, budget)
-    named = blockers(residents, limits, size)
-    if named is None:
+    wait = what_to_wait_for(residents, limits, size)
+    if wait is None:
         pinned = sum(one.size_bytes for one in residents if one.is_pinned)
         assert pinned + size > budget
         return
+    named = wait.blockers
     assert all(one.is_in_use for one in residents if one.key in named)
+    assert all(one.can_go for one in residents if one.key in wait.idle)
     idle = [
         Resident(
             o.key, o.last_used, o.is_in_use and o.key not in named, o.size_bytes, 1.0, o.is_pinned
@@ -150,7 +158,12 @@ def test_who_is_in_the_way_is_named(residents: list[Resident], size: int, budget
     ]
     assert choose_victims(idle, limits, size) is not None
     if choose_victims(residents, limits, size) is not None:
-        assert named == []
+        assert (wait.blockers, wait.idle) == ((), ())
+    else:
+        going = [*wait.blockers, *wait.idle]
+        held = sum(one.size_bytes for one in residents)
+        assert wait.blockers
+        assert held - freed(residents, going) + size <= budget
 
 
 def test_what_is_dear_to_load_stays_before_what_is_cheap() -> None:

@@ -108,6 +108,19 @@ def test_a_newcomer_waits_for_who_is_in_use(world: World) -> None:
     newcomer.let_go()
 
 
+def test_who_waits_for_two_needs_both_to_stay_idle(world: World) -> None:
+    """A large model waits for the one in use, and names the idle one that has to go as well: if
+    that were used again meanwhile, there would never be room."""
+    world.sizes = {"a": 45, "b": 45, "c": 90}
+    pool = pool_of(world, 100)
+    use(pool, "a")
+    busy = Holder(pool, "b")
+    busy.wait()
+    room = pool.room_for("c@v", 90)
+    assert (room.victims, room.blockers, room.idle) == (None, ("b@v",), ("a@v",))
+    busy.let_go()
+
+
 def test_nobody_takes_the_room_of_what_is_still_being_freed(world: World) -> None:
     """Memory counts as taken until the model that held it is gone."""
     world.sizes = {"a": 90, "b": 10, "c": 60}

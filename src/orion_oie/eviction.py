@@ -47,7 +47,7 @@ def choose_victims(
     """Keys of the idle models whose removal leaves room for one more of `size_bytes`, the longest
     unused first.
 
-    None when that would not be enough: wait until one is idle, if `could_fit`.
+    None when that would not be enough: see `what_to_wait_for`.
     """
     excess, shortage_bytes = 0, 0
     if limits.models is not None:
@@ -58,28 +58,40 @@ def choose_victims(
     return _smallest_set(residents, excess, shortage_bytes)
 
 
-def blockers(
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What would have to go for one more: the models in use that have to become idle first
+    (`blockers`), and those that are idle already and have to stay so (`idle`)."""
+
+    blockers: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
+
+
+def what_to_wait_for(
     residents: Sequence[Resident], limits: Limits, size_bytes: int = 0
-) -> list[str] | None:
-    """Keys of the models in use that would have to become idle for one more to have room; those
-    that are idle already are not named. None when even that would not be enough.
+) -> Wait | None:
+    """What to wait for where `choose_victims` finds too little that can go; nothing where it finds
+    enough. None when no waiting would help.
 
     While they are in use the answer stays the same, whoever uses them: else none would ever become
     idle for somebody who waits for all of them.
     """
     if choose_victims(residents, limits, size_bytes) is not None:
-        return []
+        return Wait()
     newest = max((r.last_used for r in residents), default=0.0)
     # One that is in use costs more to wait for than any idle one is worth.
     imagined = [
         replace(r, is_in_use=False, reload_s=1e6, last_used=newest) if r.is_in_use else r
         for r in residents
     ]
-    victims = choose_victims(imagined, limits, size_bytes)
-    if victims is None:
+    going = choose_victims(imagined, limits, size_bytes)
+    if going is None:
         return None
     in_use = {resident.key for resident in residents if resident.is_in_use}
-    return [key for key in victims if key in in_use]
+    return Wait(
+        tuple(key for key in going if key in in_use),
+        tuple(key for key in going if key not in in_use),
+    )
 
 
 def choose_relief(residents: Sequence[Resident], wanted_bytes: int) -> list[str]:

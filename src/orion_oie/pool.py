@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 from orion_oie.backends.base import LoadedModel, LoadProgress, LoadSpec, OnProgress
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import EngineClosedError, InsufficientMemoryError, RequestCancelledError
-from orion_oie.eviction import Limits, Resident, blockers, choose_relief, choose_victims
+from orion_oie.eviction import (
+    Limits,
+    Resident,
+    choose_relief,
+    choose_victims,
+    what_to_wait_for,
+)
 from orion_oie.schemas import ModelInfo, Schema
 
 Load = Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]
@@ -54,13 +60,14 @@ class Room:
     """Whether a model could be used now.
 
     `victims`: what would be unloaded for it; empty when it is in memory. None: it must wait, until
-    the models of `blockers` are idle, or until there is more memory if that names none; unless it
-    is not possible at all, beside what is pinned.
+    the models of `blockers` are idle, while those of `idle` stay so, or until there is more memory
+    if that names none; unless it is not possible at all, beside what is pinned.
     """
 
     is_here: bool
     victims: tuple[str, ...] | None = ()
     blockers: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
     is_possible: bool = True
 
 
@@ -239,9 +246,11 @@ class AgentPool:
         victims = choose_victims(residents, limits, size_bytes)
         if victims is not None:
             return Room(False, tuple(victims))
-        awaited = blockers(residents, limits, size_bytes)
-        is_possible = awaited is not None or blockers(settled, limits, size_bytes) is not None
-        return Room(False, None, tuple(awaited or ()), is_possible)
+        wait = what_to_wait_for(residents, limits, size_bytes)
+        if wait is None:
+            is_possible = what_to_wait_for(settled, limits, size_bytes) is not None
+            return Room(False, None, is_possible=is_possible)
+        return Room(False, None, wait.blockers, wait.idle)
 
     def note_answer(self, key: str) -> None:
         """A model that is held has answered: from now on it takes what it takes in use."""
@@ -388,7 +397,7 @@ class AgentPool:
         limits = self._limits()
         victims = choose_victims(self._as_residents(), limits, size_bytes)
         settled = self._as_residents(is_settled=True)
-        if victims is None and blockers(settled, limits, size_bytes) is None:
+        if victims is None and what_to_wait_for(settled, limits, size_bytes) is None:
             raise _too_large(spec.key, size_bytes, limits, settled)
         return victims
 

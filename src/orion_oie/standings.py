@@ -33,6 +33,7 @@ class Standings:
         if room.is_here:
             return Standing(ModelState.READY)
         if room.blockers:
-            return Standing(ModelState.BLOCKED, blockers=frozenset(room.blockers))
+            blockers, idle = frozenset(room.blockers), frozenset(room.idle)
+            return Standing(ModelState.BLOCKED, evicts=idle, blockers=blockers)
         # Also what can never have room, and any while memory is short: who tries hears of it.
         return Standing(ModelState.LOADABLE, evicts=frozenset(room.victims or ()))
