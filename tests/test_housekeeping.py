@@ -21,7 +21,6 @@ from orion_oie import (
     EngineConfig,
     InsufficientMemoryError,
     ModelCorruptError,
-    PressureLevel,
     scheduling,
 )
 from orion_oie.backends.base import Footprint, LoadSpec
@@ -30,6 +29,7 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.housekeeping import Housekeeper
 from orion_oie.logs import EventLog
 from orion_oie.memory.ledger import FILE_NAME
+from orion_oie.memory.pressure import PressureLevel
 from orion_oie.memory.probe import ProcessMemory, SystemMemory
 
 GIB = 2**30
@@ -501,7 +501,7 @@ def on_machine(
 
     def make(machine: Machine, agents: Any, **config: Any) -> Any:
         seams = machine.seams(OFTEN_S)
-        monkeypatch.setattr("orion_oie.engine.Housekeeper", partial(Housekeeper, **seams))
+        monkeypatch.setattr("orion_oie.composition.Housekeeper", partial(Housekeeper, **seams))
         return make_engine(machine, agents, cache_dir=tmp_path / "cache", **config)
 
     return make
@@ -519,9 +519,9 @@ def test_an_engine_under_pressure(on_machine: Callable[..., Any]) -> None:
     engine.infer("Hello?", agent="second")
     machine.others = 13 * GIB
     wait_until(lambda: machine.here == {"a"})
-    assert engine.stats().memory.pressure >= HIGH
+    assert engine.stats().memory.pressure in ("high", "critical")
     machine.others = 15 * GIB
-    wait_until(lambda: engine.stats().memory.pressure is CRITICAL)
+    wait_until(lambda: engine.stats().memory.pressure == "critical")
     waiting = engine.submit("Hello?", agent="second")
     wait_until(lambda: bool(engine._pool._waiting_for_room))
     health = engine.health()

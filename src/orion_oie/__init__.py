@@ -37,14 +37,20 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
-from orion_oie.health import EngineStats, Health, MemoryStats, ModelStats
+from orion_oie.health import EngineStats, Health
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import Event
-from orion_oie.memory.pressure import PressureLevel
-from orion_oie.planning import Plan, PlannedModel
-from orion_oie.prediction import PredictionStats
-from orion_oie.quantization import VariantChoice
 from orion_oie.registry import ModelRegistry
+from orion_oie.reports import (
+    Device,
+    Hardware,
+    MemoryStats,
+    ModelStats,
+    Plan,
+    PlannedModel,
+    PredictionStats,
+    VariantChoice,
+)
 from orion_oie.request import RequestHandle
 from orion_oie.schemas import (
     Consideration,
@@ -87,6 +93,7 @@ __all__ = [
     "Consideration",
     "ContextOverflowError",
     "DeadlineExceededError",
+    "Device",
     "DigestMismatchError",
     "DownloadConfig",
     "DownloadError",
@@ -96,6 +103,7 @@ __all__ = [
     "Event",
     "GenerationOptions",
     "GuardrailError",
+    "Hardware",
     "Health",
     "InferenceResult",
     "InsufficientMemoryError",
@@ -116,7 +124,6 @@ __all__ = [
     "Plan",
     "PlannedModel",
     "PredictionStats",
-    "PressureLevel",
     "PromptFormat",
     "ProviderAuthError",
     "ProviderError",

@@ -6,8 +6,9 @@ Pure: it is handed what was found, asks nobody and prints nothing.
 from collections.abc import Iterator, Mapping, Sequence
 
 from orion_oie.cpu import KNOWN_FEATURES
-from orion_oie.hardware import Device, DeviceKind, GpuTrace, Hardware, LlamaDevices
+from orion_oie.hardware import GpuTrace, LlamaDevices
 from orion_oie.progress import size_text
+from orion_oie.reports import Device, DeviceKind, Hardware
 from orion_oie.schemas import Schema
 from orion_oie.specs import Recommendation
 

@@ -6,9 +6,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.hardware import default_slots
 from orion_oie.schemas import LONGEST_WAIT_S
 from orion_oie.validation import problems_of
+
+
+def _default_slots() -> int:
+    # What the machine offers is of no interest to a mere import of the library.
+    from orion_oie.hardware import default_slots
+
+    return default_slots()
 
 
 class BreakerConfig(BaseModel):
@@ -103,7 +109,7 @@ class EngineConfig(BaseModel):
 
     enable_circuit_breaker: bool = True
     breaker: BreakerConfig = Field(default_factory=BreakerConfig, strict=False)
-    slots: int = Field(default_factory=default_slots, ge=1, le=64)
+    slots: int = Field(default_factory=_default_slots, ge=1, le=64)
     memory_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     max_models: int | None = Field(default=None, ge=1)
     pinned: list[str] = []

@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from orion_oie import guardrails, wiring
-from orion_oie.answering import Answerer
 from orion_oie.backends.base import Backend, Completion
 from orion_oie.breaker import BreakerBoard
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.costs import cost_of
-from orion_oie.embeddings.shared import SharedEmbeddings
 from orion_oie.errors import (
     EngineClosedError,
     InsufficientMemoryError,
@@ -32,16 +30,12 @@ from orion_oie.errors import (
     OrionError,
     RequestCancelledError,
 )
-from orion_oie.health import EngineStats, Health, Observer
-from orion_oie.housekeeping import Housekeeper
+from orion_oie.health import EngineStats, Health
 from orion_oie.logs import EventLog, Subscriber
-from orion_oie.placement import Placement
-from orion_oie.planning import Plan, Planner
-from orion_oie.preloading import Preloader
 from orion_oie.registry import Choice, ModelRegistry, registry_of
+from orion_oie.reports import Plan
 from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import Router
-from orion_oie.scheduling import RequestQueue
 from orion_oie.schemas import (
     InferenceResult,
     ModelInfo,
@@ -50,7 +44,6 @@ from orion_oie.schemas import (
     Timings,
     TokenEvent,
 )
-from orion_oie.standings import Standings
 from orion_oie.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.telemetry import Counters
 from orion_oie.validation import problems_of
@@ -58,8 +51,6 @@ from orion_oie.validation import problems_of
 if TYPE_CHECKING:  # for who embeds something
     import numpy as np
     from numpy.typing import NDArray
-
-_MODELS_AT_ONCE = 8
 
 
 class OrionInferenceEngine:
@@ -90,61 +81,43 @@ class OrionInferenceEngine:
         self._events = events = EventLog(config.log_events, log_content=config.log_content)
         self._counters = Counters()
         self._router = router or wiring.keyword_router(config)
-        self._breakers = breakers = BreakerBoard(
+        self._breakers = BreakerBoard(
             config.breaker, clock, wiring.breaker_reporter(events), config.enable_circuit_breaker
         )
-        self._cache = cache = wiring.model_cache(config)
-        self._backend = backend = backend or wiring.llama_backend(config, events, cache)
-        load = wiring.guarded_load(backend, self._breakers, events)
-        self._keeper = keeper = Housekeeper(config, backend, load, events, cache.root)
-        self._pool = pool = keeper.pool
-        self._placement = placement = Placement(
-            self.registry, config, cache, keeper.sizes, keeper.budget.bytes, pool.is_here
-        )
-        self._answerer = Answerer(
-            self.registry, config, placement, pool, self._breakers, events, self._counters
-        )
-        self._standings = Standings(pool, keeper.sizes)
         self._deadlines = DeadlineTimer()
-        # Idle threads must not keep a forgotten engine alive: they know it weakly.
-        serve: weakref.ReferenceType[Callable[[Request], None]] = weakref.WeakMethod(self._serve)
-        # A few more than it has slots for, so that one that is free has its next request at once.
-        per_model = config.slots + config.slots // 4
-        self._queue: RequestQueue[Request] = RequestQueue(
-            lambda request: _call(serve, request),
-            limit=config.max_queue,
-            state_of=self._standings.standing,
-            per_model=per_model,
-            max_threads=per_model * (config.max_models or _MODELS_AT_ONCE),
-            turn_s=config.model_turn_s,
-            aging_s=config.priority_aging_s,
-        )
-        pool.on_changed = self._queue.notify
-        self._preloader = preloader = Preloader(
-            config,
-            placement,
-            pool,
-            keeper.sizes,
-            keeper.budget,
-            events,
-            is_calm=keeper.is_calm,
-            is_anything_waiting=lambda queue=self._queue: len(queue) > 0,  # type: ignore[misc]
-            is_paused=lambda model_id: breakers.paused_s(model_id) > 0,
-            load_ahead=self._answerer.load_ahead,
-            clock=clock,
-        )
-        keeper.on_gone = preloader.note_gone
-        self._answerer.on_use = lambda key, is_cold: preloader.note_use(key, is_cold=is_cold)
         self._live: set[Request] = set()
         self._live_changed = threading.Condition()
         live = self._live
-        self._observer = Observer(
-            config, keeper, self._standings, self._queue, self._breakers, lambda: list(live)
+        # Idle threads must not keep a forgotten engine alive: they know it weakly.
+        serve: weakref.ReferenceType[Callable[[Request], None]] = weakref.WeakMethod(self._serve)
+        # All that answers questions: a mere `import orion_oie` should not pay for it.
+        from orion_oie.composition import rooms_of
+
+        rooms = rooms_of(
+            self.registry,
+            config,
+            backend,
+            events=events,
+            counters=self._counters,
+            breakers=self._breakers,
+            serve=lambda request: _call(serve, request),
+            live=lambda: list(live),
+            clock=clock,
         )
-        self._embeddings = SharedEmbeddings(self.registry, config, placement, pool)
-        self._planner = Planner(placement, pool, keeper.sizes, keeper.budget, self._breakers)
+        self._cache = rooms.cache
+        self._backend = rooms.backend
+        self._keeper = rooms.keeper
+        self._pool = rooms.pool
+        self._placement = rooms.placement
+        self._answerer = rooms.answerer
+        self._standings = rooms.standings
+        self._queue = rooms.queue
+        self._preloader = rooms.preloader
+        self._embeddings = rooms.embeddings
+        self._planner = rooms.planner
+        self._observer = rooms.observer
         self._is_closed = False
-        self._finalizer = weakref.finalize(self, backend.kill_all)
+        self._finalizer = weakref.finalize(self, self._backend.kill_all)
 
     # -- the public calls: all of them are views of submit()
 

@@ -9,55 +9,13 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from orion_oie import cpu
 from orion_oie.memory import cgroup, probe
+from orion_oie.reports import Device, DeviceKind, Hardware
 from orion_oie.schemas import Schema
 
 _BYTES_PER_SLOT = 256 * 2**20
-
-DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "vulkan", "other"]
-
-
-class Device(Schema):
-    """Something that llama.cpp can compute with. A size is None where the device does not say.
-
-    `free_bytes` is as of when it was asked, and of a CPU as llama.cpp sees it, without the limits
-    of a container.
-    """
-
-    name: str
-    kind: DeviceKind
-    description: str = ""
-    total_bytes: int | None = None
-    free_bytes: int | None = None
-
-
-class Hardware(Schema):
-    """The machine as the engine sees it.
-
-    `usable_cores` honours affinity and the quota of a container (`core_quota`, in cores);
-    `usable_physical_cores` counts two threads of one core once. Where the system does not tell
-    physical cores, they are the logical ones. `cpu_features` are those that llama.cpp has kernels
-    for, by its names. `memory_total_bytes` is the machine's memory, or the container's limit
-    (`memory_limit_bytes`) if that is less; so much of it as `memory_available_bytes` could be had
-    now.
-    """
-
-    machine: str
-    system: str
-    cpu: str
-    cpu_features: list[str]
-    logical_cores: int
-    physical_cores: int
-    usable_cores: int
-    usable_physical_cores: int
-    core_quota: float | None = None
-    memory_total_bytes: int
-    memory_available_bytes: int
-    memory_limit_bytes: int | None = None
-    devices: list[Device]
 
 
 class LlamaDevices(Schema):

@@ -15,8 +15,9 @@ from orion_oie.errors import (
     ModelNotFoundError,
     OrionError,
 )
-from orion_oie.quantization import Candidate, VariantChoice, choose_variant, level_of
+from orion_oie.quantization import Candidate, choose_variant, level_of
 from orion_oie.registry import Choice, ModelRegistry, VariantState
+from orion_oie.reports import VariantChoice
 from orion_oie.schemas import ModelInfo, VariantReport
 from orion_oie.sizing import ModelSizes
 from orion_oie.specs import AgentSpec, ModelSpec, VariantSpec

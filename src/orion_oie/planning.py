@@ -9,52 +9,14 @@ from orion_oie.errors import OrionError
 from orion_oie.memory.budget import MemoryBudget
 from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
-from orion_oie.quantization import VariantChoice
 from orion_oie.registry import Choice
-from orion_oie.schemas import Route, Schema
+from orion_oie.reports import Plan, PlannedModel, VariantChoice
+from orion_oie.schemas import Route
 from orion_oie.sizing import ModelSizes
 
 # Of a model that was never loaded here: a process, and files that lie in the system's cache.
 _START_S = 0.3
 _READ_BYTES_PER_S = 1.5e9
-
-
-class PlannedModel(Schema):
-    """One model of the chain. `needed_bytes` is the memory it may take, None where that cannot be
-    known; `why_not` says why it would not be tried, empty if it would. `variant` explains the
-    quantization."""
-
-    agent_id: str
-    model_id: str
-    role: str
-    variant: VariantChoice
-    is_here: bool
-    is_loaded: bool
-    needed_bytes: int | None = None
-    is_measured: bool = False
-    why_not: str = ""
-
-
-class Plan(Schema):
-    """What a request would do now.
-
-    `model` would answer; None when none could. `loads` says whether it would have to be loaded,
-    `evicts` what would be unloaded for it, `waits_for` which models in use would have to become
-    idle first. `fetch_bytes` would be downloaded. `load_s` estimates the load: None when it cannot
-    be known, because of a download. `considered` is the whole chain, in its order.
-    """
-
-    route: Route
-    model: PlannedModel | None
-    loads: bool = False
-    evicts: list[str] = []
-    waits_for: list[str] = []
-    fetch_bytes: int = 0
-    load_s: float | None = 0.0
-    budget_bytes: int
-    reserved_bytes: int
-    waiting: int = 0
-    considered: list[PlannedModel] = []
 
 
 class Planner:

@@ -24,24 +24,12 @@ from orion_oie.eviction import (
     choose_victims,
     what_to_wait_for,
 )
-from orion_oie.schemas import ModelInfo, Schema
+from orion_oie.reports import ResidentModel
 
 Load = Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]
 
 _PRESSURE_POLL_S = 0.5
 _LEAST_RELOAD_S = 1.0
-
-
-class ResidentModel(Schema):
-    """One model in memory, for statistics. `users` counts requests that hold or await it;
-    `reserved_bytes` is what it may take, out of the budget."""
-
-    model: ModelInfo
-    pid: int | None
-    users: int
-    is_loading: bool
-    is_pinned: bool = False
-    reserved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from math import inf
 from time import monotonic
 
-from orion_oie.schemas import Schema
+from orion_oie.reports import PredictionStats
 
 # The share of the evidence that is kept for an agent that was never seen there, in observations.
 _UNSEEN_WEIGHT = 0.5
@@ -255,22 +255,6 @@ def should_preload(
             agent_id = max(users, key=lambda one: one.probability).agent_id
             return PreloadDecision(PreloadReason.LIKELY, key, agent_id, probability)
     return PreloadDecision(reasons[0] if reasons else PreloadReason.RESIDENT)
-
-
-class PredictionStats(Schema):
-    """What came of loading ahead.
-
-    Of all `predictions` (loads that nobody had asked for yet), `hits` were used, `wasted` were
-    gone before that, and the others are still waiting for their user. `misses` are requests that
-    had to load. `hit_rate` is hits of hits and misses; None before either.
-    """
-
-    predictions: int = 0
-    hits: int = 0
-    misses: int = 0
-    wasted: int = 0
-    hit_rate: float | None = None
-    enabled: bool = True
 
 
 class PreloadLedger:

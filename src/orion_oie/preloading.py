@@ -17,11 +17,11 @@ from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
 from orion_oie.prediction import (
     NextAgentPredictor,
-    PredictionStats,
     PreloadLedger,
     should_preload,
 )
 from orion_oie.registry import Choice
+from orion_oie.reports import PredictionStats
 from orion_oie.schemas import ModelInfo
 from orion_oie.sizing import ModelSizes
 

@@ -7,11 +7,10 @@ are here, others say. Fetches nothing: a choice that is not here is a wish.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Literal
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.schemas import Schema
+from orion_oie.reports import ConsideredVariant, QuantizationLevel, VariantChoice
 
 # Bits for each weight of a whole file: of the plain formats as their blocks are laid out, of the
 # mixtures as measured by llama.cpp's authors on a model of 8 billion parameters, which has a
@@ -33,15 +32,6 @@ _OLDER_FORMATS = {"Q4_0": 4.35, "Q4_1": 4.4, "Q5_0": 5.4, "Q5_1": 5.5}
 
 _F32_BITS = 32.0
 _FAMILY = re.compile(r"(?:I|T)?Q\d+(?:_K)?")
-
-
-class QuantizationLevel(StrEnum):
-    """How far the weights of a variant are reduced, by bits for each weight."""
-
-    Q4 = "q4"  # up to 6: Q4 and Q5 of every kind, and all that is smaller (Q1 to Q3, IQ, TQ)
-    Q8 = "q8"  # up to 9: Q6_K and Q8_0
-    F16 = "f16"  # 16: F16 and BF16
-    F32 = "f32"  # as most models were computed with
 
 
 _MOST_BITS = {QuantizationLevel.Q4: 6.0, QuantizationLevel.Q8: 9.0, QuantizationLevel.F16: 16.0}
@@ -103,26 +93,6 @@ class Candidate:
     def memory_bytes(self) -> int:
         """What it is taken to need."""
         return self.size_bytes if self.needed_bytes is None else self.needed_bytes
-
-
-class ConsideredVariant(Schema):
-    """One variant that could have been chosen, and why it was or was not."""
-
-    variant: str
-    quantization: str
-    level: QuantizationLevel | None
-    is_chosen: bool
-    reason: str
-
-
-class VariantChoice(Schema):
-    """The variant to use, None when none can be; and why. `reduction` is the share of the size
-    that it saves against 32 bits for each weight: 0.84 is five bits instead of 32."""
-
-    variant: str | None
-    reason: str
-    considered: list[ConsideredVariant] = []
-    reduction: float | None = None
 
 
 def choose_variant(

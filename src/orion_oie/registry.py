@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
-from orion_oie.quantization import VariantChoice
+from orion_oie.reports import VariantChoice
 from orion_oie.routing.base import CONVERSATION
 from orion_oie.specs import (
     AgentSpec,

@@ -23,7 +23,6 @@ from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import EventLog
-from orion_oie.memory import probe
 from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
 from orion_oie.routing.base import Router
@@ -47,6 +46,7 @@ def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -
     """The backend that is used unless the application brings one."""
     # Sockets and processes: a mere `import orion_oie` should not pay for them.
     from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
+    from orion_oie.memory import probe
 
     return LlamaBackend(
         LoaderSettings(

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from orion_oie.hardware import Device, DeviceKind, LlamaDevices
+from orion_oie.hardware import LlamaDevices
+from orion_oie.reports import Device, DeviceKind
 
 _END_S = 2.0
 _SHOWN_CHARS = 500

@@ -1,0 +1,116 @@
+"""The rooms of one engine, made and wired to each other.
+
+Imported with the first engine instead of with the library: a mere `import orion_oie` should not pay
+for all of them. None of the rooms knows the engine, so a forgotten one can be collected.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orion_oie import wiring
+from orion_oie.answering import Answerer
+from orion_oie.backends.base import Backend
+from orion_oie.breaker import BreakerBoard
+from orion_oie.config import EngineConfig
+from orion_oie.embeddings.shared import SharedEmbeddings
+from orion_oie.housekeeping import Housekeeper
+from orion_oie.logs import EventLog
+from orion_oie.observer import Observer
+from orion_oie.placement import Placement
+from orion_oie.planning import Planner
+from orion_oie.pool import AgentPool
+from orion_oie.preloading import Preloader
+from orion_oie.registry import ModelRegistry
+from orion_oie.request import Request
+from orion_oie.scheduling import RequestQueue
+from orion_oie.standings import Standings
+from orion_oie.telemetry import Counters
+
+if TYPE_CHECKING:
+    from orion_oie.downloads.cache import ModelCache
+
+_MODELS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What an engine works with."""
+
+    cache: "ModelCache"
+    backend: Backend
+    keeper: Housekeeper
+    pool: AgentPool
+    placement: Placement
+    answerer: Answerer
+    standings: Standings
+    queue: RequestQueue[Request]
+    preloader: Preloader
+    embeddings: SharedEmbeddings
+    planner: Planner
+    observer: Observer
+
+
+def rooms_of(
+    registry: ModelRegistry,
+    config: EngineConfig,
+    backend: Backend | None,
+    *,
+    events: EventLog,
+    counters: Counters,
+    breakers: BreakerBoard,
+    serve: Callable[[Request], None],
+    live: Callable[[], Collection[Request]],
+    clock: Callable[[], float],
+) -> Rooms:
+    """All rooms of one engine. `serve` answers a request, on threads of the queue; `live` gives the
+    requests that have not ended. Neither may hold the engine."""
+    cache = wiring.model_cache(config)
+    backend = backend or wiring.llama_backend(config, events, cache)
+    load = wiring.guarded_load(backend, breakers, events)
+    keeper = Housekeeper(config, backend, load, events, cache.root)
+    pool, sizes, budget = keeper.pool, keeper.sizes, keeper.budget
+    placement = Placement(registry, config, cache, sizes, budget.bytes, pool.is_here)
+    answerer = Answerer(registry, config, placement, pool, breakers, events, counters)
+    standings = Standings(pool, sizes)
+    # A few more than it has slots for, so that one that is free has its next request at once.
+    per_model = config.slots + config.slots // 4
+    queue: RequestQueue[Request] = RequestQueue(
+        serve,
+        limit=config.max_queue,
+        state_of=standings.standing,
+        per_model=per_model,
+        max_threads=per_model * (config.max_models or _MODELS_AT_ONCE),
+        turn_s=config.model_turn_s,
+        aging_s=config.priority_aging_s,
+    )
+    pool.on_changed = queue.notify
+    preloader = Preloader(
+        config,
+        placement,
+        pool,
+        sizes,
+        budget,
+        events,
+        is_calm=keeper.is_calm,
+        is_anything_waiting=lambda: len(queue) > 0,
+        is_paused=lambda model_id: breakers.paused_s(model_id) > 0,
+        load_ahead=answerer.load_ahead,
+        clock=clock,
+    )
+    keeper.on_gone = preloader.note_gone
+    answerer.on_use = lambda key, is_cold: preloader.note_use(key, is_cold=is_cold)
+    return Rooms(
+        cache=cache,
+        backend=backend,
+        keeper=keeper,
+        pool=pool,
+        placement=placement,
+        answerer=answerer,
+        standings=standings,
+        queue=queue,
+        preloader=preloader,
+        embeddings=SharedEmbeddings(registry, config, placement, pool),
+        planner=Planner(placement, pool, sizes, budget, breakers),
+        observer=Observer(config, keeper, standings, queue, breakers, live),
+    )

@@ -1,0 +1,123 @@
+"""Looks at the parts of an engine, for its statistics and its health. Changes nothing."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
+
+from orion_oie import hardware
+from orion_oie.breaker import BreakerBoard, BreakerState
+from orion_oie.config import EngineConfig
+from orion_oie.health import EngineStats
+from orion_oie.housekeeping import Housekeeper
+from orion_oie.memory import probe
+from orion_oie.memory.pressure import PressureLevel
+from orion_oie.reports import MemoryStats, ModelStats, PredictionStats, ResidentModel
+from orion_oie.request import Request
+from orion_oie.scheduling import RequestQueue
+from orion_oie.standings import Standings
+from orion_oie.telemetry import RequestCounts
+from orion_oie.watchdog import Activity, stuck
+
+if TYPE_CHECKING:  # with numpy, for who embeds something
+    from orion_oie.embeddings.stats import EmbeddingStats
+
+
+class Observer:
+    """Looks at the parts of an engine. `live` gives the requests that have not ended."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        keeper: Housekeeper,
+        standings: Standings,
+        queue: RequestQueue[Request],
+        breakers: BreakerBoard,
+        live: Callable[[], Collection[Request]],
+    ) -> None:
+        self._config = config
+        self._keeper = keeper
+        self._standings = standings
+        self._queue = queue
+        self._breakers = breakers
+        self._live = live
+
+    def stats(
+        self,
+        requests: RequestCounts,
+        prediction: PredictionStats,
+        embeddings: "EmbeddingStats | None",
+    ) -> EngineStats:
+        """All of it, now."""
+        models = {key: _model_stats(one) for key, one in self._keeper.pool.residents().items()}
+        waiting = len(self._queue)
+        return EngineStats(
+            requests=requests,
+            waiting=waiting,
+            running=max(0, len(self._live()) - waiting),
+            models=models,
+            memory=self._memory(models),
+            prediction=prediction,
+            breakers=self._breakers.stats(),
+            hardware=hardware.detect([stats.model.device for stats in models.values()]),
+            embeddings=embeddings,
+        )
+
+    def reasons(self) -> list[str]:
+        """What is not as it should be."""
+        reasons = [
+            f"{name} is {stats.state.value} after {stats.consecutive_failures} failures"
+            for name, stats in self._breakers.stats().items()
+            if stats.state is not BreakerState.CLOSED
+        ]
+        if len(self._queue) >= self._config.max_queue:
+            reasons.append(f"the queue is full ({self._config.max_queue} requests)")
+        if self._keeper.monitor.level >= PressureLevel.HIGH:
+            reasons += self._keeper.monitor.recommendations()
+        return reasons + stuck(self._activities(), self._config.stuck_after_s)
+
+    def _memory(self, models: Mapping[str, ModelStats]) -> MemoryStats:
+        system = probe.system_memory()
+        latest = self._keeper.monitor.latest
+        self._keeper.budget.refresh()
+        return MemoryStats(
+            pressure=self._keeper.monitor.level.value,
+            budget_bytes=self._keeper.budget.bytes(),
+            is_budget_automatic=self._keeper.budget.is_automatic,
+            reserved_bytes=self._keeper.pool.reserved_bytes,
+            workers_bytes=sum(one.memory_bytes or 0 for one in models.values()),
+            total_bytes=system.total_bytes,
+            available_bytes=system.available_bytes,
+            limited_by=system.limited_by,
+            cache_bytes=None if latest is None else latest.cache_bytes,
+            recommendations=self._keeper.monitor.recommendations(),
+        )
+
+    def _activities(self) -> list[Activity]:
+        residents = self._keeper.pool.residents()
+        waiting = {one.item: one for one in self._queue.waiting()}
+        activities = []
+        for request in self._live():
+            queued = waiting.get(request)
+            key = queued.model if queued is not None else request.target
+            standing = None if queued is None else self._standings.standing(queued.model)
+            resident = residents.get(key)
+            activities.append(
+                Activity(
+                    request_id=request.id,
+                    state="the queue" if queued is not None else request.lifecycle.state.value,
+                    quiet_s=request.lifecycle.quiet_s(),
+                    model=key or None,
+                    pid=None if resident is None else resident.pid,
+                    why="" if queued is None else queued.reason,
+                    blockers=frozenset() if standing is None else standing.blockers,
+                )
+            )
+        return activities
+
+
+def _model_stats(resident: ResidentModel) -> ModelStats:
+    memory = None if resident.pid is None else probe.process_memory(resident.pid)
+    return ModelStats(
+        **dict(resident),
+        memory_bytes=None if memory is None else memory.resident_bytes,
+        private_bytes=None if memory is None else memory.private_bytes,
+    )
