@@ -50,9 +50,9 @@ def in_decode(engine: OrionInferenceEngine) -> float:
 
 
 def in_queue(engine: OrionInferenceEngine) -> float:
-    room = engine.config.slots * engine.config.max_models
-    busy = [engine.submit(STORY, max_tokens=2000) for _ in range(room)]
+    busy = [engine.submit(STORY, max_tokens=2000) for _ in range(2 * engine.config.slots)]
     waiting = engine.submit(STORY)
+    until(lambda: waiting.queue_position is not None)
     took = cancel_ms(waiting)
     for handle in busy:
         cancel_ms(handle)

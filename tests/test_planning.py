@@ -64,6 +64,7 @@ def test_a_plan_touches_nothing(make_engine: MakeEngine, tmp_path: Path) -> None
     """No load, no eviction, no file, no count, no event: everything is as it was."""
     engine = engine_of(make_engine, cache_dir=tmp_path / "cache")
     engine.infer("Hello?")
+    engine._keeper.monitor.stop()
     engine._keeper._ledger.save()  # what the load took is written once a second
     before = facts(engine), files_of(tmp_path)
     for agent in AGENTS:
