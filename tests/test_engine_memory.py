@@ -18,8 +18,11 @@ from pools import Holder, World
 from tiny import write_tiny_llama
 
 from orion_oie import (
+    BreakerState,
+    CircuitOpenError,
     EngineConfig,
     Event,
+    ModelCorruptError,
     ModelRegistry,
     OrionError,
     OrionInferenceEngine,
@@ -450,6 +453,36 @@ def real(three_models: ModelRegistry, tmp_path: Path) -> Iterator[OrionInference
     budget = int(BUDGET_MODELS * model.needed_bytes)
     with OrionInferenceEngine(three_models, EngineConfig(memory_budget=budget, **common)) as engine:
         yield engine
+
+
+def test_a_corrupt_model_is_paused_and_evicts_nobody(
+    three_models: ModelRegistry, tmp_path: Path
+) -> None:
+    """Its size cannot be known, so it is its load that fails: that is counted, told, and paused
+    after three times; what is in memory stays."""
+    (tmp_path / "a.gguf").write_bytes(b"GGUF" + b"\xff" * 60)
+    write_tiny_llama(tmp_path / "b.gguf", context_length=512)
+    data = three_models.data.model_dump(mode="json", exclude_defaults=True)
+    registry = ModelRegistry.parse(json.dumps(data), base=tmp_path)
+    config = EngineConfig(
+        cache_dir=tmp_path / "cache",
+        slots=1,
+        threads=1,
+        context_length=512,
+        keep_warm=False,
+        memory_budget=120 * MIB,
+    )
+    with OrionInferenceEngine(registry, config) as engine:
+        engine.preload("B")
+        for _ in range(3):
+            with pytest.raises(ModelCorruptError):
+                engine.infer("Hello?", agent="A")
+        with pytest.raises(CircuitOpenError):
+            engine.infer("Hello?", agent="A")
+        assert engine.stats().breakers["a:load"].state is BreakerState.OPEN
+        assert names(engine).count("model.load_failed") == 3
+        assert list(engine.stats().models) == ["b@v"]
+        books_are_right(engine)
 
 
 class Watch:

@@ -40,7 +40,7 @@ LAYERS = [
     ["embeddings.cache", "embeddings.stats", "embeddings.vectors"],
     # backends
     ["backends.llama.loader", "backends.llama.worker"],
-    ["backends.llama.gpu"],
+    ["backends.llama.arriving", "backends.llama.gpu"],
     ["backends.llama.client", "backends.llama.preparing"],
     ["backends.fake", "backends.llama.batcher", "backends.llama.embedder"],
     ["backends.llama.footprint"],

@@ -103,7 +103,10 @@ class Housekeeper:
     def _size_of(self, spec: LoadSpec) -> int:
         self._look()
         self.budget.refresh()
-        return self.sizes.most_bytes(spec)
+        try:
+            return self.sizes.most_bytes(spec)
+        except OrionError:  # the load says what is wrong with its files, and its breaker counts it
+            return 0
 
     def _look(self) -> None:
         """See how short memory is, unless that was done just now."""

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 from orion_oie.backends.base import (
@@ -25,6 +25,7 @@ from orion_oie.backends.base import (
     LoadSpec,
     OnProgress,
 )
+from orion_oie.backends.llama.arriving import Arriving
 from orion_oie.backends.llama.client import LlamaModel, OnCrash, OnLog
 from orion_oie.backends.llama.devices import probe_devices
 from orion_oie.backends.llama.footprint import (
@@ -34,8 +35,8 @@ from orion_oie.backends.llama.footprint import (
     guessed,
     spent_runs,
 )
-from orion_oie.backends.llama.forward import ForwardOrder, forward_order
-from orion_oie.backends.llama.gguf import GGUFHeader, parse_header, read_header
+from orion_oie.backends.llama.forward import forward_order
+from orion_oie.backends.llama.gguf import GGUFHeader, read_header
 from orion_oie.backends.llama.governor import ThreadGovernor
 from orion_oie.backends.llama.gpu import layers_for
 from orion_oie.backends.llama.process import SpareWorker
@@ -43,11 +44,9 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
 from orion_oie.cpu import this_cpu
 from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.fetch import Download
-from orion_oie.downloads.parts import Run, map_path, part_path
+from orion_oie.downloads.parts import Run
 from orion_oie.errors import (
     EngineClosedError,
-    ModelCorruptError,
     ModelNotFoundError,
     OrionError,
     WorkerError,
@@ -285,7 +284,7 @@ class LlamaBackend:
             )
             if download is None:
                 return self._load_local(spec, scope, on_progress)
-            arriving = _Arriving(spec.files, download)
+            arriving = Arriving(spec.files, download)
             headers = arriving.read_headers()
             arriving.order = forward_order(headers, self._sharding(spec))
             download.hold()
@@ -333,7 +332,7 @@ class LlamaBackend:
     def _load_arriving(
         self,
         model: LlamaModel,
-        arriving: "_Arriving",
+        arriving: "Arriving",
         headers: Sequence[GGUFHeader],
         scope: CancelScope,
         on_progress: OnProgress,
@@ -364,7 +363,7 @@ class LlamaBackend:
     def _follow(
         self,
         model: LlamaModel,
-        arriving: "_Arriving",
+        arriving: "Arriving",
         fetching: CancelScope,
         on_progress: OnProgress,
     ) -> None:
@@ -392,99 +391,6 @@ class LlamaBackend:
 
         model.on_buried(lambda: _end(fetching))
         threading.Thread(target=follow, name="orion-arriving", daemon=True).start()
-
-
-class _Arriving:
-    """The files of one model, of which some are here and some are being fetched."""
-
-    def __init__(self, paths: Sequence[Path], download: Download) -> None:
-        self.paths = paths
-        self.download = download
-        # By place among all files: the place among those that are fetched.
-        self._numbers = {paths.index(path): number for number, path in enumerate(download.paths)}
-        self.order = ForwardOrder((), (), 0)
-        self.mode: str = "sequential"
-        self.note = ""
-
-    def read_headers(self) -> list[GGUFHeader]:
-        """The header of each file. What is found to be no model is thrown away."""
-        headers = []
-        try:
-            for place, path in enumerate(self.paths):
-                number = self._numbers.get(place)
-                if number is None:
-                    headers.append(read_header(path))
-                else:
-                    read_at = partial(self.download.read, number)
-                    headers.append(parse_header(read_at, self.download.sizes[number], str(path)))
-        except ModelCorruptError:
-            self.download.discard()
-            raise
-        except BaseException:
-            self.download.close()
-            raise
-        return headers
-
-    def start(self) -> None:
-        """Fetch the rest, in the order of the forward pass."""
-        self.download.start(self._fetched(self.order.runs))
-
-    def files(self) -> list[Path]:
-        """Where the files lie now."""
-        return [
-            part_path(path) if place in self._numbers else path
-            for place, path in enumerate(self.paths)
-        ]
-
-    def maps(self) -> list[Path | None]:
-        """The map of each file that is being fetched."""
-        return [
-            map_path(path) if place in self._numbers else None
-            for place, path in enumerate(self.paths)
-        ]
-
-    def wait_for_initial_shards(self, on_progress: Callable[[], None]) -> None:
-        """Return when enough shards are here to begin with. Raises what ended the download."""
-        while self._shards_here() < self.order.initial_shards:
-            if self.download.error is not None:
-                raise self.download.error
-            on_progress()
-            threading.Event().wait(_POLL_S)
-
-    def progress(self, phase: str) -> LoadProgress:
-        """How far it is."""
-        here = sum(
-            path.stat().st_size
-            for place, path in enumerate(self.paths)
-            if place not in self._numbers and path.exists()
-        )
-        total = here + self.download.total_bytes
-        arrived = here + self.download.arrived_bytes
-        speed = self.download.bytes_per_s
-        return LoadProgress(
-            phase,  # type: ignore[arg-type]
-            fraction=arrived / total if total else 1.0,
-            shards=len(self.order.shards),
-            shards_loaded=self._shards_here(),
-            bytes_total=total,
-            bytes_loaded=arrived,
-            bytes_per_s=speed or None,
-            seconds_left=(total - arrived) / speed if speed else None,
-            mode=self.mode,  # type: ignore[arg-type]
-            note=self.note,
-        )
-
-    def _shards_here(self) -> int:
-        maps = self.download.maps
-        return sum(
-            all(maps[number].has(start, end) for number, start, end in self._fetched(shard))
-            for shard in self.order.shards
-        )
-
-    def _fetched(self, runs: Sequence[Run]) -> list[Run]:
-        """The same runs as the download counts its files; without what is here."""
-        numbers = self._numbers
-        return [(numbers[n], start, end) for n, start, end in runs if n in numbers]
 
 
 def _identity(file: Path) -> _FileIdentity:
