@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from _peers import Peer
 from _random_model import random_model, registry_of, smollm2_path
@@ -29,6 +30,7 @@ from orion_oie.hardware import usable_cores
 
 CONTEXT = 2048
 FAIR = 0.97
+T = TypeVar("T")
 QUESTIONS = itertools.cycle(
     [f"Write a long story about {name}." for name in ("a fox", "the sea", "a clock", "two trains")]
 )
@@ -36,15 +38,17 @@ QUESTIONS = itertools.cycle(
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """How much is measured. `tokens` are those of one answer, `few_tokens` where it is slow."""
 
     rounds: int
     tokens: int
+    few_tokens: int
     requests: int
+    queues: int
 
 
-FULL = Size(rounds=7, tokens=192, requests=30)
-QUICK = Size(rounds=3, tokens=64, requests=30)
+FULL = Size(rounds=7, tokens=320, few_tokens=64, requests=30, queues=3)
+QUICK = Size(rounds=2, tokens=96, few_tokens=10, requests=30, queues=1)
 
 
 class FixedThreads(ThreadGovernor):
@@ -95,85 +99,97 @@ def engine_of(
     if governor is not None:
         backend = LlamaBackend()
         backend._governor = governor
-    config = EngineConfig(context_length=CONTEXT, slots=1, enable_predictive_loading=False)
+    config = EngineConfig(
+        context_length=CONTEXT, slots=1, enable_predictive_loading=False, keep_warm=False
+    )
     with OrionInferenceEngine(registry, config, backend=backend) as engine:
         for agent in agents:
             answer(engine, agent, 8)
         yield engine
 
 
-def measure_two(folder: Path, size: Size) -> list[Row]:
-    """Two models that answer at once, and one beside an idle one."""
-    file = smollm2_path()
-    registry = registry_of({"a": file, "b": file}, folder)
+def two_of(engine: OrionInferenceEngine, tokens: int) -> float:
+    """Speed of both models of an engine at once."""
+    return speed_of([lambda a=a: answer(engine, a, tokens) for a in "ab"])
+
+
+def measure_peers(registry: ModelRegistry, size: Size) -> list[Row]:
+    """Two models that answer at once, against two processes that use all cores each."""
     cores = usable_cores()
-    splits = sorted({1, max(1, cores // 2), cores})
-    speeds: dict[str, list[float]] = {}
+    settings = {"slots": 1, "context": CONTEXT, "threads": cores}
+    peers = [Peer("llama", smollm2_path(), **settings) for _ in range(2)]
 
-    def note(name: str, speed: float) -> None:
-        speeds.setdefault(name, []).append(speed)
+    def of(peer: Peer) -> Callable[[], tuple[int, float]]:
+        conversation = [{"role": "user", "content": next(QUESTIONS)}]
 
-    peers = [Peer("llama", file, slots=1, context=CONTEXT, threads=cores) for _ in range(2)]
+        def ask() -> tuple[int, float]:
+            ended = peer.run([conversation], size.few_tokens, is_streamed=False)
+            return ended["tokens"], time.perf_counter()
+
+        return ask
+
+    ours, theirs = [], []
     try:
-        with (
-            engine_of(registry, ["a", "b"]) as engine,
-            engine_of(registry, ["a"]) as alone,
-        ):
-
-            def of_peer(peer: Peer) -> Callable[[], tuple[int, float]]:
-                conversation = [{"role": "user", "content": next(QUESTIONS)}]
-
-                def ask() -> tuple[int, float]:
-                    ended = peer.run([conversation], size.tokens, is_streamed=False)
-                    return ended["tokens"], time.perf_counter()
-
-                return ask
-
-            def of(which: OrionInferenceEngine, agent: str) -> Callable[[], tuple[int, float]]:
-                return lambda: answer(which, agent, size.tokens)
-
+        with engine_of(registry, ["a", "b"]) as engine:
             for turn in range(size.rounds):
-                steps: list[Callable[[], None]] = [
-                    lambda: note("engine", speed_of([of(engine, "a"), of(engine, "b")])),
-                    lambda: note("llama", speed_of([of_peer(peer) for peer in peers])),
-                    lambda: note("beside", speed_of([of(engine, "a")])),
-                    lambda: note("alone", speed_of([of(alone, "a")])),
+                steps = [
+                    lambda: ours.append(two_of(engine, size.tokens)),
+                    lambda: theirs.append(speed_of([of(peer) for peer in peers])),
                 ]
-                for step in steps if turn % 2 else reversed(steps):
+                for step in in_turn(steps, turn):
                     step()
     finally:
         for peer in peers:
             peer.close()
-    for threads in splits:
-        with (
-            engine_of(registry, ["a", "b"], FixedThreads(threads)) as fixed,
-            engine_of(registry, ["a", "b"]) as engine,
-        ):
-            for turn in range(size.rounds):
-                pair = [(f"fixed {threads}", fixed), (f"governed {threads}", engine)]
-                for name, which in pair if turn % 2 else reversed(pair):
-                    asks = [lambda a=a, w=which: answer(w, a, size.tokens) for a in "ab"]
-                    note(name, speed_of(asks))
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return [
+        row("2 models at once, engine", ours, "tokens/s"),
+        row(f"2 models at once, 2 Llama with {cores} threads each", theirs, "tokens/s"),
+        row("2 models at once, engine / 2 Llama", ratios, "ratio", bar=2),
+    ]
 
-    def ratio(one: str, other: str) -> list[float]:
-        return [a / b for a, b in zip(speeds[one], speeds[other], strict=True)]
 
-    rows = [row("2 models at once, engine", speeds["engine"], "tokens/s")]
-    rows.append(row(f"2 models at once, 2 Llama with {cores} threads", speeds["llama"], "tokens/s"))
-    rows.append(row("2 models at once, engine / 2 Llama", ratio("engine", "llama"), "ratio", bar=2))
+def measure_splits(registry: ModelRegistry, size: Size) -> list[Row]:
+    """The same against the best of all fixed numbers of threads for each."""
+    rows = []
     medians = {}
-    for threads in splits:
-        rows.append(
-            row(f"2 models, {threads} threads each", speeds[f"fixed {threads}"], "tokens/s")
-        )
-        medians[threads] = sorted(speeds[f"fixed {threads}"])[size.rounds // 2]
+    for threads in sorted({1, max(1, usable_cores() // 2), usable_cores()}):
+        with engine_of(registry, ["a", "b"], FixedThreads(threads)) as fixed:
+            speeds = [two_of(fixed, size.few_tokens) for _ in range(3)]
+        rows.append(row(f"2 models, {threads} threads each", speeds, "tokens/s"))
+        medians[threads] = sorted(speeds)[1]
     best = max(medians, key=lambda threads: medians[threads])
+    ratios = []
+    with (
+        engine_of(registry, ["a", "b"], FixedThreads(best)) as fixed,
+        engine_of(registry, ["a", "b"]) as engine,
+    ):
+        for turn in range(size.rounds):
+            speeds_of = {}
+            for which in in_turn([engine, fixed], turn):
+                speeds_of[which] = two_of(which, size.tokens)
+            ratios.append(speeds_of[engine] / speeds_of[fixed])
     label = f"2 models at once, engine / best fixed split ({best} each)"
-    rows.append(row(label, ratio(f"governed {best}", f"fixed {best}"), "ratio", bar=0.95))
-    rows.append(row("1 model, alone", speeds["alone"], "tokens/s"))
-    label = "1 model, beside a loaded idle one / alone"
-    rows.append(row(label, ratio("beside", "alone"), "ratio", bar=FAIR))
-    return rows
+    return [*rows, row(label, ratios, "ratio", bar=0.95)]
+
+
+def measure_lone(registry: ModelRegistry, size: Size) -> list[Row]:
+    """One model beside another that is loaded and idle, against alone."""
+    beside, alone = [], []
+    with engine_of(registry, ["a", "b"]) as both, engine_of(registry, ["a"]) as one:
+        for turn in range(2 * size.rounds + 1):
+            for engine, speeds in in_turn([(both, beside), (one, alone)], turn):
+                speeds.append(speed_of([lambda e=engine: answer(e, "a", size.tokens // 2)]))
+    ratios = [a / b for a, b in zip(beside, alone, strict=True)]
+    return [
+        row("1 model, alone", alone, "tokens/s"),
+        row("1 model, beside a loaded idle one / alone", ratios, "ratio", bar=FAIR),
+    ]
+
+
+def in_turn(steps: list[T], turn: int) -> list[T]:
+    """Whoever goes first changes."""
+    return steps if turn % 2 else steps[::-1]
 
 
 def measure_turns(folder: Path, size: Size) -> list[Row]:
@@ -193,7 +209,7 @@ def measure_turns(folder: Path, size: Size) -> list[Row]:
     }
     registry = registry_of(files, folder)
     loads, waits = [], []
-    for _ in range(3):
+    for _ in range(size.queues):
         sizing = EngineConfig(context_length=CONTEXT, slots=4)
         with OrionInferenceEngine(registry, sizing) as engine:
             needed = [engine.plan("Hello", agent=name).model for name in files]
@@ -224,13 +240,17 @@ def measure_turns(folder: Path, size: Size) -> list[Row]:
 def main() -> int:
     given = options(__doc__ or "")
     size = QUICK if given.quick else FULL
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="orion-multimodel-") as name:
         folder = Path(name)
-        rows = []
-        for measure in (measure_two, measure_turns):
-            found = measure(folder, size)
+        registry = registry_of({"a": smollm2_path(), "b": smollm2_path()}, folder)
+        for measure in (measure_peers, measure_splits, measure_lone):
+            found = measure(registry, size)
             show(found)
             rows += found
+        found = measure_turns(folder, size)
+        show(found)
+        rows += found
     return finish(rows, given.json)
 
 
