@@ -151,10 +151,9 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def turns(work: Path, data: Path | None, *, is_quick: bool) -> list[Row]:
-    """Requests to six models, the popular ones more often, under a budget for the two largest."""
-    requests = 60 if is_quick else 300
-    files = {
+def six_models(work: Path) -> dict[str, Path]:
+    """Models of different sizes, by name."""
+    return {
         f"model-{number}": random_model(
             work / f"model-{number}.gguf",
             layers=6 + 2 * number,
@@ -167,6 +166,11 @@ def turns(work: Path, data: Path | None, *, is_quick: bool) -> list[Row]:
         )
         for number in range(MODELS)
     }
+
+
+def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bool) -> list[Row]:
+    """Requests to six models, the popular ones more often, under a budget for the two largest."""
+    requests = 30 if is_quick else 300
     registry = registry_of(files, work)
     settings: dict[str, Any] = {"context_length": 2048, "slots": 4}
     with OrionInferenceEngine(registry, EngineConfig(**settings)) as engine:
@@ -216,22 +220,9 @@ def turns(work: Path, data: Path | None, *, is_quick: bool) -> list[Row]:
     ]
 
 
-def monitoring(work: Path, *, is_quick: bool) -> list[Row]:
+def monitoring(files: dict[str, Path], work: Path, *, is_quick: bool) -> list[Row]:
     """What the thread that watches memory costs, with six workers."""
-    seconds = 8 if is_quick else 30
-    files = {
-        f"small-{number}": random_model(
-            work / f"small-{number}.gguf",
-            layers=2,
-            width=64,
-            ffn=128,
-            heads=4,
-            kv_heads=2,
-            tokenizer_from=smollm2_path(),
-            seed=number,
-        )
-        for number in range(MODELS)
-    }
+    seconds = 5 if is_quick else 30
     config = EngineConfig(context_length=512, slots=1, enable_predictive_loading=False)
     with OrionInferenceEngine(registry_of(files, work), config) as engine:
         for name in files:
@@ -257,8 +248,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="orion-memory-") as name:
         work = Path(name)
         rows = footprints(work, is_quick=is_quick)
-        rows += turns(work, arguments.data, is_quick=is_quick)
-        rows += monitoring(work, is_quick=is_quick)
+        files = six_models(work)
+        rows += turns(files, work, arguments.data, is_quick=is_quick)
+        rows += monitoring(files, work, is_quick=is_quick)
     return report(rows, arguments.json)
 
 
