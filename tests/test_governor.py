@@ -1,12 +1,13 @@
 """Cores are divided among the workers that compute, and each hears of its share in time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from contracts import BOUND_S, INFO, Running, job
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.backends.base import LoadSpec
+from orion_oie.backends.base import LoadProgress, LoadSpec
 from orion_oie.backends.llama.governor import ThreadGovernor, divided
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
@@ -99,6 +100,39 @@ def test_the_sum_never_exceeds_the_cores(moves: list[tuple[int, bool]], cores: i
             uses[which] -= 1
         shares = [w.told[-1] for w, count in zip(workers, uses, strict=True) if count]
         assert sum(shares) <= cores or set(shares) == {1}
+
+
+def test_a_core_is_left_to_what_is_loaded() -> None:
+    """While a worker is started or loaded, the others leave it a core, and take it back after."""
+    governor = ThreadGovernor(4)
+    worker = Worker()
+    governor.join(worker)
+    with governor.one_core(), governor.one_core():
+        assert worker.told == [4, 3, 2]
+    assert worker.told == [4, 3, 2, 3, 4]
+
+
+def test_a_stream_leaves_a_core_to_a_load(tiny_model: Path) -> None:
+    """A real worker that answers is told while another model is loaded beside it."""
+    backend = LlamaBackend()
+    spec = LoadSpec(INFO, (tiny_model,))
+    model = backend.load(spec, CancelScope(), lambda _progress: None)
+    seen: set[int] = set()
+
+    def look(_progress: LoadProgress) -> None:
+        seen.add(model.occupancy().threads)
+
+    try:
+        stream = Running(model, job("Say something.", max_tokens=1500))
+        stream.started.wait(BOUND_S)
+        assert model.occupancy().threads == usable_cores()
+        other = replace(spec, info=INFO.model_copy(update={"model_id": "other"}))
+        backend.load(other, CancelScope(), look).close()
+        assert max(1, usable_cores() - 1) in seen
+        stream.scope.cancel(RequestCancelledError("enough"))
+        stream.join()
+    finally:
+        model.close()
 
 
 def test_two_real_workers_share_the_cores(tiny_model: Path) -> None:

@@ -16,6 +16,8 @@ from orion_oie.reports import PredictionStats
 
 # The share of the evidence that is kept for an agent that was never seen there, in observations.
 _UNSEEN_WEIGHT = 0.5
+# Where users come and go at random, what is less likely than this costs more loads than it saves.
+_WORTH_AN_EVICTION = 0.5
 _NEGLIGIBLE_WEIGHT = 0.01  # of an observation: it is forgotten then
 
 
@@ -223,7 +225,8 @@ def should_preload(
     free_bytes: what may be used without evicting.
 
     Nothing is loaded while requests wait or memory is short. A model is loaded only if it is
-    needed with `min_probability`, fits, and its victims together are less likely than it.
+    needed with `min_probability`, fits, and its victims together are less likely than it; and one
+    that has victims only if it is needed at least as likely as not.
     """
     if not is_enabled:
         return PreloadDecision(PreloadReason.DISABLED)
@@ -248,7 +251,7 @@ def should_preload(
         )
         if footprint_bytes > free_bytes + freed_bytes:
             reasons.append(PreloadReason.NO_ROOM)
-        elif leaving and lost >= probability:
+        elif leaving and (lost >= probability or probability < _WORTH_AN_EVICTION):
             reasons.append(PreloadReason.WOULD_EVICT)
         else:
             users = [one for one in predictions if key_of_agent.get(one.agent_id) == key]

@@ -2,15 +2,17 @@
 
 llama.cpp's threads wait for each other by spinning: two workers with two threads each on two cores
 answer at less than half the speed of one thread each. So a worker that is alone gets all cores, and
-each that joins it takes its share; a worker that nobody asks anything has none. What a worker is
-told takes effect between two of its steps.
+each that joins it takes its share; a worker that nobody asks anything has none. One that is being
+started or loaded keeps one core busy: threads that spin beside it would wait for it a hundred times
+as long as they compute. What a worker is told takes effect between two of its steps.
 
 Only counts and divides: how a worker is told is its client's business.
 """
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -44,6 +46,15 @@ def divided(cores: int, most: Sequence[int | None]) -> list[int]:
     return shares
 
 
+class _OneCore:
+    """Something that keeps a core busy and cannot be told anything."""
+
+    most_threads = 1
+
+    def use_threads(self, threads: int) -> None:
+        pass
+
+
 class ThreadGovernor:
     """Keeps the shares of the workers of one backend. Each `join` needs its `leave`."""
 
@@ -69,10 +80,15 @@ class ThreadGovernor:
                 del self._uses[member]
                 self._divide()
 
-    def shares(self) -> dict[Member, int]:
-        """The threads of each active worker."""
-        with self._lock:
-            return {member: self._told[member] for member in self._uses}
+    @contextmanager
+    def one_core(self) -> Iterator[None]:
+        """Leave a core to what is done meanwhile."""
+        core = _OneCore()
+        self.join(core)
+        try:
+            yield
+        finally:
+            self.leave(core)
 
     def _divide(self) -> None:
         shares = divided(self._cores, [member.most_threads for member in self._uses])

@@ -102,9 +102,11 @@ class LlamaBackend:
         self._on_crash = on_crash
         self.may_take: Callable[[int], bool] = lambda _size_bytes: True
         self._is_calm = is_calm
-        self._spare = SpareWorker(None if is_calm is None else self._has_room)
         self._cores = usable_cores()
         self._governor = ThreadGovernor(self._cores)
+        self._spare = SpareWorker(
+            None if is_calm is None else self._has_room, self._governor.one_core
+        )
         self._process_bytes = PROCESS_BYTES
         self._is_process_measured = False
         self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
@@ -114,7 +116,8 @@ class LlamaBackend:
         on_progress(LoadProgress("initializing"))
         try:
             if spec.source is None or self._cache.find(spec.source) is not None:
-                model = self._load_local(spec, scope, on_progress)
+                with self._governor.one_core():
+                    model = self._load_local(spec, scope, on_progress)
             else:
                 model = self._load_remote(spec, spec.source, scope, on_progress)
         except BaseException:
@@ -345,13 +348,14 @@ class LlamaBackend:
             spent = spent_runs(headers, this_cpu().features)
             settings = self._load_settings(arriving.files(), arriving.maps(), spent)
             timeout_s = self._settings.load_timeout_s
-            model.load(
-                headers,
-                scope,
-                timeout_s,
-                settings,
-                lambda _fraction: on_progress(arriving.progress("loading_shard")),
-            )
+            with self._governor.one_core():
+                model.load(
+                    headers,
+                    scope,
+                    timeout_s,
+                    settings,
+                    lambda _fraction: on_progress(arriving.progress("loading_shard")),
+                )
             model.show_progress(lambda: arriving.progress("loading_shard"))
         except BaseException:
             arriving.mode = "sequential"

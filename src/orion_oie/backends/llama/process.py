@@ -13,12 +13,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.connection import Connection
 from typing import Any, BinaryIO
 
 from orion_oie.errors import WorkerError
 
 _OUTPUT_BYTES_SHOWN = 2000
+_MOST_TO_START_S = 5.0
 
 WorkerProcess = tuple["subprocess.Popen[bytes]", "Connection[Any, Any]", BinaryIO]
 
@@ -57,10 +59,16 @@ def _spawn() -> WorkerProcess:
 
 
 class SpareWorker:
-    """At most one worker that is started before anybody needs it, while `is_calm()`."""
+    """At most one worker that is started before anybody needs it, while `is_calm()`. Within
+    `starting()` it imports what it needs, which keeps a core busy."""
 
-    def __init__(self, is_calm: Callable[[], bool] | None) -> None:
+    def __init__(
+        self,
+        is_calm: Callable[[], bool] | None,
+        starting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._is_calm = is_calm
+        self._starting = starting
         self._lock = threading.Lock()
         self._spare: tuple[WorkerProcess, dict[str, str]] | None = None
         self._is_over = threading.Event()
@@ -89,10 +97,15 @@ class SpareWorker:
         assert self._is_calm is not None
         if self._is_over.wait(delay_s) or not self._is_calm():
             return
-        with self._lock:
-            if self._spare is None and not self._is_over.is_set():
-                with contextlib.suppress(WorkerError):  # whoever needs one will hear of it
-                    self._spare = start_worker(), _environment()
+        with self._starting():
+            with self._lock:
+                if self._spare is None and not self._is_over.is_set():
+                    with contextlib.suppress(WorkerError):  # whoever needs one will hear of it
+                        self._spare = start_worker(), _environment()
+                spare = self._spare
+            if spare is not None:
+                with contextlib.suppress(OSError, ValueError):  # it was ended meanwhile
+                    spare[0][1].poll(_MOST_TO_START_S)  # until it says hello; nothing is read
         if self._is_over.is_set():  # meanwhile
             self.kill()
 
