@@ -1,7 +1,7 @@
 """Keeps the machine well: how much models may take, what they take, and what goes under pressure.
 
     before a load:  what the model will take, what there is
-    each second:    what workers take -> the pool's books, the ledger; the level of pressure
+    every 2 s:      what workers take -> the pool's books, the ledger; the level of pressure
     high:           idle models go, also when nobody needs their room
     critical:       all idle models go, each after it wrote its snapshots, and no load begins
 
@@ -48,7 +48,7 @@ class Housekeeper:
         events: EventLog,
         cache_dir: Path,
         *,
-        interval_s: float = 1.0,
+        interval_s: float = 2.0,
         read_system: Callable[[], SystemMemory] = probe.system_memory,
         read_process: Callable[[int], ProcessMemory | None] = probe.process_memory,
     ) -> None:
@@ -146,7 +146,7 @@ class Housekeeper:
         there = self._pids()  # what has gone since is available already
         return sum(one.private_bytes for key, one in sample.workers.items() if key in there)
 
-    # -- each second, on the monitor's thread
+    # -- every two seconds, on the monitor's thread
 
     def _watch(self) -> None:
         if self._is_closed:
