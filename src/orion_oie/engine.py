@@ -1,4 +1,4 @@
-"""OrionInferenceEngine: the composition root, and the way of a request.
+"""OrionInferenceEngine: the public calls, and the way of a request.
 
     submit:  validate -> route -> queue
     serve:   acquire -> generate (falling back along the chain) -> result
