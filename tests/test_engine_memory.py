@@ -527,6 +527,20 @@ def test_real_workers_stay_within_the_budget(real: OrionInferenceEngine) -> None
     assert len([e for e in real.export_logs() if e["event"] == "pool.evicted"]) >= 2
 
 
+def test_what_workers_have_is_told_in_parts_and_over_time(real: OrionInferenceEngine) -> None:
+    """Private, shared and file-backed memory of each worker add up, and the history has them."""
+    real.infer("Hello?", agent="A", **QUICK)
+    (model,) = [m for m in real.stats().models.values() if m.pid is not None][:1]
+    parts = (model.private_bytes, model.shared_bytes, model.file_bytes)
+    assert all(part is not None for part in parts)
+    assert model.memory_bytes == sum(part for part in parts if part is not None)
+    assert (model.private_bytes or 0) > 1 << 20
+    assert (model.file_bytes or 0) > 1 << 20
+    wait_until(lambda: any(sample.workers for sample in real.memory_history()))
+    times = [sample.at_s for sample in real.memory_history()]
+    assert times == sorted(times)
+
+
 def books_are_right(engine: OrionInferenceEngine) -> None:
     """What is reserved is what those take that are here, and no other process is."""
     stats = engine.stats()

@@ -48,9 +48,11 @@ from orion_oie.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.telemetry import Counters
 from orion_oie.validation import problems_of
 
-if TYPE_CHECKING:  # for who embeds something
+if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from orion_oie.memory.sample import MemorySample
 
 
 class OrionInferenceEngine:
@@ -292,6 +294,11 @@ class OrionInferenceEngine:
         return self._observer.stats(
             self._counters.snapshot(), self._preloader.stats(), self._embeddings.stats()
         )
+
+    def memory_history(self) -> "list[MemorySample]":
+        """What was seen of memory, oldest first: the machine, this process, each worker. A sample
+        every two seconds while there are workers, for the last twenty minutes."""
+        return self._keeper.monitor.history()
 
     def health(self) -> Health:
         """`down` when it cannot be used; `degraded` while a breaker is not closed, the queue is

@@ -116,8 +116,12 @@ class Observer:
 
 def _model_stats(resident: ResidentModel) -> ModelStats:
     memory = None if resident.pid is None else probe.process_memory(resident.pid)
+    if memory is None:
+        return ModelStats(**dict(resident), memory_bytes=None)
     return ModelStats(
         **dict(resident),
-        memory_bytes=None if memory is None else memory.resident_bytes,
-        private_bytes=None if memory is None else memory.private_bytes,
+        memory_bytes=memory.resident_bytes,
+        private_bytes=memory.private_bytes,
+        shared_bytes=memory.shared_bytes,
+        file_bytes=memory.file_bytes,
     )

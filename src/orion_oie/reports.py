@@ -94,10 +94,13 @@ class ResidentModel(Schema):
 
 class ModelStats(ResidentModel):
     """One model in memory. `memory_bytes` is the resident size of its process: its own memory and
-    the pages of files that it looks at. `private_bytes` would come back if it ended."""
+    the pages of files that it looks at (`file_bytes`). `private_bytes` would come back if it ended;
+    `shared_bytes` may be others', too."""
 
     memory_bytes: int | None
     private_bytes: int | None = None
+    shared_bytes: int | None = None
+    file_bytes: int | None = None
 
 
 class MemoryStats(Schema):
