@@ -170,7 +170,7 @@ def six_models(work: Path) -> dict[str, Path]:
 
 def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bool) -> list[Row]:
     """Requests to six models, the popular ones more often, under a budget for the two largest."""
-    requests = 30 if is_quick else 300
+    requests = 18 if is_quick else 300
     registry = registry_of(files, work)
     settings: dict[str, Any] = {"context_length": 2048, "slots": 4}
     with OrionInferenceEngine(registry, EngineConfig(**settings)) as engine:
@@ -222,7 +222,7 @@ def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bo
 
 def monitoring(files: dict[str, Path], work: Path, *, is_quick: bool) -> list[Row]:
     """What the thread that watches memory costs, with six workers."""
-    seconds = 5 if is_quick else 30
+    seconds = 4 if is_quick else 30
     config = EngineConfig(context_length=512, slots=1, enable_predictive_loading=False)
     with OrionInferenceEngine(registry_of(files, work), config) as engine:
         for name in files:

@@ -48,7 +48,7 @@ class Size:
 
 
 FULL = Size(rounds=7, tokens=320, few_tokens=64, requests=30, queues=3)
-QUICK = Size(rounds=2, tokens=96, few_tokens=10, requests=30, queues=1)
+QUICK = Size(rounds=1, tokens=64, few_tokens=8, requests=30, queues=1)
 
 
 class FixedThreads(ThreadGovernor):
