@@ -8,6 +8,7 @@ Needs the smollm2 extra.
 """
 
 import itertools
+import statistics
 import sys
 import tempfile
 import threading
@@ -48,7 +49,7 @@ class Size:
 
 
 FULL = Size(rounds=7, tokens=320, few_tokens=64, requests=30, queues=3)
-QUICK = Size(rounds=1, tokens=64, few_tokens=8, requests=30, queues=1)
+QUICK = Size(rounds=1, tokens=64, few_tokens=6, requests=30, queues=1)
 
 
 class FixedThreads(ThreadGovernor):
@@ -155,9 +156,9 @@ def measure_splits(registry: ModelRegistry, size: Size) -> list[Row]:
     medians = {}
     for threads in sorted({1, max(1, usable_cores() // 2), usable_cores()}):
         with engine_of(registry, ["a", "b"], FixedThreads(threads)) as fixed:
-            speeds = [two_of(fixed, size.few_tokens) for _ in range(3)]
+            speeds = [two_of(fixed, size.few_tokens) for _ in range(min(3, size.rounds))]
         rows.append(row(f"2 models, {threads} threads each", speeds, "tokens/s"))
-        medians[threads] = sorted(speeds)[1]
+        medians[threads] = statistics.median(speeds)
     best = max(medians, key=lambda threads: medians[threads])
     ratios = []
     with (
