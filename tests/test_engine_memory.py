@@ -494,9 +494,12 @@ class Watch:
         self._running = Running(self._look)
 
     def _look(self) -> None:
-        host = psutil.Process()
         while not self._is_over.wait(0.02):
-            sizes = [probe.resident_bytes(child.pid) for child in host.children()]
+            # Not all children: one that is not a worker yet shares all of this process's memory.
+            try:
+                sizes = [probe.resident_bytes(worker.pid) for worker in worker_processes()]
+            except psutil.NoSuchProcess:  # one that ended just now
+                continue
             found = [size for size in sizes if size]
             self.most_bytes = max(self.most_bytes, sum(found))
             self.most_workers = max(self.most_workers, len(found))
