@@ -25,6 +25,19 @@ def wait_until(condition: Callable[[], object], timeout: float = BOUND_S) -> Non
         time.sleep(0.002)
 
 
+class Clock:
+    """A clock that stands still until it is told how much time has passed."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+
+
 class Running:
     """A call on a thread of its own."""
 

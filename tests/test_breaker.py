@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import pytest
-from helpers import BOUND_S, run_all
+from helpers import BOUND_S, Clock, run_all
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -47,19 +47,6 @@ CALLERS_OWN = {
     "RequestCancelledError",
     "UnknownAgentError",
 }
-
-
-class Clock:
-    """A clock that stands still until it is told how much time has passed."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def tick(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ LAYERS = [
     ["answering", "embeddings.shared", "observer", "planning", "preloading", "wiring"],
     ["embeddings.pooled", "housekeeping", "placement", "standings"],
     ["agents", "pool", "request", "routing.keyword"],
+    ["leases"],
     ["health", "registry", "routing.features", "sizing"],
     ["routing.base", "routing.language"],
     ["breaker", "costs", "eviction", "guardrails", "lifecycle", "prediction", "routing.excerpt"],
@@ -55,8 +56,8 @@ LAYERS = [
     ["backends.llama.gguf", "backends.llama.governor"],
     ["backends.llama.grammar", "backends.llama.schema_grammar", "backends.llama.vocabulary"],
     ["backends.llama.number_ranges"],
-    ["backends.llama.cursor", "backends.llama.ggml_types", "backends.llama.process"],
-    ["backends.llama.devices"],
+    ["backends.llama.cursor", "backends.llama.devices", "backends.llama.ggml_types"],
+    ["backends.llama.process"],
     ["backends.llama.protocol"],
     ["backends.text"],
     # files from elsewhere
@@ -73,7 +74,7 @@ LAYERS = [
     ["memory.sample"],
     ["memory.budget", "memory.pressure"],
     ["memory.probe"],
-    ["cpu", "errors", "memory.cgroup", "memory.ledger", "schemas", "validation"],
+    ["cpu", "errors", "memory.cgroup", "memory.ledger", "schemas", "units", "validation"],
 ]
 LEVEL = {module: level for level, line in enumerate(LAYERS) for module in line}
 

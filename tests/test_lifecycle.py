@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from helpers import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 from transitions import MachineError
@@ -47,16 +48,6 @@ def shortest_ways() -> dict[RequestState, list[str]]:
 
 WAYS = shortest_ways()
 ILLEGAL = [(state, move) for state in S for move in TRIGGERS if move not in moves_from(state)]
-
-
-class Clock:
-    """A clock that stands still until it is told how much time has passed."""
-
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Recorded(RequestLifecycle):

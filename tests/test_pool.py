@@ -21,7 +21,8 @@ from orion_oie.errors import (
     RequestCancelledError,
     WorkerCrashedError,
 )
-from orion_oie.pool import AgentPool, Lease
+from orion_oie.leases import Lease
+from orion_oie.pool import AgentPool
 
 
 @pytest.fixture

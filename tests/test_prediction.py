@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
-from helpers import run_all
+from helpers import Clock, run_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -25,19 +25,6 @@ from orion_oie.prediction import (
 
 HALF_LIFE_S = 100.0
 MIN_PROBABILITY = 0.3
-
-
-class Clock:
-    """A clock that stands still until it is told how much time has passed."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def tick(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers import BOUND_S, Running, no_more_threads, run_all, wait_until
+from helpers import BOUND_S, Clock, Running, no_more_threads, run_all, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_turns import Budget, blocked, loadable
@@ -435,16 +435,6 @@ def test_put_does_not_wait(gate) -> None:
 
 
 # Several models
-
-
-class Clock:
-    """A clock that stands still until it is told how much time has passed."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Models:
