@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orion_oie.errors import InvalidRequestError
+from orion_oie.units import in_gb
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +52,15 @@ def choose_gpu_layers(
         if block is None:
             break
         with_next += block + kv_bytes_per_layer
-    room = f"{_gb(budget_bytes)} of the device's memory may be used"
+    room = f"{in_gb(budget_bytes)} of the device's memory may be used"
     if reserve_bytes:
-        room += f" ({_gb(free_bytes)} free, {_gb(reserve_bytes)} kept)"
+        room += f" ({in_gb(free_bytes)} free, {in_gb(reserve_bytes)} kept)"
     all_layers = len(layer_bytes) + 1
     if layers == 0:
-        found = f"no layer fits: the first would take {_gb(with_next)}"
+        found = f"no layer fits: the first would take {in_gb(with_next)}"
     elif layers == all_layers:
-        found = f"all {layers} layers fit: {_gb(needed_bytes)}"
+        found = f"all {layers} layers fit: {in_gb(needed_bytes)}"
     else:
-        found = f"{layers} of {all_layers} layers fit: {_gb(needed_bytes)}"
-        found += f", with one more {_gb(with_next)}"
+        found = f"{layers} of {all_layers} layers fit: {in_gb(needed_bytes)}"
+        found += f", with one more {in_gb(with_next)}"
     return GpuPlan(layers, needed_bytes, f"{found}; {room}")
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

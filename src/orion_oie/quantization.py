@@ -11,6 +11,7 @@ from typing import Literal
 
 from orion_oie.errors import InvalidRequestError
 from orion_oie.reports import ConsideredVariant, QuantizationLevel, VariantChoice
+from orion_oie.units import in_gb
 
 # Bits for each weight of a whole file: of the plain formats as their blocks are laid out, of the
 # mixtures as measured by llama.cpp's authors on a model of 8 billion parameters, which has a
@@ -142,11 +143,11 @@ def _obstacle(one: Candidate, budget: int | None, size_limit: int | None, where:
     if not one.is_here and not one.can_be_fetched:
         return "is not here and cannot be fetched"
     if size_limit is not None and one.size_bytes > size_limit:
-        return f"has {_gb(one.size_bytes)}, more than the wanted size of {_gb(size_limit)}"
+        return f"has {in_gb(one.size_bytes)}, more than the wanted size of {in_gb(size_limit)}"
     if budget is not None and one.memory_bytes > budget:
         least = "at least " if one.needed_bytes is None else ""
-        needed = f"needs {least}{_gb(one.memory_bytes)}"
-        return f"{needed}, more than the {_gb(budget)} that may be used{where}"
+        needed = f"needs {least}{in_gb(one.memory_bytes)}"
+        return f"{needed}, more than the {in_gb(budget)} that may be used{where}"
     return ""
 
 
@@ -228,7 +229,3 @@ def _reduction(one: Candidate, parameter_count: int | None) -> float | None:
     else:
         bits = bits_per_weight(one.quantization)
     return None if bits is None else max(0.0, 1 - bits / _F32_BITS)
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

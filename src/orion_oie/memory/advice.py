@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from orion_oie.memory.pressure import PressureLevel
 from orion_oie.memory.probe import ProcessMemory
 from orion_oie.memory.sample import MemorySample
+from orion_oie.units import in_gib
 
 _NAMED = 3  # a list of more models is no advice
 
@@ -19,12 +20,12 @@ def advise(sample: MemorySample, idle: Iterable[str] = ()) -> list[str]:
         return []
     share = system.available_bytes / system.total_bytes
     lines = [
-        f"Memory pressure is {level}: {_size(system.available_bytes)} of "
-        f"{_size(system.total_bytes)} are available ({share:.0%})."
+        f"Memory pressure is {level}: {in_gib(system.available_bytes)} of "
+        f"{in_gib(system.total_bytes)} are available ({share:.0%})."
     ]
     if system.limited_by == "cgroup":
         lines.append(
-            f"The container's limit of {_size(system.total_bytes)} is what runs short, not the "
+            f"The container's limit of {in_gib(system.total_bytes)} is what runs short, not the "
             "machine: raise the limit, or keep fewer models in memory."
         )
     if level is PressureLevel.CRITICAL:
@@ -40,21 +41,21 @@ def _about_models(sample: MemorySample, idle: set[str]) -> list[str]:
     unused = [key for key in largest if key in idle][:_NAMED]
     lines = []
     if unused:
-        names = ", ".join(f"{key} ({_size(sizes[key])})" for key in unused)
-        total = _size(sum(sizes[key] for key in unused))
+        names = ", ".join(f"{key} ({in_gib(sizes[key])})" for key in unused)
+        total = in_gib(sum(sizes[key] for key in unused))
         lines.append(f"Unload what nobody uses: {names}. That gives {total} back.")
     elif largest:
         lines.append(
             f"No loaded model is known to be idle. The largest of {len(largest)} is {largest[0]} "
-            f"({_size(sizes[largest[0]])}): a smaller variant of it takes less."
+            f"({in_gib(sizes[largest[0]])}): a smaller variant of it takes less."
         )
     else:
         lines.append("No model is loaded: what is short is used elsewhere.")
     host_bytes, workers_bytes = _given_back(sample.host), sum(sizes.values())
     if host_bytes > workers_bytes:
         lines.append(
-            f"This process itself holds {_size(host_bytes)}, more than all of its workers "
-            f"({_size(workers_bytes)})."
+            f"This process itself holds {in_gib(host_bytes)}, more than all of its workers "
+            f"({in_gib(workers_bytes)})."
         )
     return lines
 
@@ -62,7 +63,3 @@ def _about_models(sample: MemorySample, idle: set[str]) -> list[str]:
 def _given_back(memory: ProcessMemory) -> int:
     """What its end makes available; pages of files are available already."""
     return memory.private_bytes + memory.shared_bytes
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

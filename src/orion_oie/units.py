@@ -1,0 +1,19 @@
+"""Numbers of bytes in words. Memory is told in binary units, as systems tell it; files and what
+goes to devices in decimal ones, as they are sold.
+"""
+
+
+def in_gib(size_bytes: int) -> str:
+    """Like 512 MiB, 1.5 GiB."""
+    gib = size_bytes / 2**30
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def in_mib(size_bytes: int) -> str:
+    """Like 1,536 MiB: for what is compared with each other."""
+    return f"{size_bytes / 2**20:,.0f} MiB"
+
+
+def in_gb(size_bytes: int) -> str:
+    """Like 1.61 GB."""
+    return f"{size_bytes / 1e9:.2f} GB"
