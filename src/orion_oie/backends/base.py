@@ -68,6 +68,11 @@ class LoadSpec:
 DEFAULT_CONTEXT_LENGTH = 4096
 
 
+def usable_context(asked: int | None, trained: int | None) -> int:
+    """Tokens of context to allocate: what was asked, never more than the model was trained on."""
+    return min(asked or DEFAULT_CONTEXT_LENGTH, trained or DEFAULT_CONTEXT_LENGTH)
+
+
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """How much memory a model takes, in bytes, in its process.

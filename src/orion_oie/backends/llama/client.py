@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from orion_oie.backends.base import (
-    DEFAULT_CONTEXT_LENGTH,
     Completion,
     GenerationJob,
     LoadProgress,
     LoadSpec,
     Occupancy,
     OnText,
+    usable_context,
 )
 from orion_oie.backends.llama.gguf import GGUFHeader
 from orion_oie.backends.llama.governor import ThreadGovernor
@@ -146,7 +146,7 @@ class LlamaModel:
             {
                 "op": "load",
                 "slots": spec.slots,
-                "context_length": _context_length(spec.context_length, headers[0].context_length),
+                "context_length": usable_context(spec.context_length, headers[0].context_length),
                 "threads": spec.threads or usable_cores(),
                 "parked_bytes": spec.parked_bytes,
                 "is_embedding": spec.is_embedding,
@@ -469,11 +469,6 @@ class LlamaModel:
                 self.completion.set_result(self._info)
             else:
                 self.completion.set_exception(error)
-
-
-def _context_length(asked: int | None, trained: int | None) -> int:
-    """Tokens of context to allocate: what was asked, never more than the model was trained on."""
-    return min(asked or DEFAULT_CONTEXT_LENGTH, trained or DEFAULT_CONTEXT_LENGTH)
 
 
 def _completion(done: Packet) -> Completion:

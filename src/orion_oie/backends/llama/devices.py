@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
+from orion_oie.backends.llama.process import environment
 from orion_oie.hardware import LlamaDevices
 from orion_oie.reports import Device, DeviceKind
 
@@ -73,14 +74,13 @@ def _start(timeout_s: float, answer: BinaryIO, output: BinaryIO) -> "subprocess.
     # -P and an explicit path, a session of its own, no backtraces: like a worker, and for the same
     # reasons; it is to see what a worker sees.
     command = [sys.executable, "-P", "-m", __name__, str(math.ceil(timeout_s) + 1)]
-    paths = [path or os.getcwd() for path in sys.path]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=answer,
         stderr=output,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"},
+        env=environment(),
     )
 
 

@@ -11,7 +11,7 @@ The constants were measured with llama-cpp-python 0.3.36 and CPython 3.11 on Lin
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH, Footprint
+from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH, Footprint, usable_context
 from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo
 from orion_oie.backends.llama.scratch import Batch, buffer_bytes, work_bytes
 from orion_oie.backends.llama.shape import ModelShape, shape_of
@@ -190,8 +190,7 @@ class _Context:
     """What the contexts of a model take beside the weights."""
 
     def __init__(self, shape: ModelShape, use: Use, headers: Sequence[GGUFHeader]) -> None:
-        trained = headers[0].context_length or DEFAULT_CONTEXT_LENGTH
-        self.length = min(use.context_length or DEFAULT_CONTEXT_LENGTH, trained)
+        self.length = usable_context(use.context_length, headers[0].context_length)
         self.shape = shape
         self.use = use
         self._has_halves = any(

@@ -52,7 +52,7 @@ def _spawn() -> WorkerProcess:
         stdout=output,
         stderr=output,
         start_new_session=True,
-        env=_environment(),
+        env=environment(),
     )
     theirs.close()
     return process, Connection(ours.detach()), output
@@ -78,9 +78,9 @@ class SpareWorker:
         with self._lock:
             spare, self._spare = self._spare, None
         if spare is not None:
-            worker, environment = spare
+            worker, inherited = spare
             # What it inherited may be out of date.
-            if worker[0].poll() is None and environment == _environment():
+            if worker[0].poll() is None and inherited == environment():
                 return worker
             _end(worker)
         return start_worker()
@@ -101,7 +101,7 @@ class SpareWorker:
             with self._lock:
                 if self._spare is None and not self._is_over.is_set():
                     with contextlib.suppress(WorkerError):  # whoever needs one will hear of it
-                        self._spare = start_worker(), _environment()
+                        self._spare = start_worker(), environment()
                 spare = self._spare
             if spare is not None:
                 with contextlib.suppress(OSError, ValueError):  # it was ended meanwhile
@@ -130,7 +130,8 @@ def _end(worker: WorkerProcess) -> None:
     output.close()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """What a child process needs to import what this one would, without backtraces of llama.cpp."""
     paths = [path or os.getcwd() for path in sys.path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"}
 
