@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from orion_oie.backends.base import LoadedModel, LoadProgress, LoadSpec, OnProgress
 from orion_oie.cancellation import CancelScope
@@ -24,79 +23,12 @@ from orion_oie.eviction import (
     choose_victims,
     what_to_wait_for,
 )
+from orion_oie.leases import LEAST_RELOAD_S, Entry, Lease, Room, Ticket, check_leave, too_large
 from orion_oie.reports import ResidentModel
 
 Load = Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]
 
 _PRESSURE_POLL_S = 0.5
-_LEAST_RELOAD_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A model that is kept in memory while the lease is held."""
-
-    model: LoadedModel
-    is_cold: bool
-    load_ms: float
-    evicted: tuple[str, ...]
-    reserved_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Whether a model could be used now.
-
-    `victims`: what would be unloaded for it; empty when it is in memory. None: it must wait, until
-    the models of `blockers` are idle, while those of `idle` stay so, or until there is more memory
-    if that names none; unless it is not possible at all, beside what is pinned.
-    """
-
-    is_here: bool
-    victims: tuple[str, ...] | None = ()
-    blockers: tuple[str, ...] = ()
-    idle: tuple[str, ...] = ()
-    is_possible: bool = True
-
-
-@dataclass(eq=False)
-class _Entry:
-    spec: LoadSpec
-    last_used: int
-    size_bytes: int = 0
-    evicted: tuple[str, ...] = ()
-    reload_s: float = _LEAST_RELOAD_S
-    displaced_bytes: int = 0  # of models that are still being freed for this one
-    scope: CancelScope = field(default_factory=CancelScope)
-    users: int = 0
-    progress: LoadProgress | None = None
-    model: LoadedModel | None = None
-    error: BaseException | None = None
-    has_answered: bool = False
-    is_leaving: bool = False  # an abandoned load that ends, or a model that is being freed
-
-    @property
-    def is_loading(self) -> bool:
-        return self.model is None and self.error is None
-
-    @property
-    def is_in_use(self) -> bool:
-        return self.users > 0 or self.is_leaving
-
-    @property
-    def is_dead(self) -> bool:
-        return self.model is not None and not self.is_leaving and not self.model.is_alive()
-
-
-@dataclass(eq=False, slots=True)
-class _Ticket:
-    """A place in the line of those who wait for room; for a patient one nobody else waits. One with
-    `may_evict` does not wait itself."""
-
-    is_patient: bool
-    may_evict: Collection[str] | None = None
-    since: float = field(default_factory=time.monotonic)
-    pressed_since: float | None = None  # when the machine was first seen without memory
 
 
 class AgentPool:
@@ -130,9 +62,9 @@ class AgentPool:
         self._has_memory = has_memory
         self._pressure_wait_s = pressure_wait_s
         self._patience_s = patience_s
-        self._waiting_for_room: list[_Ticket] = []
+        self._waiting_for_room: list[Ticket] = []
         self._changed = threading.Condition()
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._pinned: set[str] = set()
         self.on_changed: Callable[[], None] = lambda: None
         self._uses = 0
@@ -161,7 +93,7 @@ class AgentPool:
             size_bytes = self._size_of(spec)
         undo = scope.on_cancel(self._notify)
         try:
-            ticket = _Ticket(is_patient, may_evict)
+            ticket = Ticket(is_patient, may_evict)
             entry, is_cold = self._join(spec, size_bytes, scope, ticket)
             try:
                 model = self._await_load(entry, scope, on_progress)
@@ -340,8 +272,8 @@ class AgentPool:
             return None if entry is None else entry.size_bytes
 
     def _join(
-        self, spec: LoadSpec, size_bytes: int, scope: CancelScope, ticket: _Ticket
-    ) -> tuple[_Entry, bool]:
+        self, spec: LoadSpec, size_bytes: int, scope: CancelScope, ticket: Ticket
+    ) -> tuple[Entry, bool]:
         """Become a user of the model's entry, making it (and starting the load) if there is none.
 
         Waits while the model's last load or use ends, while every model that could make room is in
@@ -364,7 +296,7 @@ class AgentPool:
                             ticket.pressed_since = None
                             victims = self._victims(spec, size_bytes)
                             if victims is not None and line[0] is ticket:
-                                _check_leave(spec, ticket, victims)
+                                check_leave(spec, ticket, victims)
                                 return self._begin_load(spec, size_bytes, victims), True
                         else:
                             timeout_s = _PRESSURE_POLL_S
@@ -372,7 +304,7 @@ class AgentPool:
                     elif not entry.is_leaving and not self._must_wait_behind_others(ticket):
                         entry.users += 1
                         return entry, entry.is_loading
-                    _check_leave(spec, ticket, None)
+                    check_leave(spec, ticket, None)
                     self._changed.wait(timeout_s)
             finally:
                 if ticket in line:
@@ -386,10 +318,10 @@ class AgentPool:
         victims = choose_victims(self._as_residents(), limits, size_bytes)
         settled = self._as_residents(is_settled=True)
         if victims is None and what_to_wait_for(settled, limits, size_bytes) is None:
-            raise _too_large(spec.key, size_bytes, limits, settled)
+            raise too_large(spec.key, size_bytes, limits, settled)
         return victims
 
-    def _check_patience(self, spec: LoadSpec, ticket: _Ticket) -> None:
+    def _check_patience(self, spec: LoadSpec, ticket: Ticket) -> None:
         now = time.monotonic()
         ticket.pressed_since = ticket.pressed_since or now
         if now - ticket.pressed_since > self._pressure_wait_s:
@@ -399,7 +331,7 @@ class AgentPool:
                 model=spec.key,
             )
 
-    def _must_wait_behind_others(self, ticket: _Ticket) -> bool:
+    def _must_wait_behind_others(self, ticket: Ticket) -> bool:
         """True when somebody who came before has waited for room for too long."""
         oldest = next((other for other in self._waiting_for_room if not other.is_patient), None)
         if oldest is None:
@@ -427,10 +359,10 @@ class AgentPool:
             for key, entry in self._entries.items()
         ]
 
-    def _begin_load(self, spec: LoadSpec, size_bytes: int, victims: list[str]) -> _Entry:
+    def _begin_load(self, spec: LoadSpec, size_bytes: int, victims: list[str]) -> Entry:
         self._uses += 1
         removed = [(key, self._entries[key]) for key in victims]
-        entry = _Entry(
+        entry = Entry(
             spec,
             self._uses,
             size_bytes,
@@ -449,7 +381,7 @@ class AgentPool:
         self._entries[spec.key] = entry
         return entry
 
-    def _run_load(self, entry: _Entry, removed: list[tuple[str, _Entry]]) -> None:
+    def _run_load(self, entry: Entry, removed: list[tuple[str, Entry]]) -> None:
         def on_progress(progress: LoadProgress) -> None:
             with self._changed:
                 entry.progress = progress
@@ -467,7 +399,7 @@ class AgentPool:
                 self._changed.notify_all()
             started = time.monotonic()
             model = self._load(entry.spec, entry.scope, on_progress)
-            entry.reload_s = max(_LEAST_RELOAD_S, round(time.monotonic() - started))
+            entry.reload_s = max(LEAST_RELOAD_S, round(time.monotonic() - started))
         except BaseException as caught:  # noqa: BLE001 (handed to those who wait for the load)
             error = caught
         with self._changed:
@@ -481,9 +413,7 @@ class AgentPool:
         if is_orphaned and model is not None:
             model.close(0.0)
 
-    def _await_load(
-        self, entry: _Entry, scope: CancelScope, on_progress: OnProgress
-    ) -> LoadedModel:
+    def _await_load(self, entry: Entry, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
         shown: LoadProgress | None = None
         while True:
             with self._changed:
@@ -498,7 +428,7 @@ class AgentPool:
             if shown is not None:
                 on_progress(shown)
 
-    def _leave(self, entry: _Entry) -> None:
+    def _leave(self, entry: Entry) -> None:
         with self._changed:
             entry.users -= 1
             self._uses += 1
@@ -511,36 +441,3 @@ class AgentPool:
             self.on_changed()
         if is_abandoned:
             entry.scope.cancel(RequestCancelledError("nobody waits for this load any more"))
-
-
-def _check_leave(spec: LoadSpec, ticket: _Ticket, victims: Collection[str] | None) -> None:
-    """Raise when a model is not wanted at the cost of these victims, or of waiting (None)."""
-    leave = ticket.may_evict
-    if leave is not None and (victims is None or not set(victims) <= set(leave)):
-        raise InsufficientMemoryError(f"there is no room for {spec.key} just now", model=spec.key)
-
-
-def _too_large(
-    key: str, size_bytes: int, limits: Limits, residents: list[Resident]
-) -> InsufficientMemoryError:
-    pinned = [resident for resident in residents if resident.is_pinned]
-    pinned_bytes = sum(resident.size_bytes for resident in pinned)
-    budget_bytes = limits.memory_bytes
-    held = ", ".join(f"{r.key} ({_mib(r.size_bytes)})" for r in pinned)
-    said = f"; pinned are {held}" if pinned else ""
-    there = "no limit" if budget_bytes is None else _mib(budget_bytes)
-    if limits.models is not None and len(pinned) >= limits.models:
-        said += f"; at most {limits.models} models may be in memory"
-    return InsufficientMemoryError(
-        f"{key} needs {_mib(size_bytes)}, and the memory budget is {there}{said}; use a smaller "
-        "variant or context_length, raise EngineConfig(memory_budget=...), or unpin",
-        model=key,
-        needed_bytes=size_bytes,
-        budget_bytes=budget_bytes,
-        pinned_bytes=pinned_bytes,
-        pinned=[resident.key for resident in pinned],
-    )
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:,.0f} MiB"

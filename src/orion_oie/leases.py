@@ -1,0 +1,114 @@
+"""What the pool keeps of each model, and what it gives to those who want one. Shapes, and the
+errors for whom there is no room; who gets what is the pool's business.
+"""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from orion_oie.backends.base import LoadedModel, LoadProgress, LoadSpec
+from orion_oie.cancellation import CancelScope
+from orion_oie.errors import InsufficientMemoryError
+from orion_oie.eviction import Limits, Resident
+from orion_oie.units import in_mib
+
+LEAST_RELOAD_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A model that is kept in memory while the lease is held."""
+
+    model: LoadedModel
+    is_cold: bool
+    load_ms: float
+    evicted: tuple[str, ...]
+    reserved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Whether a model could be used now.
+
+    `victims`: what would be unloaded for it; empty when it is in memory. None: it must wait, until
+    the models of `blockers` are idle, while those of `idle` stay so, or until there is more memory
+    if that names none; unless it is not possible at all, beside what is pinned.
+    """
+
+    is_here: bool
+    victims: tuple[str, ...] | None = ()
+    blockers: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
+    is_possible: bool = True
+
+
+@dataclass(eq=False)
+class Entry:
+    """A model in memory or on its way there."""
+
+    spec: LoadSpec
+    last_used: int
+    size_bytes: int = 0
+    evicted: tuple[str, ...] = ()
+    reload_s: float = LEAST_RELOAD_S
+    displaced_bytes: int = 0  # of models that are still being freed for this one
+    scope: CancelScope = field(default_factory=CancelScope)
+    users: int = 0
+    progress: LoadProgress | None = None
+    model: LoadedModel | None = None
+    error: BaseException | None = None
+    has_answered: bool = False
+    is_leaving: bool = False  # an abandoned load that ends, or a model that is being freed
+
+    @property
+    def is_loading(self) -> bool:
+        return self.model is None and self.error is None
+
+    @property
+    def is_in_use(self) -> bool:
+        return self.users > 0 or self.is_leaving
+
+    @property
+    def is_dead(self) -> bool:
+        return self.model is not None and not self.is_leaving and not self.model.is_alive()
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A place in the line of those who wait for room; for a patient one nobody else waits. One with
+    `may_evict` does not wait itself."""
+
+    is_patient: bool
+    may_evict: Collection[str] | None = None
+    since: float = field(default_factory=time.monotonic)
+    pressed_since: float | None = None  # when the machine was first seen without memory
+
+
+def check_leave(spec: LoadSpec, ticket: Ticket, victims: Collection[str] | None) -> None:
+    """Raise when a model is not wanted at the cost of these victims, or of waiting (None)."""
+    leave = ticket.may_evict
+    if leave is not None and (victims is None or not set(victims) <= set(leave)):
+        raise InsufficientMemoryError(f"there is no room for {spec.key} just now", model=spec.key)
+
+
+def too_large(
+    key: str, size_bytes: int, limits: Limits, residents: list[Resident]
+) -> InsufficientMemoryError:
+    """The error for a model that would not fit if all that may go went."""
+    pinned = [resident for resident in residents if resident.is_pinned]
+    pinned_bytes = sum(resident.size_bytes for resident in pinned)
+    budget_bytes = limits.memory_bytes
+    held = ", ".join(f"{r.key} ({in_mib(r.size_bytes)})" for r in pinned)
+    said = f"; pinned are {held}" if pinned else ""
+    there = "no limit" if budget_bytes is None else in_mib(budget_bytes)
+    if limits.models is not None and len(pinned) >= limits.models:
+        said += f"; at most {limits.models} models may be in memory"
+    return InsufficientMemoryError(
+        f"{key} needs {in_mib(size_bytes)}, and the memory budget is {there}{said}; use a smaller "
+        "variant or context_length, raise EngineConfig(memory_budget=...), or unpin",
+        model=key,
+        needed_bytes=size_bytes,
+        budget_bytes=budget_bytes,
+        pinned_bytes=pinned_bytes,
+        pinned=[resident.key for resident in pinned],
+    )
