@@ -15,8 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from orion_oie import guardrails, wiring
 from orion_oie.backends.base import Backend, Completion
 from orion_oie.breaker import BreakerBoard
@@ -46,7 +44,6 @@ from orion_oie.schemas import (
 )
 from orion_oie.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.telemetry import Counters
-from orion_oie.validation import problems_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,8 +217,10 @@ class OrionInferenceEngine:
         Raises what is wrong with the request, like `infer`.
         """
         self._check_usable()
-        checked = _checked_options(options)
-        route = self._route_of(self._checked_query(query, checked), checked)
+        checked = guardrails.checked_options(options)
+        route = self._route_of(
+            guardrails.checked_query(query, checked, self.config.max_query_chars), checked
+        )
         choices = self._choices(route.agent_id)
         order = self._answerer.order(choices)
         return self._planner.plan(route, choices, order, waiting=len(self._queue))
@@ -369,21 +368,14 @@ class OrionInferenceEngine:
 
     def _validate(self, request: Request, query: str, options: dict[str, Any]) -> None:
         request.lifecycle.move("validate")
-        request.options = _checked_options(options)
+        request.options = guardrails.checked_options(options)
         if request.options.deadline is not None:
             self._deadlines.watch(request.scope, request.options.deadline)
-        request.query = self._checked_query(query, request.options)
+        request.query = guardrails.checked_query(
+            query, request.options, self.config.max_query_chars
+        )
         seed = request.options.seed
         request.seed = int.from_bytes(os.urandom(4)) // 2 if seed is None else seed
-
-    def _checked_query(self, query: str, options: RequestOptions) -> str:
-        """The question as it is put; raises what is wrong with it or with what goes with it."""
-        limit = self.config.max_query_chars
-        query = guardrails.check_query(query, limit)
-        guardrails.check_history(options.conversation_history, limit)
-        guardrails.check_text(options.system_prompt or "", "system_prompt", limit)
-        _check_structure(options)
-        return query
 
     def _route(self, request: Request) -> None:
         request.lifecycle.move("route")
@@ -520,29 +512,6 @@ class OrionInferenceEngine:
                 f"the engine belongs to process {self._pid}, and this is its fork {os.getpid()}; "
                 "make an engine after forking"
             )
-
-
-def _checked_options(options: dict[str, Any]) -> RequestOptions:
-    try:
-        return RequestOptions.model_validate(options)
-    except ValidationError as error:
-        problems = problems_of(error, RequestOptions)
-        raise InvalidRequestError("; ".join(problems), problems=problems) from error
-
-
-def _check_structure(options: RequestOptions) -> None:
-    if options.json_schema is None and options.grammar is None:
-        return
-    if options.json_schema is not None and options.grammar is not None:
-        raise InvalidRequestError("json_schema and grammar exclude each other: pass one of them")
-    # Most requests want neither: a mere import of the library should not pay for them.
-    from orion_oie.structured.gbnf import check_grammar
-    from orion_oie.structured.json_schema import check_json_schema
-
-    if options.json_schema is not None:
-        check_json_schema(options.json_schema)
-    if options.grammar is not None:
-        check_grammar(options.grammar)
 
 
 def _told(error: BaseException) -> dict[str, str]:

@@ -1,12 +1,34 @@
-"""What may come in: a question and a history that a model can be given.
+"""What may come in: options, a question and a history that a model can be given.
 
 Checks shape and size. Judging intent is not done here.
 """
 
 from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.schemas import Message
+from orion_oie.schemas import Message, RequestOptions
+from orion_oie.validation import problems_of
+
+
+def checked_query(query: object, options: RequestOptions, max_chars: int) -> str:
+    """The question as it is put; raises what is wrong with it or with what goes with it."""
+    question = check_query(query, max_chars)
+    check_history(options.conversation_history, max_chars)
+    check_text(options.system_prompt or "", "system_prompt", max_chars)
+    _check_structure(options)
+    return question
+
+
+def checked_options(options: dict[str, Any]) -> RequestOptions:
+    """The keyword options of a request; raises `InvalidRequestError` with every problem."""
+    try:
+        return RequestOptions.model_validate(options)
+    except ValidationError as error:
+        problems = problems_of(error, RequestOptions)
+        raise InvalidRequestError("; ".join(problems), problems=problems) from error
 
 
 def check_query(query: object, max_chars: int) -> str:
@@ -46,3 +68,18 @@ def check_text(text: str, where: str, max_chars: int) -> None:
         raise InvalidRequestError(
             f"{where} is not valid Unicode: unpaired surrogate at index {error.start}"
         ) from error
+
+
+def _check_structure(options: RequestOptions) -> None:
+    if options.json_schema is None and options.grammar is None:
+        return
+    if options.json_schema is not None and options.grammar is not None:
+        raise InvalidRequestError("json_schema and grammar exclude each other: pass one of them")
+    # Most requests want neither: a mere import of the library should not pay for them.
+    from orion_oie.structured.gbnf import check_grammar
+    from orion_oie.structured.json_schema import check_json_schema
+
+    if options.json_schema is not None:
+        check_json_schema(options.json_schema)
+    if options.grammar is not None:
+        check_grammar(options.grammar)
