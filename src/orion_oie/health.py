@@ -3,14 +3,15 @@
 from typing import Literal
 
 from orion_oie.breaker import BreakerStats
+from orion_oie.embeddings.stats import EmbeddingStats
 from orion_oie.reports import Hardware, MemoryStats, ModelStats, PredictionStats
 from orion_oie.schemas import Schema
 from orion_oie.telemetry import RequestCounts
 
 
 class EngineStats(Schema):
-    """What an engine did and what it holds. `embeddings` is None, or an `EmbeddingStats` once
-    something was embedded."""
+    """What an engine did and what it holds. `embeddings` is None until something was
+    embedded."""
 
     requests: RequestCounts
     waiting: int
@@ -20,7 +21,7 @@ class EngineStats(Schema):
     prediction: PredictionStats
     breakers: dict[str, BreakerStats]
     hardware: Hardware
-    embeddings: object | None = None
+    embeddings: EmbeddingStats | None = None
 
 
 class Health(Schema):

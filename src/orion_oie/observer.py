@@ -1,11 +1,11 @@
 """Looks at the parts of an engine, for its statistics and its health. Changes nothing."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING
 
 from orion_oie import hardware
 from orion_oie.breaker import BreakerBoard, BreakerState
 from orion_oie.config import EngineConfig
+from orion_oie.embeddings.stats import EmbeddingStats
 from orion_oie.health import EngineStats
 from orion_oie.housekeeping import Housekeeper
 from orion_oie.memory import probe
@@ -16,9 +16,6 @@ from orion_oie.scheduling import RequestQueue
 from orion_oie.standings import Standings
 from orion_oie.telemetry import RequestCounts
 from orion_oie.watchdog import Activity, stuck
-
-if TYPE_CHECKING:  # with numpy, for who embeds something
-    from orion_oie.embeddings.stats import EmbeddingStats
 
 
 class Observer:
@@ -44,7 +41,7 @@ class Observer:
         self,
         requests: RequestCounts,
         prediction: PredictionStats,
-        embeddings: "EmbeddingStats | None",
+        embeddings: EmbeddingStats | None,
     ) -> EngineStats:
         """All of it, now."""
         models = {key: _model_stats(one) for key, one in self._keeper.pool.residents().items()}

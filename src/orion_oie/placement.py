@@ -21,6 +21,7 @@ from orion_oie.reports import VariantChoice
 from orion_oie.schemas import ModelInfo, VariantReport
 from orion_oie.sizing import ModelSizes
 from orion_oie.specs import AgentSpec, ModelSpec, VariantSpec
+from orion_oie.units import in_mib
 
 if TYPE_CHECKING:  # nothing of it is needed before something is fetched
     from orion_oie.downloads.cache import ModelCache
@@ -145,8 +146,7 @@ class Placement:
         ]
         if fitting:
             listed = ", ".join(
-                f"{c.variant} ({c.memory_bytes / 2**20:,.0f} MiB"
-                f"{'' if c.is_here else ', to be fetched'})"
+                f"{c.variant} ({in_mib(c.memory_bytes)}{'' if c.is_here else ', to be fetched'})"
                 for c in fitting
             )
             advice = f"of its variants, this would fit: {listed}"
@@ -162,6 +162,8 @@ class Placement:
         if told is None:
             return self._config.sharding
         update = {"num_shards": told.num_shards, "initial_shards": told.initial_shards}
+        if agent.sharding is not None and "enabled" in agent.sharding.model_fields_set:
+            update["enabled"] = agent.sharding.enabled
         return self._config.sharding.model_copy(update=update)
 
     def _pick(
