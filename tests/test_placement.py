@@ -159,6 +159,11 @@ def test_shards_as_the_agent_the_variant_and_the_engine_say(tmp_path: Path) -> N
     told = world.placement.load_spec(world.choice()).sharding
     assert told is not None
     assert (told.num_shards, told.initial_shards) == (7, 0)
+    assert told.enabled  # it said nothing of that
+    world.wish(sharding={"enabled": False, "num_shards": 7})
+    told = world.placement.load_spec(world.choice()).sharding
+    assert told is not None
+    assert not told.enabled
 
 
 def test_the_spec_says_all_that_the_engine_says(tmp_path: Path) -> None:
