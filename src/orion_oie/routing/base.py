@@ -1,20 +1,44 @@
 """The contract of a router: given a question, name the agent and say why.
 
-A router never raises for any text, never takes unbounded time, and never loads a model.
+A router never raises for any text, never takes unbounded time, and never loads a language model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from orion_oie.schemas import Route
+from orion_oie.schemas import Message, Route
 from orion_oie.specs import AgentSpec
 
 CONVERSATION = "conversation"
+VISION = "vision"
+
+
+@dataclass(frozen=True)
+class RouteContext:
+    """What is known besides the question.
+
+    images: how many are attached. session_id and history: the conversation so far; a router may
+    remember which agent answered in a session, but no text. wait_s: seconds until the model of an
+    agent could answer, 0 when it is in memory, None when it cannot be said. is_trial: nothing is
+    to be remembered of this call.
+    """
+
+    images: int = 0
+    session_id: str | None = None
+    history: Sequence[Message] = ()
+    wait_s: Callable[[str], float | None] | None = None
+    is_trial: bool = False
+
+
+NO_CONTEXT = RouteContext()
 
 
 class Router(Protocol):
     """Chooses an agent; the agents may change between calls."""
 
-    def route(self, query: str, agents: Mapping[str, AgentSpec]) -> Route:
+    def route(
+        self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext = NO_CONTEXT
+    ) -> Route:
         """The agent for `query` among `agents`, with scores and a confidence in [0, 1]."""
         ...

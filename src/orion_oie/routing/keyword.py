@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
-from orion_oie.routing.base import CONVERSATION
+from orion_oie.routing.base import CONVERSATION, NO_CONTEXT, RouteContext
 from orion_oie.routing.excerpt import excerpt
 from orion_oie.routing.features import measure
 from orion_oie.routing.language import Language, detect
@@ -176,10 +176,15 @@ class KeywordRouter:
         self.threshold = threshold
         self._compiled: dict[str, _CompiledHints] = {}
 
-    def route(self, query: str, agents: Mapping[str, AgentSpec]) -> Route:
+    def route(
+        self,
+        query: str,
+        agents: Mapping[str, AgentSpec],
+        context: RouteContext = NO_CONTEXT,  # noqa: ARG002 (it looks at the question alone)
+    ) -> Route:
         """The agent for `query`, with the evidence for every agent, best first."""
         language = detect(query)
-        candidates = self._candidates(query, language, agents)
+        candidates = self.candidates(query, language, agents)
         best = candidates[0] if candidates else RouteCandidate(agent_id=CONVERSATION, score=0.0)
         confidence = _confidence(candidates)
         if candidates and best.score > 0 and confidence >= self.threshold:
@@ -195,9 +200,10 @@ class KeywordRouter:
             candidates=candidates,
         )
 
-    def _candidates(
+    def candidates(
         self, query: str, language: Language, agents: Mapping[str, AgentSpec]
     ) -> list[RouteCandidate]:
+        """The evidence for every agent, best first; `language` is that of the question."""
         whole = excerpt(query)
         near = excerpt(whole, NEAR_HEAD_CHARS, NEAR_TAIL_CHARS)
         texts = [_Text(near)] if near is whole else [_Text(near), _Text(whole)]

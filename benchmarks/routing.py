@@ -1,0 +1,388 @@
+"""How well, how fast and how lean the router routes; semantic-router as a peer.
+
+Prompts: benchmarks/routing/own.jsonl and conversations.jsonl, written for this project and never
+trained on; with --dev also real prompts from public sources, each source by a model that was
+trained without it. --quick leaves out the peer and the training. Needs the dev extra, and Linux.
+"""
+
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import _report
+import numpy as np
+import psutil
+from _report import Row, row
+
+from orion_oie.backends.base import LoadSpec
+from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.cancellation import CancelScope
+from orion_oie.embeddings.gguf import GGUFEmbedder
+from orion_oie.registry import ModelRegistry
+from orion_oie.routing.base import RouteContext
+from orion_oie.routing.evaluation import (
+    Judged,
+    Score,
+    agent_of,
+    bins,
+    confusion,
+    judged,
+    score,
+)
+from orion_oie.routing.fitting import Example, read_examples
+from orion_oie.routing.hybrid import HybridRouter
+from orion_oie.routing.linear import shipped_model
+from orion_oie.routing.profiles import text_to_embed
+from orion_oie.routing.prompt import read
+from orion_oie.schemas import ModelInfo
+from orion_oie.specs import AgentSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
+import train_router  # noqa: E402
+from minilm import write_minilm  # noqa: E402
+
+SETS = ROOT / "benchmarks" / "routing"
+DEV = ROOT.parent / "shared" / "data" / "routing_dev.jsonl"
+HEAD = train_router.HEAD
+INFO = ModelInfo(model_id=HEAD, variant="f16", name="MiniLM", version="2", license="apache-2.0")
+Agents = Mapping[str, AgentSpec]
+
+# What a process takes before and after its first routes.
+CHILD = """
+import json, psutil, sys
+from orion_oie.registry import ModelRegistry
+agents = ModelRegistry.load(sys.argv[1]).agents
+process = psutil.Process()
+before = process.memory_full_info()
+from orion_oie.routing.hybrid import HybridRouter
+router = HybridRouter()
+for text in json.load(sys.stdin):
+    router.route(text, agents)
+after = process.memory_full_info()
+print(json.dumps([after.uss - before.uss, after.rss - before.rss]))
+"""
+
+
+class Known:
+    """An embedder for a measurement of accuracy: vectors that were computed before."""
+
+    name = HEAD
+
+    def __init__(self, texts: Sequence[str], vectors: train_router.Floats) -> None:
+        self._vectors = dict(zip(texts, vectors, strict=True))
+
+    def is_ready(self) -> bool:
+        return True
+
+    def embed(self, texts: Sequence[str]) -> train_router.Floats:
+        return np.array([self._vectors[text] for text in texts], np.float32)
+
+
+class Worker:
+    """An embedder of the router over a model in a worker."""
+
+    name = HEAD
+
+    def __init__(self, embedder: GGUFEmbedder) -> None:
+        self._embedder = embedder
+        self.ms: list[float] = []
+
+    def is_ready(self) -> bool:
+        return True
+
+    def embed(self, texts: Sequence[str]) -> train_router.Floats:
+        started = time.perf_counter()
+        vectors = self._embedder.embed(texts, CancelScope())
+        self.ms.append((time.perf_counter() - started) * 1e3)
+        return vectors
+
+
+@contextmanager
+def minilm_worker() -> Iterator[GGUFEmbedder]:
+    with tempfile.TemporaryDirectory(prefix="orion-routing-") as folder:
+        spec = LoadSpec(INFO, (write_minilm(Path(folder) / "minilm.gguf"),), is_embedding=True)
+        embedder = GGUFEmbedder(LlamaBackend().load, spec)
+        try:
+            yield embedder
+        finally:
+            embedder.close()
+
+
+# -- accuracy
+
+
+def known(examples: Sequence[Example]) -> Known:
+    texts = [text_to_embed(read(one.text)) for one in examples]
+    return Known(texts, train_router.vectors_of(texts))
+
+
+def accuracy_rows(name: str, found: Score, *, lenient: float | None, bars: bool) -> list[Row]:
+    rows = [
+        row(f"{name}, lenient", [found.lenient], "", bar=lenient),
+        row(f"{name}, strict", [found.strict], ""),
+    ]
+    calibration = 0.05 if bars else None
+    rows.append(
+        row(
+            f"{name}, calibration error",
+            [found.calibration_error],
+            "",
+            bar=calibration,
+            higher_is_better=False,
+        )
+    )
+    right, covered = (0.97, 0.65) if bars else (None, None)
+    rows.append(row(f"{name}, right at >= .55", [found.confident_right], "", bar=right))
+    rows.append(row(f"{name}, coverage at >= .55", [found.coverage], "", bar=covered))
+    return rows
+
+
+def own_rows(agents: Agents, kept: dict[str, Any]) -> list[Row]:
+    examples = read_examples(SETS / "own.jsonl")
+    rows = []
+    for name, embedder, bar in (("core", None, 0.88), ("embeddings", known(examples), 0.92)):
+        found = judged(HybridRouter(embedder=embedder), examples, agents)
+        rows += accuracy_rows(f"own set, {name}", score(found), lenient=bar, bars=False)
+        kept[f"own, {name}"] = picture(found)
+    return rows
+
+
+def dev_rows(agents: Agents, path: Path, kept: dict[str, Any]) -> list[Row]:
+    """Each source by a model that was trained without it. The hints of the registry were written
+    with these prompts in sight, so they are left out, and shown for information."""
+    rows = train_router.rows_of(train_router.OWN) + train_router.rows_of(path, is_extra=True)
+    texts = [text_to_embed(read(one.example.text)) for one in rows]
+    vectors = train_router.vectors_of(texts)
+    embedder = Known(texts, vectors)
+    found: dict[str, list[Judged]] = {}
+    for train, test in train_router.folds(rows, train_router.FOLDS):
+        some = [one for one, is_in in zip(rows, train, strict=True) if is_in]
+        model = train_router.trained(some, vectors[train])
+        model = replace(model, calibration=shipped_model().calibration)
+        held = [one.example for one, is_in in zip(rows, test, strict=True) if is_in]
+        for name, router in (
+            ("core", HybridRouter(model=model, enable_hints=False)),
+            ("core and hints", HybridRouter(model=model)),
+            ("embeddings", HybridRouter(model=model, enable_hints=False, embedder=embedder)),
+            ("embeddings and hints", HybridRouter(model=model, embedder=embedder)),
+        ):
+            found.setdefault(name, []).extend(judged(router, held, agents))
+    result = []
+    bars = {"core": 0.84, "embeddings": 0.90}
+    for name, all_judged in found.items():
+        result += accuracy_rows(
+            f"real prompts, {name}",
+            score(all_judged),
+            lenient=bars.get(name),
+            bars=name == "embeddings",
+        )
+        kept[f"real, {name}"] = picture(all_judged)
+    return result
+
+
+def picture(found: Sequence[Judged]) -> dict[str, Any]:
+    """What the plots show."""
+    return {
+        "confusion": [[*pair, count] for pair, count in sorted(confusion(found).items())],
+        "bins": bins(found),
+    }
+
+
+# -- conversations
+
+
+def conversation_rows(agents: Agents) -> list[Row]:
+    """A wrong switch: a turn that goes to another agent than the turn before, and should not have
+    gone there. A missed one: a turn that stays, and should not have."""
+    lines = (SETS / "conversations.jsonl").read_text("utf-8").split("\n")
+    conversations = [json.loads(line) for line in lines if line.strip()]
+    turns = [turn for one in conversations for turn in one["turns"]]
+    embedder = known([Example(turn["text"], turn["label"]) for turn in turns])
+    rows = []
+    for name, used in (("core", None), ("embeddings", embedder)):
+        wrong = missed = right = switched = 0
+        router = HybridRouter(embedder=used)
+        for conversation in conversations:
+            before = None
+            for turn in conversation["turns"]:
+                context = RouteContext(turn.get("images", 0), conversation["id"])
+                agent_id = router.route(turn["text"], agents, context).agent_id
+                accepted = {agent_of(label) for label in turn["labels"]}
+                is_right = agent_id in accepted
+                right += is_right
+                if before is not None:
+                    switched += agent_id != before
+                    wrong += agent_id != before and not is_right
+                    missed += agent_id == before and not is_right
+                before = agent_id
+        count = len(turns)
+        bar = 0.03
+        what = f"conversations, {name}"
+        rows += [
+            row(f"{what}, wrong switches", [wrong / count], "", bar=bar, higher_is_better=False),
+            row(f"{what}, wrongly stayed", [missed / count], "", higher_is_better=False),
+            row(f"{what}, turns routed right", [right / count], ""),
+            row(f"{what}, switches", [switched / count], "", higher_is_better=False),
+        ]
+    return rows
+
+
+# -- speed and memory
+
+
+def timed(router: HybridRouter, texts: Sequence[str], agents: Agents) -> list[float]:
+    for text in texts[:50]:
+        router.route(text, agents)
+    found = []
+    for text in texts:
+        started = time.perf_counter()
+        router.route(text, agents)
+        found.append((time.perf_counter() - started) * 1e3)
+    return found
+
+
+def percentile_rows(
+    what: str, rounds: Sequence[Sequence[float]], bars: tuple[float, float]
+) -> list[Row]:
+    return [
+        row(
+            f"{what}, {name}",
+            [float(np.percentile(one, share)) for one in rounds],
+            "ms",
+            bar=bar,
+            higher_is_better=False,
+        )
+        for name, share, bar in zip(("p50", "p95"), (50, 95), bars, strict=True)
+    ]
+
+
+def speed_rows(agents: Agents, texts: Sequence[str], rounds: int) -> list[Row]:
+    gc.collect()
+    core = [timed(HybridRouter(), texts, agents) for _ in range(rounds)]
+    rows = percentile_rows("core, a prompt", core, (0.5, 3.0))
+    long = [
+        "Summarize this report.\n\n" + "The harbour was quiet that year. " * 1_700
+        for _ in range(20)
+    ]
+    rows.append(
+        row(
+            "core, 50,000 characters",
+            [max(timed(HybridRouter(), long, agents)) for _ in range(rounds)],
+            "ms",
+            bar=5.0,
+            higher_is_better=False,
+        )
+    )
+    with minilm_worker() as embedder:
+        worker = Worker(embedder)
+        with_vectors, alone = [], []
+        for _ in range(rounds):
+            router = HybridRouter(embedder=worker)
+            timed(router, texts[:60], agents)
+            worker.ms.clear()
+            with_vectors.append(timed(router, texts, agents))
+            alone.append(float(np.median(worker.ms)))
+            share = len(worker.ms) / (len(texts) + 50)
+        assert embedder.pid is not None
+        memory = psutil.Process(embedder.pid).memory_full_info()
+    rows += percentile_rows("with embeddings, a prompt", with_vectors, (2.0, 15.0))
+    rows += [
+        row("embedding stage alone, median", alone, "ms", bar=5.0, higher_is_better=False),
+        row("prompts that reach the embedding stage", [share], "", higher_is_better=False),
+        row(
+            "embedding stage, memory (pss)",
+            [memory.pss / 1e6],
+            "MB",
+            bar=120.0,
+            higher_is_better=False,
+        ),
+    ]
+    return rows
+
+
+def memory_rows(texts: Sequence[str]) -> list[Row]:
+    found = []
+    for _ in range(3):
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, str(ROOT / "models.json")],
+            input=json.dumps(list(texts[:300])),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(json.loads(child.stdout)[0] / 1e6)
+    return [
+        row("core router, memory, numpy included", found, "MB", bar=20.0, higher_is_better=False)
+    ]
+
+
+# -- the peer
+
+
+def peer_rows(path: Path) -> list[Row]:
+    """All of the real prompts are its utterances, as they are among our training prompts; both are
+    asked the own set."""
+    from _semantic_router import semantic_router_labels
+
+    train = [{"text": e.text, "label": agent_of(e.label)} for e in read_examples(path)]
+    examples = read_examples(SETS / "own.jsonl")
+    agents = ModelRegistry.load(ROOT / "models.json").agents
+    texts = [example.text for example in examples]
+    ours = score(judged(HybridRouter(embedder=known(examples)), examples, agents))
+    core = score(judged(HybridRouter(), examples, agents))
+    rows = []
+    for aggregation, bar in ((None, 0.15), ("sum", None)):
+        result = semantic_router_labels(train, texts, aggregation=aggregation)
+        labels = ["conversation" if label == "none" else label for label in result.labels]
+        lenient = sum(
+            label in {agent_of(one) for one in example.accepted}
+            for label, example in zip(labels, examples, strict=True)
+        ) / len(examples)
+        what = f"semantic-router {result.version}, {aggregation or 'its defaults'}"
+        rows += [
+            row(f"{what}, own set, lenient", [lenient], ""),
+            row(f"ours - {what}, lenient", [ours.lenient - lenient], "", bar=bar),
+            row(f"core - {what}, lenient", [core.lenient - lenient], ""),
+            row(
+                f"{what}, a prompt, p50",
+                [float(np.median(result.ms))],
+                "ms",
+                higher_is_better=False,
+            ),
+        ]
+    return rows
+
+
+def main() -> int:
+    options = _report.options(__doc__ or "", data=True)
+    agents = ModelRegistry.load(ROOT / "models.json").agents
+    kept: dict[str, Any] = {}
+    rows = own_rows(agents, kept) + conversation_rows(agents)
+    texts = [one.text for one in read_examples(SETS / "own.jsonl")]
+    if DEV.exists():
+        texts += [one.text for one in read_examples(DEV)]
+    texts = texts[::4] if options.quick else texts
+    rows += speed_rows(agents, texts, rounds=1 if options.quick else 3) + memory_rows(texts)
+    if options.quick:
+        print("the real prompts and the peer are left out of a quick run")
+    elif not DEV.exists():
+        print(f"{DEV} is not here: the real prompts and the peer are left out")
+    else:
+        rows += dev_rows(agents, DEV, kept)
+        rows += peer_rows(DEV)
+    if options.data:
+        options.data.write_text(json.dumps(kept), encoding="utf-8")
+    return _report.report(rows, options.json)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

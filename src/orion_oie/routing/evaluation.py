@@ -1,0 +1,112 @@
+"""How good a router is: accuracy, calibration, confusion, on labelled prompts.
+
+Strict: the route is the best label. Lenient: it is one of the acceptable ones.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from orion_oie.routing.base import RouteContext, Router
+from orion_oie.routing.fitting import Example
+from orion_oie.routing.profiles import AGENT_TOPICS
+from orion_oie.schemas import Route
+from orion_oie.specs import AgentSpec
+
+_BINS = 10
+CONFIDENT = 0.55
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One prompt, where it went, and the agents that could have had it, the best first."""
+
+    example: Example
+    route: Route
+    agents: tuple[str, ...]
+
+    @property
+    def is_best(self) -> bool:
+        return self.route.agent_id == self.agents[0]
+
+    @property
+    def is_right(self) -> bool:
+        return self.route.agent_id in self.agents
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares in [0, 1]. `calibration_error`: the mean gap between confidence and the share of right
+    (lenient) routes over ten bins of equal width, weighted by their sizes (Naeini et al., 2015);
+    `confident_right`: the share of right ones at a confidence of 0.55 or more, and `coverage` the
+    share of prompts that reach it."""
+
+    count: int
+    strict: float
+    lenient: float
+    calibration_error: float
+    confident_right: float
+    coverage: float
+
+
+def judged(
+    router: Router, examples: Iterable[Example], agents: Mapping[str, AgentSpec]
+) -> list[Judged]:
+    """Route every example, each for itself."""
+    return [
+        Judged(
+            example,
+            router.route(example.text, agents, RouteContext(images=example.images, is_trial=True)),
+            tuple(dict.fromkeys(agent_of(label) for label in example.accepted)),
+        )
+        for example in examples
+    ]
+
+
+def agent_of(label: str) -> str:
+    """The agent that a label stands for: `math` and `logic` are `reasoning`'s."""
+    return next((agent for agent, topics in AGENT_TOPICS.items() if label in topics), label)
+
+
+def score(found: Sequence[Judged]) -> Score:
+    """The figures of some judged prompts. Raises `ValueError` for none."""
+    if not found:
+        raise ValueError("there is nothing to score")
+    sure = [one for one in found if one.route.confidence >= CONFIDENT]
+    return Score(
+        len(found),
+        _share(one.is_best for one in found),
+        _share(one.is_right for one in found),
+        sum(abs(right - mean) * size for mean, right, size in bins(found)) / len(found),
+        _share(one.is_right for one in sure),
+        len(sure) / len(found),
+    )
+
+
+def bins(found: Sequence[Judged], count: int = _BINS) -> list[tuple[float, float, int]]:
+    """For each bin of confidence that has any: the mean confidence, the share of right ones, the
+    size."""
+    held: dict[int, list[Judged]] = {}
+    for one in found:
+        held.setdefault(min(count - 1, int(one.route.confidence * count)), []).append(one)
+    return [
+        (
+            sum(one.route.confidence for one in held[number]) / len(held[number]),
+            _share(one.is_right for one in held[number]),
+            len(held[number]),
+        )
+        for number in sorted(held)
+    ]
+
+
+def confusion(found: Sequence[Judged]) -> Counter[tuple[str, str]]:
+    """How often a prompt that an agent should have went to another, as (should, did). A route to
+    any acceptable agent counts as right."""
+    return Counter(
+        (one.route.agent_id if one.is_right else one.agents[0], one.route.agent_id) for one in found
+    )
+
+
+def _share(truths: Iterable[bool]) -> float:
+    values = list(truths)
+    return sum(values) / len(values) if values else 0.0

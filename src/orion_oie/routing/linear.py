@@ -1,0 +1,256 @@
+"""A small linear model that gives each topic of a prompt a score: softmax regression on hashed
+n-grams and signals, and a second one on the vector of an embedding model.
+
+What it knows comes from `weights.npz`, which `scripts/train_router.py` makes, or from
+`fitting.py`. It knows topics, not agents. Imports numpy: import it when something is to be routed.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orion_oie.errors import InvalidRequestError
+from orion_oie.routing.ngrams import BUCKETS, Grams
+from orion_oie.routing.signals import SIGNALS
+
+TOPICS = (
+    "conversation",
+    "code",
+    "creative",
+    "multilingual",
+    "math",
+    "logic",
+    "data",
+    "vision",
+)
+_FORMAT = 1
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the vector of one embedding model says: shape (dimensions + signals, topics)."""
+
+    weights: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How scores become probabilities, fitted on prompts that the weights were not fitted on.
+
+    The logits of the n-grams alone are multiplied by `alone`; with a vector, those of both by
+    `grams` and `vector` and added up. The confidence in the best agent, of probability p, is
+    1 / (1 + exp(-(a * log(p / (1 - p)) + b))), with the pair (a, b) of its stage
+    (J. Platt, "Probabilistic outputs for support vector machines", 1999).
+    """
+
+    alone: float = 1.0
+    grams: float = 0.75
+    vector: float = 0.75
+    confidence_alone: tuple[float, float] = (1.0, 0.0)
+    confidence_fused: tuple[float, float] = (1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Weights of shape (BUCKETS, topics) and (signals, topics), a bias for each topic, a head for
+    each embedding model by its name, and `rarity`, shape (BUCKETS,): the inverse document
+    frequency of each bucket, for comparing texts."""
+
+    topics: tuple[str, ...]
+    gram_weights: Floats
+    signal_weights: Floats
+    bias: Floats
+    rarity: Floats
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def logits(self, grams: Grams, signals: Floats) -> Floats:
+        """The scores of the topics from n-grams and signals, shape (topics,)."""
+        found = grams.values @ self.gram_weights[grams.buckets]
+        logits: Floats = found + signals @ self.signal_weights + self.bias
+        return logits
+
+    def vector_logits(self, name: str, vector: Floats, signals: Floats) -> Floats | None:
+        """The scores from the vector of the embedding model `name`; None when there is no head."""
+        head = self.heads.get(name)
+        if head is None or head.weights.shape[0] != len(vector) + len(signals):
+            return None
+        logits: Floats = np.concatenate([vector, signals]) @ head.weights + head.bias
+        return logits
+
+    def reasons(
+        self, grams: Grams, signals: Floats, topic: int, other: int, most: int = 5
+    ) -> dict[str, float]:
+        """The words, phrases and signals that count most for one topic against another."""
+        difference = self.gram_weights[grams.name_buckets]
+        value_of = dict(zip(grams.buckets.tolist(), grams.values.tolist(), strict=True))
+        gains = (difference[:, topic] - difference[:, other]).tolist()
+        counts: dict[str, float] = {}
+        for name, bucket, gain in zip(grams.names, grams.name_buckets.tolist(), gains, strict=True):
+            if any(map(str.isalpha, name)):
+                counts[name] = gain * value_of[bucket]
+        shape = (self.signal_weights[:, topic] - self.signal_weights[:, other]) * signals
+        for name, gain in zip(SIGNALS, shape.tolist(), strict=True):
+            if gain and not name.startswith("length"):
+                counts[f"shape: {name.replace('_', ' ')}"] = gain
+        best = sorted(counts.items(), key=lambda item: -item[1])[:most]
+        return {name: round(gain, 3) for name, gain in best if gain > 0.01}
+
+    def similarity(self, first: Grams, second: Grams) -> float:
+        """The cosine of two texts, each n-gram counted by how rare it is, in [0, 1]."""
+        one = first.values * self.rarity[first.buckets]
+        two = second.values * self.rarity[second.buckets]
+        norms = float(np.sqrt((one @ one) * (two @ two)))
+        if norms == 0:
+            return 0.0
+        _, at_one, at_two = np.intersect1d(
+            first.buckets, second.buckets, assume_unique=True, return_indices=True
+        )
+        return float(one[at_one] @ two[at_two]) / norms
+
+    def with_topics(self, topics: tuple[str, ...]) -> "LinearModel":
+        """The same model that also knows further topics, so far without any evidence for them."""
+        new = tuple(topic for topic in topics if topic not in self.topics)
+        if not new:
+            return self
+
+        def wider(weights: Floats, fill: float = 0.0) -> Floats:
+            shape = (*weights.shape[:-1], len(new))
+            return np.concatenate([weights, np.full(shape, fill, np.float32)], axis=-1)
+
+        heads = {
+            name: Head(wider(head.weights), wider(head.bias, _UNSEEN))
+            for name, head in self.heads.items()
+        }
+        return replace(
+            self,
+            topics=(*self.topics, *new),
+            gram_weights=wider(self.gram_weights),
+            signal_weights=wider(self.signal_weights),
+            bias=wider(self.bias, _UNSEEN),
+            heads=heads,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write all of it as one .npz file without pickles; returns its path."""
+        calibration = self.calibration
+        facts = {
+            "format": _FORMAT,
+            "topics": list(self.topics),
+            "signals": list(SIGNALS),
+            "heads": list(self.heads),
+            "calibration": {
+                "alone": calibration.alone,
+                "grams": calibration.grams,
+                "vector": calibration.vector,
+                "confidence_alone": list(calibration.confidence_alone),
+                "confidence_fused": list(calibration.confidence_fused),
+            },
+            "about": dict(self.about),
+        }
+        arrays: dict[str, NDArray[Any]] = {
+            "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
+            "grams": self.gram_weights.astype(np.float16),
+            "signals": self.signal_weights,
+            "bias": self.bias,
+            "rarity": self.rarity.astype(np.float16),
+        }
+        for number, head in enumerate(self.heads.values()):
+            arrays[f"head{number}"] = head.weights.astype(np.float16)
+            arrays[f"head{number}_bias"] = head.bias
+        buffer = BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        target = Path(path)
+        part = target.with_name(f"{target.name}.part")
+        part.write_bytes(buffer.getvalue())
+        part.replace(target)
+        return target
+
+
+_UNSEEN = -4.0  # the bias of a topic that nothing was learned about
+
+
+def empty_model(topics: tuple[str, ...] = TOPICS) -> LinearModel:
+    """A model that knows nothing: every topic is as likely as another."""
+    width = len(topics)
+    return LinearModel(
+        topics,
+        np.zeros((BUCKETS, width), np.float32),
+        np.zeros((len(SIGNALS), width), np.float32),
+        np.zeros(width, np.float32),
+        np.ones(BUCKETS, np.float32),
+    )
+
+
+@cache
+def shipped_model() -> LinearModel:
+    """The model that comes with the package."""
+    return _read(BytesIO((files("orion_oie.routing") / "weights.npz").read_bytes()), "weights.npz")
+
+
+def load_model(path: str | os.PathLike[str]) -> LinearModel:
+    """A model that `LinearModel.save` wrote.
+
+    Raises `InvalidRequestError` for a file that is none, or of another version of the features.
+    """
+    try:
+        content = BytesIO(Path(path).read_bytes())
+    except OSError as error:
+        raise InvalidRequestError(f"the router's weights cannot be read: {error}") from error
+    return _read(content, os.fspath(path))
+
+
+def _read(content: BytesIO, name: str) -> LinearModel:
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
+            facts = json.loads(arrays["facts"].tobytes())
+            if facts["format"] != _FORMAT or facts["signals"] != list(SIGNALS):
+                raise InvalidRequestError(
+                    f"{name} holds weights for another version of the router: train them again"
+                )
+            model = LinearModel(
+                tuple(facts["topics"]),
+                arrays["grams"].astype(np.float32),
+                arrays["signals"].astype(np.float32),
+                arrays["bias"].astype(np.float32),
+                arrays["rarity"].astype(np.float32),
+                {
+                    head: Head(
+                        arrays[f"head{number}"].astype(np.float32),
+                        arrays[f"head{number}_bias"].astype(np.float32),
+                    )
+                    for number, head in enumerate(facts["heads"])
+                },
+                _calibration(facts["calibration"]),
+                facts["about"],
+            )
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise InvalidRequestError(f"{name} holds no weights of a router: {error}") from error
+    width = len(model.topics)
+    shapes = (model.gram_weights.shape, model.signal_weights.shape, model.bias.shape)
+    if shapes != ((BUCKETS, width), (len(SIGNALS), width), (width,)):
+        raise InvalidRequestError(f"{name} holds weights of the shapes {shapes}")
+    return model
+
+
+def _calibration(facts: Mapping[str, Any]) -> Calibration:
+    return Calibration(
+        float(facts["alone"]),
+        float(facts["grams"]),
+        float(facts["vector"]),
+        (float(facts["confidence_alone"][0]), float(facts["confidence_alone"][1])),
+        (float(facts["confidence_fused"][0]), float(facts["confidence_fused"][1])),
+    )

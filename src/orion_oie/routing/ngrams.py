@@ -1,0 +1,114 @@
+"""A text as hashed word and character n-grams: what the linear model of the router reads.
+
+Words give the sense, pieces of words the forms that were never seen. The instruction counts in
+full, the payload by its words alone and less. Digits count as 0, case does not count. Nothing is
+kept of a text but numbers of buckets. Imports numpy: import it when something is to be routed.
+
+The hash of words is CRC-32; of characters it is a polynomial over the code points in 64 bits with a
+multiplicative mix, computed for all positions at once.
+"""
+
+import re
+import zlib
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orion_oie.routing.excerpt import excerpt
+
+BITS = 15
+BUCKETS = 2 << BITS  # one table for words, one for pieces of words
+
+_MASK = (1 << BITS) - 1
+_SHORTEST, _LONGEST = 3, 5
+_SPELLED_CHARS = (600, 300)  # of the start and the end of an instruction
+_PAYLOAD_WORDS = 150
+_PAYLOAD_WEIGHT = 0.5
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_MIXER = np.uint64(0xBF58476D1CE4E5B9)
+_FOLD, _TOP = np.uint64(29), np.uint64(40)
+
+_WORD = re.compile(r"[^\W\d_]{1,40}(?:'[a-z]+)?|\d+|[^\w\s]")
+_DIGIT = re.compile(r"\d")
+
+
+class Grams(NamedTuple):
+    """Buckets, each once, with values; and the word n-grams that have a name, with their buckets.
+
+    buckets: shape (n,), in [0, BUCKETS). values: shape (n,), float32. The words, the pieces and the
+    payload each have length one (the payload: less) before they are added up.
+    """
+
+    buckets: NDArray[np.int64]
+    values: NDArray[np.float32]
+    names: list[str]
+    name_buckets: NDArray[np.int64]
+
+
+def grams(instruction: str, payload: str = "") -> Grams:
+    """The n-grams of a prompt whose parts are told apart, each part an excerpt at most."""
+    words = _words(instruction)
+    names = _word_grams(words)
+    named = _hashed(names)
+    parts = [_counted(named, 1.0)]
+    pieces = _pieces(excerpt(instruction, *_SPELLED_CHARS))
+    if len(pieces):
+        parts.append(_counted(pieces + (1 << BITS), 1.0))
+    if payload:
+        about = _words(payload)[:_PAYLOAD_WORDS]
+        parts.append(_counted(_hashed([f"in {word}" for word in about]), _PAYLOAD_WEIGHT))
+    buckets = np.concatenate([part[0] for part in parts])
+    values = np.concatenate([part[1] for part in parts])
+    return Grams(buckets, values, names, named)
+
+
+def _words(text: str) -> list[str]:
+    """Lower-case words and signs; a number is 0."""
+    found: list[str] = _WORD.findall(text.lower())
+    return ["0" if word[0].isdigit() else word for word in found]
+
+
+def _word_grams(words: list[str]) -> list[str]:
+    """Words, neighbours, and how the text begins and ends: `write a ...`, `... of it ?`."""
+    grams = list(words)
+    grams += [f"{first} {second}" for first, second in pairwise(words)]
+    if words:
+        grams += [f"{' '.join(words[:count])} ..." for count in (1, 2, 3)]
+        grams += [f"... {' '.join(words[-count:])}" for count in (1, 2)]
+    return grams
+
+
+def _hashed(names: list[str]) -> NDArray[np.int64]:
+    crc = zlib.crc32
+    return np.array(
+        [crc(name.encode("utf-8", "surrogatepass")) & _MASK for name in names], np.int64
+    )
+
+
+def _pieces(text: str) -> NDArray[np.int64]:
+    """Hashes of all runs of three to five characters."""
+    spaced = f" {_DIGIT.sub('0', ' '.join(text.lower().split()))} "
+    points = np.frombuffer(spaced.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    found: list[NDArray[np.uint64]] = []
+    rolled = points
+    for length in range(2, _LONGEST + 1):
+        if len(points) < length:
+            break
+        rolled = rolled[:-1] * _MULTIPLIER + points[length - 1 :]
+        if length >= _SHORTEST:
+            found.append(((rolled ^ (rolled >> _FOLD)) * _MIXER) >> _TOP)
+    if not found:
+        return np.empty(0, np.int64)
+    return (np.concatenate(found) & np.uint64(_MASK)).astype(np.int64)
+
+
+def _counted(
+    hashes: NDArray[np.int64], length: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Each bucket once; its value grows with the logarithm of its count."""
+    buckets, counts = np.unique(hashes, return_counts=True)
+    values = 1.0 + np.log(counts)
+    norm = float(np.sqrt(values @ values)) or 1.0
+    return buckets, (values * (length / norm)).astype(np.float32)

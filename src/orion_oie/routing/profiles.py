@@ -1,0 +1,166 @@
+"""What a router knows of an agent before any question: its topics, its examples as n-grams and
+vectors, and which topics they belong to.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from orion_oie.specs import AgentSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from orion_oie.routing.linear import LinearModel
+    from orion_oie.routing.ngrams import Grams
+    from orion_oie.routing.prompt import Prompt
+
+# The agents whose topics go by other names.
+AGENT_TOPICS: Mapping[str, tuple[str, ...]] = {"reasoning": ("math", "logic")}
+
+# Cosines: hardly alike below the first number, as good as the same from the second on.
+_SPELLED_ALIKE = (0.15, 0.6)
+_MEANT_ALIKE = (0.35, 0.75)
+_KEY_BYTES = 16
+
+
+class Embedder(Protocol):
+    """What the embedding stage embeds with."""
+
+    @property
+    def name(self) -> str:
+        """The embedding model, such as `all-minilm-l6-v2`: weights are kept by this name."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether the model is here to be used."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+        """Unit vectors, shape (texts, dimensions). Raises what the model raises."""
+        ...
+
+
+def topics_of(agent_id: str, spec: AgentSpec, known: Sequence[str]) -> tuple[str, ...]:
+    """The topics that an agent owns: those that its hints name, else those that go by its id."""
+    if spec.routing.topics is not None:
+        return tuple(topic for topic in spec.routing.topics if topic in known)
+    names = (agent_id,) if agent_id in known else AGENT_TOPICS.get(agent_id, ())
+    return tuple(topic for topic in names if topic in known)
+
+
+class Profile:
+    """One agent, as far as a model of topics sees it."""
+
+    def __init__(self, agent_id: str, spec: AgentSpec, model: "LinearModel") -> None:
+        from orion_oie.routing.prompt import read
+
+        self.spec = spec
+        self.model = model
+        self.owns = topics_of(agent_id, spec, model.topics)
+        self.examples = tuple(spec.routing.examples)
+        prompts = [read(example) for example in self.examples]
+        self._grams: list[Grams] = [prompt.grams for prompt in prompts]
+        self.affinity = _affinity(prompts, model)
+
+    def is_of(self, spec: AgentSpec, model: "LinearModel") -> bool:
+        """Whether nothing has changed since."""
+        return self.model is model and (self.spec is spec or self.spec == spec)
+
+    def spelled_alike(self, prompt: "Prompt") -> float:
+        """How alike the nearest example is by its words, in [0, 1]."""
+        nearest = max(
+            (self.model.similarity(prompt.grams, one) for one in self._grams), default=0.0
+        )
+        return _between(nearest, _SPELLED_ALIKE)
+
+
+def meant_alike(vector: "NDArray[np.float32]", examples: "NDArray[np.float32]") -> float:
+    """How alike the nearest example is by its vector, in [0, 1]. `examples`: (examples, dims)."""
+    return _between(float((examples @ vector).max()), _MEANT_ALIKE) if len(examples) else 0.0
+
+
+def _between(value: float, ends: tuple[float, float]) -> float:
+    low, high = ends
+    return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def _affinity(prompts: "Sequence[Prompt]", model: "LinearModel") -> dict[str, float]:
+    """How much of each topic could belong to an agent with these examples: all of any without."""
+    if not prompts:
+        return dict.fromkeys(model.topics, 1.0)
+    import numpy as np
+
+    from orion_oie.routing.fitting import softmax
+
+    logits = np.array([model.logits(prompt.grams, prompt.signals) for prompt in prompts])
+    mean = softmax(logits).mean(axis=0)
+    highest = float(mean.max())
+    return {topic: float(value) / highest for topic, value in zip(model.topics, mean, strict=True)}
+
+
+class Prototypes:
+    """The vectors of the examples of agents, embedded once and kept in a folder by a digest of the
+    model's name and the texts. Thread-safe."""
+
+    def __init__(self, embedder: Embedder, folder: Path | None) -> None:
+        self._embedder = embedder
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def vectors(self, examples: Sequence[str]) -> "NDArray[np.float32]":
+        """Shape (examples, dimensions). Raises what the embedding raises."""
+        import numpy as np
+
+        key = self._key(examples)
+        with self._lock:
+            if key in self._known:
+                return self._known[key]
+        vectors = self._kept(key, len(examples))
+        if vectors is None:
+            vectors = self._embedder.embed([_shortened(text) for text in examples])
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                part = self._folder / f"{key}.part.npy"
+                np.save(part, vectors.astype(np.float16), allow_pickle=False)
+                part.replace(self._folder / f"{key}.npy")
+        with self._lock:
+            self._known[key] = vectors
+        return vectors
+
+    def _key(self, examples: Sequence[str]) -> str:
+        digest = blake2b(digest_size=_KEY_BYTES)
+        for text in (self._embedder.name, *examples):
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+    def _kept(self, key: str, count: int) -> "NDArray[np.float32] | None":
+        import numpy as np
+
+        if self._folder is None:
+            return None
+        try:
+            vectors = np.load(self._folder / f"{key}.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None  # it is not there, or was cut short: it is made again
+        fits = vectors.ndim == 2 and len(vectors) == count
+        return vectors.astype(np.float32) if fits else None
+
+
+EMBEDDED_CHARS = 250  # at most as many tokens: the smallest models read 256
+
+
+def text_to_embed(prompt: "Prompt") -> str:
+    """The part of a prompt that the embedding stage reads: the instruction before the payload."""
+    parts = prompt.parts
+    if parts.payload and parts.instruction:
+        return f"{parts.instruction}\n{parts.payload}"[:EMBEDDED_CHARS]
+    return prompt.text[:EMBEDDED_CHARS]
+
+
+def _shortened(text: str) -> str:
+    return text[:EMBEDDED_CHARS]

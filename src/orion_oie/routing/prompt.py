@@ -1,0 +1,42 @@
+"""A prompt as a router reads it, prepared once for all stages."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orion_oie.routing.excerpt import excerpt
+from orion_oie.routing.language import Language, detect
+from orion_oie.routing.ngrams import Grams, grams
+from orion_oie.routing.segments import Segments, split
+from orion_oie.routing.signals import signals
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """An excerpt of a text, and what was seen in it. `signals` has one number for each of
+    `SIGNALS`, shape (signals,)."""
+
+    text: str
+    parts: Segments
+    language: Language
+    grams: Grams
+    signals: NDArray[np.float32]
+
+    @property
+    def has_words(self) -> bool:
+        """False for a text without a single letter or digit."""
+        return any(map(str.isalnum, self.text))
+
+
+def read(text: str) -> Prompt:
+    """Look at a text. Never raises for one, and the time has a bound."""
+    text = excerpt(text)
+    parts, language = split(text), detect(text)
+    return Prompt(
+        text,
+        parts,
+        language,
+        grams(parts.instruction, parts.payload),
+        np.array(signals(text, parts, language), np.float32),
+    )

@@ -1,0 +1,73 @@
+"""What the shape of a prompt says, as named numbers in [0, 1] for the linear model of the router.
+
+Language, shapes of code, formulas and tables, kinds of payload, length, questions, options.
+"""
+
+import math
+import re
+from functools import cache
+
+from orion_oie.routing.features import measure
+from orion_oie.routing.language import Language
+from orion_oie.routing.segments import Segments
+
+SIGNALS = (
+    "non_english",
+    "language_unknown",
+    "code_shape",
+    "math_shape",
+    "table_shape",
+    "code_payload",
+    "table_payload",
+    "log_payload",
+    "quote_payload",
+    "document_payload",
+    "no_instruction",
+    "payload_share",
+    "length",
+    "length_squared",
+    "lines",
+    "digits",
+    "question",
+    "options",
+    "blanks",
+    "backticks",
+    "quotation_marks",
+)
+
+_LONGEST_LOG = 8.0  # a text of about 3,000 characters
+_KINDS = ("code", "table", "log", "quote", "document")
+_OPTIONS = r"(?m)(?:^|\s)[(\[]?[A-Da-d][.):\]]\s"
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compiled when first needed: an import of the library should not pay for it."""
+    return re.compile(pattern)
+
+
+def signals(text: str, parts: Segments, language: Language) -> list[float]:
+    """A number for each of `SIGNALS`. `text` is an excerpt; `parts` and `language` are its own."""
+    shapes = measure(text, language)
+    size = max(1, len(text))
+    length = min(1.0, math.log1p(len(text)) / _LONGEST_LOG)
+    asked = parts.instruction.rstrip()
+    return [
+        shapes.get("non_english", 0.0),
+        float(language.code is None),
+        shapes.get("code_shape", 0.0),
+        shapes.get("math_shape", 0.0),
+        shapes.get("table_shape", 0.0),
+        *(float(kind in parts.kinds) for kind in _KINDS),
+        float(not parts.instruction),
+        len(parts.payload) / size if parts.payload else 0.0,
+        length,
+        length * length,
+        min(1.0, text.count("\n") / 20),
+        min(1.0, 5 * sum(map(text.count, "0123456789")) / size),
+        float(asked.endswith(("?", "\uff1f", "\u061f"))),
+        float(len(_compiled(_OPTIONS).findall(text)) > 1),
+        float("___" in text or "[MASK]" in text),
+        float("`" in text),
+        float('"' in text or "\u201c" in text),
+    ]
