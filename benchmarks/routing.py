@@ -109,7 +109,7 @@ class Worker:
 @contextmanager
 def minilm_worker() -> Iterator[GGUFEmbedder]:
     with tempfile.TemporaryDirectory(prefix="orion-routing-") as folder:
-        spec = LoadSpec(INFO, (write_minilm(Path(folder) / "minilm.gguf"),), is_embedding=True)
+        spec = LoadSpec(INFO, (write_minilm(Path(folder) / "minilm.gguf", quantization="q8_0"),), is_embedding=True)
         embedder = GGUFEmbedder(LlamaBackend().load, spec)
         try:
             yield embedder
@@ -195,6 +195,24 @@ def picture(found: Sequence[Judged]) -> dict[str, Any]:
         "confusion": [[*pair, count] for pair, count in sorted(confusion(found).items())],
         "bins": bins(found),
     }
+
+
+def curve(agents: Agents, path: Path) -> list[dict[str, Any]]:
+    """How right the own set is routed after training on some of the prompts, for the plot."""
+    rows = train_router.rows_of(train_router.OWN) + train_router.rows_of(path, is_extra=True)
+    vectors = train_router.vectors_of([text_to_embed(read(one.example.text)) for one in rows])
+    examples = read_examples(SETS / "own.jsonl")
+    embedder, order = known(examples), np.random.default_rng(0).permutation(len(rows))
+    points = []
+    for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1):
+        some = order[: int(len(rows) * share)]
+        model = train_router.trained([rows[index] for index in some], vectors[some])
+        model = replace(model, calibration=shipped_model().calibration)
+        for name, used in (("core", None), ("embeddings", embedder)):
+            router = HybridRouter(model=model, embedder=used, enable_hints=False)
+            lenient = score(judged(router, examples, agents)).lenient
+            points.append({"prompts": len(some), "name": name, "lenient": lenient})
+    return points
 
 
 # -- conversations
@@ -378,6 +396,8 @@ def main() -> int:
         print(f"{DEV} is not here: the real prompts and the peer are left out")
     else:
         rows += dev_rows(agents, DEV, kept)
+        if options.data:
+            kept["curve"] = curve(agents, DEV)
         rows += peer_rows(DEV)
     if options.data:
         options.data.write_text(json.dumps(kept), encoding="utf-8")

@@ -26,6 +26,7 @@ NUMBERS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "priority_aging_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "stuck_after_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "router_threshold": ("number >= 0 and <= 1", [0, 1], [-0.1, 1.1]),
+    "route_residency_s": ("number >= 0 and <= 1000000", [0, 1e6], [-1, 1e308]),
     "log_events": ("integer >= 0", [0], [-1]),
 }
 BORDERS = [(name, value) for name, (_, good, _) in NUMBERS.items() for value in good]

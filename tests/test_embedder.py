@@ -11,7 +11,7 @@ import tiny
 from contracts import INFO
 from gguf import GGUFWriter, PoolingType
 from helpers import BOUND_S, Running, wait_until
-from minilm import minilm_folder, write_minilm
+from minilm import original_minilm, write_minilm
 from numpy.typing import NDArray
 from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
 
@@ -69,14 +69,7 @@ def minilm(minilm_file: Path) -> Iterator[Embedder]:
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
-    """The same model in the library it comes from."""
-    folder = minilm_folder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        library = pytest.importorskip("sentence_transformers")
-        model = library.SentenceTransformer(str(folder), device="cpu")
-    model.max_seq_length = 512
-    return model
+    return original_minilm()
 
 
 @pytest.fixture
@@ -287,8 +280,9 @@ def test_texts_share_steps(
 
     monkeypatch.setattr(lc, "llama_decode", counting)
     model = open_model(tiny_model)
-    model.embed(["A"] * BATCH_TEXTS + ["B" * 100] * 10 + ["C" * (BATCH_TOKENS + 1)])
-    assert sizes == [BATCH_TEXTS, 500, 500, BATCH_TOKENS + 1]
+    half = BATCH_TOKENS // 2
+    model.embed(["A"] * BATCH_TEXTS + ["B" * half] * 5 + ["C" * (BATCH_TOKENS + 1)])
+    assert sizes == [BATCH_TEXTS, 2 * half, 2 * half, half, BATCH_TOKENS + 1]
 
 
 def test_a_failed_step_is_an_error_and_no_end(

@@ -424,7 +424,7 @@ def test_a_route_is_on_the_receipt(make_engine) -> None:
     """Without agent=, the router decides, and the receipt has its route."""
 
     class Always:
-        def route(self, query: str, agents: Any) -> Route:
+        def route(self, query: str, agents: Any, context: Any) -> Route:
             assert query == "Hello?"
             assert set(agents) == {"conversation", "writer"}
             return Route(agent_id="writer", confidence=0.6, reason="because")
@@ -439,7 +439,7 @@ def test_a_bug_in_a_router_ends_the_request(make_engine) -> None:
     """What a router raises is raised by the handle; nothing stays behind."""
 
     class Broken:
-        def route(self, query: str, agents: Any) -> Route:
+        def route(self, query: str, agents: Any, context: Any) -> Route:
             raise KeyError("no such thing")
 
     engine = make_engine(router=Broken())

@@ -79,7 +79,7 @@ EXPORTED = [
     "WorkerTimeoutError",
     "__version__",
 ]
-HEAVY = ["llama_cpp", "psutil", "sentence_transformers", "structlog", "torch"]
+HEAVY = ["llama_cpp", "numpy", "psutil", "sentence_transformers", "structlog", "torch"]
 
 
 def test_the_exported_names_are_frozen() -> None:

@@ -18,17 +18,24 @@ FRONT_DOOR = ""
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["route_cli"],
+    ["console"],
     [FRONT_DOOR],
     ["compatibility"],
     ["engine", "inventory", "progress"],
     # upper rooms
     ["composition"],
+    ["embeddings.router_embedder"],
     ["answering", "embeddings.shared", "observer", "planning", "preloading", "wiring"],
     ["embeddings.pooled", "housekeeping", "placement", "standings"],
-    ["agents", "pool", "request", "routing.keyword"],
-    ["leases"],
-    ["health", "registry", "routing.features", "sizing"],
-    ["routing.base", "routing.language"],
+    ["routing.evaluation", "routing.hybrid"],
+    ["agents", "pool", "request", "routing.keyword", "routing.profiles"],
+    ["leases", "routing.feedback", "routing.holdout"],
+    ["routing.fitting"],
+    ["health", "registry", "routing.linear", "routing.prompt", "sizing"],
+    ["routing.signals", "routing.tiebreak"],
+    ["routing.features", "routing.mixing", "routing.ngrams", "routing.residency"],
+    ["routing.base", "routing.language", "routing.segments", "routing.sessions", "routing.wishes"],
     ["breaker", "costs", "eviction", "guardrails", "lifecycle", "prediction", "routing.excerpt"],
     ["routing.stopwords", "sanitize", "scheduling", "streaming", "telemetry"],
     ["in_flight"],
@@ -38,7 +45,8 @@ LAYERS = [
     ["structured.schema_values"],
     ["embeddings.service"],
     ["embeddings.flights", "embeddings.gguf", "embeddings.sentence_transformer"],
-    ["embeddings.cache", "embeddings.stats", "embeddings.vectors"],
+    ["embeddings.bert_gguf", "embeddings.cache", "embeddings.stats", "embeddings.vectors"],
+    ["embeddings.bert_folder", "embeddings.safetensors"],
     # backends
     ["backends.llama.loader", "backends.llama.worker"],
     ["backends.llama.arriving", "backends.llama.gpu"],
@@ -74,13 +82,15 @@ LAYERS = [
     ["memory.sample"],
     ["memory.budget", "memory.pressure"],
     ["memory.probe"],
-    ["cpu", "errors", "memory.cgroup", "memory.ledger", "schemas", "units", "validation"],
+    ["cpu", "memory.cgroup", "memory.ledger", "schemas", "units", "validation"],
+    ["errors"],
 ]
 LEVEL = {module: level for level, line in enumerate(LAYERS) for module in line}
 
 # Third-party packages that only some modules may import: by module, or by package with a dot.
 ONLY_IMPORTERS = {
-    "click": ("cli",),
+    "click": ("cli", "console", "route_cli"),
+    "gguf": ("embeddings.bert_gguf",),
     "httpx": ("downloads.fetch", "downloads.ranges"),
     "huggingface_hub": ("downloads.sources",),
     "rich": ("progress",),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.routing import keyword as keyword_module
-from orion_oie.routing.base import CONVERSATION
+from orion_oie.routing.base import CONVERSATION, VISION
 from orion_oie.routing.keyword import FAR_FACTOR, KeywordRouter
 from orion_oie.schemas import Route
 from orion_oie.specs import AgentSpec, RegistryFile
@@ -370,18 +370,19 @@ def test_misleading_words(agent_id: str, query: str) -> None:
 
 
 def test_the_registry_is_whole() -> None:
-    """models.json has its agents, each with a lite model, known models and its own short prompt."""
+    """models.json has its agents, each with known models and its own short prompt, and with a lite
+    model but for the one that looks at images: there none may answer that cannot see."""
     registry = RegistryFile.model_validate_json(MODELS_JSON.read_text(encoding="utf-8"))
-    wanted = {CONVERSATION, "code", "creative", "multilingual", "reasoning", "data"}
+    wanted = {CONVERSATION, "code", "creative", "multilingual", "reasoning", "data", VISION}
     assert wanted <= set(registry.agents)
     prompts = [spec.system_prompt for spec in registry.agents.values()]
     assert len(set(prompts)) == len(prompts)
     assert all(15 <= len(prompt.split()) <= 40 for prompt in prompts)
-    for spec in registry.agents.values():
-        assert spec.models.lite == "smollm2-135m-instruct"
-        assert {spec.models.primary, spec.models.lite, *spec.models.fallback} <= set(
-            registry.models
-        )
+    for agent_id, spec in registry.agents.items():
+        assert spec.models.lite == (None if agent_id == VISION else "smollm2-135m-instruct")
+        assert {spec.models.primary, *spec.models.fallback} <= set(registry.models)
+    assert registry.agents[VISION].fallback_agent == CONVERSATION
+    assert registry.models[registry.agents[VISION].models.primary].type == "vision-lm"
     for names in (
         *registry.model_groups.values(),
         *(r.models for r in registry.recommendations.values()),

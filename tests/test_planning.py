@@ -67,8 +67,8 @@ def test_a_plan_touches_nothing(make_engine: MakeEngine, tmp_path: Path) -> None
     engine._keeper.monitor.stop()
     engine._keeper._ledger.save()  # what the load took is written once a second
     before = facts(engine), files_of(tmp_path)
-    for agent in AGENTS:
-        engine.plan("Hello?", agent=agent)
+    for agent in (None, *AGENTS):
+        engine.plan("Hello?", agent=agent, session_id="one")
     assert (facts(engine), files_of(tmp_path)) == before
     assert before[0]["reserved"] == 60 * MIB
 
@@ -87,6 +87,7 @@ def test_a_plan_says_what_would_be_loaded(make_engine: MakeEngine) -> None:
     assert (plan.loads, plan.evicts, plan.waits_for, plan.fetch_bytes) == (True, [], [], 0)
     assert plan.load_s is not None
     assert plan.load_s > 0
+    assert plan.answer_in_s == plan.load_s
     assert (plan.budget_bytes, plan.reserved_bytes, plan.waiting) == (100 * MIB, 0, 0)
     assert [one.model_id for one in plan.considered] == ["b", "a"]
 
@@ -105,6 +106,7 @@ def test_a_plan_for_what_is_in_memory_loads_nothing(make_engine: MakeEngine) -> 
     assert plan.model is not None
     assert plan.model.is_loaded
     assert (plan.loads, plan.load_s, plan.reserved_bytes) == (False, 0.0, 60 * MIB)
+    assert plan.answer_in_s == 0.0
 
 
 def test_a_plan_names_who_goes(make_engine: MakeEngine) -> None:
@@ -126,6 +128,8 @@ def test_a_plan_names_who_is_in_the_way(make_engine: MakeEngine) -> None:
     wait_until(lambda: waiting.queue_position == 1)
     plan = engine.plan("Hello?", agent="second")
     assert (plan.loads, plan.evicts, plan.waits_for) == (True, [], ["a@q4"])
+    assert plan.load_s is not None
+    assert plan.answer_in_s is None
     assert plan.waiting == 1
     held.let_go.set()
     assert running.result(10).model_id == "a"
@@ -157,6 +161,7 @@ def test_a_plan_says_what_would_be_fetched(make_engine: MakeEngine) -> None:
     assert plan.model is not None
     assert not plan.model.is_here
     assert (plan.loads, plan.fetch_bytes, plan.load_s) == (True, 7_000_000, None)
+    assert plan.answer_in_s is None
     refusing = make_engine(backend, {"conversation": ["a"]}, models=models)
     plan = refusing.plan("Hello?")
     assert plan.model is None

@@ -228,6 +228,17 @@ def test_without_a_model_it_says_what_to_do(make_engine: MakeEngine) -> None:
     assert engine.stats().embeddings is None
 
 
+def test_the_packaged_registry_has_one(tmp_path: Path) -> None:
+    """Nothing is fetched unless asked for: until then, the command that does it is named."""
+    with (
+        OrionInferenceEngine(config=config_of(tmp_path)) as engine,
+        pytest.raises(
+            ModelNotFoundError, match=r"q8_0: not downloaded .*'orion-oie pull all-minilm-l6-v2'$"
+        ),
+    ):
+        engine.embed(TEXTS)
+
+
 def test_a_model_that_is_not_here_says_what_to_do(folder: Path, tmp_path: Path) -> None:
     """It is fetched by a command that is named."""
     source = {"url": "https://example.org", "shards": ["m.gguf"]}

@@ -205,7 +205,7 @@ def test_a_request_that_nobody_can_answer_is_not_in_the_way(
     held = Held(FakeAnswer(TEXT))
 
     class Router:
-        def route(self, query: str, agents: Any) -> Any:
+        def route(self, query: str, agents: Any, context: Any) -> Any:
             held(None)  # type: ignore[arg-type]
             raise ZeroDivisionError("a bug in a router")
 

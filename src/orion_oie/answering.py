@@ -18,6 +18,7 @@ from orion_oie.config import EngineConfig
 from orion_oie.errors import (
     CircuitOpenError,
     InsufficientMemoryError,
+    InvalidRequestError,
     ModelNotFoundError,
     OrionError,
     WorkerCrashedError,
@@ -57,8 +58,11 @@ class Answerer:
         self.on_use: Callable[[str, bool], None] = lambda _key, _is_cold: None
 
     def answer(self, request: Request) -> tuple[Choice, Completion]:
-        """The first choice of the chain that answers. Raises the last choice's error."""
+        """The first choice of the chain that answers. Raises the last choice's error, and
+        `InvalidRequestError` for images: no backend reads any."""
         assert request.route is not None
+        if request.options.images:
+            raise _cannot_see(len(request.options.images), request.route.agent_id)
         available = self.available(request.choices, request.route.agent_id, request)
         attempts = deque(self._with_stand_in(request, available))
         replayed: set[Choice] = set()
@@ -267,6 +271,16 @@ class Answerer:
         if request.stream.has_text:
             request.stream.restart()
         request.lifecycle.move("load")
+
+
+def _cannot_see(images: int, agent_id: str) -> InvalidRequestError:
+    came = "an image" if images == 1 else f"{images} images"
+    return InvalidRequestError(
+        f"the question came with {came}, and no model of agent '{agent_id}' can read images: none "
+        "can here so far; ask without images=, or look at engine.plan() for the route alone",
+        images=images,
+        agent_id=agent_id,
+    )
 
 
 def _report(progress: LoadProgress) -> LoadReport:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -23,15 +23,16 @@ from orion_oie import (
     OrionInferenceEngine,
     __version__,
     lifecycle,
-    sanitize,
 )
 from orion_oie.backends.llama.devices import probe_devices
 from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
 from orion_oie.compatibility import compatibility, report_lines
+from orion_oie.console import cache_place, print_json, print_table, printable, registry_place
 from orion_oie.downloads.cache import ModelCache
 from orion_oie.hardware import detect, find_gpus
 from orion_oie.inventory import Entry, fetched_files, inventory
 from orion_oie.progress import LoadDisplay, size_text
+from orion_oie.route_cli import route
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -48,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:  # click has seen to a reader who went away
         return ended.code if isinstance(ended.code, int) else 1
     except OrionError as error:
-        click.echo(f"error: {_printable(error.message)}", err=True)
+        click.echo(f"error: {printable(error.message)}", err=True)
         return 1
     except OSError as error:
-        click.echo(f"error: {_printable(str(error))}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         return 1
     return status if isinstance(status, int) else 0
 
@@ -62,21 +63,12 @@ def commands() -> None:
     """Answers from local language models: fetch models, look at them, ask them."""
 
 
-_cache_place = click.option(
-    "--cache-dir",
-    type=click.Path(path_type=Path),
-    help="where fetched models lie; default: ORION_CACHE_DIR, or the user's cache folder",
-)
-
-
-_registry_place = click.option(
-    "--registry", type=click.Path(path_type=Path), help="models.json; default: the packaged one"
-)
+commands.add_command(route)
 
 
 def _places(command: _Command) -> _Command:
     """The options that say which models there are, and where fetched ones lie."""
-    return _registry_place(_cache_place(command))
+    return registry_place(cache_place(command))
 
 
 def _registry(path: Path | None) -> ModelRegistry:
@@ -208,7 +200,7 @@ def run(
                     click.echo()
         result = handle.result()
     for note in _notes(result):
-        click.echo(f"note: {_printable(note)}", err=True)
+        click.echo(f"note: {printable(note)}", err=True)
     click.echo(_account(result), err=True)
 
 
@@ -256,10 +248,10 @@ def models(
         return
     entries = inventory(_registry(registry), ModelCache(cache_dir))
     if is_json:
-        _print_json([_entry_facts(entry) for entry in entries])
+        print_json([_entry_facts(entry) for entry in entries])
     else:
         head = ["model", "size", "state", "last used", "where"]
-        _print_table(head, [_cells(entry) for entry in entries])
+        print_table(head, [_cells(entry) for entry in entries])
 
 
 @models.command("rm")
@@ -301,7 +293,7 @@ def verify(
 
 @models.command()
 @click.option("--keep-gb", type=float, metavar="X", help="also the longest unused, down to X GB")
-@_cache_place
+@cache_place
 def prune(keep_gb: float | None, cache_dir: Path | None) -> None:
     """Remove what was left half-fetched."""
     for file in ModelCache(cache_dir).prune(None if keep_gb is None else int(keep_gb * 1e9)):
@@ -329,7 +321,7 @@ def _entry_facts(entry: Entry) -> dict[str, object]:
 
 @commands.command()
 @click.option("--json", "is_json", is_flag=True, help="as JSON")
-@_registry_place
+@registry_place
 @click.pass_context
 def hardware(context: click.Context, is_json: bool, registry: Path | None) -> None:
     """Say what this machine offers, what llama.cpp makes of it, and which models suit it.
@@ -340,11 +332,55 @@ def hardware(context: click.Context, is_json: bool, registry: Path | None) -> No
     llama = probe_devices()
     report = compatibility(detect(llama.devices), llama, find_gpus(), recommendations)
     if is_json:
-        _print_json(report.model_dump(mode="json"))
+        print_json(report.model_dump(mode="json"))
     else:
         for line in report_lines(report):
-            click.echo(_printable(line))
+            click.echo(printable(line))
     context.exit(0 if llama.is_working else 1)
+
+
+# -- making a file
+
+
+@commands.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT.gguf")
+@click.option(
+    "--type",
+    "quantization",
+    type=click.Choice(["f32", "f16", "q8_0"]),
+    default="f16",
+    show_default=True,
+    help="of the matrices",
+)
+def convert(folder: Path, out: Path, quantization: Literal["f32", "f16", "q8_0"]) -> None:
+    """Make a GGUF file of the embedding model in FOLDER, so that it embeds without torch.
+
+    FOLDER is one of sentence-transformers with a BERT model. Prints what to write into models.json.
+    """
+    # It imports numpy, which most commands do without.
+    from orion_oie.embeddings.bert_gguf import write_bert_gguf
+
+    header = read_header(write_bert_gguf(folder, out, quantization=quantization))
+    click.echo(f"{out}: {size_text(header.file_size)}; in models.json, it is:", err=True)
+    print_json({"models": {out.stem: _registry_entry(header, out)}})
+
+
+def _registry_entry(header: GGUFHeader, file: Path) -> Mapping[str, Any]:
+    size_gb = header.file_size / 1e9
+    variant = {
+        "quantization": header.quantization,
+        "size_mb": round(size_gb * 1e3, 1),
+        "min_ram_gb": round(size_gb + 0.15, 1),
+        "source": {"path": str(file.resolve())},
+    }
+    return {
+        "name": header.name,
+        "type": "embedding",
+        "license": header.license or "unknown",
+        "context_length": header.context_length,
+        "variants": {header.quantization.lower(): variant},
+    }
 
 
 # -- looking into a file
@@ -364,16 +400,16 @@ def inspect(file: Path, wants_template: bool, wants_tensors: bool, is_json: bool
             facts["chat_template_text"] = header.chat_template
         if wants_tensors:
             facts["tensor_list"] = [_tensor_facts(tensor) for tensor in header.tensors]
-        _print_json(facts)
+        print_json(facts)
     elif wants_template:
-        click.echo(_printable(header.chat_template or ""))
+        click.echo(printable(header.chat_template or ""))
     else:
         for name, value in facts.items():
-            click.echo(f"{name.replace('_', ' '):20}{_printable(_fact_text(name, value))}")
+            click.echo(f"{name.replace('_', ' '):20}{printable(_fact_text(name, value))}")
     if wants_tensors and not is_json:
         click.echo()
         cells = [[str(value) for value in _tensor_facts(t).values()] for t in header.tensors]
-        _print_table(["tensor", "type", "shape", "bytes"], cells)
+        print_table(["tensor", "type", "shape", "bytes"], cells)
 
 
 def _facts(header: GGUFHeader) -> dict[str, Any]:
@@ -417,26 +453,6 @@ def _tensor_facts(tensor: TensorInfo) -> Mapping[str, Any]:
         "shape": list(tensor.shape),
         "bytes": tensor.n_bytes,
     }
-
-
-# -- printing
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
-
-
-def _print_table(head: list[str], rows: list[list[str]]) -> None:
-    lines = [[_printable(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
-
-
-def _printable(text: str) -> str:
-    """A text of a file or a server without what could act on the terminal."""
-    return sanitize.clean(text)[0]
 
 
 def _date(seconds: float) -> datetime:

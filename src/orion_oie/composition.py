@@ -12,7 +12,9 @@ from orion_oie import wiring
 from orion_oie.answering import Answerer
 from orion_oie.backends.base import Backend
 from orion_oie.breaker import BreakerBoard
+from orion_oie.cancellation import DeadlineTimer
 from orion_oie.config import EngineConfig
+from orion_oie.embeddings.router_embedder import RouterEmbedder
 from orion_oie.embeddings.shared import SharedEmbeddings
 from orion_oie.housekeeping import Housekeeper
 from orion_oie.logs import EventLog
@@ -23,6 +25,7 @@ from orion_oie.pool import AgentPool
 from orion_oie.preloading import Preloader
 from orion_oie.registry import ModelRegistry
 from orion_oie.request import Request
+from orion_oie.routing.base import Router
 from orion_oie.scheduling import RequestQueue
 from orion_oie.standings import Standings
 from orion_oie.telemetry import Counters
@@ -49,13 +52,16 @@ class Rooms:
     embeddings: SharedEmbeddings
     planner: Planner
     observer: Observer
+    router: Router
 
 
 def rooms_of(
     registry: ModelRegistry,
     config: EngineConfig,
     backend: Backend | None,
+    router: Router | None,
     *,
+    deadlines: DeadlineTimer,
     events: EventLog,
     counters: Counters,
     breakers: BreakerBoard,
@@ -98,6 +104,14 @@ def rooms_of(
         load_ahead=answerer.load_ahead,
         clock=clock,
     )
+    embeddings = SharedEmbeddings(registry, config, placement, pool)
+    if router is None:
+        degraded = wiring.degraded_reporter(events)
+        embedder = RouterEmbedder(embeddings, pool, sizes, deadlines, degraded, clock)
+        is_neural = config.enable_neural_router and embedder.name
+        router = wiring.hybrid_router(
+            config, cache.root / "router", embedder if is_neural else None, pool, deadlines
+        )
     keeper.on_gone = preloader.note_gone
     answerer.on_use = lambda key, is_cold: preloader.note_use(key, is_cold=is_cold)
     return Rooms(
@@ -110,7 +124,8 @@ def rooms_of(
         standings=standings,
         queue=queue,
         preloader=preloader,
-        embeddings=SharedEmbeddings(registry, config, placement, pool),
+        embeddings=embeddings,
         planner=Planner(placement, pool, sizes, budget, breakers),
         observer=Observer(config, keeper, standings, queue, breakers, live),
+        router=router,
     )

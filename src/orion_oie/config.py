@@ -99,6 +99,15 @@ class EngineConfig(BaseModel):
     load_timeout_s: a load that takes longer raises `WorkerTimeoutError`; fetching does not count.
     cancel_grace_s: a worker that has not confirmed a cancel by then is ended.
     router_threshold: confidence under which the conversation agent answers.
+    enable_linear_router: let the trained weights say which topic a question is of; without them,
+        the keywords and examples of the registry decide.
+    enable_neural_router: let the embedding model look at questions of which the weights are not
+        sure, when it is on this machine. It is never fetched for that.
+    router_weights: a file of `LinearModel.save`, instead of the weights that come with the library.
+    route_residency_s: seconds of loading from which on an agent whose model is in memory may be
+        taken instead of a near-equal one, 0 never.
+    enable_route_tie_break: ask a language model that is in memory which of two close agents it is.
+    router_feedback: the file that `result.feedback` appends questions to; None stores nothing.
     log_content: put prompts and answers into log events instead of redacting them.
     log_events: number of recent events kept for `engine.export_logs()`.
 
@@ -135,7 +144,13 @@ class EngineConfig(BaseModel):
     max_query_chars: int = Field(default=1_000_000, ge=1)
     load_timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_WAIT_S)
     cancel_grace_s: float = Field(default=5.0, gt=0, le=LONGEST_WAIT_S)
-    router_threshold: float = Field(default=0.35, ge=0, le=1)
+    router_threshold: float = Field(default=0.25, ge=0, le=1)
+    enable_linear_router: bool = True
+    enable_neural_router: bool = True
+    router_weights: str | Path | None = None
+    route_residency_s: float = Field(default=5.0, ge=0, le=LONGEST_WAIT_S)
+    enable_route_tie_break: bool = False
+    router_feedback: str | Path | None = None
     log_content: bool = False
     log_events: int = Field(default=1000, ge=0)
 

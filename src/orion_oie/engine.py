@@ -33,7 +33,7 @@ from orion_oie.logs import EventLog, Subscriber
 from orion_oie.registry import Choice, ModelRegistry, registry_of
 from orion_oie.reports import Plan
 from orion_oie.request import Request, RequestHandle
-from orion_oie.routing.base import Router
+from orion_oie.routing.base import RouteContext, Router
 from orion_oie.schemas import (
     InferenceResult,
     ModelInfo,
@@ -79,7 +79,6 @@ class OrionInferenceEngine:
         self._pid = os.getpid()
         self._events = events = EventLog(config.log_events, log_content=config.log_content)
         self._counters = Counters()
-        self._router = router or wiring.keyword_router(config)
         self._breakers = BreakerBoard(
             config.breaker, clock, wiring.breaker_reporter(events), config.enable_circuit_breaker
         )
@@ -96,6 +95,8 @@ class OrionInferenceEngine:
             self.registry,
             config,
             backend,
+            router,
+            deadlines=self._deadlines,
             events=events,
             counters=self._counters,
             breakers=self._breakers,
@@ -115,15 +116,22 @@ class OrionInferenceEngine:
         self._embeddings = rooms.embeddings
         self._planner = rooms.planner
         self._observer = rooms.observer
+        self._router = rooms.router
+        self._feedback_on = wiring.feedback_on(config, self.registry)
         self._is_closed = False
         self._finalizer = weakref.finalize(self, self._backend.kill_all)
+
+    @property
+    def router(self) -> Router:
+        """What chooses agents: a `HybridRouter` unless the application brought another."""
+        return self._router
 
     # -- the public calls: all of them are views of submit()
 
     def infer(self, query: str, **options: Any) -> InferenceResult:
         """Ask and wait for the answer.
 
-        Options: agent, conversation_history, session_id, system_prompt, temperature, top_p,
+        Options: agent, images, conversation_history, session_id, system_prompt, temperature, top_p,
         top_k, min_p, repeat_penalty, seed, max_tokens, stop, logit_bias, json_schema, grammar,
         logprobs, deadline (seconds, covers everything), priority, local_only, on_overflow,
         on_stream_failure: see `RequestOptions`.
@@ -218,12 +226,13 @@ class OrionInferenceEngine:
         """
         self._check_usable()
         checked = guardrails.checked_options(options)
-        route = self._route_of(
-            guardrails.checked_query(query, checked, self.config.max_query_chars), checked
-        )
+        question = guardrails.checked_query(query, checked, self.config.max_query_chars)
+        route = self._route_of(question, checked, is_trial=True)
         choices = self._choices(route.agent_id)
         order = self._answerer.order(choices)
-        return self._planner.plan(route, choices, order, waiting=len(self._queue))
+        return self._planner.plan(
+            route, choices, order, waiting=len(self._queue), images=len(checked.images)
+        )
 
     def preload(self, agent_id: str, *, pin: bool = False) -> ModelInfo:
         """Load the model that would answer for an agent now; returns what was loaded. With `pin` it
@@ -389,14 +398,31 @@ class OrionInferenceEngine:
             request.id,
             agent_id=request.route.agent_id,
             confidence=request.route.confidence,
-            reason=request.route.reason,
+            stages=request.route.stages,
+            text=request.route.reason,  # it quotes the question
         )
 
-    def _route_of(self, query: str, options: RequestOptions) -> Route:
-        if options.agent is None:
-            return self._router.route(query, self.registry.agents)
-        self.registry.agent(options.agent)
-        return Route(agent_id=options.agent, confidence=1.0, reason="asked for by name")
+    def _route_of(self, query: str, options: RequestOptions, *, is_trial: bool = False) -> Route:
+        if options.agent is not None:
+            self.registry.agent(options.agent)
+            return Route(agent_id=options.agent, confidence=1.0, reason="asked for by name")
+        context = RouteContext(
+            images=len(options.images),
+            session_id=options.session_id,
+            history=options.conversation_history,
+            wait_s=self._wait_s,
+            is_trial=is_trial,
+            may_load=not is_trial,
+        )
+        return self._router.route(query, self.registry.agents, context)
+
+    def _wait_s(self, agent_id: str) -> float | None:
+        """Seconds until an agent's model could begin to answer, None where nobody knows."""
+        try:
+            target = self._answerer.target(self._choices(agent_id))
+            return None if target is None else self._planner.wait_s(target)
+        except OrionError:  # whoever loads it hears what is wrong with its files
+            return None
 
     def _enqueue(self, request: Request) -> None:
         request.lifecycle.move("load")
@@ -459,6 +485,7 @@ class OrionInferenceEngine:
             cost=cost_of(completion.usage, spec.price),
             logprobs=None if request.options.logprobs is None else list(completion.logprobs),
         )
+        result._feedback = self._feedback_on(request.query, request.route)
         request.lifecycle.move("succeed")
         self._counters.answered(choice.agent_id, completion.usage)
         self._forget(request)

@@ -4,6 +4,7 @@ Checks shape and size. Judging intent is not done here.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ def checked_query(query: object, options: RequestOptions, max_chars: int) -> str
     """The question as it is put; raises what is wrong with it or with what goes with it."""
     question = check_query(query, max_chars)
     check_history(options.conversation_history, max_chars)
+    check_images(options.images)
     check_text(options.system_prompt or "", "system_prompt", max_chars)
     _check_structure(options)
     return question
@@ -51,6 +53,25 @@ def check_history(history: Sequence[Message], max_chars: int) -> None:
                 f"{where} has the role 'system'; pass its text as system_prompt= instead"
             )
         check_text(message.content, where, max_chars)
+
+
+def check_images(images: Sequence[str | Path | bytes]) -> None:
+    """Raises `InvalidRequestError` for an image that is empty or not a file that can be read."""
+    for index, image in enumerate(images):
+        where = f"images[{index}]"
+        if isinstance(image, bytes):
+            if not image:
+                raise InvalidRequestError(f"{where} is empty")
+            continue
+        path = Path(image)
+        if not path.is_file():
+            raise InvalidRequestError(f"{where}: there is no file {str(path)!r}")
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise InvalidRequestError(
+                f"{where}: {str(path)!r} cannot be read: {error.strerror}"
+            ) from error
 
 
 def check_text(text: str, where: str, max_chars: int) -> None:

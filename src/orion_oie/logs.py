@@ -25,7 +25,8 @@ class Event:
     Names: request.received, request.state, request.routed, request.succeeded, request.failed,
     request.cancelled, request.fallback, request.replayed, model.loading (a step of a load: the
     fields of `LoadProgress`), model.loaded, model.fetched, model.load_failed, model.log,
-    pool.evicted, pool.unloaded, worker.crashed, breaker.changed, engine.started, engine.closed.
+    pool.evicted, pool.unloaded, worker.crashed, breaker.changed, router.degraded (a stage of the
+    router fails; told once, until it works again), engine.started, engine.closed.
     """
 
     name: str

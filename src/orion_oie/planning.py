@@ -4,6 +4,7 @@ and what would have to go. The counterpart of the receipt, before the fact.
 Loads, fetches and evicts nothing.
 """
 
+from orion_oie.backends.base import LoadSpec
 from orion_oie.breaker import BreakerBoard
 from orion_oie.errors import OrionError
 from orion_oie.memory.budget import MemoryBudget
@@ -37,13 +38,23 @@ class Planner:
         self._breakers = breakers
 
     def plan(
-        self, route: Route, choices: list[Choice], order: list[Choice], *, waiting: int = 0
+        self,
+        route: Route,
+        choices: list[Choice],
+        order: list[Choice],
+        *,
+        waiting: int = 0,
+        images: int = 0,
     ) -> Plan:
         """What would become of a request that was routed. `order`: those of the choices that can be
-        loaded, in the order in which they would be tried; `waiting`: requests before it."""
+        loaded, in the order in which they would be tried; `waiting`: requests before it; `images`:
+        how many it comes with."""
         self._budget.refresh()
         budget_bytes = self._budget.bytes()
         models = {choice: self._planned(choice, order, budget_bytes) for choice in choices}
+        if images:
+            blind = {"why_not": "it cannot read images"}
+            models = {choice: one.model_copy(update=blind) for choice, one in models.items()}
         plan = Plan(
             route=route,
             model=None,
@@ -56,6 +67,19 @@ class Planner:
             if not models[choice].why_not:
                 return plan.model_copy(update=self._steps(choice, models[choice]))
         return plan
+
+    def wait_s(self, spec: LoadSpec) -> float | None:
+        """Seconds until a model could begin to answer, as far as loading goes: 0 when all of it is
+        in memory, None where nobody knows, because it would have to be fetched.
+
+        Raises `ModelNotFoundError`, `ModelCorruptError` for files that are none.
+        """
+        if self._pool.is_ready(spec.key):
+            return 0.0
+        if spec.source is not None:
+            return None
+        size_bytes = sum(file.stat().st_size for file in spec.files if file.exists())
+        return self._sizes.load_s(spec) or _START_S + size_bytes / _READ_BYTES_PER_S
 
     def _planned(self, choice: Choice, order: list[Choice], budget_bytes: int) -> PlannedModel:
         key = f"{choice.model_id}@{choice.variant}"
@@ -93,20 +117,17 @@ class Planner:
 
     def _steps(self, choice: Choice, model: PlannedModel) -> dict[str, object]:
         spec = self._placement.load_spec(choice)
+        wait_s = self.wait_s(spec)
         if model.is_loaded:
-            return {"model": model}
+            return {"model": model, "answer_in_s": wait_s}
         assert model.needed_bytes is not None
         room = self._pool.room_for(spec.key, model.needed_bytes)
-        fetch_bytes = 0 if model.is_here else spec.expected_bytes or 0
-        load_s: float | None = None
-        if model.is_here:
-            size_bytes = sum(file.stat().st_size for file in spec.files)
-            load_s = self._sizes.load_s(spec) or _START_S + size_bytes / _READ_BYTES_PER_S
         return {
             "model": model,
             "loads": True,
             "evicts": list(room.victims or ()),
             "waits_for": list(room.blockers),
-            "fetch_bytes": fetch_bytes,
-            "load_s": load_s,
+            "fetch_bytes": 0 if model.is_here else spec.expected_bytes or 0,
+            "load_s": wait_s,
+            "answer_in_s": wait_s if room.victims is not None else None,
         }

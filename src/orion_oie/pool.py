@@ -107,6 +107,21 @@ class AgentPool:
         finally:
             undo()
 
+    @contextmanager
+    def borrow(self) -> Iterator[LoadedModel | None]:
+        """Hold the largest model that could write something at once; None when there is none.
+        Nothing is loaded or evicted for it, and nobody is waited for."""
+        with self._changed:
+            free = [entry for entry in self._entries.values() if entry.is_free]
+            entry = max(free, key=lambda one: one.size_bytes, default=None)
+            if entry is not None:
+                entry.users += 1
+        try:
+            yield None if entry is None else entry.model
+        finally:
+            if entry is not None:
+                self._leave(entry)
+
     def unload(self, key: str) -> bool:
         """Free an idle model; False when it is not loaded or in use."""
         with self._changed:

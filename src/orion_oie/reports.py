@@ -159,7 +159,9 @@ class Plan(Schema):
     `model` would answer; None when none could. `loads` says whether it would have to be loaded,
     `evicts` what would be unloaded for it, `waits_for` which models in use would have to become
     idle first. `fetch_bytes` would be downloaded. `load_s` estimates the load: None when it cannot
-    be known, because of a download. `considered` is the whole chain, in its order.
+    be known, because of a download. `answer_in_s` is when the model could begin to answer if no
+    other request came before: None when that depends on a download, or on others who use memory.
+    `considered` is the whole chain, in its order.
     """
 
     route: Route
@@ -169,6 +171,7 @@ class Plan(Schema):
     waits_for: list[str] = []
     fetch_bytes: int = 0
     load_s: float | None = 0.0
+    answer_in_s: float | None = None
     budget_bytes: int
     reserved_bytes: int
     waiting: int = 0

@@ -1,12 +1,17 @@
 """The data that crosses the library's border: what goes into a request and what comes out.
 
-Everything here is immutable and holds no behaviour beyond small derived values.
+Everything here is immutable and holds no behaviour beyond small derived values and what others put
+there.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+from orion_oie.errors import InvalidRequestError
 
 
 class Schema(BaseModel):
@@ -33,6 +38,12 @@ def _one_or_many(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _path_or_bytes(value: object) -> object:
+    if not isinstance(value, (str, Path, bytes)):
+        raise ValueError("a path or the bytes of a file are needed")
+    return value
+
+
 _INT32_MAX = 2**31 - 1  # llama.cpp counts with 32 bits: a larger number would wrap around
 LONGEST_WAIT_S = 1_000_000  # a wait of centuries overflows the clocks of the system
 
@@ -48,6 +59,9 @@ BiasKey = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True,
 Bias = Annotated[float, Field(strict=True, ge=-100, le=100)]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1)]], Field(max_length=16), BeforeValidator(_one_or_many)
+]
+Images = Annotated[
+    list[Annotated[str | Path | bytes, BeforeValidator(_path_or_bytes)]], Field(max_length=16)
 ]
 
 
@@ -95,9 +109,10 @@ class GenerationOptions(Schema):
 class RequestOptions(SamplingDefaults):
     """The keyword options of `OrionInferenceEngine.infer` and its siblings.
 
-    agent: who answers; None lets the router choose. conversation_history: earlier turns of user
-    and assistant, as messages or as {"role", "content"}. session_id: requests with one id find
-    the state of their last turn again, as long as it is in memory; no text is kept.
+    agent: who answers; None lets the router choose. images: what the question is about, as paths or
+    as the bytes of files. conversation_history: earlier turns of user and assistant, as messages
+    or as {"role", "content"}. session_id: requests with one id find the state of their last turn
+    again, as long as it is in memory, and the agent that answered it; no text is kept.
     system_prompt: replaces the agent's. seed: None draws one; the receipt names it.
     logit_bias: what to add to the logits of tokens, by number or by a text that is one token of
     the model; -100 all but forbids one. json_schema: the answer is JSON that validates against
@@ -112,6 +127,7 @@ class RequestOptions(SamplingDefaults):
     """
 
     agent: str | None = None
+    images: Images = []
     conversation_history: list[Message] = []
     session_id: str | None = Field(default=None, min_length=1, max_length=256)
     system_prompt: str | None = None
@@ -128,21 +144,27 @@ class RequestOptions(SamplingDefaults):
 
 
 class RouteCandidate(Schema):
-    """One agent that was considered, with the evidence for it."""
+    """One agent that was considered. `score` orders the candidates: a probability, unless the
+    router is the `KeywordRouter`, which adds up weights. `evidence`: the words, shapes and hints
+    that count most for it. `stages`: its score after each stage that was asked."""
 
     agent_id: str
     score: float
     evidence: dict[str, float] = {}
+    stages: dict[str, float] = {}
 
 
 class Route(Schema):
-    """Which agent answers, and why. `confidence` is in [0, 1]."""
+    """Which agent answers, and why. `confidence` is in [0, 1]. `stages` that were asked, in order;
+    `notes` on what the conversation, the models in memory or a stage that failed changed."""
 
     agent_id: str
     confidence: float
     reason: str
     language: str | None = None
     candidates: list[RouteCandidate] = []
+    stages: list[str] = []
+    notes: list[str] = []
 
 
 class Usage(Schema):
@@ -276,7 +298,7 @@ FinishReason = Literal["stop", "length"]
 
 class InferenceResult(Schema):
     """An answer with everything needed to judge it. `cost` is in US dollars. `logprobs` is None
-    unless they were asked for."""
+    unless they were asked for. `feedback` is what may be said about it."""
 
     content: str
     agent_id: str
@@ -290,6 +312,18 @@ class InferenceResult(Schema):
     receipt: Receipt
     cost: float = 0.0
     logprobs: list[TokenLogprob] | None = None
+    _feedback: Callable[[str], None] | None = PrivateAttr(default=None)
+
+    def feedback(self, correct_agent: str) -> None:
+        """Keep the question as an example of what an agent should answer, for training the router.
+
+        Raises `InvalidRequestError` unless the engine was told where, `UnknownAgentError`.
+        """
+        if self._feedback is None:
+            raise InvalidRequestError(
+                "feedback is not kept: name a file with EngineConfig(router_feedback=...)"
+            )
+        self._feedback(correct_agent)
 
 
 @dataclass(frozen=True, slots=True)

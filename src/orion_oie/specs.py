@@ -160,7 +160,10 @@ class RoutingHints(Spec):
     keywords: whole words, compared without regard to case; a `*` at the end makes one a stem
     (`translat*`). phrases: several words in a row, likewise. patterns: regular expressions,
     case-insensitive. features: shapes that the router detects. Each maps to a weight in
-    (0, 100]. examples: questions that this agent should answer.
+    (0, 100]. examples: questions that this agent should answer. topics: what the router's weights
+    know that is this agent's (conversation, code, creative, multilingual, math, logic, data, vision,
+    and those of one's own training); None takes the topic of its own name, `reasoning` both math
+    and logic.
     """
 
     keywords: dict[str, Weight] = {}
@@ -168,6 +171,7 @@ class RoutingHints(Spec):
     patterns: dict[Annotated[str, AfterValidator(_compiles)], Weight] = {}
     features: dict[RouteFeature, Weight] = {}
     examples: list[str] = []
+    topics: list[Identifier] | None = None
 
 
 class AgentSpec(Spec):

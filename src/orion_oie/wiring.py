@@ -7,6 +7,7 @@ must not keep a forgotten engine alive.
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orion_oie.backends.base import (
@@ -18,20 +19,21 @@ from orion_oie.backends.base import (
     OnProgress,
 )
 from orion_oie.breaker import BreakerBoard, BreakerState
-from orion_oie.cancellation import CancelScope
+from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import EventLog
+from orion_oie.pool import AgentPool
 from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
 from orion_oie.routing.base import Router
+from orion_oie.schemas import Route
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from orion_oie.downloads.cache import ModelCache
     from orion_oie.downloads.fetch import Download
+    from orion_oie.routing.profiles import Embedder
 
 
 def model_cache(config: EngineConfig) -> "ModelCache":
@@ -74,7 +76,7 @@ def pull(
     config: EngineConfig,
     events: EventLog,
     name: str,
-) -> "tuple[Path, ...]":
+) -> tuple[Path, ...]:
     """Fetch what a name stands for, telling how far it is; see `OrionInferenceEngine.pull`."""
     model_id, variant, source = registry.find_source(name)
     key = f"{model_id}@{variant}"
@@ -107,12 +109,50 @@ def pull(
     return files
 
 
-def keyword_router(config: EngineConfig) -> Router:
-    """The router that is used unless the application brings one."""
-    # Word lists and expressions: a mere `import orion_oie` should not pay for them.
-    from orion_oie.routing.keyword import KeywordRouter
+def hybrid_router(
+    config: EngineConfig,
+    folder: Path,
+    embedder: "Embedder | None",
+    pool: AgentPool,
+    deadlines: DeadlineTimer,
+) -> Router:
+    """The router that is used unless the application brings one; it keeps vectors in `folder`.
 
-    return KeywordRouter(config.router_threshold)
+    Raises `InvalidRequestError` for weights that are none.
+    """
+    # Word lists and expressions: a mere `import orion_oie` should not pay for them.
+    from orion_oie.routing.hybrid import HybridRouter
+
+    model, tie_break = None, None
+    if config.enable_linear_router and config.router_weights is not None:
+        from orion_oie.routing.linear import load_model  # with numpy
+
+        model = load_model(Path(config.router_weights).expanduser())
+    if config.enable_route_tie_break:
+        from orion_oie.routing.tiebreak import TieBreaker
+
+        tie_break = TieBreaker(pool.borrow, deadlines)
+    return HybridRouter(
+        config.router_threshold,
+        model=model,
+        embedder=embedder,
+        enable_linear=config.enable_linear_router,
+        folder=folder,
+        residency_s=config.route_residency_s,
+        tie_break=tie_break,
+    )
+
+
+def feedback_on(
+    config: EngineConfig, registry: ModelRegistry
+) -> Callable[[str, Route], Callable[[str], None] | None]:
+    """What takes feedback on a route to a question; None where nothing is to be kept."""
+    if config.router_feedback is None:
+        return lambda _query, _route: None
+    from orion_oie.routing.feedback import FeedbackStore, RouteFeedback
+
+    store = FeedbackStore(config.router_feedback)
+    return lambda query, route: RouteFeedback.on(store, registry.agent, query, route)
 
 
 def guarded_load(
@@ -145,6 +185,14 @@ def state_reporter(
 ) -> Callable[[RequestHandle, RequestState, RequestState], None]:
     def report(handle: RequestHandle, old: RequestState, new: RequestState) -> None:
         events.publish("request.state", handle.id, level="debug", old=old.value, new=new.value)
+
+    return report
+
+
+def degraded_reporter(events: EventLog) -> Callable[[str, OrionError], None]:
+    def report(stage: str, error: OrionError) -> None:
+        described = f"{type(error).__name__}: {error.message}"
+        events.publish("router.degraded", level="warning", stage=stage, error=described)
 
     return report
 

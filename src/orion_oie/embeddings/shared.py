@@ -3,6 +3,8 @@ the configuration or the registry names.
 """
 
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orion_oie.backends.base import LoadSpec
@@ -42,6 +44,26 @@ class SharedEmbeddings:
             self._service = self._service or service
             return self._service
 
+    @property
+    def name(self) -> str:
+        """The model's id in the registry, or the last part of the name or folder that
+        sentence-transformers is given, in lower case; empty when there is no model."""
+        name = self._config.embedding_model
+        if name is None:
+            name = next(self._embedding_models(), "")
+        return Path(name.removeprefix(SENTENCE_TRANSFORMERS)).name.lower()
+
+    def spec(self) -> LoadSpec | None:
+        """How its model is loaded; None for one of sentence-transformers, which no pool holds.
+
+        Raises `ModelNotFoundError` when there is none or it is not on this machine,
+        `InvalidRequestError` for a model of another type.
+        """
+        name = self._config.embedding_model
+        if name is not None and name.startswith(SENTENCE_TRANSFORMERS):
+            return None
+        return self._spec(name or self._first_model())
+
     def stats(self) -> "EmbeddingStats | None":
         """What it did; None as long as nobody embedded anything."""
         service = self._service
@@ -76,13 +98,15 @@ class SharedEmbeddings:
         )
 
     def _first_model(self) -> str:
-        for model_id, model in self._registry.models.items():
-            if model.type == "embedding":
-                return model_id
+        for model_id in self._embedding_models():
+            return model_id
         raise ModelNotFoundError(
             "the registry has no model of type 'embedding': add one, or set EngineConfig("
             f"embedding_model='{SENTENCE_TRANSFORMERS}NAME')"
         )
+
+    def _embedding_models(self) -> Iterator[str]:
+        return (i for i, model in self._registry.models.items() if model.type == "embedding")
 
     def _spec(self, model_id: str) -> LoadSpec:
         return self._placement.embedding_spec(model_id)

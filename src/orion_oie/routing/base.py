@@ -21,7 +21,7 @@ class RouteContext:
     images: how many are attached. session_id and history: the conversation so far; a router may
     remember which agent answered in a session, but no text. wait_s: seconds until the model of an
     agent could answer, 0 when it is in memory, None when it cannot be said. is_trial: nothing is
-    to be remembered of this call.
+    to be remembered of this call. may_load: whether an embedding model may be loaded for it.
     """
 
     images: int = 0
@@ -29,6 +29,7 @@ class RouteContext:
     history: Sequence[Message] = ()
     wait_s: Callable[[str], float | None] | None = None
     is_trial: bool = False
+    may_load: bool = True
 
 
 NO_CONTEXT = RouteContext()

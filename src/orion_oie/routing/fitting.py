@@ -1,13 +1,15 @@
 """Fitting the router's linear model to labelled prompts, with numpy alone.
 
-Softmax regression: minimizes the mean of -log p(accepted topics | prompt), plus half of
-`pull` / n times the squared distance of the weights from where they began. That is the most
+Softmax regression: minimizes the mean of -log p(topics of the best label | prompt), or, where
+further labels are acceptable, nine tenths of that and one of -log p(their topics | prompt); plus
+half of `pull` / n times the squared distance of the weights from where they began. That is the most
 probable model under a Gaussian prior around the weights it began with, so a few examples change a
 trained model a little, and many change it much. The minimum is found by L-BFGS (Nocedal and Wright,
 "Numerical Optimization", 2nd ed., algorithm 7.5) with backtracking.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from orion_oie.routing.prompt import Prompt, read
 PULL_OF_GRAMS = 0.05
 PULL_OF_SIGNALS = 1.5
 PULL_OF_VECTOR = 0.2
+PULL_OF_BIAS = 1.0  # without it, a few examples of one topic would draw all prompts there
 
 _STEPS = 80
 _MEMORY = 8
@@ -71,7 +74,7 @@ def _example(line: str, place: str) -> Example:
         text, label = row["text"], row["label"]
         labels = row.get("labels") or [label]
         images = row.get("images", 0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidRequestError(
             f'{place}: an object with "text" and "label" is needed ({error!r})'
         ) from error
@@ -163,12 +166,15 @@ def fitted(
     examples, shape (examples, dimensions), to fit a head for it as well. pull: how strongly the
     weights are held where they are; less follows the examples more.
 
-    Raises `InvalidRequestError` when there is no example, or for vectors of another count.
+    Raises `InvalidRequestError` when there is no example, for one that is none, for a label that
+    stands for no topic, a `pull` that is no number from 0 on, or vectors of another count.
     """
     rows = list(examples)
-    if not rows:
-        raise InvalidRequestError("there is no example to learn from")
+    _check(rows, pull)
     names = {label: tuple((topics_of or {}).get(label, (label,))) for label in _labels(rows)}
+    idle = [label for label, topics in names.items() if not topics]
+    if idle:
+        raise InvalidRequestError(f"{', '.join(idle)}: no topic is named that could be learned")
     model = model.with_topics(tuple(topic for topics in names.values() for topic in topics))
     accepted = _accepted(rows, names, model.topics)
     prompts = [read(row.text) for row in rows]
@@ -179,6 +185,7 @@ def fitted(
         [
             np.full(BUCKETS, PULL_OF_GRAMS, np.float32),
             np.full(signals.shape[1], PULL_OF_SIGNALS, np.float32),
+            np.array([PULL_OF_BIAS], np.float32),
         ]
     )
     start = np.concatenate([model.gram_weights, model.signal_weights])
@@ -204,14 +211,34 @@ def fitted(
 
 
 def rarity_of(prompts: Sequence[Prompt]) -> Floats:
-    """The inverse document frequency of each bucket: log((1 + n) / (1 + n with it)), in [0, ...),
-    relative to that of one that never occurs."""
+    """The inverse document frequency of each bucket: log((1 + n) / (1 + n with it)), relative to
+    that of one that never occurs; so in [0, 1]. Raises `InvalidRequestError` for no prompt."""
+    if not prompts:
+        raise InvalidRequestError("there is no prompt to count in")
     counts = np.zeros(BUCKETS, np.float64)
     for prompt in prompts:
         counts[prompt.grams.buckets] += 1
     rarity = np.log((1 + len(prompts)) / (1 + counts)) / np.log(1 + len(prompts))
     narrow: Floats = rarity.astype(np.float32)
     return narrow
+
+
+def _check(rows: Sequence[Example], pull: float) -> None:
+    if not rows:
+        raise InvalidRequestError("there is no example to learn from")
+    for number, row in enumerate(rows):
+        if not isinstance(row.text, str) or not all(
+            isinstance(label, str) and label for label in row.accepted
+        ):
+            raise InvalidRequestError(
+                f"example {number}: a text and the name of an agent is needed"
+            )
+        if not 0 <= row.weight < math.inf:
+            raise InvalidRequestError(f"example {number}: its weight is {row.weight}")
+    if sum(row.weight for row in rows) <= 0:
+        raise InvalidRequestError("all examples have the weight 0")
+    if not 0 <= pull < math.inf:
+        raise InvalidRequestError(f"pull is {pull}; it has to be a number from 0 on")
 
 
 def _labels(rows: Sequence[Example]) -> list[str]:
@@ -224,8 +251,8 @@ _SECOND_SHARE = 0.1  # of the acceptable labels that are not the best one
 def _accepted(
     rows: Sequence[Example], names: Mapping[str, Sequence[str]], topics: Sequence[str]
 ) -> Floats:
-    """How much each topic is wanted, shape (rows, topics): at most 1 of each row, split between the
-    topics of a label by what the model thinks of them."""
+    """Which topics are wanted, 1 or 0, shape (2, rows, topics): first those of the best label, then
+    those of the other acceptable ones."""
     place = {topic: index for index, topic in enumerate(topics)}
     wanted = np.zeros((2, len(rows), len(topics)), np.float32)
     for index, row in enumerate(rows):
@@ -259,6 +286,7 @@ def _head(
         [
             np.full(matrix.shape[1], PULL_OF_VECTOR, np.float32),
             np.full(signals.shape[1], PULL_OF_SIGNALS, np.float32),
+            np.array([PULL_OF_BIAS], np.float32),
         ]
     )
     return Head(*_minimum(_Dense(rows), accepted, weights, pulls * np.float32(pull), start, bias))
@@ -279,15 +307,16 @@ def _minimum(
     start: Floats,
     bias: Floats,
 ) -> tuple[Floats, Floats]:
-    """The weights, shape (features, topics), and the bias of least loss."""
+    """The weights, shape (features, topics), and the bias of least loss. pulls: of the features,
+    then of the bias, shape (features + 1,)."""
     shares = (weights / weights.sum())[:, None]
-    features, topics = start.shape
+    begin = np.concatenate([start, bias[None]]).astype(np.float32)
     first, second = accepted
     has_second = second.any(axis=1, keepdims=True)
     tiny = np.float32(1e-12)
 
     def loss(point: Floats) -> tuple[float, Floats]:
-        current = point.reshape(features + 1, topics)
+        current = point.reshape(begin.shape)
         probabilities = softmax(table.times(current[:-1]) + current[-1])
         best = (probabilities * first).sum(axis=1, keepdims=True) + tiny
         also = (probabilities * second).sum(axis=1, keepdims=True) + tiny
@@ -295,21 +324,18 @@ def _minimum(
         wanted = (1 - second_share) * probabilities * first / best
         wanted += second_share * probabilities * second / also
         terms = (1 - second_share) * np.log(best) + second_share * np.log(also)
-        away = current[:-1] - start
+        away = current - begin
         errors = (probabilities - wanted) * shares
         gradient = np.concatenate(
-            [
-                table.transposed_times(errors) + pulls[:, None] * away,
-                errors.sum(axis=0, keepdims=True),
-            ]
+            [table.transposed_times(errors), errors.sum(axis=0, keepdims=True)]
         )
+        gradient += pulls[:, None] * away
         value = -float((terms * shares).sum()) + 0.5 * float(
             (pulls[:, None].astype(np.float64) * away * away).sum()
         )
         return value, gradient.ravel()
 
-    begin = np.concatenate([start, bias[None]]).astype(np.float32).ravel()
-    end = _descended(loss, begin).reshape(features + 1, topics)
+    end = _descended(loss, begin.ravel()).reshape(begin.shape)
     return end[:-1], end[-1]
 
 

@@ -19,7 +19,7 @@ from orion_oie.errors import OrionError
 from orion_oie.routing import residency
 from orion_oie.routing.base import CONVERSATION, NO_CONTEXT, VISION, RouteContext
 from orion_oie.routing.keyword import KeywordRouter
-from orion_oie.routing.mixing import Claim, shares
+from orion_oie.routing.mixing import ALONE, BESIDE_WEIGHTS, Claim, shares
 from orion_oie.routing.profiles import (
     AGENT_TOPICS,
     Embedder,
@@ -27,10 +27,12 @@ from orion_oie.routing.profiles import (
     Prototypes,
     meant_alike,
     text_to_embed,
+    topics_of,
+    topics_to_learn,
 )
 from orion_oie.routing.sessions import Sessions, Standing, pull
 from orion_oie.routing.wishes import wish
-from orion_oie.schemas import Message, Route, RouteCandidate
+from orion_oie.schemas import Route, RouteCandidate
 from orion_oie.specs import AgentSpec
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 TieBreak = Callable[[str, AgentSpec, AgentSpec], float | None]
 
 # What the stages before have to reach for the next ones to be spared: probabilities.
-SURE_WITHOUT_HINTS = 0.97
+SURE_WITHOUT_HINTS = 0.9
 SURE_WITHOUT_EMBEDDING = 0.9
 _ATTACHED = 0.97
 _WISHED = 2.5  # added to the log-odds of a topic that is asked for outright
@@ -50,14 +52,16 @@ _HISTORY_TURNS = 4
 _PROTOTYPE_SHARPNESS = 12.0  # of cosines, where no head was trained for the embedding model
 _SHOWN_REASONS = 3
 _DECIMALS = 4
-_TINY = 1e-9
+_FLOOR = 1e-3  # no agent is so unlikely that a conversation could not be with it
 
 
 @dataclass
 class _Work:
     """One prompt on its way through the stages."""
 
+    model: "LinearModel"
     prompt: "Prompt"
+    profiles: Mapping[str, Profile]
     topics: dict[str, float]
     agents: dict[str, float] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
@@ -130,7 +134,7 @@ class HybridRouter:
         if attached is not None:
             self._remember(attached.agent_id, context)
             return attached
-        work = self._judged(query, agents)
+        work = self._judged(query, agents, may_load=context.may_load)
         standing = self._standing(context, agents)
         if standing is not None:
             self._stay(query, standing, work)
@@ -153,17 +157,17 @@ class HybridRouter:
         agents: the registry's, for the topics that they own. pull: how strongly the weights are
         held where they are. The calibration stays as it was.
 
-        Raises `InvalidRequestError` for no example, what the embedding raises when there is an
-        embedder that is ready.
+        Raises `InvalidRequestError` for no example, for one that is none or whose agent owns no
+        topic (its hints name an empty list), for a `pull` below 0, and what the embedding raises
+        when there is an embedder that is ready.
         """
         from orion_oie.routing.fitting import Example, fitted
-        from orion_oie.routing.profiles import topics_of
         from orion_oie.routing.prompt import read
 
         rows = [one if isinstance(one, Example) else Example(*one) for one in examples]
         names = dict(AGENT_TOPICS)
         for agent_id, spec in (agents or {}).items():
-            names[agent_id] = topics_of(agent_id, spec, self.model.topics) or (agent_id,)
+            names[agent_id] = topics_to_learn(agent_id, spec, self.model.topics)
         vectors = None
         if rows and self._embedder is not None and self._embedder.is_ready():
             texts = [text_to_embed(read(row.text)) for row in rows]
@@ -175,7 +179,7 @@ class HybridRouter:
     # -- the stages
 
     def _attached(self, agents: Mapping[str, AgentSpec], context: RouteContext) -> Route | None:
-        owner = next((a for a, s in agents.items() if VISION in (s.routing.topics or (a,))), None)
+        owner = next((a for a, s in agents.items() if topics_of(a, s, (VISION,))), None)
         if not context.images or owner is None:
             return None
         return Route(
@@ -186,33 +190,37 @@ class HybridRouter:
             stages=["attachment"],
         )
 
-    def _judged(self, query: str, agents: Mapping[str, AgentSpec]) -> _Work:
+    def _judged(
+        self, query: str, agents: Mapping[str, AgentSpec], *, may_load: bool = True
+    ) -> _Work:
         """The stages that look at the text."""
         from orion_oie.routing.prompt import read
 
-        prompt = read(query)
-        profiles = self._profiles_of(agents)
-        logits = self.model.logits(prompt.grams, prompt.signals)
-        work = _Work(prompt, {})
+        prompt, model = read(query), self.model
+        profiles = self._profiles_of(agents, model)
+        logits = model.logits(prompt.grams, prompt.signals)
+        if not self._enable_linear:
+            logits = logits * 0
+        work = _Work(model, prompt, profiles, {})
         wished = wish(prompt.parts.instruction)
-        scale = self.model.calibration.alone
-        self._set_topics(work, logits * scale, wished)
+        self._set_topics(work, logits * model.calibration.alone, wished)
         self._mix(work, profiles, "linear" if self._enable_linear else "start")
         if wished:
             work.notes.append(f"asked for outright: '{wished[1]}'")
         if self._enable_hints:
             self._consult_hints(query, work, profiles)
-        if self._is_embedding_wanted(work, profiles):
+        if self._is_embedding_wanted(work, profiles, may_load=may_load):
             self._consult_embedding(work, profiles, logits, wished)
         return work
 
     def _set_topics(self, work: _Work, logits: "Floats", wished: tuple[str, str] | None) -> None:
         from orion_oie.routing.fitting import softmax
 
-        if wished and wished[0] in self.model.topics:
+        topics = work.model.topics
+        if wished and wished[0] in topics:
             logits = logits.copy()
-            logits[self.model.topics.index(wished[0])] += _WISHED
-        work.topics = dict(zip(self.model.topics, softmax(logits).tolist(), strict=True))
+            logits[topics.index(wished[0])] += _WISHED
+        work.topics = dict(zip(topics, softmax(logits).tolist(), strict=True))
 
     def _mix(
         self,
@@ -231,32 +239,40 @@ class HybridRouter:
             )
             for agent_id, profile in profiles.items()
         ]
-        work.agents = shares(work.topics, claims)
+        owners_hinted = BESIDE_WEIGHTS if self._enable_linear else ALONE
+        work.agents = shares(work.topics, claims, owners_hinted)
         work.record(stage)
 
     def _consult_hints(self, query: str, work: _Work, profiles: Mapping[str, Profile]) -> None:
         """Keywords and examples: always those of agents without a topic, the rest when unsure."""
-        is_sure = max(work.agents.values(), default=0.0) >= SURE_WITHOUT_HINTS
+        is_sure = _top(work) >= SURE_WITHOUT_HINTS
         asked = {a: p for a, p in profiles.items() if not is_sure or not p.owns}
         if not asked:
             return
-        specs = {agent_id: profile.spec for agent_id, profile in asked.items()}
-        found = self._keywords.candidates(query, work.prompt.language, specs)
+        specs = {agent_id: profile.spec for agent_id, profile in profiles.items()}
+        found = self._keywords.candidates(
+            query, work.prompt.language, specs, asked, work.prompt.shapes
+        )
         work.hints = {one.agent_id: one for one in found if one.score > 0}
         alike = {a: p.spelled_alike(work.prompt) for a, p in asked.items() if not p.owns}
         if work.hints or any(alike.values()):
             self._mix(work, profiles, "hints", alike)
 
-    def _is_embedding_wanted(self, work: _Work, profiles: Mapping[str, Profile]) -> bool:
+    def _is_embedding_wanted(
+        self, work: _Work, profiles: Mapping[str, Profile], *, may_load: bool
+    ) -> bool:
         if self._embedder is None or not work.prompt.has_words:
             return False
-        is_sure = max(work.agents.values(), default=0.0) >= SURE_WITHOUT_EMBEDDING
+        is_sure = _top(work) >= SURE_WITHOUT_EMBEDDING
         best = max(work.topics, key=lambda topic: work.topics[topic])
         rivals = (p for p in profiles.values() if not p.owns and p.examples)
         if is_sure and not any(p.affinity.get(best, 0.0) > 0.3 for p in rivals):
             return False
         if not self._embedder.is_ready():
             work.notes.append(f"the embedding model {self._embedder.name} is not here")
+            return False
+        if not may_load and not self._embedder.is_loaded():
+            work.notes.append(f"the embedding model {self._embedder.name} would be loaded")
             return False
         return True
 
@@ -269,18 +285,25 @@ class HybridRouter:
     ) -> None:
         assert self._embedder is not None
         assert self._prototypes is not None
+        # Asked for the examples of agents without a topic alone, it leaves the topics as they are.
+        is_sure = _top(work) >= SURE_WITHOUT_EMBEDDING
         try:
             vector = self._embedder.embed([text_to_embed(work.prompt)])[0]
-            found = self.model.vector_logits(self._embedder.name, vector, work.prompt.signals)
+            found = work.model.vector_logits(self._embedder.name, vector, work.prompt.signals)
             alike = {
-                agent_id: meant_alike(vector, self._prototypes.vectors(profile.examples))
+                agent_id: meant_alike(
+                    vector, self._prototypes.vectors(profile.examples, len(vector))
+                )
                 for agent_id, profile in profiles.items()
-                if profile.examples and (found is None or not profile.owns)
+                if profile.examples and not (profile.owns and (is_sure or found is not None))
             }
         except OrionError as error:
             work.notes.append(f"the embedding stage failed: {error.message}")
             return
-        calibration = self.model.calibration
+        calibration = work.model.calibration
+        if found is not None and is_sure:
+            self._mix(work, profiles, "embedding", alike)
+            return
         if found is not None:
             fused = logits * calibration.grams + found * calibration.vector
             self._set_topics(work, fused, wished)
@@ -303,13 +326,11 @@ class HybridRouter:
         """Raise the odds of the agent that the conversation is with."""
         weight, why = pull(query, standing)
         raised = {
-            agent_id: p * (math.exp(weight) if agent_id == standing.agent_id else 1.0)
+            agent_id: (p + _FLOOR) * math.exp(weight) if agent_id == standing.agent_id else p
             for agent_id, p in work.agents.items()
         }
         total = sum(raised.values())
         best = work.ranked()[0][0] if work.agents else standing.agent_id
-        if total <= 0:
-            raised, total = {a: float(a == standing.agent_id) for a in work.agents}, 1.0
         work.agents = {agent_id: p / total for agent_id, p in raised.items()}
         work.record("session")
         now = work.ranked()[0][0] if work.agents else standing.agent_id
@@ -327,7 +348,9 @@ class HybridRouter:
             return
         agent_id, saved = taken
         best_id, best = work.ranked()[0]
-        work.agents[best_id], work.agents[agent_id] = work.agents[agent_id], best
+        behind = work.agents.pop(agent_id)
+        # First in order as well: the two may be equal.
+        work.agents = {agent_id: best, **work.agents, best_id: behind}
         work.record("residency")
         work.notes.append(
             f"{agent_id} instead of the near-equal {best_id}: it can answer {saved:.1f} s earlier"
@@ -338,7 +361,7 @@ class HybridRouter:
         if self._tie_break is None or len(ranked) < 2 or ranked[0][1] - ranked[1][1] > _CLOSE:
             return
         (first, p), (second, q) = ranked[:2]
-        if p <= 0:
+        if q <= 0:
             return
         try:
             said = self._tie_break(query, agents[first], agents[second])
@@ -357,7 +380,7 @@ class HybridRouter:
 
     def _route(self, work: _Work, agents: Mapping[str, AgentSpec]) -> Route:
         ranked = work.ranked()
-        confidence = self._confidence(ranked[0][1] if ranked else 0.0, work.is_fused)
+        confidence = self._confidence(work, ranked[0][1] if ranked else 0.0)
         best = ranked[0][0] if ranked else CONVERSATION
         is_chosen = bool(ranked) and ranked[0][1] > 0 and confidence >= self.threshold
         if not is_chosen and "session" not in work.stages:
@@ -392,34 +415,36 @@ class HybridRouter:
             notes=work.notes,
         )
 
-    def _confidence(self, probability: float, is_fused: bool) -> float:
-        calibration = self.model.calibration
-        slope, shift = calibration.confidence_fused if is_fused else calibration.confidence_alone
+    def _confidence(self, work: _Work, probability: float) -> float:
+        calibration = work.model.calibration
+        slope, shift = (
+            calibration.confidence_fused if work.is_fused else calibration.confidence_alone
+        )
         if probability <= 0:
             return 0.0
         p = min(1 - 1e-6, max(1e-6, probability))
         z = slope * math.log(p / (1 - p)) + shift
-        return round(1 / (1 + math.exp(-z)), _DECIMALS)
+        return round(1 / (1 + math.exp(min(500.0, -z))), _DECIMALS)
 
     def _evidence(self, work: _Work, ranked: Sequence[tuple[str, float]]) -> dict[str, float]:
         """The words and shapes that counted most for the best agent against the second."""
         if not self._enable_linear or not ranked or ranked[0][1] <= 0:
             return {}
-        topics = list(self.model.topics)
-        owned = [self._profiles[agent_id].owns for agent_id, _ in ranked[:2]]
-        first = max(owned[0] or topics, key=lambda topic: work.topics[topic])
+        topics = list(work.model.topics)
+        owned = [work.profiles[agent_id].owns for agent_id, _ in ranked[:2]]
+        if not owned[0]:
+            return {}
+        first = max(owned[0], key=lambda topic: work.topics[topic])
         rest = [t for t in (owned[1] if len(owned) > 1 else ()) or topics if t != first]
         second = max(rest, key=lambda topic: work.topics[topic], default=first)
-        return self.model.reasons(
+        return work.model.reasons(
             work.prompt.grams, work.prompt.signals, topics.index(first), topics.index(second)
         )
 
     def _reason(self, work: _Work, chosen: str, evidence: Mapping[str, float]) -> str:
         hints = work.hints[chosen].evidence if chosen in work.hints else {}
-        named = [*list(evidence)[:_SHOWN_REASONS]]
-        if len(named) < _SHOWN_REASONS:
-            named += [h.partition(":")[2] for h in list(hints)[: _SHOWN_REASONS - len(named)]]
-        shown = [n.removeprefix("shape: ") if n.startswith("shape: ") else f"'{n}'" for n in named]
+        named = [_in_words(name) for name in (*evidence, *hints)]
+        shown = list(dict.fromkeys(named))[:_SHOWN_REASONS]
         reason = f"reads most like {chosen}"
         if shown:
             reason += f": {', '.join(shown)}"
@@ -427,9 +452,11 @@ class HybridRouter:
 
     # -- what is remembered
 
-    def _profiles_of(self, agents: Mapping[str, AgentSpec]) -> dict[str, Profile]:
+    def _profiles_of(
+        self, agents: Mapping[str, AgentSpec], model: "LinearModel"
+    ) -> dict[str, Profile]:
         """The profiles of `agents`; made again only for what is new or has changed."""
-        model, known, current = self.model, self._profiles, {}
+        known, current = self._profiles, {}
         for agent_id, spec in agents.items():
             profile = known.get(agent_id)
             if profile is None or not profile.is_of(spec, model):
@@ -443,14 +470,14 @@ class HybridRouter:
             known = self._sessions.of(context.session_id)
             if known is not None:
                 return known if known.agent_id in agents else None
-        return self._told(context.history, agents)
+        return self._told(context, agents)
 
-    def _told(self, history: Sequence[Message], agents: Mapping[str, AgentSpec]) -> Standing | None:
+    def _told(self, context: RouteContext, agents: Mapping[str, AgentSpec]) -> Standing | None:
         """Where a conversation is by its earlier questions alone."""
         standing: Standing | None = None
-        asked = [message.content for message in history if message.role == "user"]
+        asked = [message.content for message in context.history if message.role == "user"]
         for question in asked[-_HISTORY_TURNS:]:
-            work = self._judged(question, agents)
+            work = self._judged(question, agents, may_load=context.may_load)
             if standing is not None:
                 self._stay(question, standing, work)
             ranked = work.ranked()
@@ -462,3 +489,17 @@ class HybridRouter:
     def _remember(self, agent_id: str, context: RouteContext) -> None:
         if context.session_id is not None and not context.is_trial:
             self._sessions.note(context.session_id, agent_id)
+
+
+def _top(work: _Work) -> float:
+    return max(work.agents.values(), default=0.0)
+
+
+def _in_words(name: str) -> str:
+    """Evidence as a reason names it: words in quotes, shapes without."""
+    kind, _, what = name.partition(":")
+    if kind in ("shape", "feature"):
+        return what.strip().replace("_", " ")
+    if kind == "pattern":
+        return "a pattern"
+    return f"'{what if kind in ('keyword', 'phrase') else name}'"

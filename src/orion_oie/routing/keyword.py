@@ -15,7 +15,7 @@ hint of weight 1 gives 0.5, one of weight 0.5 gives 0.33, and a tie costs four t
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import cached_property
 
 from orion_oie.routing.base import CONVERSATION, NO_CONTEXT, RouteContext
@@ -201,15 +201,24 @@ class KeywordRouter:
         )
 
     def candidates(
-        self, query: str, language: Language, agents: Mapping[str, AgentSpec]
+        self,
+        query: str,
+        language: Language,
+        agents: Mapping[str, AgentSpec],
+        among: Container[str] | None = None,
+        strengths: Mapping[RouteFeature, float] | None = None,
     ) -> list[RouteCandidate]:
-        """The evidence for every agent, best first; `language` is that of the question."""
+        """The evidence for every agent, best first, or for those `among` them; `language` and
+        `strengths` (see `features.measure`) are those of the question."""
         whole = excerpt(query)
         near = excerpt(whole, NEAR_HEAD_CHARS, NEAR_TAIL_CHARS)
         texts = [_Text(near)] if near is whole else [_Text(near), _Text(whole)]
-        strengths = measure(whole, language)
+        if strengths is None:
+            strengths = measure(whole, language)
         candidates = []
         for agent_id, hints in self._hints_of(agents).items():
+            if among is not None and agent_id not in among:
+                continue
             evidence = _evidence(hints, texts, strengths)
             score = round(math.fsum(evidence.values()), _DECIMALS)
             candidates.append(RouteCandidate(agent_id=agent_id, score=score, evidence=evidence))

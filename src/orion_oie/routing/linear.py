@@ -7,13 +7,16 @@ What it knows comes from `weights.npz`, which `scripts/train_router.py` makes, o
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,7 @@ TOPICS = (
     "vision",
 )
 _FORMAT = 1
+_LOOKS_FOR_EACH = 4  # of the strongest n-grams, some are signs or come twice
 
 Floats = NDArray[np.float32]
 
@@ -94,14 +98,15 @@ class LinearModel:
     def reasons(
         self, grams: Grams, signals: Floats, topic: int, other: int, most: int = 5
     ) -> dict[str, float]:
-        """The words, phrases and signals that count most for one topic against another."""
-        difference = self.gram_weights[grams.name_buckets]
-        value_of = dict(zip(grams.buckets.tolist(), grams.values.tolist(), strict=True))
-        gains = (difference[:, topic] - difference[:, other]).tolist()
+        """The words, phrases and signals that count most for one topic against another. Left out
+        is what has characters that act on a terminal, or that are no text."""
+        rows = self.gram_weights[grams.name_buckets]
+        gains = (rows[:, topic] - rows[:, other]) * grams.name_values
         counts: dict[str, float] = {}
-        for name, bucket, gain in zip(grams.names, grams.name_buckets.tolist(), gains, strict=True):
-            if any(map(str.isalpha, name)):
-                counts[name] = gain * value_of[bucket]
+        for place in np.argsort(-gains)[: _LOOKS_FOR_EACH * most].tolist():
+            name = grams.names[place]
+            if any(map(str.isalpha, name)) and name.isprintable():
+                counts[name] = float(gains[place])
         shape = (self.signal_weights[:, topic] - self.signal_weights[:, other]) * signals
         for name, gain in zip(SIGNALS, shape.tolist(), strict=True):
             if gain and not name.startswith("length"):
@@ -123,7 +128,7 @@ class LinearModel:
 
     def with_topics(self, topics: tuple[str, ...]) -> "LinearModel":
         """The same model that also knows further topics, so far without any evidence for them."""
-        new = tuple(topic for topic in topics if topic not in self.topics)
+        new = tuple(topic for topic in dict.fromkeys(topics) if topic not in self.topics)
         if not new:
             return self
 
@@ -237,13 +242,39 @@ def _read(content: BytesIO, name: str) -> LinearModel:
                 _calibration(facts["calibration"]),
                 facts["about"],
             )
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except DAMAGE as error:
         raise InvalidRequestError(f"{name} holds no weights of a router: {error}") from error
-    width = len(model.topics)
-    shapes = (model.gram_weights.shape, model.signal_weights.shape, model.bias.shape)
-    if shapes != ((BUCKETS, width), (len(SIGNALS), width), (width,)):
-        raise InvalidRequestError(f"{name} holds weights of the shapes {shapes}")
+    _check(model, name)
     return model
+
+
+# What numpy, zipfile and json raise for a file that was cut short, changed, or made by others.
+DAMAGE = (
+    *(OSError, EOFError, BadZipFile, zlib.error, TokenError),
+    *(ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError),
+)
+
+
+def _check(model: LinearModel, name: str) -> None:
+    topics = model.topics
+    width = len(topics)
+    are_names = all(isinstance(topic, str) for topic in topics)
+    if not topics or not are_names or len(set(topics)) < width:
+        raise InvalidRequestError(f"{name} holds weights for the topics {list(topics)}")
+    shapes = [a.shape for a in (model.gram_weights, model.signal_weights, model.bias, model.rarity)]
+    if shapes != [(BUCKETS, width), (len(SIGNALS), width), (width,), (BUCKETS,)]:
+        raise InvalidRequestError(f"{name} holds weights of the shapes {shapes}")
+    for head_name, head in model.heads.items():
+        ends = (head.weights.shape[1:], head.bias.shape)
+        if head.weights.ndim != 2 or ends != ((width,), (width,)):
+            raise InvalidRequestError(f"{name} holds a head of another shape for {head_name}")
+    arrays = [model.gram_weights, model.signal_weights, model.bias, model.rarity]
+    arrays += [part for head in model.heads.values() for part in (head.weights, head.bias)]
+    facts = model.calibration
+    slopes = (*facts.confidence_alone, *facts.confidence_fused)
+    arrays.append(np.array([facts.alone, facts.grams, facts.vector, *slopes], np.float32))
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise InvalidRequestError(f"{name} holds weights that are no finite numbers")
 
 
 def _calibration(facts: Mapping[str, Any]) -> Calibration:

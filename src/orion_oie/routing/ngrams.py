@@ -38,13 +38,15 @@ class Grams(NamedTuple):
     """Buckets, each once, with values; and the word n-grams that have a name, with their buckets.
 
     buckets: shape (n,), in [0, BUCKETS). values: shape (n,), float32. The words, the pieces and the
-    payload each have length one (the payload: less) before they are added up.
+    payload each have length one (the payload: less) before they are added up. name_buckets and
+    name_values: shape (names,), those of the named ones.
     """
 
     buckets: NDArray[np.int64]
     values: NDArray[np.float32]
     names: list[str]
     name_buckets: NDArray[np.int64]
+    name_values: NDArray[np.float32]
 
 
 def grams(instruction: str, payload: str = "") -> Grams:
@@ -61,7 +63,11 @@ def grams(instruction: str, payload: str = "") -> Grams:
         parts.append(_counted(_hashed([f"in {word}" for word in about]), _PAYLOAD_WEIGHT))
     buckets = np.concatenate([part[0] for part in parts])
     values = np.concatenate([part[1] for part in parts])
-    return Grams(buckets, values, names, named)
+    if payload:  # it shares the table of the words
+        buckets, places = np.unique(buckets, return_inverse=True)
+        values = np.bincount(places, values).astype(np.float32)
+    name_values = parts[0][1][np.searchsorted(parts[0][0], named)]
+    return Grams(buckets, values, names, named, name_values)
 
 
 def _words(text: str) -> list[str]:

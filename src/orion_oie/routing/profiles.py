@@ -2,6 +2,8 @@
 vectors, and which topics they belong to.
 """
 
+import contextlib
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -39,6 +41,10 @@ class Embedder(Protocol):
         """Whether the model is here to be used."""
         ...
 
+    def is_loaded(self) -> bool:
+        """Whether `embed` would load nothing first."""
+        ...
+
     def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
         """Unit vectors, shape (texts, dimensions). Raises what the model raises."""
         ...
@@ -47,13 +53,22 @@ class Embedder(Protocol):
 def topics_of(agent_id: str, spec: AgentSpec, known: Sequence[str]) -> tuple[str, ...]:
     """The topics that an agent owns: those that its hints name, else those that go by its id."""
     if spec.routing.topics is not None:
-        return tuple(topic for topic in spec.routing.topics if topic in known)
+        return tuple(topic for topic in dict.fromkeys(spec.routing.topics) if topic in known)
     names = (agent_id,) if agent_id in known else AGENT_TOPICS.get(agent_id, ())
     return tuple(topic for topic in names if topic in known)
 
 
+def topics_to_learn(agent_id: str, spec: AgentSpec, known: Sequence[str]) -> tuple[str, ...]:
+    """The topics that examples of an agent teach: those that its hints name, else those that it
+    owns, else one of its own name. An empty list among the hints stays one."""
+    if spec.routing.topics is not None:
+        return tuple(spec.routing.topics)
+    return topics_of(agent_id, spec, known) or (agent_id,)
+
+
 class Profile:
-    """One agent, as far as a model of topics sees it."""
+    """One agent, as far as a model of topics sees it. `examples` are those of its hints as the
+    embedding stage reads them."""
 
     def __init__(self, agent_id: str, spec: AgentSpec, model: "LinearModel") -> None:
         from orion_oie.routing.prompt import read
@@ -61,8 +76,8 @@ class Profile:
         self.spec = spec
         self.model = model
         self.owns = topics_of(agent_id, spec, model.topics)
-        self.examples = tuple(spec.routing.examples)
-        prompts = [read(example) for example in self.examples]
+        prompts = [read(example) for example in spec.routing.examples]
+        self.examples = tuple(map(text_to_embed, prompts))
         self._grams: list[Grams] = [prompt.grams for prompt in prompts]
         self.affinity = _affinity(prompts, model)
 
@@ -112,7 +127,7 @@ class Prototypes:
         self._lock = threading.Lock()
         self._known: dict[str, NDArray[np.float32]] = {}
 
-    def vectors(self, examples: Sequence[str]) -> "NDArray[np.float32]":
+    def vectors(self, examples: Sequence[str], dimensions: int) -> "NDArray[np.float32]":
         """Shape (examples, dimensions). Raises what the embedding raises."""
         import numpy as np
 
@@ -120,14 +135,12 @@ class Prototypes:
         with self._lock:
             if key in self._known:
                 return self._known[key]
-        vectors = self._kept(key, len(examples))
+        vectors = self._kept(key, (len(examples), dimensions))
         if vectors is None:
-            vectors = self._embedder.embed([_shortened(text) for text in examples])
+            short = self._embedder.embed(examples).astype(np.float16)
             if self._folder is not None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                part = self._folder / f"{key}.part.npy"
-                np.save(part, vectors.astype(np.float16), allow_pickle=False)
-                part.replace(self._folder / f"{key}.npy")
+                _keep(short, self._folder / f"{key}.npy")
+            vectors = short.astype(np.float32)  # the same as after the next start
         with self._lock:
             self._known[key] = vectors
         return vectors
@@ -138,17 +151,32 @@ class Prototypes:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         return digest.hexdigest()
 
-    def _kept(self, key: str, count: int) -> "NDArray[np.float32] | None":
+    def _kept(self, key: str, shape: tuple[int, int]) -> "NDArray[np.float32] | None":
         import numpy as np
+
+        from orion_oie.routing.linear import DAMAGE
 
         if self._folder is None:
             return None
         try:
-            vectors = np.load(self._folder / f"{key}.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            short = np.load(self._folder / f"{key}.npy", allow_pickle=False)
+            fits = short.dtype == np.float16 and short.shape == shape and np.isfinite(short).all()
+        except DAMAGE:
             return None  # it is not there, or was cut short: it is made again
-        fits = vectors.ndim == 2 and len(vectors) == count
-        return vectors.astype(np.float32) if fits else None
+        return short.astype(np.float32) if fits else None
+
+
+def _keep(vectors: "NDArray[np.float16]", path: Path) -> None:
+    """Write them down; where nothing can be written, they are computed again at the next start."""
+    import numpy as np
+
+    part = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}.part.npy")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(part, vectors, allow_pickle=False)
+        part.replace(path)
+    with contextlib.suppress(OSError):
+        part.unlink(missing_ok=True)
 
 
 EMBEDDED_CHARS = 250  # at most as many tokens: the smallest models read 256
@@ -159,8 +187,4 @@ def text_to_embed(prompt: "Prompt") -> str:
     parts = prompt.parts
     if parts.payload and parts.instruction:
         return f"{parts.instruction}\n{parts.payload}"[:EMBEDDED_CHARS]
-    return prompt.text[:EMBEDDED_CHARS]
-
-
-def _shortened(text: str) -> str:
-    return text[:EMBEDDED_CHARS]
+    return prompt.text.lstrip()[:EMBEDDED_CHARS]

@@ -1,15 +1,18 @@
 """A prompt as a router reads it, prepared once for all stages."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.routing.excerpt import excerpt
+from orion_oie.routing.features import measure
 from orion_oie.routing.language import Language, detect
 from orion_oie.routing.ngrams import Grams, grams
 from orion_oie.routing.segments import Segments, split
 from orion_oie.routing.signals import signals
+from orion_oie.specs import RouteFeature
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +23,7 @@ class Prompt:
     text: str
     parts: Segments
     language: Language
+    shapes: Mapping[RouteFeature, float]
     grams: Grams
     signals: NDArray[np.float32]
 
@@ -33,10 +37,12 @@ def read(text: str) -> Prompt:
     """Look at a text. Never raises for one, and the time has a bound."""
     text = excerpt(text)
     parts, language = split(text), detect(text)
+    shapes = measure(text, language)
     return Prompt(
         text,
         parts,
         language,
+        shapes,
         grams(parts.instruction, parts.payload),
-        np.array(signals(text, parts, language), np.float32),
+        np.array(signals(text, parts, language, shapes), np.float32),
     )

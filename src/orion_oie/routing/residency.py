@@ -18,13 +18,13 @@ def nearer(
 ) -> tuple[str, float] | None:
     """The agent to take instead of the first, and the seconds that it saves; else None.
 
-    ranked: agents and their probabilities, the best first. limit_s: seconds from which on a wait
-    counts in full; 0 leaves the order as it is.
+    ranked: agents and their probabilities, the best first; what has none is never taken.
+    limit_s: seconds from which on a wait counts in full; 0 leaves the order as it is.
     """
     if limit_s <= 0 or len(ranked) < 2:
         return None
     best_id, best = ranked[0]
-    rivals = [(agent_id, p) for agent_id, p in ranked[1:] if best - p <= near]
+    rivals = [(agent_id, p) for agent_id, p in ranked[1:] if p > 0 and best - p <= near]
     best_wait = wait_s(best_id) if rivals else None
     if not best_wait:
         return None

@@ -5,11 +5,12 @@ Language, shapes of code, formulas and tables, kinds of payload, length, questio
 
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
 
-from orion_oie.routing.features import measure
 from orion_oie.routing.language import Language
 from orion_oie.routing.segments import Segments
+from orion_oie.specs import RouteFeature
 
 SIGNALS = (
     "non_english",
@@ -46,9 +47,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
-def signals(text: str, parts: Segments, language: Language) -> list[float]:
-    """A number for each of `SIGNALS`. `text` is an excerpt; `parts` and `language` are its own."""
-    shapes = measure(text, language)
+def signals(
+    text: str, parts: Segments, language: Language, shapes: Mapping[RouteFeature, float]
+) -> list[float]:
+    """A number for each of `SIGNALS`. `text` is an excerpt, and all the rest are its own."""
     size = max(1, len(text))
     length = min(1.0, math.log1p(len(text)) / _LONGEST_LOG)
     asked = parts.instruction.rstrip()

@@ -51,8 +51,8 @@ _NEEDLES: Mapping[str, tuple[str, ...]] = {
 
 
 def wish(instruction: str) -> tuple[str, str] | None:
-    """The topic that an instruction asks for outright and the words that say so; None when there
-    is none, or two that disagree."""
+    """The topic that an instruction asks for outright and the words that say so, as far as they can
+    be printed; None when there is none, or two that disagree."""
     text = instruction[:_LOOKED_AT]
     lowered = text.lower()
     found: dict[str, str] = {}
@@ -62,7 +62,7 @@ def wish(instruction: str) -> tuple[str, str] | None:
         for pattern in patterns:
             match = _compiled(pattern).search(text)
             if match:
-                found[topic] = match.group()
+                found[topic] = "".join(filter(str.isprintable, match.group()))
                 break
     if len(found) != 1:
         return None

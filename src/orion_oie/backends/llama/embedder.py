@@ -25,10 +25,10 @@ from orion_oie.errors import (
 )
 
 # Attention looks at all tokens of a batch, those of other texts included, so that larger batches
-# are no faster; and a decoder computes the logits of each token, wanted or not, so that a batch
-# costs memory by its length times the vocabulary.
-BATCH_TOKENS = 512
-BATCH_TEXTS = 64
+# are no faster; and llama.cpp has room for the logits of each token, wanted or not, so that a batch
+# costs memory by its length times the vocabulary, and a context by its texts times that.
+BATCH_TOKENS = 128
+BATCH_TEXTS = 16
 
 _BATCH_OK = 0
 _META_LENGTH = 256
@@ -92,14 +92,14 @@ class Embedder:
         length = lc.llama_model_meta_val_str(self._model, key.encode(), buffer, _META_LENGTH)
         return buffer.value.decode("utf-8", "replace") if length > 0 else ""
 
-    # -- the context, as large as the longest text so far
+    # -- the context, as large as the longest text that is being embedded
 
     def _reserve(self, tokens: int) -> None:
         """Have a context that takes a text of so many tokens in one piece.
 
         A text cannot be spread over several steps: its attention looks both ways, and pooling
         sees one step. Room for the longest text would cost gigabytes with some models, so it is
-        made when such a text comes.
+        made when such a text comes, and goes after it: making a context takes milliseconds.
         """
         wanted = BATCH_TOKENS
         while wanted < tokens:
@@ -162,10 +162,14 @@ class Embedder:
         vectors = np.zeros((len(rows), self.dimensions), np.float32)
         if rows:
             self._reserve(max(map(len, rows)))
-        for chosen in _batches([len(row) for row in rows]):
-            if is_cancelled():
-                return None
-            vectors[chosen] = self._run([rows[index] for index in chosen])
+        try:
+            for chosen in _batches([len(row) for row in rows]):
+                if is_cancelled():
+                    return None
+                vectors[chosen] = self._run([rows[index] for index in chosen])
+        finally:
+            if self._capacity > BATCH_TOKENS:
+                self._free_context()
         return vectors
 
     def _tokens(self, text: str, index: int) -> list[int]:

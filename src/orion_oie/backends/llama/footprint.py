@@ -31,7 +31,8 @@ _CACHE_BYTES = 2  # half floats
 _CELLS_STEP = 256
 _PAGE_BYTES = 4096
 _BATCH_TOKENS = 512
-_EMBEDDED_TEXTS = 64
+_EMBEDDED_TOKENS = 128
+_EMBEDDED_TEXTS = 16
 _SHORTEST_PARKED = 32  # tokens
 
 # What llama.cpp copies into an order of its own when it is loaded, by type: with which feature of
@@ -242,8 +243,8 @@ class _Generation(_Context):
 class _Embedding(_Context):
     """See `Embedder`."""
 
-    def taken_bytes(self, longest: int = _BATCH_TOKENS) -> tuple[int, int]:
-        """The same, when the longest text had up to so many tokens."""
+    def taken_bytes(self, longest: int = _EMBEDDED_TOKENS) -> tuple[int, int]:
+        """The same, while a text of up to so many tokens is among those that are embedded."""
         cells = _cells(longest)
         batch = Batch(longest, _EMBEDDED_TEXTS, cells, longest)
         # llama.cpp has room for the logits of each token, whether the model has any or not.
@@ -253,4 +254,5 @@ class _Embedding(_Context):
 
     def growth_bytes(self) -> int:
         """What the longest possible text takes."""
-        return sum(self.taken_bytes(max(_BATCH_TOKENS, self.length))) - sum(self.taken_bytes())
+        longest = max(_EMBEDDED_TOKENS, self.length)
+        return sum(self.taken_bytes(longest)) - sum(self.taken_bytes())

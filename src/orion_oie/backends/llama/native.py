@@ -29,6 +29,9 @@ BATCH_TOKENS = 512
 # While a model arrives, a batch costs a whole pass over what is still to come: better one for all.
 ARRIVING_BATCH_TOKENS = 2048
 
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_LARGE_BLOCK_BYTES = 1 << 20
+
 _LOG_LEVELS = {1: "debug", 2: "info", 3: "warning", 4: "error"}
 
 Row = tuple[int, int, int, bool]
@@ -127,6 +130,17 @@ def load_weights(
             f"llama.cpp cannot load {files[0]}; its reasons are in the worker's log"
         )
     return model
+
+
+def return_large_blocks() -> None:
+    """Let large blocks of memory go back to the system when they are freed, from now on.
+
+    By itself, glibc keeps blocks of a size that was freed before, up to 32 MiB each. Does nothing
+    with a C library that has no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
 def give_back(files: Sequence[Path], runs: Sequence[tuple[int, int, int]]) -> None:

@@ -136,6 +136,7 @@ class Worker:
         )
 
     def _load_embedder(self, spec: Packet) -> Embedder:
+        native.return_large_blocks()  # it makes room for a long text, and gives it up again
         return Embedder(
             [Path(file) for file in spec["files"]],
             threads=spec["threads"],

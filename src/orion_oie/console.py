@@ -1,0 +1,65 @@
+"""What the modules of the command line share: options that name places, and printing."""
+
+import json
+import shutil
+import textwrap
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import click
+
+from orion_oie import sanitize
+
+cache_place = click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    help="where fetched models lie; default: ORION_CACHE_DIR, or the user's cache folder",
+)
+
+registry_place = click.option(
+    "--registry", type=click.Path(path_type=Path), help="models.json; default: the packaged one"
+)
+
+GLUE = "\u00a0"
+"""A space at which `print_wrapped` breaks no line."""
+
+_NARROW, _WIDE = 60, 100
+
+
+def print_json(value: object) -> None:
+    """As JSON, indented."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()
+) -> None:
+    """Cells in columns. `numbers`: the columns that are aligned to the right."""
+    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        padded = (
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join(padded).rstrip())
+
+
+def print_wrapped(text: str, *, first: str = "", hang: int = 0) -> None:
+    """A text in lines that fit the terminal. `first` stands before the first line; the others are
+    indented by `hang` characters."""
+    width = min(_WIDE, max(_NARROW, shutil.get_terminal_size().columns))
+    lines = textwrap.wrap(
+        printable(text),
+        width,
+        initial_indent=printable(first),
+        subsequent_indent=" " * hang,
+        break_on_hyphens=False,
+    )
+    shown = "\n".join(lines) or printable(first).rstrip()
+    click.echo(shown.replace(GLUE, " "))
+
+
+def printable(text: str) -> str:
+    """A text of a file or a server without what could act on the terminal."""
+    return sanitize.clean(text)[0]

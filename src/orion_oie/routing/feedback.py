@@ -1,0 +1,99 @@
+"""What users said about routes, kept in a JSON Lines file for training.
+
+A line is an example as `fitting.read_examples` reads them: {"text", "label", "routed",
+"confidence", "time"}, time in seconds since the epoch. It holds the question as it was asked, so
+nothing is kept unless somebody names a file; only its owner may read that.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orion_oie.errors import InvalidRequestError
+from orion_oie.schemas import Route
+
+if TYPE_CHECKING:
+    from orion_oie.routing.fitting import Example
+
+_DECIMALS = 3
+
+
+class FeedbackStore:
+    """One file. Threads and processes may add to it at the same time."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser()
+
+    def add(self, text: str, label: str, *, routed: str, confidence: float) -> None:
+        """Append a line, all of it or none. Raises `InvalidRequestError` when it cannot be written.
+
+        text: the question. label: the agent that should have answered; routed: the one that did.
+        """
+        row = {
+            "text": text,
+            "label": label,
+            "routed": routed,
+            "confidence": confidence,
+            "time": round(time.time(), _DECIMALS),
+        }
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _append(self.path, line)
+        except OSError as error:
+            raise InvalidRequestError(f"the feedback cannot be kept: {error}") from error
+
+    def examples(self) -> "list[Example]":
+        """All of it, to train with; none as long as there is no file.
+
+        Raises `InvalidRequestError` for a line that is no example.
+        """
+        # numpy: who only adds should not pay for it.
+        from orion_oie.routing.fitting import read_examples
+
+        return read_examples(self.path) if self.path.exists() else []
+
+
+@dataclass(frozen=True)
+class RouteFeedback:
+    """Takes what is said about one route. `check` raises for an agent that there is none of."""
+
+    store: FeedbackStore
+    check: Callable[[str], object]
+    text: str
+    routed: str
+    confidence: float
+
+    @classmethod
+    def on(
+        cls, store: FeedbackStore, check: Callable[[str], object], text: str, route: Route
+    ) -> "RouteFeedback":
+        """Ready to take feedback on a route."""
+        return cls(store, check, text, route.agent_id, route.confidence)
+
+    def __call__(self, correct_agent: str) -> None:
+        self.check(correct_agent)
+        self.store.add(self.text, correct_agent, routed=self.routed, confidence=self.confidence)
+
+
+def _append(path: Path, line: bytes) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    with open(descriptor, "a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # each opening has a lock of its own: threads wait, too
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            # Who was ended in the middle of a line must not spoil the next one.
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        try:
+            written = file.write(line)
+            if written != len(line):
+                raise OSError(f"{written} of {len(line)} bytes were written to {path}")
+        except OSError:
+            file.truncate(size)
+            raise

@@ -1,0 +1,84 @@
+"""A close call between two agents, put to a language model that is in memory anyway.
+
+It says one letter. It is asked twice, with the agents in either order, and the mean of the two
+log-odds is taken: a liking for the first one, or for a letter, cancels out. Nothing is loaded for
+it, nothing leaves this machine, and after a moment the route goes on without it.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from orion_oie.backends.base import GenerationJob, LoadedModel
+from orion_oie.cancellation import CancelScope, DeadlineTimer
+from orion_oie.errors import DeadlineExceededError
+from orion_oie.routing.excerpt import excerpt
+from orion_oie.schemas import GenerationOptions, Message, TokenLogprob
+from orion_oie.specs import AgentSpec
+
+LIMIT_S = 3.0
+
+_QUESTION_CHARS = (600, 200)
+_PRIORITY = 100  # a single token, and somebody waits for a route
+_TOLD = "You send each question to the assistant that it suits best. Answer with one letter."
+_OPTIONS = GenerationOptions(
+    temperature=0.0, max_tokens=1, grammar='root ::= "A" | "B"', logprobs=20
+)
+
+
+class TieBreaker:
+    """Asks the model that `borrow()` gives, for `limit_s` seconds at most; None means that there is
+    none. Thread-safe."""
+
+    def __init__(
+        self,
+        borrow: Callable[[], AbstractContextManager[LoadedModel | None]],
+        deadlines: DeadlineTimer,
+        limit_s: float = LIMIT_S,
+    ) -> None:
+        self._borrow = borrow
+        self._deadlines = deadlines
+        self._limit_s = limit_s
+
+    def __call__(self, query: str, first: AgentSpec, second: AgentSpec) -> float | None:
+        """The probability that `first` suits the question better than `second`; None when no model
+        could say. Raises what the model raises."""
+        with self._borrow() as model:
+            if model is None:
+                return None
+            scope = CancelScope()
+            self._deadlines.watch(scope, self._limit_s)
+            try:
+                forward = _log_odds(model, query, first, second, scope)
+                backward = _log_odds(model, query, second, first, scope)
+            except DeadlineExceededError:
+                return None
+            finally:
+                self._deadlines.forget(scope)
+        if forward is None or backward is None:
+            return None
+        return 0.5 + 0.5 * math.tanh((forward - backward) / 4)  # the logistic of their mean
+
+
+def _log_odds(
+    model: LoadedModel, query: str, a: AgentSpec, b: AgentSpec, scope: CancelScope
+) -> float | None:
+    """The logarithm of how much more probable the letter of `a` is; None without probabilities."""
+    question = excerpt(query, *_QUESTION_CHARS)
+    asked = (
+        f"Assistant A, {a.name}: {a.description}\nAssistant B, {b.name}: {b.description}\n\n"
+        f"The question:\n{question}\n\nWhich assistant suits it best, A or B?"
+    )
+    messages = (Message(role="system", content=_TOLD), Message(role="user", content=asked))
+    job = GenerationJob(messages, _OPTIONS, priority=_PRIORITY, is_streamed=False)
+    completion = model.generate(job, scope, lambda _text, _tokens: None)
+    if not completion.logprobs:
+        return None
+    said = completion.logprobs[0]
+    return _logprob_of("A", said) - _logprob_of("B", said)
+
+
+def _logprob_of(letter: str, said: TokenLogprob) -> float:
+    """That of a letter; of one that is not among the most probable, that of the least of them."""
+    found = [one.logprob for one in (said, *said.top) if one.text == letter]
+    return found[0] if found else min(one.logprob for one in (said, *said.top))

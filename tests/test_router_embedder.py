@@ -1,0 +1,337 @@
+"""The router's way to the embedding model: nobody waits for it for long, and nobody gives way."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import BOUND_S, Clock, Running, no_more_threads, registry_with, run_all, wait_until
+from minilm import minilm_folder, write_minilm
+
+from orion_oie.backends.base import LoadSpec
+from orion_oie.backends.fake import FakeBackend, FakeModel
+from orion_oie.cancellation import CancelScope, DeadlineTimer
+from orion_oie.config import EngineConfig
+from orion_oie.downloads.cache import ModelCache
+from orion_oie.embeddings.router_embedder import PAUSE_S, RouterEmbedder
+from orion_oie.embeddings.shared import SharedEmbeddings
+from orion_oie.errors import (
+    CircuitOpenError,
+    ContextOverflowError,
+    DeadlineExceededError,
+    InsufficientMemoryError,
+    OrionError,
+    WorkerCrashedError,
+    WorkerError,
+)
+from orion_oie.housekeeping import Housekeeper
+from orion_oie.logs import EventLog
+from orion_oie.placement import Placement
+from orion_oie.registry import ModelRegistry
+
+MIB = 2**20
+KEY = "minilm@q4"
+SIZES = {"minilm": 10 * MIB, "a": 50 * MIB, "b": 50 * MIB}
+
+
+@dataclass
+class Gated(FakeBackend):
+    """Loads when its gate is open, and counts."""
+
+    gate: threading.Event = field(default_factory=threading.Event)
+    begun: list[str] = field(default_factory=list)
+
+    def load(self, spec: LoadSpec, scope: CancelScope, on_progress: Any) -> FakeModel:
+        self.begun.append(spec.key)
+        assert self.gate.wait(BOUND_S)
+        return super().load(spec, scope, on_progress)
+
+
+class World:
+    """The rooms around an embedder, over a fake backend."""
+
+    def __init__(self, folder: Path, limit_s: float = BOUND_S, **config: Any) -> None:
+        self.folder = folder
+        models = {"minilm": {"type": "embedding"}}
+        agents = {"conversation": ["a"], "second": ["b"], "third": ["minilm"]}
+        self.registry: ModelRegistry = registry_with(folder, agents, models)
+        self.backend = Gated(footprints=SIZES)
+        self.backend.gate.set()
+        self.clock = Clock()
+        self.degraded: list[str] = []
+        self.config = EngineConfig(cache_dir=folder / "cache", **config)
+        cache = ModelCache(self.config.cache_dir)
+        events = EventLog(0)
+        self.keeper = Housekeeper(self.config, self.backend, self.backend.load, events, cache.root)
+        self.pool = self.keeper.pool
+        self.placement = Placement(
+            self.registry,
+            self.config,
+            cache,
+            self.keeper.sizes,
+            self.keeper.budget.bytes,
+            self.pool.is_here,
+        )
+        self.shared = SharedEmbeddings(self.registry, self.config, self.placement, self.pool)
+        self.embedder = RouterEmbedder(
+            self.shared,
+            self.pool,
+            self.keeper.sizes,
+            DeadlineTimer(),
+            lambda stage, error: self.degraded.append(f"{stage}: {error.message}"),
+            self.clock,
+            limit_s,
+        )
+
+    def use(self, agent_id: str) -> Any:
+        """Hold the model of an agent."""
+        choice = self.placement.choices(agent_id)[0]
+        return self.pool.acquire(self.placement.load_spec(choice), CancelScope())
+
+    def close(self) -> None:
+        self.backend.gate.set()
+        self.shared.close()
+        self.keeper.close()
+        self.pool.close(0.0)
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(limit_s: float = BOUND_S, **config: Any) -> World:
+        worlds.append(World(tmp_path, limit_s, **config))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+def test_it_embeds(make_world: Callable[..., World]) -> None:
+    """The first call loads the model; from then on it is loaded."""
+    world = make_world()
+    assert (world.embedder.is_ready(), world.embedder.is_loaded()) == (True, False)
+    vectors = world.embedder.embed(["one two", "three"])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1.0)
+    assert world.embedder.is_loaded()
+    world.embedder.embed(["four"])
+    assert world.backend.begun == [KEY]
+    assert world.degraded == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        (None, "minilm"),
+        ("MiniLM", "minilm"),
+        ("sentence-transformers:sentence-transformers/All-MiniLM-L6-v2", "all-minilm-l6-v2"),
+        ("sentence-transformers:all-MiniLM-L6-v2", "all-minilm-l6-v2"),
+        ("sentence-transformers:/models/E5-small/", "e5-small"),
+    ],
+)
+def test_its_name(make_world: Callable[..., World], setting: str | None, name: str) -> None:
+    """Weights are trained for a model by this name, wherever it comes from."""
+    assert make_world(embedding_model=setting).embedder.name == name
+
+
+def test_whether_it_is_here_is_looked_at_now_and_then(make_world: Callable[..., World]) -> None:
+    """Each question asks, so most answers are remembered; what was fetched meanwhile is seen."""
+    world = make_world()
+    file = world.folder / "minilm.gguf"
+    file.unlink()
+    assert not world.embedder.is_ready()
+    file.touch()
+    assert not world.embedder.is_ready()
+    world.clock.tick(5.0)
+    assert world.embedder.is_ready()
+    file.unlink()
+    assert world.embedder.is_ready()
+    with pytest.raises(OrionError, match="not on this machine"):
+        world.embedder.embed(["x"])
+    assert not world.embedder.is_ready()  # a failure makes it look again
+    assert not world.embedder.is_loaded()
+
+
+def test_nothing_is_fetched(make_world: Callable[..., World]) -> None:
+    """A model that could be fetched is not here."""
+    source = {"url": "https://example.org", "shards": ["m.gguf"]}
+    variant = {"quantization": "q4", "size_mb": 7, "min_ram_gb": 0.1, "source": source}
+    world = make_world(auto_download=True, embedding_model="far")
+    model = world.registry.model("minilm").model_dump(mode="json", exclude_defaults=True)
+    world.registry.add_model("far", {**model, "variants": {"q4": variant}})
+    assert not world.embedder.is_ready()
+    assert not world.embedder.is_loaded()
+    assert world.backend.begun == []
+
+
+def test_a_slow_load_goes_on_without_the_route(make_world: Callable[..., World]) -> None:
+    """Who waits too long hears so, and later ones at once; when the model is there it is used, also
+    before the pause is over."""
+    world = make_world(limit_s=0.05)
+    world.backend.gate.clear()
+    with pytest.raises(DeadlineExceededError, match=r"minilm did not answer within 0\.05 s"):
+        world.embedder.embed(["x"])
+    with pytest.raises(CircuitOpenError, match=r"did not answer .*; it is tried again in 30 s"):
+        world.embedder.embed(["x"])
+    world.clock.tick(PAUSE_S)
+    with pytest.raises(DeadlineExceededError):
+        world.embedder.embed(["x"])
+    assert world.backend.begun == [KEY]
+    assert len(world.degraded) == 1
+    world.backend.gate.set()
+    wait_until(world.embedder.is_loaded)
+    wait_until(lambda: world.embedder._failure is None)
+    world.embedder.embed(["x"])
+    assert world.backend.begun == [KEY]
+
+
+def test_many_routes_load_it_once(make_world: Callable[..., World]) -> None:
+    """All get their vectors."""
+    world = make_world()
+    runs = run_all([lambda n=n: world.embedder.embed([f"text {n}"]) for n in range(8)])
+    assert all(run.join().shape == (1, 64) for run in runs)
+    assert world.backend.begun == [KEY]
+
+
+def test_a_failure_is_told_once_and_left_alone(make_world: Callable[..., World]) -> None:
+    """The model is not tried for a while; when it works again, the next failure is told again."""
+    world = make_world()
+    world.backend.load_errors["minilm"] = [WorkerCrashedError("it died"), WorkerError("again")]
+    with pytest.raises(WorkerCrashedError, match="it died"):
+        world.embedder.embed(["x"])
+    for _ in range(3):
+        with pytest.raises(CircuitOpenError, match="it died; it is tried again in 30 s"):
+            world.embedder.embed(["x"])
+    assert world.backend.begun == [KEY]
+    world.clock.tick(PAUSE_S)
+    with pytest.raises(WorkerError, match="again"):
+        world.embedder.embed(["x"])
+    assert world.degraded == ["embedding: it died"]
+    world.clock.tick(PAUSE_S)
+    world.embedder.embed(["x"])
+    world.pool.unload(KEY)
+    world.backend.load_errors["minilm"] = [WorkerError("a third time")]
+    with pytest.raises(WorkerError):
+        world.embedder.embed(["y"])
+    assert world.degraded == ["embedding: it died", "embedding: a third time"]
+
+
+def test_models_in_memory_do_not_give_way_in_turns(make_world: Callable[..., World]) -> None:
+    """Where the one would make the other leave, and the other the one, it is not loaded."""
+    for limits in ({"memory_budget": 55 * MIB}, {"max_models": 1}):
+        world = make_world(**limits)
+        with world.use("conversation"):
+            pass
+        with pytest.raises(InsufficientMemoryError, match=f"no room for {KEY} beside"):
+            world.embedder.embed(["x"])
+        assert list(world.pool.residents()) == ["a@q4"]
+        assert world.backend.begun == ["a@q4"]
+
+
+def test_one_of_several_may_give_way(make_world: Callable[..., World]) -> None:
+    """Where it fits beside each of them, the one that was idle for longest goes."""
+    world = make_world(memory_budget=105 * MIB)
+    for agent_id in ("second", "conversation"):
+        with world.use(agent_id):
+            pass
+    world.embedder.embed(["x"])
+    assert sorted(world.pool.residents()) == ["a@q4", KEY]
+
+
+def test_a_model_in_use_is_not_waited_for(make_world: Callable[..., World]) -> None:
+    """A route does not stand behind an answer."""
+    world = make_world(memory_budget=105 * MIB)
+    with world.use("conversation"), world.use("second"), pytest.raises(InsufficientMemoryError):
+        world.embedder.embed(["x"])
+    world.clock.tick(PAUSE_S)
+    world.embedder.embed(["x"])
+
+
+def test_without_threads_there_are_no_vectors(make_world: Callable[..., World]) -> None:
+    """That is an error like others, which passes."""
+    world = make_world()
+    world.embedder._deadlines.watch(CancelScope(), 1000.0)  # its thread is there
+    with no_more_threads(), pytest.raises(WorkerError, match="no more threads"):
+        world.embedder.embed(["x"])
+    world.clock.tick(PAUSE_S)
+    world.embedder.embed(["x"])
+
+
+def test_a_closed_engine_is_no_failure(make_world: Callable[..., World]) -> None:
+    """Who was waiting is let go, and nothing is told."""
+    world = make_world()
+    world.backend.gate.clear()
+    running = Running(world.embedder.embed, ["x"])
+    wait_until(lambda: world.backend.begun)
+    world.close()
+    with pytest.raises(OrionError, match=r"closed|shut down"):
+        running.join()
+    assert world.degraded == []
+
+
+def test_a_hung_model_is_left_behind(make_world: Callable[..., World]) -> None:
+    """A model in memory that does not answer in time is left alone like one that fails."""
+    world = make_world()
+    world.embedder.embed(["x"])
+    world.embedder._limit_s = 0.05
+    model = next(iter(world.backend._models))
+
+    def hang(_texts: Any, scope: CancelScope) -> Any:
+        ended = threading.Event()
+        scope.on_cancel(ended.set)
+        assert ended.wait(BOUND_S)
+        scope.check()
+
+    model.embed = hang  # type: ignore[method-assign]
+    with pytest.raises(DeadlineExceededError, match="did not answer within"):
+        world.embedder.embed(["y"])
+    with pytest.raises(CircuitOpenError):
+        world.embedder.embed(["y"])
+
+
+def test_asking_whether_it_is_here_costs_little(make_world: Callable[..., World]) -> None:
+    """Nothing is looked at between two looks."""
+    world = make_world()
+    assert world.embedder.is_ready()
+    world.embedder._embeddings = None  # type: ignore[assignment]
+    assert world.embedder.is_ready()
+
+
+# -- real models
+
+
+def test_a_text_that_is_too_long_is_its_own_fault(make_world: Callable[..., World]) -> None:
+    """The others go on."""
+    from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
+
+    world = make_world(threads=1)
+    write_minilm(world.folder / "minilm.gguf")
+    backend = LlamaBackend(LoaderSettings(), cache=ModelCache(world.config.cache_dir))
+    world.pool._load = backend.load
+    try:
+        first = world.embedder.embed(["a text"])
+        with pytest.raises(ContextOverflowError):
+            world.embedder.embed(["word " * 600])
+        assert np.allclose(world.embedder.embed(["a text"]), first, atol=1e-2)
+        assert world.degraded == []
+    finally:
+        world.close()
+        backend.kill_all()
+
+
+def test_sentence_transformers_are_used_in_this_process(make_world: Callable[..., World]) -> None:
+    """With nothing in the pool; what is loaded is known when it was loaded."""
+    pytest.importorskip("sentence_transformers")
+    world = make_world(limit_s=120.0, embedding_model=f"sentence-transformers:{minilm_folder()}")
+    assert (world.embedder.is_ready(), world.embedder.is_loaded()) == (True, False)
+    started = time.monotonic()
+    vectors = world.embedder.embed(["a dog", "a puppy", "a tax form"])
+    assert time.monotonic() - started < 120.0
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+    assert world.embedder.is_loaded()
+    assert world.pool.residents() == {}
