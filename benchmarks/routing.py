@@ -109,7 +109,8 @@ class Worker:
 @contextmanager
 def minilm_worker() -> Iterator[GGUFEmbedder]:
     with tempfile.TemporaryDirectory(prefix="orion-routing-") as folder:
-        spec = LoadSpec(INFO, (write_minilm(Path(folder) / "minilm.gguf", quantization="q8_0"),), is_embedding=True)
+        file = write_minilm(Path(folder) / "minilm.gguf", quantization="q8_0")
+        spec = LoadSpec(INFO, (file,), is_embedding=True)
         embedder = GGUFEmbedder(LlamaBackend().load, spec)
         try:
             yield embedder

@@ -458,7 +458,7 @@ def test_the_embedding_model_is_asked(folder: Path, tmp_path: Path) -> None:
     assert [path.suffix for path in kept] == [".npy", ".npy"]
     with OrionInferenceEngine(registry_of(folder), config) as engine:
         again = engine.plan(SICK).route
-        assert "would be loaded" in again.notes[0]
+        assert f"the embedding model {MINILM} would be loaded" in again.notes
         assert routed(engine, SICK, max_tokens=1).agent_id == route.agent_id
         assert engine.stats().embeddings.texts <= 2  # type: ignore[union-attr]  # not the examples
 
@@ -498,7 +498,7 @@ def test_a_plan_loads_no_embedding_model(folder: Path, tmp_path: Path) -> None:
             route = engine.plan(SICK, **options).route
             assert route.stages[0] == "start"
             assert "embedding" not in route.stages
-            assert route.notes[0] == f"the embedding model {MINILM} would be loaded"
+            assert f"the embedding model {MINILM} would be loaded" in route.notes
         assert engine.stats().models == {}
         assert engine.stats().embeddings is None
         assert not (tmp_path / "cache" / "router").exists()
@@ -515,7 +515,7 @@ def test_a_broken_embedding_model_stops_nobody(folder: Path, tmp_path: Path) -> 
         for _ in range(3):
             route = routed(engine, SICK, max_tokens=1)
             assert route.stages == ["start"]
-            assert route.notes[0].startswith("the embedding stage failed: ")
+            assert any(note.startswith("the embedding stage failed: ") for note in route.notes)
         events = [e for e in engine.export_logs() if e["event"] == "router.degraded"]
         assert [event["stage"] for event in events] == ["embedding"]
         assert events[0]["error"].startswith("ModelCorruptError: ")
@@ -528,10 +528,8 @@ def test_an_embedding_model_that_is_not_here_is_not_fetched(folder: Path, tmp_pa
     config = config_of(tmp_path, enable_linear_router=False, auto_download=True)
     with OrionInferenceEngine(registry_of(folder, "missing.gguf"), config) as engine:
         route = routed(engine, SICK, max_tokens=1)
-        assert (route.stages, route.notes[0]) == (
-            ["start"],
-            f"the embedding model {MINILM} is not here",
-        )
+        assert route.stages == ["start"]
+        assert f"the embedding model {MINILM} is not here" in route.notes
         assert "router.degraded" not in names(engine)
         assert list(engine.stats().models) == ["tiny@v"]
 

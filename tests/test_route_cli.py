@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,7 @@ LOOSE = ("--pull", "0.1", "--no-embeddings")
 ASKED = "The turbine trips on low suction pressure"
 
 
-def write_examples(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_examples(path: Path, rows: Sequence[object]) -> Path:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return path
 
@@ -359,6 +360,17 @@ def test_a_label_of_nobody_is_said(tmp_path: Path, capsys: Capture) -> None:
     assert len(notes) == 1
     assert notes[0].startswith("note: 'coed' is no agent")
     assert "(did you mean 'code'?)" in notes[0]
+
+
+def test_a_missing_embedding_model_is_said(tmp_path: Path, capsys: Capture) -> None:
+    """Training goes on without it, and says how to get it."""
+    examples = write_examples(tmp_path / "e.jsonl", [{"text": QUESTION, "label": "code"}])
+    assert run("train", examples, "--out", tmp_path / "w.npz") == 0
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 1
+    assert notes[0].startswith("note: only words are learned from: ")
+    assert f"orion-oie pull {MINILM}" in notes[0]
+    assert (tmp_path / "w.npz").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from orion_oie import EngineConfig, Message, OrionInferenceEngine, Route, RouteCandidate
+from orion_oie import (
+    EngineConfig,
+    Message,
+    ModelNotFoundError,
+    OrionInferenceEngine,
+    Route,
+    RouteCandidate,
+)
 from orion_oie.console import (
     GLUE,
     cache_place,
     print_json,
     print_table,
     print_wrapped,
+    printable,
     registry_place,
 )
 from orion_oie.guardrails import check_query
@@ -121,7 +129,9 @@ def _engine(
         router_weights=weights,
     )
     engine = OrionInferenceEngine(registry, config)
-    if embedding_model is not None and not embedding_model.startswith("sentence-transformers:"):
+    from orion_oie.embeddings.shared import SENTENCE_TRANSFORMERS  # here with every engine
+
+    if embedding_model is not None and not embedding_model.startswith(SENTENCE_TRANSFORMERS):
         engine.registry.model(embedding_model)  # one that nobody knows is not merely not here
     return engine
 
@@ -259,6 +269,8 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
     rest, held = split(examples)
     with _engine(**settings) as engine:
         router, agents = _hybrid(engine), engine.registry.agents
+        if engine.config.enable_neural_router:
+            _note_missing_embeddings(engine)
         _note_new_topics(examples, [*agents, *router.model.topics])
         before = judged(router, held, agents)
         if rest and held:
@@ -288,6 +300,13 @@ def _hybrid(engine: OrionInferenceEngine) -> "HybridRouter":
 
     assert isinstance(engine.router, HybridRouter), "it was made without another one"
     return engine.router
+
+
+def _note_missing_embeddings(engine: OrionInferenceEngine) -> None:
+    try:
+        engine.embed(["load"], user="router")
+    except ModelNotFoundError as error:
+        click.echo(f"note: only words are learned from: {printable(error.message)}", err=True)
 
 
 def _note_new_topics(examples: "Sequence[Example]", known: Sequence[str]) -> None:

@@ -161,9 +161,9 @@ class RoutingHints(Spec):
     (`translat*`). phrases: several words in a row, likewise. patterns: regular expressions,
     case-insensitive. features: shapes that the router detects. Each maps to a weight in
     (0, 100]. examples: questions that this agent should answer. topics: what the router's weights
-    know that is this agent's (conversation, code, creative, multilingual, math, logic, data, vision,
-    and those of one's own training); None takes the topic of its own name, `reasoning` both math
-    and logic.
+    know that is this agent's (conversation, code, creative, multilingual, math, logic, data,
+    vision, and those of one's own training); None takes the topic of its own name, `reasoning`
+    both math and logic.
     """
 
     keywords: dict[str, Weight] = {}

@@ -27,7 +27,7 @@ from orion_oie.routing.prompt import Prompt, read
 PULL_OF_GRAMS = 0.05
 PULL_OF_SIGNALS = 1.5
 PULL_OF_VECTOR = 0.2
-PULL_OF_BIAS = 1.0  # without it, a few examples of one topic would draw all prompts there
+PULL_OF_BIAS = 0.6  # without it, a few examples of one topic would draw all prompts there
 
 _STEPS = 80
 _MEMORY = 8

@@ -44,6 +44,7 @@ TieBreak = Callable[[str, AgentSpec, AgentSpec], float | None]
 
 # What the stages before have to reach for the next ones to be spared: probabilities.
 SURE_WITHOUT_HINTS = 0.9
+FITTING_PULL = 0.3  # ten examples of a new agent are learned, and nobody else loses much
 SURE_WITHOUT_EMBEDDING = 0.9
 _ATTACHED = 0.97
 _WISHED = 2.5  # added to the log-odds of a topic that is asked for outright
@@ -51,6 +52,7 @@ _CLOSE = 0.15  # of probability: the tie-break looks at no more
 _HISTORY_TURNS = 4
 _PROTOTYPE_SHARPNESS = 12.0  # of cosines, where no head was trained for the embedding model
 _SHOWN_REASONS = 3
+_EMBEDDED_AT_ONCE = 16
 _DECIMALS = 4
 _FLOOR = 1e-3  # no agent is so unlikely that a conversation could not be with it
 
@@ -66,6 +68,7 @@ class _Work:
     agents: dict[str, float] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    asides: list[str] = field(default_factory=list)  # notes that are no part of the reason
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     hints: dict[str, RouteCandidate] = field(default_factory=dict)
     is_fused: bool = False
@@ -149,7 +152,7 @@ class HybridRouter:
         examples: "Iterable[Example | tuple[str, str]]",
         agents: Mapping[str, AgentSpec] | None = None,
         *,
-        pull: float = 1.0,
+        pull: float = FITTING_PULL,
     ) -> "LinearModel":
         """Draw the weights towards examples: pairs of text and agent, or `Example`s. Returns the
         new model, which is in use from now on; `model.save(path)` keeps it.
@@ -171,10 +174,19 @@ class HybridRouter:
         vectors = None
         if rows and self._embedder is not None and self._embedder.is_ready():
             texts = [text_to_embed(read(row.text)) for row in rows]
-            vectors = (self._embedder.name, self._embedder.embed(texts))
+            vectors = (self._embedder.name, self._embedded(texts))
         self._given = fitted(self.model, rows, topics_of=names, vectors=vectors, pull=pull)
         self._profiles = {}
         return self._given
+
+    def _embedded(self, texts: Sequence[str]) -> "Floats":
+        """Vectors of many texts, shape (texts, dimensions), in pieces: each may take a while."""
+        import numpy as np
+
+        assert self._embedder is not None
+        pieces = range(0, len(texts), _EMBEDDED_AT_ONCE)
+        found = [self._embedder.embed(texts[at : at + _EMBEDDED_AT_ONCE]) for at in pieces]
+        return np.concatenate(found)
 
     # -- the stages
 
@@ -269,10 +281,10 @@ class HybridRouter:
         if is_sure and not any(p.affinity.get(best, 0.0) > 0.3 for p in rivals):
             return False
         if not self._embedder.is_ready():
-            work.notes.append(f"the embedding model {self._embedder.name} is not here")
+            work.asides.append(f"the embedding model {self._embedder.name} is not here")
             return False
         if not may_load and not self._embedder.is_loaded():
-            work.notes.append(f"the embedding model {self._embedder.name} would be loaded")
+            work.asides.append(f"the embedding model {self._embedder.name} would be loaded")
             return False
         return True
 
@@ -298,7 +310,7 @@ class HybridRouter:
                 if profile.examples and not (profile.owns and (is_sure or found is not None))
             }
         except OrionError as error:
-            work.notes.append(f"the embedding stage failed: {error.message}")
+            work.asides.append(f"the embedding stage failed: {error.message}")
             return
         calibration = work.model.calibration
         if found is not None and is_sure:
@@ -366,7 +378,7 @@ class HybridRouter:
         try:
             said = self._tie_break(query, agents[first], agents[second])
         except OrionError as error:
-            work.notes.append(f"the tie-break failed: {error.message}")
+            work.asides.append(f"the tie-break failed: {error.message}")
             return
         if said is None:
             return
@@ -412,7 +424,7 @@ class HybridRouter:
                 for agent_id, probability in ranked
             ],
             stages=work.stages,
-            notes=work.notes,
+            notes=[*work.notes, *work.asides],
         )
 
     def _confidence(self, work: _Work, probability: float) -> float:

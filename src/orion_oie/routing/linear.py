@@ -36,6 +36,8 @@ TOPICS = (
     "vision",
 )
 _FORMAT = 1
+_LEAST_GAIN = 0.01
+_WORDS_BEFORE_SHAPE = 2
 _LOOKS_FOR_EACH = 4  # of the strongest n-grams, some are signs or come twice
 
 Floats = NDArray[np.float32]
@@ -98,21 +100,27 @@ class LinearModel:
     def reasons(
         self, grams: Grams, signals: Floats, topic: int, other: int, most: int = 5
     ) -> dict[str, float]:
-        """The words, phrases and signals that count most for one topic against another. Left out
-        is what has characters that act on a terminal, or that are no text."""
+        """The words, phrases and signals that count most for one topic against another, rare words
+        before common ones. Left out is what has characters that act on a terminal, or that are no
+        text."""
         rows = self.gram_weights[grams.name_buckets]
         gains = (rows[:, topic] - rows[:, other]) * grams.name_values
+        told = gains * self.rarity[grams.name_buckets]
         counts: dict[str, float] = {}
-        for place in np.argsort(-gains)[: _LOOKS_FOR_EACH * most].tolist():
+        for place in np.argsort(-told)[: _LOOKS_FOR_EACH * most].tolist():
             name = grams.names[place]
-            if any(map(str.isalpha, name)) and name.isprintable():
+            if any(map(str.isalpha, name)) and name.isprintable() and len(counts) < most:
                 counts[name] = float(gains[place])
         shape = (self.signal_weights[:, topic] - self.signal_weights[:, other]) * signals
-        for name, gain in zip(SIGNALS, shape.tolist(), strict=True):
-            if gain and not name.startswith("length"):
-                counts[f"shape: {name.replace('_', ' ')}"] = gain
-        best = sorted(counts.items(), key=lambda item: -item[1])[:most]
-        return {name: round(gain, 3) for name, gain in best if gain > 0.01}
+        strongest = int(shape.argmax())
+        if shape[strongest] > _LEAST_GAIN and not SIGNALS[strongest].startswith("length"):
+            # A shape says more than a fourth word.
+            shown = list(counts.items())[:_WORDS_BEFORE_SHAPE]
+            rest = list(counts.items())[_WORDS_BEFORE_SHAPE:]
+            name = f"shape: {SIGNALS[strongest].replace('_', ' ')}"
+            counts = dict([*shown, (name, float(shape[strongest])), *rest])
+        best = [(name, gain) for name, gain in counts.items() if gain > _LEAST_GAIN][:most]
+        return {name: round(gain, 3) for name, gain in best}
 
     def similarity(self, first: Grams, second: Grams) -> float:
         """The cosine of two texts, each n-gram counted by how rare it is, in [0, 1]."""
