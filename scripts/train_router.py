@@ -33,6 +33,7 @@ OUT = ROOT / "src" / "orion_oie" / "routing" / "weights.npz"
 VECTORS = ROOT / "bench-results" / "vectors"
 HEAD = "all-minilm-l6-v2"
 FOLDS = 6
+TOWARDS = 150.0  # as if so many prompts had said that the probability is the confidence
 
 Floats = NDArray[np.float32]
 
@@ -183,7 +184,7 @@ def agent_probabilities(topics_found: Floats, topics: Sequence[str]) -> Floats:
 def confidence(held: Held, found: Floats, some: NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and shift of the logistic curve from the probability of the best agent to the chance
     that it is right. Halfway between strict and lenient: an agent that is merely acceptable is
-    half right."""
+    half right. Drawn towards the probability itself: prompts to come are of other sources."""
     from orion_oie.routing.evaluation import agent_of
 
     best = found.argmax(axis=1)
@@ -199,10 +200,10 @@ def confidence(held: Held, found: Floats, some: NDArray[np.bool_]) -> tuple[floa
     point = np.array([1.0, 0.0])
     for _ in range(100):  # Newton's method
         p = 1 / (1 + np.exp(-(point[0] * x + point[1])))
-        gradient = np.array([((p - y) * x).sum() + 0.1 * (point[0] - 1), (p - y).sum()])
+        gradient = np.array([((p - y) * x).sum(), (p - y).sum()]) + TOWARDS * (point - [1, 0])
         w = p * (1 - p)
-        curve = np.array([[(w * x * x).sum() + 0.1, (w * x).sum()], [(w * x).sum(), w.sum()]])
-        step = np.linalg.solve(curve, gradient)
+        curve = np.array([[(w * x * x).sum(), (w * x).sum()], [(w * x).sum(), w.sum()]])
+        step = np.linalg.solve(curve + TOWARDS * np.eye(2), gradient)
         point -= np.clip(step, -0.5, 0.5)
         if float(np.abs(step).max()) < 1e-9:
             break

@@ -33,6 +33,7 @@ from orion_oie.console import (
 )
 from orion_oie.guardrails import check_query
 from orion_oie.routing.base import RouteContext
+from orion_oie.routing.hybrid import FITTING_PULL
 from orion_oie.validation import did_you_mean
 
 if TYPE_CHECKING:  # with numpy, which most commands do without
@@ -246,10 +247,10 @@ def _print_labelled(label: str, text: str) -> None:
 @click.option(
     "--pull",
     type=float,
-    default=1.0,
+    default=FITTING_PULL,
     show_default=True,
     metavar="X",
-    help="how strongly they are held where they are; 0.1 for a few prompts of a new agent",
+    help="how strongly they are held where they are; less follows the prompts more",
 )
 @_router_options
 def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None:

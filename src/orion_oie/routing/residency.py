@@ -8,6 +8,7 @@ clear difference is never bridged.
 from collections.abc import Callable, Sequence
 
 NEAR = 0.12  # of probability: what is further behind is clearly worse
+_LEAST_S = 0.1  # what nobody would notice decides nothing
 
 
 def nearer(
@@ -30,9 +31,7 @@ def nearer(
         return None
     for agent_id, probability in rivals:
         wait = wait_s(agent_id)
-        if wait is None or wait >= best_wait:
-            continue
-        saved = best_wait - wait
-        if best - probability <= near * min(1.0, saved / limit_s):
+        saved = 0.0 if wait is None else best_wait - wait
+        if saved >= _LEAST_S and best - probability <= near * min(1.0, saved / limit_s):
             return agent_id, saved
     return None
