@@ -1,9 +1,11 @@
 """The router: a route for any text, stages that help each other, and agents that come and go."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import run_all
 from hypothesis import example, given, settings
@@ -15,8 +17,9 @@ from orion_oie.routing.base import CONVERSATION, VISION, RouteContext
 from orion_oie.routing.excerpt import HEAD_CHARS, TAIL_CHARS
 from orion_oie.routing.fitting import read_examples
 from orion_oie.routing.hybrid import SURE_WITHOUT_EMBEDDING, SURE_WITHOUT_HINTS, HybridRouter
-from orion_oie.routing.linear import TOPICS, empty_model
+from orion_oie.routing.linear import TOPICS, Head, empty_model
 from orion_oie.routing.residency import NEAR
+from orion_oie.routing.signals import SIGNALS
 from orion_oie.schemas import Message, Route
 from orion_oie.specs import AgentSpec, RegistryFile
 
@@ -159,6 +162,9 @@ def test_hints_are_named_as_what_they_are() -> None:
     found = router.route("tea: 3 + 4 * 5 = x", {**AGENTS, "tea": agent(**hints)})
     assert found.agent_id == "tea"
     assert found.reason == "reads most like tea: 'tea', a pattern, math shape"
+    knows = toy({"tea": "code"}).route("tea: 3 + 4 * 5 = x", {**AGENTS, "tea": agent(**hints)})
+    assert knows.agent_id == "tea"
+    assert knows.candidates[0].evidence == found.candidates[0].evidence, "of hints alone"
     assert list(found.candidates[0].evidence) == [
         "keyword:tea",
         "pattern:t.{0,3}a",
@@ -496,6 +502,35 @@ def test_a_rival_may_speak_where_the_weights_are_sure() -> None:
     before, after = router.route(other, AGENTS), router.route(other, agents)
     assert (before.stages, after.stages) == (["linear"], ["linear", "embedding"])
     assert (after.agent_id, after.confidence) == (before.agent_id, before.confidence)
+
+
+def test_a_rival_moves_no_topic_where_the_weights_are_sure() -> None:
+    """What a trained head says counts where the words are not sure, with a rival or without."""
+    head = np.zeros((Bag.dimensions + len(SIGNALS), len(TOPICS)), np.float32)
+    bias = np.zeros(len(TOPICS), np.float32)
+    bias[TOPICS.index("data")] = 3.0
+    model = replace(knowing({"compile": "code"}), heads={Bag.name: Head(head, bias)})
+    router = HybridRouter(model=model, embedder=Bag())
+    agents = {**AGENTS, "turbine": agent(examples=["compile the kernel of the turbine"])}
+    assert router.route("hm hm", AGENTS).agent_id == "data"
+    other = "please compile my tiny program today"
+    before, after = router.route(other, AGENTS), router.route(other, agents)
+    assert (before.stages[-1], after.stages[-1]) == ("linear", "embedding")
+    assert (after.agent_id, after.confidence) == (before.agent_id, before.confidence)
+    assert probabilities(after) == {**probabilities(before), "turbine": 0}
+
+
+def test_the_tie_break_is_not_asked_about_nothing() -> None:
+    """Between agents for which nothing speaks there is no question."""
+    asked: list[str] = []
+
+    def tie_break(query: str, _first: AgentSpec, _second: AgentSpec) -> float:
+        asked.append(query)
+        return 0.0
+
+    router = HybridRouter(tie_break=tie_break)
+    found = router.route("coffee", {"tea": agent(keywords={"tea": 1}), "milk": agent()})
+    assert (found.agent_id, found.notes, asked) == ("tea", [], [])
 
 
 def test_the_tie_break_is_asked_when_two_are_close() -> None:

@@ -412,7 +412,7 @@ class HybridRouter:
             reason=reason or self._reason(work, chosen, evidence),
             language=work.prompt.language.code,
             candidates=[
-                RouteCandidate(
+                RouteCandidate.model_construct(  # checked by its maker: it is built 7 times a route
                     agent_id=agent_id,
                     score=round(probability, _DECIMALS),
                     evidence={

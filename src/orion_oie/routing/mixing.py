@@ -46,7 +46,7 @@ def shares(
     boosts: dict[str, float] = {}
     rivals: list[tuple[Claim, float]] = []
     for claim in claims:
-        strength = math.log1p(max(0.0, claim.hinted))
+        strength = math.log1p(claim.hinted) if claim.hinted > 0 else 0.0
         if claim.owns:
             weight, boost = math.exp(_TIE * (strength + claim.alike)), owners_hinted * strength
             for topic in claim.owns:

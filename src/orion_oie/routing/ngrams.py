@@ -8,6 +8,7 @@ The hash of words is CRC-32; of characters it is a polynomial over the code poin
 multiplicative mix, computed for all positions at once.
 """
 
+import math
 import re
 import zlib
 from itertools import pairwise
@@ -87,10 +88,9 @@ def _word_grams(words: list[str]) -> list[str]:
 
 
 def _hashed(names: list[str]) -> NDArray[np.int64]:
-    crc = zlib.crc32
-    return np.array(
-        [crc(name.encode("utf-8", "surrogatepass")) & _MASK for name in names], np.int64
-    )
+    # Encoded together, which is faster: no name has a line feed.
+    encoded = "\n".join(names).encode("utf-8", "surrogatepass").split(b"\n") if names else []
+    return np.array([zlib.crc32(name) & _MASK for name in encoded], np.int64)
 
 
 def _pieces(text: str) -> NDArray[np.int64]:
@@ -114,7 +114,11 @@ def _counted(
     hashes: NDArray[np.int64], length: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Each bucket once; its value grows with the logarithm of its count."""
-    buckets, counts = np.unique(hashes, return_counts=True)
+    if not len(hashes):
+        return hashes, np.empty(0, np.float32)
+    ordered = np.sort(hashes)
+    firsts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    counts = np.diff(firsts, append=len(ordered))
     values = 1.0 + np.log(counts)
-    norm = float(np.sqrt(values @ values)) or 1.0
-    return buckets, (values * (length / norm)).astype(np.float32)
+    norm = math.sqrt(values @ values)
+    return ordered[firsts], (values * (length / norm)).astype(np.float32)

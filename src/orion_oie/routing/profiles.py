@@ -179,7 +179,7 @@ def _keep(vectors: "NDArray[np.float16]", path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-EMBEDDED_CHARS = 250  # at most as many tokens: the smallest models read 256
+EMBEDDED_CHARS = 120  # of a longer text the vector says no more, and takes longer
 
 
 def text_to_embed(prompt: "Prompt") -> str:
