@@ -147,8 +147,8 @@ def accuracy_rows(name: str, found: Score, *, lenient: float | None, bars: bool)
     return rows
 
 
-def own_rows(agents: Agents, kept: dict[str, Any]) -> list[Row]:
-    examples = read_examples(SETS / "own.jsonl")
+def own_rows(agents: Agents, kept: dict[str, Any], step: int) -> list[Row]:
+    examples = read_examples(SETS / "own.jsonl")[::step]
     rows = []
     for name, embedder, bar in (("core", None, 0.88), ("embeddings", known(examples), 0.92)):
         found = judged(HybridRouter(embedder=embedder), examples, agents)
@@ -219,11 +219,11 @@ def curve(agents: Agents, path: Path) -> list[dict[str, Any]]:
 # -- conversations
 
 
-def conversation_rows(agents: Agents) -> list[Row]:
+def conversation_rows(agents: Agents, step: int) -> list[Row]:
     """A wrong switch: a turn that goes to another agent than the turn before, and should not have
     gone there. A missed one: a turn that stays, and should not have."""
     lines = (SETS / "conversations.jsonl").read_text("utf-8").split("\n")
-    conversations = [json.loads(line) for line in lines if line.strip()]
+    conversations = [json.loads(line) for line in lines if line.strip()][::step]
     turns = [turn for one in conversations for turn in one["turns"]]
     embedder = known([Example(turn["text"], turn["label"]) for turn in turns])
     rows = []
@@ -328,9 +328,9 @@ def speed_rows(agents: Agents, texts: Sequence[str], rounds: int) -> list[Row]:
     return rows
 
 
-def memory_rows(texts: Sequence[str]) -> list[Row]:
+def memory_rows(texts: Sequence[str], rounds: int) -> list[Row]:
     found = []
-    for _ in range(3):
+    for _ in range(rounds):
         child = subprocess.run(
             [sys.executable, "-c", CHILD, str(ROOT / "models.json")],
             input=json.dumps(list(texts[:300])),
@@ -385,14 +385,15 @@ def main() -> int:
     options = _report.options(__doc__ or "", data=True)
     agents = ModelRegistry.load(ROOT / "models.json").agents
     kept: dict[str, Any] = {}
-    rows = own_rows(agents, kept) + conversation_rows(agents)
+    step = 4 if options.quick else 1
+    rows = own_rows(agents, kept, step) + conversation_rows(agents, step)
     texts = [one.text for one in read_examples(SETS / "own.jsonl")]
     if DEV.exists():
         texts += [one.text for one in read_examples(DEV)]
-    texts = texts[::4] if options.quick else texts
-    rows += speed_rows(agents, texts, rounds=1 if options.quick else 3) + memory_rows(texts)
+    texts, rounds = texts[::step], 1 if options.quick else 3
+    rows += speed_rows(agents, texts, rounds) + memory_rows(texts, rounds)
     if options.quick:
-        print("the real prompts and the peer are left out of a quick run")
+        print("a quick run takes a quarter of the prompts, no real ones and no peer")
     elif not DEV.exists():
         print(f"{DEV} is not here: the real prompts and the peer are left out")
     else:

@@ -11,6 +11,7 @@ were trained without their source. Prints a learning curve with --curve.
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ OUT = ROOT / "src" / "orion_oie" / "routing" / "weights.npz"
 VECTORS = ROOT / "bench-results" / "vectors"
 HEAD = "all-minilm-l6-v2"
 FOLDS = 6
+AT_ONCE = 16
 TOWARDS = 150.0  # as if so many prompts had said that the probability is the confidence
 
 Floats = NDArray[np.float32]
@@ -66,6 +68,28 @@ def digest(text: str) -> str:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+def embedded(texts: Sequence[str]) -> Iterator[Floats]:
+    """Vectors of texts, by a worker."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from minilm import write_minilm
+
+    from orion_oie.backends.base import LoadSpec
+    from orion_oie.backends.llama.loader import LlamaBackend
+    from orion_oie.cancellation import CancelScope
+    from orion_oie.embeddings.gguf import GGUFEmbedder
+    from orion_oie.schemas import ModelInfo
+
+    info = ModelInfo(model_id=HEAD, variant="f16", name=HEAD, version="2", license="apache-2.0")
+    with tempfile.TemporaryDirectory(prefix="orion-train-") as folder:
+        file = write_minilm(Path(folder) / "minilm.gguf")
+        embedder = GGUFEmbedder(LlamaBackend().load, LoadSpec(info, (file,), is_embedding=True))
+        try:
+            for start in range(0, len(texts), AT_ONCE):
+                yield from embedder.embed(texts[start : start + AT_ONCE], CancelScope())
+        finally:
+            embedder.close()
+
+
 def vectors_of(texts: Sequence[str]) -> Floats:
     """Unit vectors, shape (texts, 384); computed once for each text."""
     known: dict[str, Floats] = {}
@@ -76,18 +100,7 @@ def vectors_of(texts: Sequence[str]) -> Floats:
             known = dict(zip(kept["keys"].tolist(), kept["vectors"], strict=True))
     missing = [text for text, key in zip(texts, keys, strict=True) if key not in known]
     if missing:
-        sys.path.insert(0, str(ROOT / "tests"))
-        from minilm import minilm_folder
-
-        from orion_oie.cancellation import CancelScope
-        from orion_oie.embeddings.sentence_transformer import SentenceTransformerEmbedder
-
-        embedder = SentenceTransformerEmbedder(str(minilm_folder()))
-        for start in range(0, len(missing), 64):
-            some = missing[start : start + 64]
-            for text, vector in zip(some, embedder.embed(some, CancelScope()), strict=True):
-                known[digest(text)] = vector
-        embedder.close()
+        known.update(zip(map(digest, missing), embedded(missing), strict=True))
         store.parent.mkdir(parents=True, exist_ok=True)
         np.savez(store, keys=np.array(list(known)), vectors=np.array(list(known.values())))
     return np.array([known[key] for key in keys], np.float32)
