@@ -162,7 +162,8 @@ def test_hints_are_named_as_what_they_are() -> None:
     found = router.route("tea: 3 + 4 * 5 = x", {**AGENTS, "tea": agent(**hints)})
     assert found.agent_id == "tea"
     assert found.reason == "reads most like tea: 'tea', a pattern, math shape"
-    knows = toy({"tea": "code"}).route("tea: 3 + 4 * 5 = x", {**AGENTS, "tea": agent(**hints)})
+    few = {CONVERSATION: agent(), "tea": agent(**hints)}
+    knows = toy({"tea": "code"}).route("tea: 3 + 4 * 5 = x", few)
     assert knows.agent_id == "tea"
     assert knows.candidates[0].evidence == found.candidates[0].evidence, "of hints alone"
     assert list(found.candidates[0].evidence) == [

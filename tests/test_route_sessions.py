@@ -163,6 +163,8 @@ def test_no_turn_is_pushed_away(query: str, has_switched: bool, turns: int) -> N
 def test_a_long_turn_has_a_bound() -> None:
     """Of a million characters only the beginning is looked at."""
     assert pull(LONG * 20_000, Standing("code")) == pull((LONG * 20_000)[:1000], Standing("code"))
+    far = "a" * 1_000_000 + " by the way, what about something else?"
+    assert pull(far, Standing("code")) == pull("a", Standing("code"))
 
 
 # Routes with a session id
