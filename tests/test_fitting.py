@@ -271,6 +271,7 @@ def test_second_labels_count_a_tenth() -> None:
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=6))
+@settings(deadline=None)
 def test_softmax(logits: list[float]) -> None:
     """Probabilities for any logits, the same for shifted ones."""
     found = softmax(np.array(logits, np.float32))

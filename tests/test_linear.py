@@ -106,6 +106,7 @@ def test_reasons_are_what_counts_most() -> None:
 
 
 @given(ANY_TEXT)
+@settings(deadline=None)
 def test_reasons_can_be_shown(text: str) -> None:
     """No control characters, no lone surrogates, no signs without a letter."""
     model, prompt = some_model(), read(text)
@@ -119,6 +120,7 @@ def test_reasons_can_be_shown(text: str) -> None:
 
 
 @given(ANY_TEXT, ANY_TEXT)
+@settings(deadline=None)
 def test_likeness(one: str, other: str) -> None:
     """In [0, 1], the same both ways, and 1 for the same words."""
     model, first, second = some_model(), read(one).grams, read(other).grams

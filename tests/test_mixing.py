@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.routing.mixing import ALONE, Claim, shares
@@ -97,6 +97,7 @@ def test_without_any_evidence() -> None:
 
 
 @given(topics, all_claims)
+@settings(deadline=None)
 def test_shares_add_up(found: dict[str, float], given_claims: list[Claim]) -> None:
     """To 1, or all are 0; each is a probability, whatever the evidence."""
     result = shares(found, given_claims)
@@ -109,6 +110,7 @@ def test_shares_add_up(found: dict[str, float], given_claims: list[Claim]) -> No
 
 
 @given(topics, all_claims, st.integers(0, 6))
+@settings(deadline=None)
 def test_an_agent_without_evidence_changes_nothing(
     found: dict[str, float], given_claims: list[Claim], place: int
 ) -> None:
@@ -120,6 +122,7 @@ def test_an_agent_without_evidence_changes_nothing(
 
 
 @given(topics, all_claims, amounts, amounts)
+@settings(deadline=None)
 def test_more_evidence_never_takes_a_share_away(
     found: dict[str, float], given_claims: list[Claim], less: float, more: float
 ) -> None:

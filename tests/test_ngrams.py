@@ -4,7 +4,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from routes import ANY_TEXT, HOSTILE, REPEATED
 
@@ -39,6 +39,7 @@ def assert_same(first: Grams, second: Grams) -> None:
 
 
 @given(ANY_TEXT, ANY_TEXT)
+@settings(deadline=None)
 def test_any_text(instruction: str, payload: str) -> None:
     found = grams(instruction, payload)
     assert_sound(found, has_payload=bool(payload))
@@ -46,6 +47,7 @@ def test_any_text(instruction: str, payload: str) -> None:
 
 
 @given(st.text("abc ", max_size=200), st.text("abc ", max_size=400))
+@settings(deadline=None)
 def test_words_of_the_payload_may_stand_in_the_instruction(instruction: str, payload: str) -> None:
     """The payload shares the table of the words, also where both fall into one bucket."""
     assert_sound(grams(f"in {instruction}", payload), has_payload=True)
@@ -128,6 +130,7 @@ def test_any_prompt_is_read(text: str) -> None:
 
 
 @given(st.lists(st.one_of(ANY_TEXT, st.sampled_from(REPEATED)), max_size=20).map("".join))
+@settings(deadline=None)
 def test_signals_are_shares(text: str) -> None:
     """Each is in [0, 1] for any text, and the same again."""
     found = read(text)
@@ -169,6 +172,7 @@ def test_has_words() -> None:
 
 
 @given(st.sampled_from(["naïve café", "Größe", "ñandú"]))
+@settings(deadline=None)
 def test_composed_letters(text: str) -> None:
     """Words with accents are words, however they are written, though not the same ones."""
     for form in ("NFC", "NFD"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import run_all
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from minilm import write_minilm
 from numpy.typing import NDArray
@@ -107,6 +107,7 @@ def test_topics_that_examples_belong_to() -> None:
 
 
 @given(st.lists(ANY_TEXT, max_size=3), ANY_TEXT)
+@settings(deadline=None)
 def test_any_examples(examples: list[str], text: str) -> None:
     """Profiles of any texts have numbers in [0, 1]."""
     profile = Profile("new", agent(examples=examples), empty_model())
@@ -130,6 +131,7 @@ def test_the_instruction_is_embedded_first() -> None:
 
 
 @given(ANY_TEXT)
+@settings(deadline=None)
 def test_what_is_embedded_has_a_bound(text: str) -> None:
     assert len(text_to_embed(read(text))) <= EMBEDDED_CHARS
 

@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.routing.residency import NEAR, nearer
@@ -73,6 +73,7 @@ def test_waits_are_asked_for_only_where_it_matters() -> None:
     st.floats(0, 1e3),
     st.floats(0, 0.5),
 )
+@settings(deadline=None)
 def test_a_clear_difference_is_never_bridged(
     probabilities: list[float], waits: list[float | None], limit_s: float, near: float
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from helpers import run_all
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from routes import AGENTS, ANY_TEXT, Bag, agent, assert_sound, knowing
 
@@ -153,6 +153,7 @@ def test_damping_after_a_switch() -> None:
 
 
 @given(ANY_TEXT, st.booleans(), st.integers(1, 9))
+@settings(deadline=None)
 def test_no_turn_is_pushed_away(query: str, has_switched: bool, turns: int) -> None:
     """The pull is never negative, and has a bound."""
     found, why = pull(query, Standing("code", turns, has_switched))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from routes import ANY_TEXT, HOSTILE, REPEATED
 
@@ -82,6 +82,7 @@ def test_the_words_can_be_shown() -> None:
 
 
 @given(st.lists(st.one_of(ANY_TEXT, st.sampled_from([*HOSTILE, *REPEATED]))).map("".join))
+@settings(deadline=None)
 def test_any_text(text: str) -> None:
     """Nothing raises, and what is found is a topic with words of the text."""
     found = wish(text)

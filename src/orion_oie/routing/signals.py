@@ -62,7 +62,7 @@ def signals(
         shapes.get("table_shape", 0.0),
         *(float(kind in parts.kinds) for kind in _KINDS),
         float(not parts.instruction),
-        len(parts.payload) / size if parts.payload else 0.0,
+        min(1.0, len(parts.payload) / size),  # its pieces are joined with spaces
         length,
         length * length,
         min(1.0, text.count("\n") / 20),
