@@ -1,13 +1,14 @@
 # make demo   install what the library needs and watch it answer
 # make test   run the tests        make lint   ruff and mypy
-# make bench  run every benchmark  make clean  remove what these made
+# make bench  run every benchmark  make soak   two thousand requests against one worker
+# make clean  remove what these made
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/quickstart.py
@@ -26,6 +27,10 @@ bench: $(VENV)/.dev
 		name=$$(basename $$file .py); echo "== $$name"; \
 		$(BIN)/python $$file --json bench-results/$$name.json || exit 1; \
 	done
+
+soak: $(VENV)/.dev
+	HF_HUB_OFFLINE=1 ORION_SOAK_REQUESTS=2000 ORION_SOAK_REPORT=1 \
+		$(BIN)/python -m pytest -s tests/test_soak.py
 
 clean:
 	rm -rf $(VENV) build dist bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
