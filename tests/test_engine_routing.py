@@ -165,11 +165,21 @@ def test_a_plan_leaves_no_trace_in_a_conversation(make_engine: MakeEngine) -> No
 
 
 def test_a_named_agent_is_not_questioned(make_engine: MakeEngine) -> None:
-    """The router is not asked, and is told nothing."""
+    """The router is not asked."""
     engine = make_engine(agents=TRIO)
     route = routed(engine, CODE, agent="creative", session_id="one")
     assert (route.agent_id, route.confidence, route.stages) == ("creative", 1.0, [])
-    assert "session" not in engine.plan(FOLLOW_UP, session_id="one").route.stages
+
+
+def test_a_conversation_goes_on_with_the_agent_that_was_named(make_engine: MakeEngine) -> None:
+    """Whoever names it once need not do so again; a plan that names one says nothing."""
+    engine = make_engine(agents=TRIO)
+    engine.infer(CODE, agent="creative", session_id="one")
+    engine.plan(CODE, agent="code", session_id="one")
+    stayed = routed(engine, FOLLOW_UP, session_id="one")
+    assert (stayed.agent_id, stayed.stages[-1]) == ("creative", "session")
+    engine.infer(CODE, agent="code")
+    assert "session" not in routed(engine, FOLLOW_UP).stages
 
 
 # -- images

@@ -33,7 +33,7 @@ from orion_oie.logs import EventLog, Subscriber
 from orion_oie.registry import Choice, ModelRegistry, registry_of
 from orion_oie.reports import Plan
 from orion_oie.request import Request, RequestHandle
-from orion_oie.routing.base import RouteContext, Router
+from orion_oie.routing.base import RouteContext, Router, SessionRouter
 from orion_oie.schemas import (
     InferenceResult,
     ModelInfo,
@@ -405,6 +405,9 @@ class OrionInferenceEngine:
     def _route_of(self, query: str, options: RequestOptions, *, is_trial: bool = False) -> Route:
         if options.agent is not None:
             self.registry.agent(options.agent)
+            session_id = None if is_trial else options.session_id
+            if session_id is not None and isinstance(self._router, SessionRouter):
+                self._router.note(session_id, options.agent)
             return Route(agent_id=options.agent, confidence=1.0, reason="asked for by name")
         context = RouteContext(
             images=len(options.images),

@@ -5,7 +5,7 @@ A router never raises for any text, never takes unbounded time, and never loads 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from orion_oie.schemas import Message, Route
 from orion_oie.specs import AgentSpec
@@ -42,4 +42,13 @@ class Router(Protocol):
         self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext = NO_CONTEXT
     ) -> Route:
         """The agent for `query` among `agents`, with scores and a confidence in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class SessionRouter(Router, Protocol):
+    """A router for which the agent that answered last counts."""
+
+    def note(self, session_id: str, agent_id: str) -> None:
+        """A turn of the session is answered by an agent that was asked for by name."""
         ...

@@ -235,11 +235,14 @@ def measure(text: str, language: Language | None = None) -> dict[RouteFeature, f
 
 
 def _strengths(cues: Iterable[Cue], text: str) -> list[float]:
-    return [
-        strength
-        for strength, needles, pattern in cues
-        if any(needle in text for needle in needles) and _compiled(pattern).search(text)
-    ]
+    found = []
+    for strength, needles, pattern in cues:
+        for needle in needles:  # in loops: `any` over a generator takes twice as long
+            if needle in text:
+                if _compiled(pattern).search(text):
+                    found.append(strength)
+                break
+    return found
 
 
 def _noisy_or(strengths: Iterable[float]) -> float:

@@ -147,6 +147,10 @@ class HybridRouter:
         self._remember(route.agent_id, context)
         return route
 
+    def note(self, session_id: str, agent_id: str) -> None:
+        """A turn of the session is answered by an agent that was asked for by name."""
+        self._sessions.note(session_id, agent_id)
+
     def fit(
         self,
         examples: "Iterable[Example | tuple[str, str]]",

@@ -67,6 +67,7 @@ _SHORT_WORD_WEIGHT = 0.4
 _CODE_WORD_WEIGHT = 0.4
 _LETTER_WEIGHT = 0.35
 _ENDING_WEIGHT = 0.4
+_LONGEST_WITHOUT_ENDING = 5
 _UNKNOWN_ASCII_WEIGHT = 0.1
 _UNKNOWN_ASCII_LIMIT = 0.8
 
@@ -165,16 +166,18 @@ def _by_words(text: str) -> Language:
         return UNDECIDED
     scores = dict.fromkeys(STOP_WORDS, 0.0)
     unknown_ascii = 0
+    known = _word_weights()
     for word in words:
-        weights = _word_weights().get(word)
+        weights = known.get(word)
         if weights:
             for language, weight in weights:
                 scores[language] += weight
             continue
         unknown_ascii += word.isascii()
-        for language, endings in ENDINGS.items():
-            if len(word) > 5 and word.endswith(endings):
-                scores[language] += _ENDING_WEIGHT
+        if len(word) > _LONGEST_WITHOUT_ENDING:
+            for language, endings in ENDINGS.items():
+                if word.endswith(endings):
+                    scores[language] += _ENDING_WEIGHT
     if not text.isascii():
         lowered = text.lower()
         for letter, languages in LETTERS.items():

@@ -55,19 +55,18 @@ def grams(instruction: str, payload: str = "") -> Grams:
     words = _words(instruction)
     names = _word_grams(words)
     named = _hashed(names)
-    parts = [_counted(named, 1.0)]
-    pieces = _pieces(excerpt(instruction, *_SPELLED_CHARS))
-    if len(pieces):
-        parts.append(_counted(pieces + (1 << BITS), 1.0))
-    if payload:
-        about = _words(payload)[:_PAYLOAD_WORDS]
-        parts.append(_counted(_hashed([f"in {word}" for word in about]), _PAYLOAD_WEIGHT))
-    buckets = np.concatenate([part[0] for part in parts])
-    values = np.concatenate([part[1] for part in parts])
+    pieces = _pieces(excerpt(instruction, *_SPELLED_CHARS)) + (1 << BITS)
+    buckets, values = _counted(np.concatenate((named, pieces)))
+    border = int(np.searchsorted(buckets, 1 << BITS))
+    _scale(values[:border], 1.0)
+    _scale(values[border:], 1.0)
+    name_values = values[np.searchsorted(buckets[:border], named)]
     if payload:  # it shares the table of the words
-        buckets, places = np.unique(buckets, return_inverse=True)
-        values = np.bincount(places, values).astype(np.float32)
-    name_values = parts[0][1][np.searchsorted(parts[0][0], named)]
+        about = _words(payload)[:_PAYLOAD_WORDS]
+        more, counts = _counted(_hashed([f"in {word}" for word in about]))
+        _scale(counts, _PAYLOAD_WEIGHT)
+        buckets, places = np.unique(np.concatenate((buckets, more)), return_inverse=True)
+        values = np.bincount(places, np.concatenate((values, counts))).astype(np.float32)
     return Grams(buckets, values, names, named, name_values)
 
 
@@ -110,15 +109,18 @@ def _pieces(text: str) -> NDArray[np.int64]:
     return (np.concatenate(found) & np.uint64(_MASK)).astype(np.int64)
 
 
-def _counted(
-    hashes: NDArray[np.int64], length: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Each bucket once; its value grows with the logarithm of its count."""
+def _counted(hashes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Each bucket once, in order; its value grows with the logarithm of its count."""
     if not len(hashes):
         return hashes, np.empty(0, np.float32)
     ordered = np.sort(hashes)
-    firsts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    counts = np.diff(firsts, append=len(ordered))
-    values = 1.0 + np.log(counts)
-    norm = math.sqrt(values @ values)
-    return ordered[firsts], (values * (length / norm)).astype(np.float32)
+    changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    firsts = np.concatenate(([0], changes))
+    counts = np.concatenate((changes, [len(ordered)])) - firsts
+    return ordered[firsts], (1.0 + np.log(counts)).astype(np.float32)
+
+
+def _scale(values: NDArray[np.float32], length: float) -> None:
+    """Give a vector that length, in place; an empty one stays as it is."""
+    if len(values):
+        values *= length / math.sqrt(values @ values)
