@@ -83,7 +83,7 @@ class Known:
     def is_ready(self) -> bool:
         return True
 
-    def embed(self, texts: Sequence[str]) -> train_router.Floats:
+    def embed(self, texts: Sequence[str], _limit_s: float | None = None) -> train_router.Floats:
         return np.array([self._vectors[text] for text in texts], np.float32)
 
 
@@ -99,7 +99,7 @@ class Worker:
     def is_ready(self) -> bool:
         return True
 
-    def embed(self, texts: Sequence[str]) -> train_router.Floats:
+    def embed(self, texts: Sequence[str], _limit_s: float | None = None) -> train_router.Floats:
         started = time.perf_counter()
         vectors = self._embedder.embed(texts, CancelScope())
         self.ms.append((time.perf_counter() - started) * 1e3)

@@ -107,7 +107,7 @@ class Bag:
     def is_loaded(self) -> bool:
         return self.is_warm
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], limit_s: float | None = None) -> NDArray[np.float32]:
         self.asked.append(list(texts))
         if self.is_broken:
             raise WorkerCrashedError("the worker died")

@@ -567,7 +567,9 @@ def test_a_route_is_a_call_of_the_router(make_engine: MakeEngine) -> None:
     history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     engine.infer("Hello?", session_id="one", conversation_history=history)
     engine.plan("Hello?", images=[b"x"])
-    asked, planned = seen
+    engine.infer("Hello?", deadline=30)
+    asked, planned, hurried = seen
+    assert (asked.limit_s, hurried.limit_s) == (None, 15)
     assert (asked.images, asked.session_id, asked.is_trial, asked.may_load) == (
         0,
         "one",

@@ -282,7 +282,7 @@ class MiniLM:
     def is_loaded(self) -> bool:
         return self._embedder.pid is not None
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], limit_s: float | None = None) -> NDArray[np.float32]:
         return self._embedder.embed(texts, CancelScope())
 
 

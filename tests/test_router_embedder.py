@@ -191,6 +191,19 @@ def test_a_slow_load_goes_on_without_the_route(make_world: Callable[..., World])
     assert world.backend.begun == [KEY]
 
 
+def test_a_hurried_route_says_nothing_about_the_model(make_world: Callable[..., World]) -> None:
+    """It goes without; the load goes on, and whoever has more time waits for it."""
+    world = make_world()
+    world.backend.gate.clear()
+    with pytest.raises(DeadlineExceededError, match=r"did not answer within 0\.02 s"):
+        world.embedder.embed(["x"], 0.02)
+    assert world.degraded == []
+    patient = Running(world.embedder.embed, ["x"])
+    world.backend.gate.set()
+    assert patient.join().shape == (1, 64)
+    assert world.backend.begun == [KEY]
+
+
 def test_many_routes_load_it_once(make_world: Callable[..., World]) -> None:
     """All get their vectors."""
     world = make_world()

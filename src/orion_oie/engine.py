@@ -416,6 +416,8 @@ class OrionInferenceEngine:
             wait_s=self._wait_s,
             is_trial=is_trial,
             may_load=not is_trial,
+            # Half of the request's time at most: the rest is for its answer.
+            limit_s=None if options.deadline is None else options.deadline / 2,
         )
         return self._router.route(query, self.registry.agents, context)
 

@@ -93,23 +93,27 @@ class RouterEmbedder:
         except OrionError:
             return False
 
-    def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+    def embed(self, texts: Sequence[str], limit_s: float | None = None) -> "NDArray[np.float32]":
         """Unit vectors, shape (texts, dimensions).
 
-        Raises what the model raises, `DeadlineExceededError` when it takes too long,
+        Raises what the model raises, `DeadlineExceededError` when it takes longer than the limit
+        of the embedder or than `limit_s` (which says nothing about the model),
         `InsufficientMemoryError` when its room is needed for others, `CircuitOpenError` for a while
         after a failure.
         """
         self._check_pause()
-        started = time.monotonic()
+        limit_s = self._limit_s if limit_s is None else min(limit_s, self._limit_s)
+        is_hurried = limit_s < self._limit_s
+        until = time.monotonic() + limit_s
         try:
             spec = self._embeddings.spec()
             if not self._is_loaded(spec):
                 self._check_room(spec)
-                self._load()
-            vectors = self._embed(texts, self._limit_s - (time.monotonic() - started))
+                self._load(limit_s)
+            vectors = self._embed(texts, until - time.monotonic(), limit_s)
         except OrionError as error:
-            self._note_failure(error)
+            if not (is_hurried and isinstance(error, DeadlineExceededError)):
+                self._note_failure(error)
             raise
         self._note_success()
         return vectors
@@ -135,7 +139,7 @@ class RouterEmbedder:
                 f"there is no room for {spec.key} beside the models in memory", model=spec.key
             )
 
-    def _load(self) -> None:
+    def _load(self, limit_s: float) -> None:
         """Have it loaded, and wait for that; only once however many ask."""
         with self._lock:
             loading = self._loading
@@ -149,9 +153,9 @@ class RouterEmbedder:
                 except RuntimeError as error:  # no more threads
                     loading.set_exception(WorkerError(f"nothing can be loaded now: {error}"))
         try:
-            loading.result(self._limit_s)
+            loading.result(limit_s)
         except TimeoutError:
-            raise self._too_late() from None
+            raise self._too_late(limit_s) from None
 
     def _run_load(self, loading: "Future[None]") -> None:
         try:
@@ -164,20 +168,20 @@ class RouterEmbedder:
 
     # -- using it
 
-    def _embed(self, texts: Sequence[str], left_s: float) -> "NDArray[np.float32]":
+    def _embed(self, texts: Sequence[str], left_s: float, limit_s: float) -> "NDArray[np.float32]":
         scope = CancelScope()
         self._deadlines.watch(scope, left_s)
         try:
             return self._embeddings.service().embed(texts, scope, user=_USER)
         except DeadlineExceededError:
-            raise self._too_late() from None
+            raise self._too_late(limit_s) from None
         finally:
             self._deadlines.forget(scope)
 
-    def _too_late(self) -> DeadlineExceededError:
+    def _too_late(self, limit_s: float) -> DeadlineExceededError:
         return DeadlineExceededError(
-            f"the embedding model {self.name} did not answer within {self._limit_s:g} s",
-            deadline_s=self._limit_s,
+            f"the embedding model {self.name} did not answer within {limit_s:.3g} s",
+            deadline_s=limit_s,
         )
 
     # -- failures

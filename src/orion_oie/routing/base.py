@@ -22,6 +22,7 @@ class RouteContext:
     remember which agent answered in a session, but no text. wait_s: seconds until the model of an
     agent could answer, 0 when it is in memory, None when it cannot be said. is_trial: nothing is
     to be remembered of this call. may_load: whether an embedding model may be loaded for it.
+    limit_s: for how many seconds a stage may be waited for, None as long as stages usually may.
     """
 
     images: int = 0
@@ -30,6 +31,7 @@ class RouteContext:
     wait_s: Callable[[str], float | None] | None = None
     is_trial: bool = False
     may_load: bool = True
+    limit_s: float | None = None
 
 
 NO_CONTEXT = RouteContext()

@@ -137,7 +137,7 @@ class HybridRouter:
         if attached is not None:
             self._remember(attached.agent_id, context)
             return attached
-        work = self._judged(query, agents, may_load=context.may_load)
+        work = self._judged(query, agents, context)
         standing = self._standing(context, agents)
         if standing is not None:
             self._stay(query, standing, work)
@@ -206,9 +206,7 @@ class HybridRouter:
             stages=["attachment"],
         )
 
-    def _judged(
-        self, query: str, agents: Mapping[str, AgentSpec], *, may_load: bool = True
-    ) -> _Work:
+    def _judged(self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext) -> _Work:
         """The stages that look at the text."""
         from orion_oie.routing.prompt import read
 
@@ -225,8 +223,8 @@ class HybridRouter:
             work.notes.append(f"asked for outright: '{wished[1]}'")
         if self._enable_hints:
             self._consult_hints(query, work, profiles)
-        if self._is_embedding_wanted(work, profiles, may_load=may_load):
-            self._consult_embedding(work, profiles, logits, wished)
+        if self._is_embedding_wanted(work, profiles, may_load=context.may_load):
+            self._consult_embedding(work, profiles, logits, wished, context.limit_s)
         return work
 
     def _set_topics(self, work: _Work, logits: "Floats", wished: tuple[str, str] | None) -> None:
@@ -298,17 +296,18 @@ class HybridRouter:
         profiles: Mapping[str, Profile],
         logits: "Floats",
         wished: tuple[str, str] | None,
+        limit_s: float | None,
     ) -> None:
         assert self._embedder is not None
         assert self._prototypes is not None
         # Asked for the examples of agents without a topic alone, it leaves the topics as they are.
         is_sure = _top(work) >= SURE_WITHOUT_EMBEDDING
         try:
-            vector = self._embedder.embed([text_to_embed(work.prompt)])[0]
+            vector = self._embedder.embed([text_to_embed(work.prompt)], limit_s)[0]
             found = work.model.vector_logits(self._embedder.name, vector, work.prompt.signals)
             alike = {
                 agent_id: meant_alike(
-                    vector, self._prototypes.vectors(profile.examples, len(vector))
+                    vector, self._prototypes.vectors(profile.examples, len(vector), limit_s)
                 )
                 for agent_id, profile in profiles.items()
                 if profile.examples and not (profile.owns and (is_sure or found is not None))
@@ -493,7 +492,7 @@ class HybridRouter:
         standing: Standing | None = None
         asked = [message.content for message in context.history if message.role == "user"]
         for question in asked[-_HISTORY_TURNS:]:
-            work = self._judged(question, agents, may_load=context.may_load)
+            work = self._judged(question, agents, context)
             if standing is not None:
                 self._stay(question, standing, work)
             ranked = work.ranked()

@@ -45,8 +45,9 @@ class Embedder(Protocol):
         """Whether `embed` would load nothing first."""
         ...
 
-    def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
-        """Unit vectors, shape (texts, dimensions). Raises what the model raises."""
+    def embed(self, texts: Sequence[str], limit_s: float | None = None) -> "NDArray[np.float32]":
+        """Unit vectors, shape (texts, dimensions). Raises what the model raises, and
+        `DeadlineExceededError` when it takes longer than `limit_s`."""
         ...
 
 
@@ -127,7 +128,9 @@ class Prototypes:
         self._lock = threading.Lock()
         self._known: dict[str, NDArray[np.float32]] = {}
 
-    def vectors(self, examples: Sequence[str], dimensions: int) -> "NDArray[np.float32]":
+    def vectors(
+        self, examples: Sequence[str], dimensions: int, limit_s: float | None = None
+    ) -> "NDArray[np.float32]":
         """Shape (examples, dimensions). Raises what the embedding raises."""
         import numpy as np
 
@@ -137,7 +140,7 @@ class Prototypes:
                 return self._known[key]
         vectors = self._kept(key, (len(examples), dimensions))
         if vectors is None:
-            short = self._embedder.embed(examples).astype(np.float16)
+            short = self._embedder.embed(examples, limit_s).astype(np.float16)
             if self._folder is not None:
                 _keep(short, self._folder / f"{key}.npy")
             vectors = short.astype(np.float32)  # the same as after the next start
