@@ -35,6 +35,7 @@ from orion_oie.routing.evaluation import (
     bins,
     confusion,
     judged,
+    right_among_surest,
     score,
 )
 from orion_oie.routing.fitting import Example, read_examples
@@ -54,6 +55,7 @@ SETS = ROOT / "benchmarks" / "routing"
 DEV = ROOT.parent / "shared" / "data" / "routing_dev.jsonl"
 HEAD = train_router.HEAD
 INFO = ModelInfo(model_id=HEAD, variant="f16", name="MiniLM", version="2", license="apache-2.0")
+SURER = 0.65
 Agents = Mapping[str, AgentSpec]
 
 # What a process takes before and after its first routes.
@@ -186,6 +188,16 @@ def dev_rows(agents: Agents, path: Path, kept: dict[str, Any]) -> list[Row]:
             lenient=bars.get(name),
             bars=name == "embeddings",
         )
+        right, least = right_among_surest(all_judged, SURER)
+        result += [
+            row(
+                f"real prompts, {name}, right, the surer 65 %",
+                [right],
+                "",
+                bar=0.97 if name in bars else None,
+            ),
+            row(f"real prompts, {name}, their least confidence", [least], ""),
+        ]
         kept[f"real, {name}"] = picture(all_judged)
     return result
 

@@ -14,6 +14,7 @@ from orion_oie.routing.evaluation import (
     bins,
     confusion,
     judged,
+    right_among_surest,
     score,
 )
 from orion_oie.routing.fitting import Example, read_examples
@@ -54,6 +55,15 @@ def test_the_figures_by_hand() -> None:
     assert CONFIDENT == 0.55
     assert found.confident_right == 5 / 7
     assert found.coverage == 7 / 8
+
+
+def test_the_surest_by_hand() -> None:
+    """The share of right ones among them, and the least confidence."""
+    assert right_among_surest(FOUND, 0.5) == (3 / 4, 0.91)
+    assert right_among_surest(FOUND, 1) == (5 / 8, 0.12)
+    for found, share in (([], 0.5), (FOUND, 0.01)):
+        with pytest.raises(ValueError, match="nothing to score"):
+            right_among_surest(found, share)
 
 
 def test_bins_by_hand() -> None:

@@ -83,6 +83,15 @@ def score(found: Sequence[Judged]) -> Score:
     )
 
 
+def right_among_surest(found: Sequence[Judged], share: float) -> tuple[float, float]:
+    """The share of right routes among that share of the prompts, the surest ones, and the least
+    confidence among them. Raises `ValueError` for none."""
+    surest = sorted(found, key=lambda one: -one.route.confidence)[: round(share * len(found))]
+    if not surest:
+        raise ValueError("there is nothing to score")
+    return _share(one.is_right for one in surest), surest[-1].route.confidence
+
+
 def bins(found: Sequence[Judged], count: int = _BINS) -> list[tuple[float, float, int]]:
     """For each bin of confidence that has any: the mean confidence, the share of right ones, the
     size."""

@@ -195,8 +195,10 @@ class HybridRouter:
     # -- the stages
 
     def _attached(self, agents: Mapping[str, AgentSpec], context: RouteContext) -> Route | None:
+        if not context.images:
+            return None
         owner = next((a for a, s in agents.items() if topics_of(a, s, (VISION,))), None)
-        if not context.images or owner is None:
+        if owner is None:
             return None
         return Route(
             agent_id=owner,
@@ -228,13 +230,14 @@ class HybridRouter:
         return work
 
     def _set_topics(self, work: _Work, logits: "Floats", wished: tuple[str, str] | None) -> None:
-        from orion_oie.routing.fitting import softmax
-
-        topics = work.model.topics
-        if wished and wished[0] in topics:
-            logits = logits.copy()
-            logits[topics.index(wished[0])] += _WISHED
-        work.topics = dict(zip(topics, softmax(logits).tolist(), strict=True))
+        scores = dict(zip(work.model.topics, logits.tolist(), strict=True))
+        if wished and wished[0] in scores:
+            scores[wished[0]] += _WISHED
+        # So few numbers are added up sooner without numpy.
+        highest = max(scores.values())
+        weights = {topic: math.exp(score - highest) for topic, score in scores.items()}
+        total = sum(weights.values())
+        work.topics = {topic: weight / total for topic, weight in weights.items()}
 
     def _mix(
         self,

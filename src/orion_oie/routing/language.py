@@ -46,9 +46,11 @@ _QUOTED = re.compile(
     r"|(?<!\w)'[^'\n]{1,200}'(?!\w)",
     re.DOTALL,
 )
+_QUOTES = "`\"\u201c\u00ab'"
 # Code is English by its keywords and anything by its names: what is in brackets goes, and the
 # words around it have to be clearer than in prose.
 _CODE_MARK = re.compile(r"[{}=]|\w\(|;\s*$", re.MULTILINE)
+_CODE_SIGNS = "{}=(;"  # without any of them there is no mark
 _BRACKETS = re.compile(r"\{[^{}]{0,500}\}|\([^()\n]{0,200}\)")
 _MIN_SCORE_BESIDE_CODE = 1.2
 
@@ -153,12 +155,15 @@ def _arabic_script_language(run: str) -> str:
 
 
 def _without_quotes(text: str) -> str:
+    if not any(map(text.__contains__, _QUOTES)):
+        return text
     rest = _QUOTED.sub(" ", text)
     return rest if len(_LATIN_RUNS.findall(rest)) >= 3 else text
 
 
 def _by_words(text: str) -> Language:
-    beside_code = _CODE_MARK.search(text) is not None
+    may_be_code = any(map(text.__contains__, _CODE_SIGNS))
+    beside_code = may_be_code and _CODE_MARK.search(text) is not None
     if beside_code:
         text = _BRACKETS.sub(" ", text)
     words = _WORD.findall(text.lower())

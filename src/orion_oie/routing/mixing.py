@@ -57,12 +57,11 @@ def shares(
             rivals.append((claim, math.exp(min(_MOST, evidence))))
     for topic, probability in topics.items():
         weights = owners.get(topic, [])
-        if rivals:
-            weights = weights + [
-                (claim.agent_id, weight * claim.affinity.get(topic, 0.0))
-                for claim, weight in rivals
-                if claim.affinity.get(topic, 0.0) >= _LEAST_AFFINITY
-            ]
+        for claim, weight in rivals:
+            # The more a prompt is like an example, the less its topic matters.
+            affinity = claim.affinity.get(topic, 0.0) ** (1 - claim.alike)
+            if affinity >= _LEAST_AFFINITY:
+                weights = [*weights, (claim.agent_id, weight * affinity)]
         # A topic that nobody owns is claimed only as far as the evidence goes.
         whole = max(1.0, sum(weight for _, weight in weights))
         mass = probability * math.exp(boosts.get(topic, 0.0)) / whole
