@@ -57,7 +57,6 @@ def main() -> None:
         with OrionInferenceEngine(registry) as engine:
             show("before", engine)
             assert isinstance(engine.router, HybridRouter)
-            # A new agent has few examples, and they are to count: let go of the old weights a bit.
             model = engine.router.fit(QUESTIONS, registry.agents)
             print(f"\nlearned {len(QUESTIONS)} questions; topics: {', '.join(model.topics)}")
             print(f"{model.save(weights).stat().st_size / 1e6:.1f} MB of weights\n")

@@ -234,7 +234,7 @@ def main() -> None:
         rows += rows_of(path, is_extra=True)
     print(f"{len(rows)} prompts from {len({row.source for row in rows})} sources")
     vectors = vectors_of([text_to_embed(read(row.example.text)) for row in rows])
-    from orion_oie.routing.hybrid import SURE_WITHOUT_EMBEDDING
+    from orion_oie.routing.meaning import SURE_WITHOUT_EMBEDDING
 
     held = held_out(rows, vectors)
     if options.held_out:

@@ -100,6 +100,7 @@ class Bag:
         self.is_warm = is_warm
         self.is_broken = False
         self.asked: list[list[str]] = []
+        self.limits: list[float | None] = []
 
     def is_ready(self) -> bool:
         return self.is_here
@@ -109,6 +110,7 @@ class Bag:
 
     def embed(self, texts: Sequence[str], limit_s: float | None = None) -> NDArray[np.float32]:
         self.asked.append(list(texts))
+        self.limits.append(limit_s)
         if self.is_broken:
             raise WorkerCrashedError("the worker died")
         rows = np.zeros((len(texts), self.dimensions), np.float32)

@@ -101,6 +101,15 @@ def test_all_problems_come_at_once() -> None:
     ]
 
 
+def test_weights_that_nobody_would_read_are_refused() -> None:
+    """A file of weights without the stage that reads them: the error names both settings."""
+    (line,) = problems(router_weights="weights.npz", enable_linear_router=False)
+    assert "router_weights" in line
+    assert "enable_linear_router=False" in line
+    assert EngineConfig(router_weights="weights.npz").enable_linear_router
+    assert EngineConfig(enable_linear_router=False).router_weights is None
+
+
 def test_parts_may_be_dictionaries() -> None:
     """A part of the configuration may come as its class or as a plain dictionary."""
     part = BreakerConfig(failure_threshold=5, reset_timeout_s=1.5)

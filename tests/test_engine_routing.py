@@ -21,6 +21,7 @@ from orion_oie import (
     InvalidRequestError,
     ModelRegistry,
     OrionInferenceEngine,
+    RequestCancelledError,
     UnknownAgentError,
 )
 from orion_oie.backends.base import Footprint, LoadSpec
@@ -180,6 +181,27 @@ def test_a_conversation_goes_on_with_the_agent_that_was_named(make_engine: MakeE
     assert (stayed.agent_id, stayed.stages[-1]) == ("creative", "session")
     engine.infer(CODE, agent="code")
     assert "session" not in routed(engine, FOLLOW_UP).stages
+
+
+def test_only_who_has_answered_is_remembered(make_engine: MakeEngine) -> None:
+    """A turn that failed before anybody read of it moves no conversation; one that was cancelled
+    halfway does."""
+    backend = FakeBackend({"*": FakeAnswer(TEXT), "b": FakeAnswer(TEXT, delay_s=0.01)})
+    engine = make_engine(backend, {**TRIO, "vision": ["v"]})
+    engine.infer(POEM, session_id="one")
+    with pytest.raises(InvalidRequestError, match="image"):
+        engine.infer("What is this?", images=[b"x"], session_id="one")
+    handle = engine.submit(CODE, session_id="one")
+    handle.cancel()
+    with pytest.raises(RequestCancelledError):
+        handle.result(10)
+    assert routed(engine, FOLLOW_UP, session_id="one").agent_id == "creative"
+    handle = engine.stream(CODE, session_id="one")
+    next(iter(handle))
+    handle.cancel()
+    with pytest.raises(RequestCancelledError):
+        handle.result(10)
+    assert routed(engine, FOLLOW_UP, session_id="one").agent_id == "code"
 
 
 # -- images
@@ -465,10 +487,12 @@ def test_the_embedding_model_is_asked(folder: Path, tmp_path: Path) -> None:
         assert engine.stats().embeddings.users == 2  # type: ignore[union-attr]
         assert "router.degraded" not in names(engine)
     kept = sorted((tmp_path / "cache" / "router").iterdir())
-    assert [path.suffix for path in kept] == [".npy", ".npy"]
+    assert [path.suffix for path in kept] == [".npy"] * 3  # two agents', and a measure
     with OrionInferenceEngine(registry_of(folder), config) as engine:
         again = engine.plan(SICK).route
-        assert f"the embedding model {MINILM} would be loaded" in again.notes
+        assert (
+            f"the embedding model {MINILM} was not asked: it would be loaded first" in again.notes
+        )
         assert routed(engine, SICK, max_tokens=1).agent_id == route.agent_id
         assert engine.stats().embeddings.texts <= 2  # type: ignore[union-attr]  # not the examples
 
@@ -508,7 +532,10 @@ def test_a_plan_loads_no_embedding_model(folder: Path, tmp_path: Path) -> None:
             route = engine.plan(SICK, **options).route
             assert route.stages[0] == "start"
             assert "embedding" not in route.stages
-            assert f"the embedding model {MINILM} would be loaded" in route.notes
+            assert (
+                f"the embedding model {MINILM} was not asked: it would be loaded first"
+                in route.notes
+            )
         assert engine.stats().models == {}
         assert engine.stats().embeddings is None
         assert not (tmp_path / "cache" / "router").exists()
@@ -573,7 +600,7 @@ def test_a_route_is_a_call_of_the_router(make_engine: MakeEngine) -> None:
     assert (asked.images, asked.session_id, asked.is_trial, asked.may_load) == (
         0,
         "one",
-        False,
+        True,
         True,
     )
     assert [message.content for message in asked.history] == ["Hi", "Hello"]

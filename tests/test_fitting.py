@@ -17,6 +17,7 @@ from routes import ANY_TEXT, Bag
 from orion_oie.errors import InvalidRequestError
 from orion_oie.routing import fitting
 from orion_oie.routing.fitting import (
+    LEAST_FOR_A_HEAD,
     PULL_OF_BIAS,
     PULL_OF_GRAMS,
     PULL_OF_SIGNALS,
@@ -35,12 +36,17 @@ OWN = Path(__file__).parents[1] / "benchmarks" / "routing" / "own.jsonl"
 TEA = ["brew green tea", "which tea is best cold", "a pot of tea", "tea leaves in the sink"]
 MILK = ["warm the milk", "is oat milk milk", "milk turns sour", "a glass of cold milk"]
 PAIRS = [Example(text, "tea") for text in TEA] + [Example(text, "milk") for text in MILK]
+MANY = [replace(one, text=f"{one.text}{end}") for one in PAIRS for end in ("", " now", " then")]
 TEXTS = ["write a poem", "", "🙂", "2 + 2 = ?", "in a pot:\n```\nx = in\n```", "tea " * 400]
 
 
 def topic_of(model: LinearModel, text: str) -> str:
     prompt = read(text)
     return model.topics[int(model.logits(prompt.grams, prompt.signals).argmax())]
+
+
+def vectors_of(rows: Sequence[Example]) -> NDArray[np.float32]:
+    return Bag().embed([one.text for one in rows])
 
 
 def distance(one: LinearModel, other: LinearModel) -> float:
@@ -384,23 +390,61 @@ def test_labels_may_stand_for_topics() -> None:
 
 def test_vectors_get_a_head() -> None:
     """Of the name that is given; fitted on from where it is, anew for another length."""
-    size, vectors = Bag.dimensions, Bag().embed([one.text for one in PAIRS])
-    model = fitted(empty_model(("tea", "milk")), PAIRS, vectors=("bag", vectors))
+    size, vectors = Bag.dimensions, vectors_of(MANY)
+    model = fitted(empty_model(("tea", "milk")), MANY, vectors=("bag", vectors))
     head = model.heads["bag"]
     assert head.weights.shape == (size + len(SIGNALS), 2)
-    for vector, pair in zip(vectors, PAIRS, strict=True):
+    for vector, pair in zip(vectors, MANY, strict=True):
         found = model.vector_logits("bag", vector, read(pair.text).signals)
         assert found is not None
         assert model.topics[int(found.argmax())] == pair.label
     held = fitted(model, PAIRS[:1], vectors=("bag", vectors[:1]), pull=1e4)
     assert held.heads["bag"].weights == pytest.approx(head.weights, abs=1e-2)
-    shorter = fitted(model, PAIRS, vectors=("bag", vectors[:, :100]))
+    shorter = fitted(model, MANY, vectors=("bag", vectors[:, :100]))
     assert shorter.heads["bag"].weights.shape == (100 + len(SIGNALS), 2)
-    other = fitted(model, PAIRS, vectors=("other", vectors))
+    other = fitted(model, MANY, vectors=("other", vectors))
     assert set(other.heads) == {"bag", "other"}
     assert other.heads["bag"] is head
     wider = fitted(model, [Example("jam", "jam")], vectors=("bag", vectors[:1]))
     assert wider.heads["bag"].weights.shape == (size + len(SIGNALS), 3)
+    assert wider.heads["bag"].unseen == ()
+
+
+def test_a_first_head_takes_ten_examples_of_every_topic() -> None:
+    """One too few of any topic, or of the given width, and there is none of that name; those of
+    weight 0 and acceptable labels that are not the best do not count."""
+    empty = empty_model(("tea", "milk"))
+    enough = [one for label in ("tea", "milk") for one in MANY if one.label == label]
+    enough = enough[:LEAST_FOR_A_HEAD] + enough[-LEAST_FOR_A_HEAD:]
+    vectors = vectors_of(enough)
+    known = fitted(empty, enough, vectors=("bag", vectors))
+    assert set(known.heads) == {"bag"}
+    fewer, less = enough[1:], vectors[1:]
+    spare = Example("milk tea", "milk", ("milk", "tea"))
+    light = Example("green tea", "tea", weight=0.0)
+    for rows in (fewer, [*fewer, spare], [*fewer, light]):
+        found = fitted(empty, rows, vectors=("bag", vectors_of(rows)))
+        assert found.heads == {}
+        assert topic_of(found, "a pot of tea") == "tea"
+    assert fitted(empty_model(("tea", "milk", "jam")), enough, vectors=("bag", vectors)).heads == {}
+    narrow = ("bag", less[:, :100])
+    assert fitted(known, fewer, vectors=narrow).heads == {}
+    assert set(fitted(known, fewer, vectors=("other", less)).heads) == {"bag"}
+    assert set(fitted(known, fewer[:1], vectors=("bag", less[:1])).heads) == {"bag"}
+
+
+def test_a_topic_that_a_head_never_saw_stays_blank() -> None:
+    """As long as only others have examples with vectors; with one of its own it is learned."""
+    model = fitted(empty_model(("tea", "milk")), MANY, vectors=("bag", vectors_of(MANY)))
+    model = fitted(model, [Example("plum jam", "jam"), Example("sour rye", "rye")])
+    assert model.heads["bag"].unseen == (2, 3)
+    before = model.heads["bag"]
+    model = fitted(model, PAIRS, vectors=("bag", vectors_of(PAIRS)))
+    assert model.heads["bag"].unseen == (2, 3)
+    assert not np.array_equal(model.heads["bag"].weights, before.weights)
+    either = Example("rye with jam", "jam", ("jam", "rye"))
+    model = fitted(model, [either], vectors=("bag", vectors_of([either])))
+    assert model.heads["bag"].unseen == ()
 
 
 def test_the_pulls_that_the_weights_are_held_by() -> None:

@@ -1,6 +1,7 @@
 """The router: a route for any text, stages that help each other, and agents that come and go."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import pytest
 from helpers import run_all
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from routes import AGENTS, ANY_TEXT, HOSTILE, REPEATED, Bag, agent, assert_sound, knowing
 
-from orion_oie.errors import WorkerTimeoutError
+from orion_oie.errors import DeadlineExceededError, InvalidRequestError, WorkerTimeoutError
 from orion_oie.routing.base import CONVERSATION, VISION, RouteContext
 from orion_oie.routing.excerpt import HEAD_CHARS, TAIL_CHARS
 from orion_oie.routing.fitting import read_examples
-from orion_oie.routing.hybrid import SURE_WITHOUT_EMBEDDING, SURE_WITHOUT_HINTS, HybridRouter
+from orion_oie.routing.hybrid import SURE_WITHOUT_HINTS, HybridRouter
 from orion_oie.routing.linear import TOPICS, Head, empty_model
+from orion_oie.routing.meaning import SURE_WITHOUT_EMBEDDING
 from orion_oie.routing.residency import NEAR
 from orion_oie.routing.signals import SIGNALS
 from orion_oie.schemas import Message, Route
@@ -100,7 +103,7 @@ def test_any_text(text: str) -> None:
 def test_any_mixture_in_a_conversation(text: str) -> None:
     """All stages at once: history, embedding, examples of prompts, models in memory."""
     agents = {**AGENTS, "sailing": SAILING, "poet": agent(topics=["creative"])}
-    router = HybridRouter(embedder=Bag(), tie_break=lambda _query, _first, _second: 0.4)
+    router = HybridRouter(embedder=Bag(), tie_break=lambda *_asked: 0.4)
     history = [Message(role="user", content=text[::-1]), Message(role="assistant", content=text)]
     context = RouteContext(history=history, wait_s=lambda agent_id: float(len(agent_id)))
     assert_sound(router.route(text, agents, context), agents)
@@ -259,9 +262,7 @@ def test_a_new_agent_takes_its_prompts_at_once(
 def test_an_agent_without_hints_never_wins(text: str, linear: bool, hints: bool) -> None:
     """Nothing speaks for it, not even a model in memory or a language model that is asked."""
     bare = {f"bare{number}": agent() for number in range(9)}
-    router = HybridRouter(
-        enable_linear=linear, enable_hints=hints, tie_break=lambda _query, _first, _second: 0.0
-    )
+    router = HybridRouter(enable_linear=linear, enable_hints=hints, tie_break=lambda *_asked: 0.0)
     context = RouteContext(wait_s=lambda agent_id: 0.0 if agent_id in bare else 60.0)
     found = router.route(text, {**bare, **AGENTS}, context)
     assert found.agent_id not in bare
@@ -451,7 +452,7 @@ def test_an_embedding_model_that_would_have_to_be_loaded() -> None:
     embedder = Bag(is_warm=False)
     router = toy({}, embedder=embedder)
     found = router.route("hm hm", AGENTS, RouteContext(may_load=False))
-    assert found.notes == ["the embedding model bag would be loaded"]
+    assert found.notes == ["the embedding model bag was not asked: it would be loaded first"]
     assert embedder.asked == []
     assert "embedding" in router.route("hm hm", AGENTS).stages
     embedder.is_warm = True
@@ -525,7 +526,7 @@ def test_the_tie_break_is_not_asked_about_nothing() -> None:
     """Between agents for which nothing speaks there is no question."""
     asked: list[str] = []
 
-    def tie_break(query: str, _first: AgentSpec, _second: AgentSpec) -> float:
+    def tie_break(query: str, *_agents: object) -> float:
         asked.append(query)
         return 0.0
 
@@ -539,7 +540,9 @@ def test_the_tie_break_is_asked_when_two_are_close() -> None:
     calls: list[tuple[str, AgentSpec, AgentSpec]] = []
     said: list[float | Exception | None] = [0.1, None, WorkerTimeoutError("no answer"), 0.9]
 
-    def tie_break(query: str, first: AgentSpec, second: AgentSpec) -> float | None:
+    def tie_break(
+        query: str, first: AgentSpec, second: AgentSpec, _limit_s: float | None
+    ) -> float | None:
         calls.append((query, first, second))
         answer = said.pop(0)
         if isinstance(answer, Exception):
@@ -561,6 +564,62 @@ def test_the_tie_break_is_asked_when_two_are_close() -> None:
     assert router.route("table", agents).agent_id == "code"
     router.route("loop", agents)
     assert len(calls) == 4, "a clear route needs no tie-break"
+
+
+class Slow(Bag):
+    """Takes its time, which is measured by a clock of its own."""
+
+    def embed(self, texts: Sequence[str], limit_s: float | None = None) -> NDArray[np.float32]:
+        found = super().embed(texts, limit_s)
+        if limit_s is not None:
+            raise DeadlineExceededError("it takes longer", deadline_s=limit_s)
+        return found
+
+
+def test_a_route_waits_once() -> None:
+    """The limit is for all stages together: what was too slow for an earlier question of the
+    conversation is not waited for again."""
+    embedder, limits = Slow(), list[float | None]()
+
+    def tie_break(*asked: Any) -> None:
+        limits.append(asked[-1])
+
+    router = toy({"loop": "code"}, embedder=embedder, tie_break=tie_break)
+    history = [Message(role="user", content=f"hm {number}") for number in range(4)]
+    found = router.route("hm", AGENTS, RouteContext(history=history, limit_s=20.0))
+    assert found.notes[-1] == "the embedding stage failed: it takes longer"
+    assert len(embedder.asked) == 1
+    (limit,) = embedder.limits
+    assert limit is not None
+    assert 0 < limit <= 20
+    router.route("table", AGENTS, RouteContext(limit_s=20.0))
+    assert limits[-1] is not None
+    assert 0 < limits[-1] <= 20
+    over = router.route("table", AGENTS, RouteContext(limit_s=0.0))
+    assert "the embedding stage failed: the route has used its 0 s" in over.notes
+    assert "the tie-break failed: the route has used its 0 s" in over.notes
+    assert_sound(over, AGENTS)
+
+
+class Alike(Bag):
+    """An embedding model that finds all texts much alike, as some do."""
+
+    name = "alike"
+
+    def embed(self, texts: Sequence[str], limit_s: float | None = None) -> NDArray[np.float32]:
+        rows = super().embed(texts, limit_s) * 0.5
+        rows[:, 0] += 0.8
+        unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return unit
+
+
+@pytest.mark.parametrize("text", CLEAR)
+def test_an_agent_with_examples_takes_no_clear_prompt(text: str, router: HybridRouter) -> None:
+    """Whatever an embedding model without trained weights finds alike."""
+    for embedder in (Bag(), Alike()):
+        agents = {**SHIPPED, "gardener": agent(examples=["When should I prune an apple tree?"])}
+        found = HybridRouter(embedder=embedder).route(text, agents)
+        assert found.agent_id == router.route(text, SHIPPED).agent_id
 
 
 # What is in memory
@@ -645,6 +704,9 @@ def test_fit_also_trains_the_embedding_stage() -> None:
     """With an embedding model that is here, its vectors get weights of their own."""
     router = HybridRouter(model=empty_model(), embedder=Bag())
     pairs = [("umbrella sales", "data"), ("rhyme of rain", "creative")] * 10
+    assert router.fit(pairs, AGENTS, pull=0.1).heads == {}, "a head takes examples of all topics"
+    router = HybridRouter(model=empty_model(), embedder=Bag())
+    pairs += [(f"something of {topic}", topic) for topic in TOPICS] * 10
     model = router.fit(pairs, AGENTS, pull=0.1)
     assert model.heads[Bag.name].weights.shape[0] == Bag.dimensions + len(model.signal_weights)
     found = router.route("sales in may", AGENTS)
@@ -652,6 +714,53 @@ def test_fit_also_trains_the_embedding_stage() -> None:
     assert found.agent_id == "data"
     absent = HybridRouter(model=empty_model(), embedder=Bag(is_here=False))
     assert absent.fit(pairs, AGENTS).heads == {}
+
+
+def test_fit_waits_for_the_embedding_model() -> None:
+    """However long it takes: a route would go on without it."""
+    embedder = Bag()
+    HybridRouter(model=empty_model(), embedder=embedder).fit([("rain", "creative")] * 20, AGENTS)
+    assert embedder.limits == [math.inf, math.inf]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"text": "q", "label": "code"}, ("q",), ("q", "code", "data"), "qc", 7, None],
+    ids=str,
+)
+def test_what_is_no_example(given: Any) -> None:
+    """A line of a file of examples is no pair either."""
+    router = HybridRouter(model=empty_model())
+    with pytest.raises(InvalidRequestError, match="example 1: a pair of text and agent"):
+        router.fit([("a", "code"), given], AGENTS)
+
+
+def test_two_that_fit_at_once() -> None:
+    """Neither loses what the other has learned."""
+    router = HybridRouter(model=empty_model())
+    topics = [f"topic{number}" for number in range(4)]
+    runs = [lambda t=t: router.fit([("word", t)], AGENTS) for t in topics]  # type: ignore[misc]
+    for run in run_all(runs):
+        run.join()
+    assert set(topics) < set(router.model.topics)
+
+
+def test_what_was_learned_from_words_holds_beside_an_old_head() -> None:
+    """A topic that the head of the embedding model never saw keeps its probability by the words;
+    the others are still judged by both."""
+    agents = {**AGENTS, "plant": agent()}
+    router = HybridRouter(model=empty_model(), embedder=Bag())
+    router.fit([(f"something of {topic}", topic) for topic in TOPICS] * 20, AGENTS, pull=0.01)
+    by_words = HybridRouter(model=router.model)
+    pairs = [("hm, the turbine trips", "plant"), ("tell me more", "conversation")] * 3
+    by_words.fit(pairs, agents, pull=0.001)
+    both = HybridRouter(model=by_words.model, embedder=Bag())
+    question = "the turbine hums, more or less"
+    words, fused = (probabilities(one.route(question, agents)) for one in (by_words, both))
+    assert words["plant"] > 0.2
+    assert fused["plant"] == pytest.approx(words["plant"], abs=0.01)
+    others = [agent_id for agent_id in AGENTS if abs(fused[agent_id] - words[agent_id]) > 1e-3]
+    assert others
 
 
 def test_fit_beside_routes() -> None:

@@ -29,6 +29,8 @@ LAYERS = [
     ["answering", "embeddings.shared", "observer", "planning", "preloading", "wiring"],
     ["embeddings.pooled", "housekeeping", "placement", "standings"],
     ["routing.evaluation", "routing.hybrid"],
+    ["routing.meaning"],
+    ["routing.work"],
     ["agents", "pool", "request", "routing.keyword", "routing.profiles"],
     ["leases", "routing.feedback", "routing.holdout"],
     ["routing.fitting"],

@@ -168,6 +168,21 @@ def test_new_topics_change_no_old_score() -> None:
     assert model.with_topics(("tea", "rest")) is model
 
 
+def test_a_head_knows_which_topics_it_never_saw(tmp_path: Path) -> None:
+    """Those that were added, also after a file; not one that has a weight or another bias."""
+    assert some_model().heads["bag"].unseen == ()
+    model = some_model().with_topics(("law", "farm", "jam"))
+    head = model.heads["bag"]
+    assert head.unseen == (3, 4, 5)
+    assert head.unseen is head.unseen
+    assert load_model(model.save(tmp_path / "w.npz")).heads["bag"].unseen == (3, 4, 5)
+    weights, bias = head.weights.copy(), head.bias.copy()
+    weights[2, 3] = 0.01
+    bias[5] -= 0.01
+    assert Head(weights, bias).unseen == (4,)
+    assert Head(np.zeros((2, 1), np.float32), np.zeros(1, np.float32)).unseen == ()
+
+
 # Files
 
 
@@ -202,6 +217,25 @@ def test_a_model_comes_back_from_its_file(tmp_path: Path) -> None:
     assert np.array_equal(again.gram_weights, found.gram_weights)
     with np.load(path, allow_pickle=False) as arrays:
         assert {arrays[name].dtype.kind for name in arrays.files} <= {"u", "f", "b"}
+
+
+def test_a_path_may_begin_at_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`~` is read as everywhere else, when a file is written and when it is read."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert with_head().save("~/weights.npz") == tmp_path / "weights.npz"
+    assert load_model("~/weights.npz").topics == ("a", "b")
+
+
+def test_what_cannot_be_written_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """And nothing of it stays behind."""
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "missing" / "w.npz", tmp_path / "folder"):
+        with pytest.raises(OSError, match=path.name):
+            with_head().save(path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 
 def test_files_that_are_cut_short(tmp_path: Path) -> None:

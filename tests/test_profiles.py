@@ -24,7 +24,6 @@ from orion_oie.routing.profiles import (
     EMBEDDED_CHARS,
     Profile,
     Prototypes,
-    meant_alike,
     text_to_embed,
     topics_of,
     topics_to_learn,
@@ -136,17 +135,43 @@ def test_what_is_embedded_has_a_bound(text: str) -> None:
     assert len(text_to_embed(read(text))) <= EMBEDDED_CHARS
 
 
-def test_what_is_meant_alike() -> None:
-    """By the cosine with the nearest example: 0 up to .35, 1 from .75 on."""
-    axes = np.eye(3, dtype=np.float32)
+class Likening:
+    """An embedding model by which all texts but "example" have the same cosine to each other."""
 
-    def at(cosine: float) -> float:
-        other = (1 - cosine**2) ** 0.5
-        return meant_alike(np.array([cosine, other, 0], np.float32), axes[[0, 2]])
+    name = "likening"
 
-    assert (at(0.0), at(0.35), at(0.8), at(1.0)) == (0, 0, 1, 1)
-    assert at(0.55) == pytest.approx(0.5, abs=1e-5)
-    assert meant_alike(axes[0], np.empty((0, 3), np.float32)) == 0
+    def __init__(self, cosine: float) -> None:
+        self._shared, self._own = cosine**0.5, (1 - cosine) ** 0.5
+
+    def is_ready(self) -> bool:
+        return True
+
+    def is_loaded(self) -> bool:
+        return True
+
+    def embed(self, texts: Sequence[str], limit_s: float | None = None) -> NDArray[np.float32]:
+        axes = np.eye(16, dtype=np.float32)
+        if list(texts) == ["example"]:
+            return axes[14:15]
+        rows: NDArray[np.float32] = self._shared * axes[15] + self._own * axes[: len(texts)]
+        return rows
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5, 0.8])
+def test_what_is_meant_alike(floor: float) -> None:
+    """By where the cosine is between that of texts that have nothing in common and 1: some models
+    find all texts alike."""
+    prototypes = Prototypes(Likening(floor), None)
+
+    def at(part: float) -> float:
+        cosine = floor + part * (1 - floor)
+        vector = np.zeros(16, np.float32)
+        vector[14], vector[13] = cosine, (1 - cosine**2) ** 0.5
+        return prototypes.alike(vector, ["example"])
+
+    assert (at(0.0), at(0.32), at(0.75), at(1.0)) == (0, 0, 1, 1)
+    assert at(0.535) == pytest.approx(0.5, abs=1e-2)
+    assert prototypes.alike(np.zeros(16, np.float32), []) == 0
 
 
 # Vectors of examples
@@ -317,7 +342,7 @@ def test_other_words_of_the_same_meaning(minilm: GGUFEmbedder, tmp_path: Path) -
         found = meaning.route(question, agents)
         assert (found.agent_id, found.stages[-1]) == ("sailing", "embedding")
     assert meaning.route("refactor a database driver", agents).agent_id != "sailing"
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2  # of the examples, and of what has nothing in common
 
 
 def test_the_trained_head_of_the_package(minilm: GGUFEmbedder) -> None:

@@ -11,6 +11,7 @@ from orion_oie.routing.evaluation import (
     CONFIDENT,
     Judged,
     agent_of,
+    agents_of,
     bins,
     confusion,
     judged,
@@ -19,6 +20,7 @@ from orion_oie.routing.evaluation import (
 )
 from orion_oie.routing.fitting import Example, read_examples
 from orion_oie.routing.hybrid import HybridRouter
+from orion_oie.routing.linear import TOPICS
 from orion_oie.schemas import Route
 from orion_oie.specs import AgentSpec, RegistryFile
 
@@ -115,17 +117,73 @@ def test_labels_stand_for_agents() -> None:
     ]
 
 
-class Recording:
-    """A router that keeps what it was told."""
+SPLIT = {
+    "conversation": agent(),
+    "mathematician": agent(topics=["math"]),
+    "logic": agent(),
+    "coder": agent(topics=["code", "data"]),
+    "reviewer": agent(topics=["code"]),
+    "creative": agent(topics=[]),
+}
 
-    def __init__(self) -> None:
+
+@pytest.mark.parametrize(
+    ("label", "agents"),
+    [
+        ("mathematician", ("mathematician",)),  # an id
+        ("math", ("mathematician",)),
+        ("logic", ("logic",)),
+        ("reasoning", ("mathematician", "logic")),  # nobody of that name: its topics
+        ("code", ("coder", "reviewer")),
+        ("data", ("coder",)),
+        ("creative", ("creative",)),  # an id, whatever it owns
+        ("vision", ("vision",)),  # nobody's
+    ],
+)
+def test_labels_stand_for_agents_of_the_registry(label: str, agents: tuple[str, ...]) -> None:
+    """Topics belong to whoever owns them there."""
+    assert agents_of(label, SPLIT) == agents
+
+
+def test_labels_of_the_packaged_registry() -> None:
+    """Each label of ours means what it means without a registry."""
+    registry = RegistryFile.model_validate_json((ROOT / "models.json").read_text("utf-8"))
+    for label in (*TOPICS, *registry.agents):
+        assert agents_of(label, registry.agents) == (agent_of(label),)
+
+
+def test_a_registry_that_splits_topics_is_judged_by_its_own_agents() -> None:
+    """All owners of the best label are best ones; the owner of another label is merely right."""
+    examples = [
+        Example("a", "math"),
+        Example("b", "code", ("code", "math")),
+        Example("c", "math", ("math", "code")),
+        Example("d", "logic"),
+    ]
+    found = judged(Recording("reviewer"), examples, SPLIT)
+    assert [item.agents for item in found] == [
+        ("mathematician",),
+        ("coder", "reviewer", "mathematician"),
+        ("mathematician", "coder", "reviewer"),
+        ("logic",),
+    ]
+    assert [item.is_best for item in found] == [False, True, False, False]
+    assert [item.is_right for item in found] == [False, True, True, False]
+    assert score(judged(Recording("mathematician"), examples[:1], SPLIT)).strict == 1
+
+
+class Recording:
+    """A router that keeps what it was told, and always takes the same agent."""
+
+    def __init__(self, agent_id: str = "reasoning") -> None:
+        self.agent_id = agent_id
         self.contexts: list[RouteContext] = []
 
     def route(
         self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext = NO_CONTEXT
     ) -> Route:
         self.contexts.append(context)
-        return Route(agent_id="reasoning", confidence=0.5, reason=query)
+        return Route(agent_id=self.agent_id, confidence=0.5, reason=query)
 
 
 def test_each_example_is_routed_for_itself() -> None:

@@ -180,7 +180,7 @@ def test_a_conversation_stays_on_follow_ups() -> None:
     found = used.route("now a table of it", AGENTS, IN_CODE)
     assert (found.agent_id, found.stages) == ("code", ["linear", "session"])
     assert found.notes == ["stays with code, though data fits the words better: the turn is short"]
-    assert found.notes[0] in found.reason
+    assert found.reason == found.notes[0], "the words speak for another agent"
     assert_sound(found, AGENTS)
 
 
@@ -223,6 +223,19 @@ def test_a_low_confidence_does_not_end_a_conversation() -> None:
     assert found.confidence < 0.999
     assert found.agent_id == "code"
     assert used.route(LONG, AGENTS).agent_id == CONVERSATION
+
+
+def test_whoever_leaves_needs_the_threshold() -> None:
+    """A turn stays at any confidence; it goes to another agent as a question that stands alone
+    would, in a session and by a history."""
+    used = router(threshold=1.1)
+    used.note("s", "code")
+    trial = RouteContext(session_id="s", is_trial=True)
+    assert used.route("more", AGENTS, trial).agent_id == "code"
+    found = used.route(clearly("sonnet"), AGENTS, trial)
+    assert (found.agent_id, found.reason[:17]) == (CONVERSATION, "no agent reached ")
+    told = [said("user", clearly("loop"))]
+    assert used.route("more", AGENTS, RouteContext(history=told)).agent_id == CONVERSATION
 
 
 def test_sessions_do_not_mix() -> None:

@@ -1,5 +1,6 @@
 """The router's way to the embedding model: nobody waits for it for long, and nobody gives way."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -202,6 +203,17 @@ def test_a_hurried_route_says_nothing_about_the_model(make_world: Callable[..., 
     world.backend.gate.set()
     assert patient.join().shape == (1, 64)
     assert world.backend.begun == [KEY]
+
+
+def test_who_has_all_the_time_waits(make_world: Callable[..., World]) -> None:
+    """Also for a load that no route would wait for, and in the pause after a failure."""
+    world = make_world(limit_s=0.02)
+    world.backend.gate.clear()
+    with pytest.raises(DeadlineExceededError):
+        world.embedder.embed(["x"])
+    patient = Running(world.embedder.embed, ["x"], math.inf)
+    world.backend.gate.set()
+    assert patient.join().shape == (1, 64)
 
 
 def test_many_routes_load_it_once(make_world: Callable[..., World]) -> None:

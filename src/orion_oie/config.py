@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orion_oie.errors import InvalidRequestError
 from orion_oie.schemas import LONGEST_WAIT_S
@@ -103,7 +103,8 @@ class EngineConfig(BaseModel):
         the keywords and examples of the registry decide.
     enable_neural_router: let the embedding model look at questions of which the weights are not
         sure, when it is on this machine. It is never fetched for that.
-    router_weights: a file of `LinearModel.save`, instead of the weights that come with the library.
+    router_weights: a file of `LinearModel.save`, instead of the weights that come with the library;
+        not with `enable_linear_router=False`, which reads none.
     route_residency_s: seconds of loading from which on an agent whose model is in memory may be
         taken instead of a near-equal one, 0 never.
     enable_route_tie_break: ask a language model that is in memory which of two close agents it is.
@@ -162,3 +163,12 @@ class EngineConfig(BaseModel):
             raise InvalidRequestError(
                 "EngineConfig: " + "; ".join(problems), problems=problems
             ) from error
+
+    @model_validator(mode="after")
+    def _weights_are_read(self) -> "EngineConfig":
+        if self.router_weights is not None and not self.enable_linear_router:
+            raise ValueError(
+                "router_weights names a file, and enable_linear_router=False reads no weights: "
+                "leave out one of them"
+            )
+        return self

@@ -405,16 +405,14 @@ class OrionInferenceEngine:
     def _route_of(self, query: str, options: RequestOptions, *, is_trial: bool = False) -> Route:
         if options.agent is not None:
             self.registry.agent(options.agent)
-            session_id = None if is_trial else options.session_id
-            if session_id is not None and isinstance(self._router, SessionRouter):
-                self._router.note(session_id, options.agent)
             return Route(agent_id=options.agent, confidence=1.0, reason="asked for by name")
         context = RouteContext(
             images=len(options.images),
             session_id=options.session_id,
             history=options.conversation_history,
             wait_s=self._wait_s,
-            is_trial=is_trial,
+            # Of a router that is told who answered, nothing else is to be remembered.
+            is_trial=is_trial or isinstance(self._router, SessionRouter),
             may_load=not is_trial,
             # Half of the request's time at most: the rest is for its answer.
             limit_s=None if options.deadline is None else options.deadline / 2,
@@ -491,6 +489,7 @@ class OrionInferenceEngine:
             logprobs=None if request.options.logprobs is None else list(completion.logprobs),
         )
         result._feedback = self._feedback_on(request.query, request.route)
+        self._note_turn(request)
         request.lifecycle.move("succeed")
         self._counters.answered(choice.agent_id, completion.usage)
         self._forget(request)
@@ -509,6 +508,8 @@ class OrionInferenceEngine:
     def _end(self, request: Request, error: BaseException) -> None:
         """End a request without an answer."""
         is_cancelled = isinstance(error, RequestCancelledError)
+        if request.stream.has_text and request.stream.is_observed:  # somebody read the beginning
+            self._note_turn(request)
         request.lifecycle.move("cancel" if is_cancelled else "fail")
         if is_cancelled:
             self._counters.count("cancelled")
@@ -522,6 +523,14 @@ class OrionInferenceEngine:
             **_told(error),
         )
         request.fail(error)
+
+    def _note_turn(self, request: Request) -> None:
+        """Tell the router with whom a conversation is."""
+        session_id = request.options.session_id
+        if session_id is None or not isinstance(self._router, SessionRouter):
+            return
+        assert request.route is not None
+        self._router.note(session_id, request.route.agent_id)
 
     def _forget(self, request: Request) -> None:
         request.stop_watching()

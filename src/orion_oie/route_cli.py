@@ -3,6 +3,7 @@
 Parses, calls the library, prints, like `cli`. Fetches nothing.
 """
 
+import os
 import re
 import sys
 import time
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # with numpy, which most commands do without
     from orion_oie.routing.evaluation import Judged, Score
     from orion_oie.routing.fitting import Example
     from orion_oie.routing.hybrid import HybridRouter
+    from orion_oie.specs import AgentSpec
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -48,6 +50,7 @@ _QUOTED = re.compile(r"'[^']{1,40}'")
 _MOST_CANDIDATES = 10
 _LABEL_WIDTH = 10
 _PROMPT_CHARS = 100
+_IMAGES = "how many images are attached to the question; default: none"
 _EVIDENCE_CHARS = 40  # a pattern of the registry can fill a page
 
 
@@ -142,7 +145,7 @@ def _engine(
 
 @route.command(_QUESTION)
 @click.argument("question", metavar="")
-@click.option("--image", "images", type=click.IntRange(0), default=0, metavar="N", help="attached")
+@click.option("--image", "images", type=click.IntRange(0), default=0, metavar="N", help=_IMAGES)
 @click.option(
     "--session-turn",
     "turns",
@@ -185,6 +188,7 @@ def _print_route(found: Route) -> None:
     reason = found.reason
     for note in reversed(found.notes):
         reason = reason.removesuffix(f"; {note}")  # they have lines of their own
+    notes = [note for note in found.notes if note != reason]  # one may be the whole reason
     reason = _QUOTED.sub(lambda quoted: quoted[0].replace(" ", GLUE), reason)
     start = f"{found.agent_id}  {found.confidence:.2f}  "
     print_wrapped(reason, first=start, hang=len(start))
@@ -207,7 +211,7 @@ def _print_route(found: Route) -> None:
         _print_labelled("" if number else "evidence", f"{one.agent_id}: {_evidence(one)}")
     if found.stages != ["attachment"]:  # nobody looked at the text
         _print_labelled("language", found.language or "unknown")
-    for note in found.notes:
+    for note in notes:
         _print_labelled("note", note)
 
 
@@ -234,9 +238,28 @@ def _print_labelled(label: str, text: str) -> None:
 # -- weights
 
 
+def _place_to_write(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
+    """A path for a new file. What is wrong with it is said before any work is done for it."""
+    path = Path(os.path.expanduser(path))
+    if path.is_dir():
+        raise click.BadParameter(
+            f"{printable(str(path))} is a folder; the name of a file is needed"
+        )
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {printable(str(path.parent))}")
+    return path
+
+
 @route.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE.jsonl...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="WEIGHTS.npz")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    callback=_place_to_write,
+    metavar="WEIGHTS.npz",
+    help="where to write them, in a folder that is there",
+)
 @click.option(
     "--from",
     "weights",
@@ -261,26 +284,38 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
     it; then all are learned from, and the weights written. Use them by
     EngineConfig(router_weights="WEIGHTS.npz"), or here with --weights.
 
-    Vectors of the embedding model are learned from as well, when its files are here.
+    Vectors of the embedding model are learned from as well, when its files are here. For a model
+    that the weights know nothing of, that takes 10 prompts of every topic.
     """
     from orion_oie.routing.evaluation import judged
+    from orion_oie.routing.fitting import LEAST_FOR_A_HEAD
     from orion_oie.routing.holdout import split
 
     examples = _read(files)
     rest, held = split(examples)
     with _engine(**settings) as engine:
         router, agents = _hybrid(engine), engine.registry.agents
-        if engine.config.enable_neural_router:
-            _note_missing_embeddings(engine)
-        _note_new_topics(examples, [*agents, *router.model.topics])
+        missing = _load_embeddings(engine)
+        if missing is not None:
+            click.echo(f"note: only words are learned from: {printable(missing.message)}", err=True)
+        _note_new_topics(examples, agents, router.model.topics)
         before = judged(router, held, agents)
         if rest and held:
             router.fit(rest, agents, pull=pull)
         after = judged(router, held, agents)
     started = time.perf_counter()
     with _engine(**settings) as engine:  # the weights to begin with again
-        model = _hybrid(engine).fit(examples, engine.registry.agents, pull=pull)
+        is_embedding = engine.config.enable_neural_router and _load_embeddings(engine) is None
+        router = _hybrid(engine)
+        model = router.fit(examples, engine.registry.agents, pull=pull)
     seconds = time.perf_counter() - started
+    name = router.embedding_model
+    if is_embedding and name is not None and name not in model.heads:
+        click.echo(
+            f"note: the embedding model {printable(name)} learned nothing: a first head takes "
+            f"{LEAST_FOR_A_HEAD} examples of every topic",
+            err=True,
+        )
     path = model.save(out)
     if held:
         _print_change(before, after)
@@ -303,14 +338,24 @@ def _hybrid(engine: OrionInferenceEngine) -> "HybridRouter":
     return engine.router
 
 
-def _note_missing_embeddings(engine: OrionInferenceEngine) -> None:
-    try:
-        engine.embed(["load"], user="router")
-    except ModelNotFoundError as error:
-        click.echo(f"note: only words are learned from: {printable(error.message)}", err=True)
+def _load_embeddings(engine: OrionInferenceEngine) -> ModelNotFoundError | None:
+    """Have the embedding model in memory, however long that takes, unless the router does without.
+    Returns the error when it is not here."""
+    if engine.config.enable_neural_router:
+        try:
+            engine.embed(["load"], user="router")
+        except ModelNotFoundError as error:
+            return error
+    return None
 
 
-def _note_new_topics(examples: "Sequence[Example]", known: Sequence[str]) -> None:
+def _note_new_topics(
+    examples: "Sequence[Example]", agents: "Mapping[str, AgentSpec]", topics: Sequence[str]
+) -> None:
+    from orion_oie.routing.profiles import AGENT_TOPICS
+
+    owned = [topic for spec in agents.values() for topic in spec.routing.topics or ()]
+    known = list(dict.fromkeys([*agents, *topics, *owned, *AGENT_TOPICS]))
     counts = Counter(label for example in examples for label in example.accepted)
     for label in (label for label in counts if label not in known):
         click.echo(
@@ -350,7 +395,9 @@ def _right(found: "Sequence[Judged]") -> str:
 
 
 @route.command("export")
-@click.argument("out", type=click.Path(path_type=Path), metavar="WEIGHTS.npz")
+@click.argument(
+    "out", type=click.Path(path_type=Path), callback=_place_to_write, metavar="WEIGHTS.npz"
+)
 def export_weights(out: Path) -> None:
     """Write the weights that come with the library into a file.
 

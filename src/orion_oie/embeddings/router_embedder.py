@@ -5,6 +5,7 @@ be had in time is an error, upon which the question is routed without; then the 
 for a while. A load that takes longer than a route may wait goes on for the questions to come.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -99,10 +100,12 @@ class RouterEmbedder:
         Raises what the model raises, `DeadlineExceededError` when it takes longer than the limit
         of the embedder or than `limit_s` (which says nothing about the model),
         `InsufficientMemoryError` when its room is needed for others, `CircuitOpenError` for a while
-        after a failure.
+        after a failure. With a `limit_s` of infinity it takes as long as it takes, also after a
+        failure.
         """
-        self._check_pause()
-        limit_s = self._limit_s if limit_s is None else min(limit_s, self._limit_s)
+        if limit_s != math.inf:
+            self._check_pause()
+            limit_s = self._limit_s if limit_s is None else min(limit_s, self._limit_s)
         is_hurried = limit_s < self._limit_s
         until = time.monotonic() + limit_s
         try:
@@ -153,7 +156,7 @@ class RouterEmbedder:
                 except RuntimeError as error:  # no more threads
                     loading.set_exception(WorkerError(f"nothing can be loaded now: {error}"))
         try:
-            loading.result(limit_s)
+            loading.result(None if limit_s == math.inf else limit_s)
         except TimeoutError:
             raise self._too_late(limit_s) from None
 
@@ -170,7 +173,8 @@ class RouterEmbedder:
 
     def _embed(self, texts: Sequence[str], left_s: float, limit_s: float) -> "NDArray[np.float32]":
         scope = CancelScope()
-        self._deadlines.watch(scope, left_s)
+        if left_s != math.inf:
+            self._deadlines.watch(scope, left_s)
         try:
             return self._embeddings.service().embed(texts, scope, user=_USER)
         except DeadlineExceededError:

@@ -22,7 +22,7 @@ class RouteContext:
     remember which agent answered in a session, but no text. wait_s: seconds until the model of an
     agent could answer, 0 when it is in memory, None when it cannot be said. is_trial: nothing is
     to be remembered of this call. may_load: whether an embedding model may be loaded for it.
-    limit_s: for how many seconds a stage may be waited for, None as long as stages usually may.
+    limit_s: for how many seconds the stages may be waited for, None as long as they usually may.
     """
 
     images: int = 0
@@ -49,8 +49,9 @@ class Router(Protocol):
 
 @runtime_checkable
 class SessionRouter(Router, Protocol):
-    """A router for which the agent that answered last counts."""
+    """A router for which the agent that answered last counts. An engine asks it for routes that are
+    trials, and tells it of the turns that were answered."""
 
     def note(self, session_id: str, agent_id: str) -> None:
-        """A turn of the session is answered by an agent that was asked for by name."""
+        """A turn of the session was answered, by this agent."""
         ...

@@ -1,6 +1,6 @@
 """How good a router is: accuracy, calibration, confusion, on labelled prompts.
 
-Strict: the route is the best label. Lenient: it is one of the acceptable ones.
+Strict: the route is an agent of the best label. Lenient: it is one of an acceptable label.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from orion_oie.routing.base import RouteContext, Router
 from orion_oie.routing.fitting import Example
-from orion_oie.routing.profiles import AGENT_TOPICS
+from orion_oie.routing.profiles import AGENT_TOPICS, topics_of
 from orion_oie.schemas import Route
 from orion_oie.specs import AgentSpec
 
@@ -19,15 +19,17 @@ CONFIDENT = 0.55
 
 @dataclass(frozen=True)
 class Judged:
-    """One prompt, where it went, and the agents that could have had it, the best first."""
+    """One prompt, where it went, and the agents that could have had it, the best first: so many
+    as `best_count` says, where several own the topic of its label."""
 
     example: Example
     route: Route
     agents: tuple[str, ...]
+    best_count: int = 1
 
     @property
     def is_best(self) -> bool:
-        return self.route.agent_id == self.agents[0]
+        return self.route.agent_id in self.agents[: self.best_count]
 
     @property
     def is_right(self) -> bool:
@@ -52,19 +54,35 @@ class Score:
 def judged(
     router: Router, examples: Iterable[Example], agents: Mapping[str, AgentSpec]
 ) -> list[Judged]:
-    """Route every example, each for itself."""
+    """Route every example, each for itself. A label that is no agent's id stands for all agents
+    that own the topic of that name."""
     return [
         Judged(
             example,
             router.route(example.text, agents, RouteContext(images=example.images, is_trial=True)),
-            tuple(dict.fromkeys(agent_of(label) for label in example.accepted)),
+            tuple(dict.fromkeys(a for label in example.accepted for a in agents_of(label, agents))),
+            len(agents_of(example.label, agents)),
         )
         for example in examples
     ]
 
 
+def agents_of(label: str, agents: Mapping[str, AgentSpec]) -> tuple[str, ...]:
+    """The agents that a label stands for: the one of that id, else those that own the topic, else
+    the one that it stands for in the packaged registry, which `agents` may not have. `reasoning`
+    is its topics, where no agent has that name."""
+    if label in agents:
+        return (label,)
+    topics = (label, *AGENT_TOPICS.get(label, ()))
+    owners = tuple(
+        agent_id for agent_id, spec in agents.items() if topics_of(agent_id, spec, topics)
+    )
+    return owners or (agent_of(label),)
+
+
 def agent_of(label: str) -> str:
-    """The agent that a label stands for: `math` and `logic` are `reasoning`'s."""
+    """The agent of the packaged registry that a label stands for: `math` and `logic` are
+    `reasoning`'s."""
     return next((agent for agent, topics in AGENT_TOPICS.items() if label in topics), label)
 
 

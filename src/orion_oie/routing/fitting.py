@@ -29,6 +29,9 @@ PULL_OF_SIGNALS = 1.5
 PULL_OF_VECTOR = 0.2
 PULL_OF_BIAS = 0.6  # without it, a few examples of one topic would draw all prompts there
 
+LEAST_FOR_A_HEAD = 10
+"""Examples of every topic that the first head for an embedding model takes."""
+
 _STEPS = 80
 _MEMORY = 8
 _ENOUGH = 1e-5  # of the largest gradient
@@ -166,6 +169,11 @@ def fitted(
     examples, shape (examples, dimensions), to fit a head for it as well. pull: how strongly the
     weights are held where they are; less follows the examples more.
 
+    A first head, for an embedding model of which none is known or one of another width, is made
+    only when every topic of the model is the best label of `LEAST_FOR_A_HEAD` examples: fewer say
+    too little of what the vectors mean. Else the result has no head of that name. A head that is
+    known goes on from where it is; of a topic that it never saw it stays blank without an example.
+
     Raises `InvalidRequestError` when there is no example, for one that is none, for a label that
     stands for no topic, a `pull` that is no number from 0 on, or vectors of another count.
     """
@@ -200,7 +208,11 @@ def fitted(
     heads = dict(model.heads)
     if vectors is not None:
         name, matrix = vectors
-        heads[name] = _head(model, name, matrix, signals, accepted, weights, pull / count)
+        head = _head(heads.get(name), matrix, signals, accepted, weights, pull / count)
+        if head is None:
+            heads.pop(name, None)
+        else:
+            heads[name] = head
     return replace(
         model,
         gram_weights=end[:BUCKETS],
@@ -265,23 +277,23 @@ def _accepted(
 
 
 def _head(
-    model: LinearModel,
-    name: str,
+    known: Head | None,
     matrix: Floats,
     signals: Floats,
     accepted: Floats,
     weights: Floats,
     pull: float,
-) -> Head:
+) -> Head | None:
+    """`known` drawn towards the examples, or a first head; None where they are too few for one."""
     if len(matrix) != len(signals):
         raise InvalidRequestError(f"{len(matrix)} vectors for {len(signals)} examples")
-    known = model.heads.get(name)
     rows = np.concatenate([matrix.astype(np.float32), signals], axis=1)
-    if known is not None and known.weights.shape[0] == rows.shape[1]:
-        start, bias = known.weights, known.bias
-    else:
-        start = np.zeros((rows.shape[1], len(model.topics)), np.float32)
-        bias = np.zeros(len(model.topics), np.float32)
+    counted = accepted[:, weights > 0]
+    if known is None or known.weights.shape[0] != rows.shape[1]:
+        if counted[0].sum(axis=0).min() < LEAST_FOR_A_HEAD:
+            return None
+        width = accepted.shape[2]
+        known = Head(np.zeros((rows.shape[1], width), np.float32), np.zeros(width, np.float32))
     pulls = np.concatenate(
         [
             np.full(matrix.shape[1], PULL_OF_VECTOR, np.float32),
@@ -289,7 +301,12 @@ def _head(
             np.array([PULL_OF_BIAS], np.float32),
         ]
     )
-    return Head(*_minimum(_Dense(rows), accepted, weights, pulls * np.float32(pull), start, bias))
+    table, start, bias = _Dense(rows), known.weights, known.bias
+    end, end_bias = _minimum(table, accepted, weights, pulls * np.float32(pull), start, bias)
+    # Examples of other topics alone would leave it a bit below a blank: no longer unseen, unknown.
+    idle = [topic for topic in known.unseen if not counted[:, :, topic].any()]
+    end[:, idle], end_bias[idle] = start[:, idle], bias[idle]
+    return Head(end, end_bias)
 
 
 def softmax(logits: Floats) -> Floats:

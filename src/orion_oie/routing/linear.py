@@ -10,7 +10,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -49,6 +49,13 @@ class Head:
 
     weights: Floats
     bias: Floats
+
+    @cached_property
+    def unseen(self) -> tuple[int, ...]:
+        """The columns of topics that it never learned anything about, as `with_topics` adds
+        them."""
+        is_blank = ~self.weights.any(axis=0) & (self.bias == _UNSEEN)
+        return tuple(np.flatnonzero(is_blank).tolist())
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,12 @@ class LinearModel:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write all of it as one .npz file without pickles; returns its path."""
+        """Write all of it as one .npz file without pickles; returns its path, in which a `~` at the
+        start is the user's folder.
+
+        Raises `OSError` when it cannot be written: there is no such folder, the path is a folder
+        itself, the disk is full.
+        """
         calibration = self.calibration
         facts = {
             "format": _FORMAT,
@@ -186,10 +198,13 @@ class LinearModel:
             arrays[f"head{number}_bias"] = head.bias
         buffer = BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        target = Path(path)
+        target = Path(os.path.expanduser(path))
         part = target.with_name(f"{target.name}.part")
-        part.write_bytes(buffer.getvalue())
-        part.replace(target)
+        try:
+            part.write_bytes(buffer.getvalue())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
         return target
 
 
@@ -215,12 +230,12 @@ def shipped_model() -> LinearModel:
 
 
 def load_model(path: str | os.PathLike[str]) -> LinearModel:
-    """A model that `LinearModel.save` wrote.
+    """A model that `LinearModel.save` wrote; a `~` at the start of its path is the user's folder.
 
     Raises `InvalidRequestError` for a file that is none, or of another version of the features.
     """
     try:
-        content = BytesIO(Path(path).read_bytes())
+        content = BytesIO(Path(os.path.expanduser(path)).read_bytes())
     except OSError as error:
         raise InvalidRequestError(f"the router's weights cannot be read: {error}") from error
     return _read(content, os.fspath(path))

@@ -23,9 +23,22 @@ if TYPE_CHECKING:
 # The agents whose topics go by other names.
 AGENT_TOPICS: Mapping[str, tuple[str, ...]] = {"reasoning": ("math", "logic")}
 
-# Cosines: hardly alike below the first number, as good as the same from the second on.
+# Cosines: hardly alike below the first number, as good as the same from the second on. Those of
+# vectors are parts of the way from texts that have nothing in common to the same text: unrelated
+# texts have a cosine of 0.0 by one model and of 0.8 by another.
 _SPELLED_ALIKE = (0.15, 0.6)
-_MEANT_ALIKE = (0.35, 0.75)
+_MEANT_ALIKE = (0.33, 0.74)
+_UNRELATED = (
+    "How do I boil an egg?",
+    "The train to the coast leaves at nine.",
+    "Sort a list of numbers.",
+    "Who painted the ceiling of the chapel?",
+    "My knee hurts after running.",
+    "A poem about autumn leaves",
+    "The interest on the loan is four percent.",
+    "Is the harbour deep enough for a ferry?",
+)
+_HIGHEST_FLOOR = 0.99
 _KEY_BYTES = 16
 
 
@@ -94,11 +107,6 @@ class Profile:
         return _between(nearest, _SPELLED_ALIKE)
 
 
-def meant_alike(vector: "NDArray[np.float32]", examples: "NDArray[np.float32]") -> float:
-    """How alike the nearest example is by its vector, in [0, 1]. `examples`: (examples, dims)."""
-    return _between(float((examples @ vector).max()), _MEANT_ALIKE) if len(examples) else 0.0
-
-
 def _between(value: float, ends: tuple[float, float]) -> float:
     low, high = ends
     return min(1.0, max(0.0, (value - low) / (high - low)))
@@ -127,6 +135,24 @@ class Prototypes:
         self._folder = folder
         self._lock = threading.Lock()
         self._known: dict[str, NDArray[np.float32]] = {}
+
+    def alike(
+        self, vector: "NDArray[np.float32]", examples: Sequence[str], limit_s: float | None = None
+    ) -> float:
+        """How alike the nearest of some examples is to what has this vector, in [0, 1]. Raises what
+        the embedding raises."""
+        if not examples:
+            return 0.0
+        nearest = float((self.vectors(examples, len(vector), limit_s) @ vector).max())
+        floor = self._floor(len(vector), limit_s)
+        return _between((nearest - floor) / (1 - floor), _MEANT_ALIKE)
+
+    def _floor(self, dimensions: int, limit_s: float | None) -> float:
+        """The mean cosine of texts that have nothing in common, by this model."""
+        vectors = self.vectors(_UNRELATED, dimensions, limit_s)
+        count = len(vectors)
+        cosines = float((vectors @ vectors.T).sum()) - float((vectors * vectors).sum())
+        return min(_HIGHEST_FLOOR, max(0.0, cosines / (count * (count - 1))))
 
     def vectors(
         self, examples: Sequence[str], dimensions: int, limit_s: float | None = None

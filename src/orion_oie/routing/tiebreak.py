@@ -40,14 +40,17 @@ class TieBreaker:
         self._deadlines = deadlines
         self._limit_s = limit_s
 
-    def __call__(self, query: str, first: AgentSpec, second: AgentSpec) -> float | None:
+    def __call__(
+        self, query: str, first: AgentSpec, second: AgentSpec, limit_s: float | None = None
+    ) -> float | None:
         """The probability that `first` suits the question better than `second`; None when no model
-        could say. Raises what the model raises."""
+        could say, or not within `limit_s`. Raises what the model raises."""
+        limit_s = self._limit_s if limit_s is None else min(limit_s, self._limit_s)
         with self._borrow() as model:
             if model is None:
                 return None
             scope = CancelScope()
-            self._deadlines.watch(scope, self._limit_s)
+            self._deadlines.watch(scope, limit_s)
             try:
                 forward = _log_odds(model, query, first, second, scope)
                 backward = _log_odds(model, query, second, first, scope)
