@@ -93,7 +93,7 @@ def test_any_text(text: str) -> None:
 @pytest.mark.parametrize(("file", "precision"), [("own.jsonl", 0.99), ("train.jsonl", 0.95)])
 def test_wishes_are_nearly_always_right(file: str, precision: float) -> None:
     """On our own prompts: of those that ask outright, nearly all are for that topic."""
-    examples = read_examples(SETS / file)[:: 1 if file == "own.jsonl" else 5]
+    examples = read_examples(SETS / file)
     found = [(wish(read(example.text).parts.instruction), example) for example in examples]
     right = [one[0] in example.accepted for one, example in found if one is not None]
     assert len(right) >= 5
