@@ -183,6 +183,35 @@ def test_a_conversation_goes_on_with_the_agent_that_was_named(make_engine: MakeE
     assert "session" not in routed(engine, FOLLOW_UP).stages
 
 
+def test_any_stage_can_be_left_out(make_engine: MakeEngine) -> None:
+    """Each by a setting, and then the route shows nothing of it."""
+    hinted = {"models": {"primary": "c"}, "routing": {"keywords": {"hm": 3.0}}}
+    agents = {**TRIO, "multilingual": ["a"], "skiing": hinted}
+    asked = "hm, translate it into Dutch, will you"
+    route = routed(make_engine(agents=agents), asked)
+    assert {"linear", "hints"} <= set(route.stages)
+    assert "asked for outright" in route.reason
+    without = routed(
+        make_engine(agents=agents, enable_route_hints=False, enable_route_wishes=False), asked
+    )
+    assert (without.stages, without.notes) == (["linear"], [])
+    engine = make_engine(agents=agents, enable_route_sessions=False)
+    engine.infer(CODE, session_id="one")
+    history = [{"role": "user", "content": CODE}]
+    follow_up = routed(engine, FOLLOW_UP, session_id="one", conversation_history=history)
+    assert "session" not in follow_up.stages
+
+
+def test_who_stands_in_is_who_has_answered(make_engine: MakeEngine) -> None:
+    """Where no model of an agent is here, the conversation goes on with the one that answered."""
+    engine = make_engine(agents=TRIO, missing=["b"])
+    result = engine.infer(CODE, session_id="one")
+    assert result.receipt.route is not None
+    assert (result.receipt.route.agent_id, result.agent_id) == ("code", "conversation")
+    stayed = routed(engine, FOLLOW_UP, session_id="one")
+    assert (stayed.agent_id, stayed.stages[-1]) == ("conversation", "session")
+
+
 def test_only_who_has_answered_is_remembered(make_engine: MakeEngine) -> None:
     """A turn that failed before anybody read of it moves no conversation; one that was cancelled
     halfway does."""

@@ -103,6 +103,9 @@ class EngineConfig(BaseModel):
         the keywords and examples of the registry decide.
     enable_neural_router: let the embedding model look at questions of which the weights are not
         sure, when it is on this machine. It is never fetched for that.
+    enable_route_wishes: raise the odds of what is asked for outright, as in "translate into Dutch".
+    enable_route_hints: look for the keywords, phrases, patterns and examples of the registry.
+    enable_route_sessions: let a turn of a conversation stay with its agent.
     router_weights: a file of `LinearModel.save`, instead of the weights that come with the library;
         not with `enable_linear_router=False`, which reads none.
     route_residency_s: seconds of loading from which on an agent whose model is in memory may be
@@ -148,6 +151,9 @@ class EngineConfig(BaseModel):
     router_threshold: float = Field(default=0.25, ge=0, le=1)
     enable_linear_router: bool = True
     enable_neural_router: bool = True
+    enable_route_wishes: bool = True
+    enable_route_hints: bool = True
+    enable_route_sessions: bool = True
     router_weights: str | Path | None = None
     route_residency_s: float = Field(default=5.0, ge=0, le=LONGEST_WAIT_S)
     enable_route_tie_break: bool = False

@@ -489,7 +489,7 @@ class OrionInferenceEngine:
             logprobs=None if request.options.logprobs is None else list(completion.logprobs),
         )
         result._feedback = self._feedback_on(request.query, request.route)
-        self._note_turn(request)
+        self._note_turn(request, choice.agent_id)
         request.lifecycle.move("succeed")
         self._counters.answered(choice.agent_id, completion.usage)
         self._forget(request)
@@ -509,7 +509,8 @@ class OrionInferenceEngine:
         """End a request without an answer."""
         is_cancelled = isinstance(error, RequestCancelledError)
         if request.stream.has_text and request.stream.is_observed:  # somebody read the beginning
-            self._note_turn(request)
+            assert request.route is not None
+            self._note_turn(request, request.route.agent_id)
         request.lifecycle.move("cancel" if is_cancelled else "fail")
         if is_cancelled:
             self._counters.count("cancelled")
@@ -524,13 +525,11 @@ class OrionInferenceEngine:
         )
         request.fail(error)
 
-    def _note_turn(self, request: Request) -> None:
+    def _note_turn(self, request: Request, agent_id: str) -> None:
         """Tell the router with whom a conversation is."""
         session_id = request.options.session_id
-        if session_id is None or not isinstance(self._router, SessionRouter):
-            return
-        assert request.route is not None
-        self._router.note(session_id, request.route.agent_id)
+        if session_id is not None and isinstance(self._router, SessionRouter):
+            self._router.note(session_id, agent_id)
 
     def _forget(self, request: Request) -> None:
         request.stop_watching()

@@ -56,10 +56,10 @@ class HybridRouter:
 
     threshold: confidence under which the conversation agent answers. model: other weights than
     those that come with the package. embedder: what the embedding stage embeds with; None leaves
-    that stage out. enable_linear, enable_hints: False leaves out the stage. folder: where vectors
-    of examples are kept; None keeps them in memory. residency_s: seconds of waiting from which on
-    an agent whose model is in memory may win over a near-equal one, 0 never. tie_break: see
-    `TieBreak`; asked when two agents are close.
+    that stage out. enable_linear, enable_wishes, enable_hints, enable_sessions: False leaves out
+    the stage. folder: where vectors of examples are kept; None keeps them in memory. residency_s:
+    seconds of waiting from which on an agent whose model is in memory may win over a near-equal
+    one, 0 never. tie_break: see `TieBreak`; asked when two agents are close.
     """
 
     def __init__(
@@ -69,7 +69,9 @@ class HybridRouter:
         model: "LinearModel | None" = None,
         embedder: Embedder | None = None,
         enable_linear: bool = True,
+        enable_wishes: bool = True,
         enable_hints: bool = True,
+        enable_sessions: bool = True,
         folder: Path | None = None,
         residency_s: float = 5.0,
         tie_break: TieBreak | None = None,
@@ -80,7 +82,9 @@ class HybridRouter:
         self._fitting = threading.Lock()
         self._meaning = None if embedder is None else EmbeddingStage(embedder, folder)
         self._enable_linear = enable_linear
+        self._enable_wishes = enable_wishes
         self._enable_hints = enable_hints
+        self._enable_sessions = enable_sessions
         self._tie_break = tie_break
         self._keywords = KeywordRouter(threshold)
         self._sessions = Sessions()
@@ -193,7 +197,8 @@ class HybridRouter:
         if not self._enable_linear:
             logits = logits * 0
         owners_hinted = BESIDE_WEIGHTS if self._enable_linear else ALONE
-        work = Work(model, prompt, profiles, wish(prompt.parts.instruction), owners_hinted)
+        wished = wish(prompt.parts.instruction) if self._enable_wishes else None
+        work = Work(model, prompt, profiles, wished, owners_hinted)
         work.set_topics((logits * model.calibration.alone).tolist())
         work.mix("linear" if self._enable_linear else "start")
         if work.wished:
@@ -387,6 +392,8 @@ class HybridRouter:
     def _standing(
         self, context: RouteContext, agents: Mapping[str, AgentSpec], patience: Patience
     ) -> Standing | None:
+        if not self._enable_sessions:
+            return None
         if context.session_id is not None:
             known = self._sessions.of(context.session_id)
             if known is not None:
