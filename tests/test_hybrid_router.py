@@ -723,6 +723,16 @@ def test_fit_waits_for_the_embedding_model() -> None:
     assert embedder.limits == [math.inf, math.inf]
 
 
+def test_nothing_is_embedded_for_what_cannot_be_learned() -> None:
+    """What is wrong is said before the work."""
+    embedder = Bag()
+    router = HybridRouter(model=empty_model(), embedder=embedder)
+    for examples, pull in ([("a", "code")], -1.0), ([(1, "code")], 1.0), ([], 1.0):
+        with pytest.raises(InvalidRequestError):
+            router.fit(examples, AGENTS, pull=pull)  # type: ignore[arg-type]
+    assert embedder.asked == []
+
+
 @pytest.mark.parametrize(
     "given",
     [{"text": "q", "label": "code"}, ("q",), ("q", "code", "data"), "qc", 7, None],

@@ -117,6 +117,7 @@ class OrionInferenceEngine:
         self._planner = rooms.planner
         self._observer = rooms.observer
         self._router = rooms.router
+        self._told_router = rooms.router if isinstance(rooms.router, SessionRouter) else None
         self._feedback_on = wiring.feedback_on(config, self.registry)
         self._is_closed = False
         self._finalizer = weakref.finalize(self, self._backend.kill_all)
@@ -412,7 +413,7 @@ class OrionInferenceEngine:
             history=options.conversation_history,
             wait_s=self._wait_s,
             # Of a router that is told who answered, nothing else is to be remembered.
-            is_trial=is_trial or isinstance(self._router, SessionRouter),
+            is_trial=is_trial or self._told_router is not None,
             may_load=not is_trial,
             # Half of the request's time at most: the rest is for its answer.
             limit_s=None if options.deadline is None else options.deadline / 2,
@@ -528,8 +529,8 @@ class OrionInferenceEngine:
     def _note_turn(self, request: Request, agent_id: str) -> None:
         """Tell the router with whom a conversation is."""
         session_id = request.options.session_id
-        if session_id is not None and isinstance(self._router, SessionRouter):
-            self._router.note(session_id, agent_id)
+        if session_id is not None and self._told_router is not None:
+            self._told_router.note(session_id, agent_id)
 
     def _forget(self, request: Request) -> None:
         request.stop_watching()

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.routing.linear import Floats, Head, LinearModel
+from orion_oie.routing.linear import Floats, Head, LinearModel, softmax
 from orion_oie.routing.ngrams import BUCKETS
 from orion_oie.routing.prompt import Prompt, read
 
@@ -178,7 +178,7 @@ def fitted(
     stands for no topic, a `pull` that is no number from 0 on, or vectors of another count.
     """
     rows = list(examples)
-    _check(rows, pull)
+    check(rows, pull)
     names = {label: tuple((topics_of or {}).get(label, (label,))) for label in _labels(rows)}
     idle = [label for label, topics in names.items() if not topics]
     if idle:
@@ -235,7 +235,8 @@ def rarity_of(prompts: Sequence[Prompt]) -> Floats:
     return narrow
 
 
-def _check(rows: Sequence[Example], pull: float) -> None:
+def check(rows: Sequence[Example], pull: float) -> None:
+    """Raise `InvalidRequestError` for what `fitted` could not learn from."""
     if not rows:
         raise InvalidRequestError("there is no example to learn from")
     for number, row in enumerate(rows):
@@ -307,13 +308,6 @@ def _head(
     idle = [topic for topic in known.unseen if not counted[:, :, topic].any()]
     end[:, idle], end_bias[idle] = start[:, idle], bias[idle]
     return Head(end, end_bias)
-
-
-def softmax(logits: Floats) -> Floats:
-    """Probabilities along the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: Floats = shifted / shifted.sum(axis=-1, keepdims=True)
-    return probabilities
 
 
 def _minimum(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orion_oie.errors import InvalidRequestError, OrionError
-from orion_oie.routing import residency
+from orion_oie.routing import residency, sessions
 from orion_oie.routing.base import CONVERSATION, NO_CONTEXT, VISION, RouteContext
 from orion_oie.routing.keyword import KeywordRouter
 from orion_oie.routing.meaning import EmbeddingStage
@@ -28,7 +28,7 @@ from orion_oie.routing.profiles import (
     topics_of,
     topics_to_learn,
 )
-from orion_oie.routing.sessions import Sessions, Standing, pull
+from orion_oie.routing.sessions import Sessions, Standing
 from orion_oie.routing.wishes import wish
 from orion_oie.routing.work import DECIMALS, Patience, Work
 from orion_oie.schemas import Route, RouteCandidate
@@ -79,7 +79,7 @@ class HybridRouter:
         self.threshold = threshold
         self.residency_s = residency_s
         self._given = model
-        self._fitting = threading.Lock()
+        self._fitting = threading.RLock()
         self._meaning = None if embedder is None else EmbeddingStage(embedder, folder)
         self._enable_linear = enable_linear
         self._enable_wishes = enable_wishes
@@ -148,20 +148,19 @@ class HybridRouter:
         topic (its hints name an empty list), for a `pull` below 0, and what the embedding raises
         when there is an embedder that is ready; that is waited for however long it takes.
         """
-        from orion_oie.routing.fitting import fitted
+        from orion_oie.routing.fitting import check, fitted
 
         rows = [_example(one, number) for number, one in enumerate(examples)]
+        check(rows, pull)
         names = dict(AGENT_TOPICS)
         for agent_id, spec in (agents or {}).items():
             names[agent_id] = topics_to_learn(agent_id, spec, self.model.topics)
         vectors = None
         meaning = self._meaning
-        if rows and meaning is not None and meaning.is_ready():
+        if meaning is not None and meaning.is_ready():
             vectors = (meaning.name, meaning.vectors([row.text for row in rows]))
-        before = self.model
         with self._fitting:  # of two at once, the second goes on from what the first has learned
-            before = self._given or before
-            model = fitted(before, rows, topics_of=names, vectors=vectors, pull=pull)
+            model = fitted(self.model, rows, topics_of=names, vectors=vectors, pull=pull)
             self._given, self._profiles = model, {}
         return model
 
@@ -208,7 +207,7 @@ class HybridRouter:
         meaning = self._meaning
         if meaning is not None and meaning.is_wanted(work, may_load=context.may_load):
             meaning.consult(work, logits, patience)
-        work.worded = work.ranked()[0][0] if work.agents else ""
+        work.worded = work.best
         return work
 
     def _consult_hints(self, query: str, work: Work) -> None:
@@ -228,16 +227,11 @@ class HybridRouter:
 
     def _stay(self, query: str, standing: Standing, work: Work) -> None:
         """Raise the odds of the agent that the conversation is with."""
-        weight, why = pull(query, standing)
-        raised = {
-            agent_id: (p + _FLOOR) * math.exp(weight) if agent_id == standing.agent_id else p
-            for agent_id, p in work.agents.items()
-        }
-        total = sum(raised.values())
-        best = work.ranked()[0][0] if work.agents else standing.agent_id
-        work.agents = {agent_id: p / total for agent_id, p in raised.items()}
-        work.record("session")
-        now = work.ranked()[0][0] if work.agents else standing.agent_id
+        weight, why = sessions.pull(query, standing)
+        best = work.best
+        work.agents[standing.agent_id] += _FLOOR
+        work.weigh("session", {standing.agent_id: weight})
+        now = work.best
         if now == standing.agent_id and best != now:
             because = f": {why}" if why else ""
             work.notes.append(f"stays with {now}, though {best} fits the words better{because}")

@@ -136,10 +136,10 @@ class LinearModel:
         norms = float(np.sqrt((one @ one) * (two @ two)))
         if norms == 0:
             return 0.0
-        _, at_one, at_two = np.intersect1d(
-            first.buckets, second.buckets, assume_unique=True, return_indices=True
-        )
-        return float(one[at_one] @ two[at_two]) / norms
+        places = np.searchsorted(first.buckets, second.buckets)
+        places[places == len(one)] = 0
+        shared = first.buckets[places] == second.buckets
+        return float(one[places[shared]] @ two[shared]) / norms
 
     def with_topics(self, topics: tuple[str, ...]) -> "LinearModel":
         """The same model that also knows further topics, so far without any evidence for them."""
@@ -209,6 +209,13 @@ class LinearModel:
 
 
 _UNSEEN = -4.0  # the bias of a topic that nothing was learned about
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities along the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: Floats = shifted / shifted.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def empty_model(topics: tuple[str, ...] = TOPICS) -> LinearModel:

@@ -76,7 +76,7 @@ class EmbeddingStage:
     def consult(self, work: Work, logits: "Floats", patience: Patience) -> None:
         """Go on from the `logits` of the n-grams, shape (topics,). A failure is an aside, and the
         last one of that route."""
-        if patience.is_over:
+        if patience.has_failed:
             return
         # Asked for the examples of agents without a topic alone, it leaves the topics as they are.
         is_sure = work.top >= SURE_WITHOUT_EMBEDDING
@@ -87,10 +87,10 @@ class EmbeddingStage:
             alike = {
                 agent_id: prototypes.alike(vector, profile.examples, patience.left_s())
                 for agent_id, profile in work.profiles.items()
-                if profile.examples and not (profile.owns and (is_sure or found is not None))
+                if not (profile.owns and (is_sure or found is not None)) and profile.examples
             }
         except OrionError as error:
-            patience.is_over = True
+            patience.has_failed = True
             work.asides.append(f"the embedding stage failed: {error.message}")
             return
         if found is not None and not is_sure:
@@ -99,7 +99,9 @@ class EmbeddingStage:
             work.is_fused = True
         work.mix("embedding", alike)
         if found is None and not is_sure:
-            work.weigh({agent_id: _ALIKE_GAIN * much for agent_id, much in alike.items()})
+            work.weigh(
+                "embedding", {agent_id: _ALIKE_GAIN * much for agent_id, much in alike.items()}
+            )
 
 
 def _fused(
@@ -113,7 +115,7 @@ def _fused(
         return both
     import numpy as np
 
-    from orion_oie.routing.fitting import softmax
+    from orion_oie.routing.linear import softmax
 
     alone = softmax(logits * calibration.alone)
     apart = list(unseen)

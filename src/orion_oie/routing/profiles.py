@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from orion_oie.routing.linear import LinearModel
-    from orion_oie.routing.ngrams import Grams
     from orion_oie.routing.prompt import Prompt
 
 # The agents whose topics go by other names.
@@ -81,19 +81,28 @@ def topics_to_learn(agent_id: str, spec: AgentSpec, known: Sequence[str]) -> tup
 
 
 class Profile:
-    """One agent, as far as a model of topics sees it. `examples` are those of its hints as the
-    embedding stage reads them."""
+    """One agent, as far as a model of topics sees it. Its examples are read when first needed."""
 
     def __init__(self, agent_id: str, spec: AgentSpec, model: "LinearModel") -> None:
-        from orion_oie.routing.prompt import read
-
         self.spec = spec
         self.model = model
         self.owns = topics_of(agent_id, spec, model.topics)
-        prompts = [read(example) for example in spec.routing.examples]
-        self.examples = tuple(map(text_to_embed, prompts))
-        self._grams: list[Grams] = [prompt.grams for prompt in prompts]
-        self.affinity = _affinity(prompts, model)
+
+    @cached_property
+    def _prompts(self) -> "list[Prompt]":
+        from orion_oie.routing.prompt import read
+
+        return [read(example) for example in self.spec.routing.examples]
+
+    @cached_property
+    def examples(self) -> tuple[str, ...]:
+        """Those of its hints, as the embedding stage reads them."""
+        return tuple(map(text_to_embed, self._prompts))
+
+    @cached_property
+    def affinity(self) -> Mapping[str, float]:
+        """How much of each topic could belong to it, in [0, 1]; empty for an owner of topics."""
+        return {} if self.owns else _affinity(self._prompts, self.model)
 
     def is_of(self, spec: AgentSpec, model: "LinearModel") -> bool:
         """Whether nothing has changed since."""
@@ -102,7 +111,7 @@ class Profile:
     def spelled_alike(self, prompt: "Prompt") -> float:
         """How alike the nearest example is by its words, in [0, 1]."""
         nearest = max(
-            (self.model.similarity(prompt.grams, one) for one in self._grams), default=0.0
+            (self.model.similarity(prompt.grams, one.grams) for one in self._prompts), default=0.0
         )
         return _between(nearest, _SPELLED_ALIKE)
 
@@ -118,7 +127,7 @@ def _affinity(prompts: "Sequence[Prompt]", model: "LinearModel") -> dict[str, fl
         return dict.fromkeys(model.topics, 1.0)
     import numpy as np
 
-    from orion_oie.routing.fitting import softmax
+    from orion_oie.routing.linear import softmax
 
     logits = np.array([model.logits(prompt.grams, prompt.signals) for prompt in prompts])
     mean = softmax(logits).mean(axis=0)

@@ -1,5 +1,5 @@
 """One prompt on its way through the stages of the router: what is known of it so far, what each
-stage has led to, and the time that is left. Pure.
+stage has led to, and the time that is left.
 """
 
 import math
@@ -46,6 +46,11 @@ class Work:
         """The probability of the best agent."""
         return max(self.agents.values(), default=0.0)
 
+    @property
+    def best(self) -> str:
+        """The best agent; the first of several, and empty where there are none."""
+        return max(self.agents, key=self.agents.__getitem__, default="")
+
     def ranked(self) -> list[tuple[str, float]]:
         """Agents and their probabilities, the best first."""
         return sorted(self.agents.items(), key=lambda item: -item[1])
@@ -76,17 +81,18 @@ class Work:
         self.agents = shares(self.topics, claims, self.owners_hinted)
         self.record(stage)
 
-    def weigh(self, gains: Mapping[str, float]) -> None:
-        """Add to the log-odds of agents, within the stage that was recorded last."""
+    def weigh(self, stage: str, gains: Mapping[str, float]) -> None:
+        """Add to the log-odds of agents."""
         drawn = {a: p * math.exp(gains.get(a, 0.0)) for a, p in self.agents.items()}
         total = sum(drawn.values())
         if total > 0:
             self.agents = {agent_id: value / total for agent_id, value in drawn.items()}
-            self.record(self.stages.pop())
+            self.record(stage)
 
     def record(self, stage: str) -> None:
         """Keep the probabilities that a stage has led to."""
-        self.stages.append(stage)
+        if self.stages[-1:] != [stage]:
+            self.stages.append(stage)
         for agent_id, probability in self.agents.items():
             self.scores.setdefault(agent_id, {})[stage] = round(probability, DECIMALS)
 
@@ -97,7 +103,7 @@ class Patience:
     def __init__(self, limit_s: float | None) -> None:
         self._limit_s = limit_s
         self._until = math.inf if limit_s is None else time.monotonic() + limit_s
-        self.is_over = False  # a stage failed that would be asked again
+        self.has_failed = False  # the embedding stage, which is not asked again
 
     def left_s(self) -> float | None:
         """None without a limit. Raises `DeadlineExceededError` when nothing is left."""
