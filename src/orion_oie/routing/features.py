@@ -8,9 +8,9 @@ neighbour is bounded.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import NamedTuple
 
+from orion_oie.routing.compiled import compiled
 from orion_oie.routing.excerpt import excerpt
 from orion_oie.routing.language import Language, detect, foreign_letter_share, has_foreign_script
 from orion_oie.specs import RouteFeature
@@ -26,12 +26,6 @@ class Cue(NamedTuple):
 
 def _cue(strength: float, needles: str, pattern: str) -> Cue:
     return Cue(strength, tuple(needles.split(" ")), pattern)
-
-
-@cache
-def _compiled(pattern: str, flags: re.RegexFlag = re.MULTILINE) -> re.Pattern[str]:
-    """Compiled when first needed: an import of the library should not pay for it."""
-    return re.compile(pattern, flags)
 
 
 _CODE = (
@@ -190,8 +184,9 @@ def math_shape(text: str) -> float:
     """Formulas and arithmetic, or several numbers outside of a table with a question about them."""
     text = excerpt(text)
     strengths = _strengths(_MATH, text)
-    if not _table_rows(text):
-        strengths.append(_word_problem(text))
+    problem = _word_problem(text)
+    if problem and not _table_rows(text):
+        strengths.append(problem)
     return _noisy_or(strengths)
 
 
@@ -239,7 +234,7 @@ def _strengths(cues: Iterable[Cue], text: str) -> list[float]:
     for strength, needles, pattern in cues:
         for needle in needles:  # in loops: `any` over a generator takes twice as long
             if needle in text:
-                if _compiled(pattern).search(text):
+                if compiled(pattern, re.MULTILINE).search(text):
                     found.append(strength)
                 break
     return found
@@ -256,9 +251,9 @@ def _noisy_or(strengths: Iterable[float]) -> float:
 def _word_problem(text: str) -> float:
     if not any(needle in text for needle in _QUANTITY_NEEDLES):
         return 0.0
-    if not _compiled(_QUANTITY_QUESTION, re.IGNORECASE).search(text):
+    if not compiled(_QUANTITY_QUESTION, re.IGNORECASE).search(text):
         return 0.0
-    numbers = len(_compiled(_NUMBER).findall(text)) + sum(
+    numbers = len(compiled(_NUMBER, re.MULTILINE).findall(text)) + sum(
         w in _NUMBER_WORDS for w in text.lower().split()
     )
     return 0.0 if numbers < _WORD_PROBLEM_NUMBERS else min(0.8, 0.4 + 0.1 * numbers)
@@ -267,7 +262,7 @@ def _word_problem(text: str) -> float:
 def _table_rows(text: str) -> float:
     lines = text.count("\n") + 1
     strengths = (
-        _even_rows(_compiled(pattern).findall(text), separator, enough)
+        _even_rows(compiled(pattern, re.MULTILINE).findall(text), separator, enough)
         for separator, pattern, enough in _ROWS
         if lines >= enough and separator in text
     )

@@ -2,15 +2,16 @@
 
 By shape and by a few words alone: nothing is parsed, and what is unclear stays instruction. So do
 a single paragraph without a label, and a list of points, which mostly says how the answer should
-be. Every expression is linear: what repeats is bounded, or ends at what it can not hold.
+be. The expressions and words that it looks for are in `segment_patterns`.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import accumulate, groupby
 from typing import Literal, NamedTuple, cast
 
+from orion_oie.routing import segment_patterns as patterns
+from orion_oie.routing.compiled import compiled
 from orion_oie.routing.excerpt import excerpt
 
 PayloadKind = Literal["code", "table", "log", "quote", "document"]
@@ -42,7 +43,6 @@ _Finder = Callable[[str, int, int], Iterable[_Span]]
 
 # Below this a single line is not worth a look unless it holds one of the marks.
 _PLAIN_CHARS = 160
-_PLAIN_MARKS = ("\n", '"', "```", "~~~", "'''", "“", "„", "«", "「", "『")
 _ASKING_CHARS = 300
 # A greeting or a role may stand before the request.
 _ASIDE_CHARS = 100
@@ -53,142 +53,7 @@ _POINTED_BODY_CHARS = 120
 _BODY_CHARS = 400
 _REQUEST_LETTERS = 10
 _CLOSING_LINES = 12
-
-_FENCE = r"(?s:(```|~~~).*?\1)"
-_QUOTED = (
-    r"'''(?s:.*?)'''|\"\"\"(?s:.*?)\"\"\"|\"(?<![\w\"]\")(?=\S)[^\"]*\"(?!\w)"
-    r"|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|「[^「」]*」|『[^『』]*』"
-)
-
-# Each line becomes one character, named as the group that matched its start: L and C are log and
-# code for sure, l and c only beside another, n is code only beside code, q is a mail quote.
-_LINE = (
-    r"(?P<q>>(?!>>))|(?P<n>#(?!include|define|!)|//|--|/\*|\*/|\.\.\. "
-    r"|(?:end|then|do|done|fi|begin|pass|break|continue);?$|(?:let|val) \w{1,40}+ ?[:=][^;]*$)"
-    r"|(?P<L>Traceback \(most recent call|File \"[^\"]{1,200}\", line \d|Caused by: "
-    r"|at [\w.$<>/]{1,120}\(|Exception in thread |npm ERR! "
-    r"|(?:fatal|panic|error|warning)(?:\[\w+\])?: )"
-    r"|(?P<l>[\[(]?(?:\d{4}[-/.]\d\d[-/.]\d\d[T ]\d\d:\d\d|\d\d:\d\d:\d\d\b)"
-    r"|[A-Z][a-z]{2} [ \d]?\d \d\d:\d\d:\d\d|\d{1,3}(?:\.\d{1,3}){3} - "
-    r"|\[?(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL)\b[\]:| \t])"
-    r"|(?P<C>(?:async )?def \w{1,80}\(|class [A-Z_]\w{0,80} ?(?:[:({<]|extends |implements |$)"
-    r"|(?:export |default |public |private |protected |internal |static |final |abstract |async )"
-    r"{1,4}[\w<>\[\], ?]{1,80}[({=;]|(?:function\*?|func|fn|fun) ?\w{0,80} ?[(<]"
-    r"|(?:struct|enum|interface|trait|impl|namespace) [\w<>: ]{1,80}\{"
-    r"|#include ?[<\"]|#define \w|#!/|from [\w.]{1,80} import |import [\w.]{1,80} as \w"
-    r"|import (?:[\w.*/]{1,80};?$|[\w{}*, ]{1,120} from ['\"])|using [\w.:]{1,80};|package [\w.]+;"
-    r"|(?:const|var) [\w{\[][\w, :<>\]}\[]{0,60} ?="
-    r"|(?:int|char|float|double|bool|boolean|void|long|string|String|auto|unsigned|size_t)[*&]? "
-    r"[*&]?\w{1,60}(?:\[\w*\])? ?[=;(,]|(?:if|for|while|switch|catch|else if|elseif) ?\(.{1,200}\{$"
-    r"|(?:print|printf|println!?|console\.\w{1,9}|System\.out\.\w{1,9}|fmt\.\w{1,9})\("
-    r"|(?:>>>|In \[\d{1,4}\]:) \S|\$ [a-z]|</?[a-zA-Z][\w-]{0,30}(?: [^<>]{0,200})?/?>"
-    r"|<!DOCTYPE|<!--|<\?\w|\\(?:documentclass|usepackage|section|begin\{document)"
-    r"|SELECT .{1,200}? FROM |(?:CREATE|ALTER|DROP) (?:TABLE|VIEW|INDEX)\b|INSERT INTO "
-    r"|DELETE FROM |select [\w.*, ()]{1,120} from \w{1,60}(?: where | join | group | order |;))"
-    r"|(?P<c>(?:if|elif|else|try|except|finally|for|while|with)\b.{0,200}:$"
-    r"|return\b[^.?!]{0,120};?$|@[\w.]{1,60}(?:\(.{0,120}\))?$|[\[\](){},;]{1,6}$"
-    r"|['\"][\w -]{1,60}['\"] ?: ?\S"
-    r"|(?:SELECT|FROM|WHERE|GROUP BY|ORDER BY|HAVING|VALUES|UNION|LIMIT) ?(?:[\w\"`(*]|$)"
-    r"|(?:INNER |LEFT |RIGHT |FULL |CROSS |OUTER ){0,2}JOIN \w"
-    r"|(?:sudo|pip3? install|npm (?:install|run)|docker (?:run|build)|kubectl \w+|git clone) \S)"
-    # The rest begin with any name: one look at what follows it spares most lines the tries.
-    r"|(?=[\w./-]{1,80}+ ?[-+*/|&]?[:=(\[])(?:"
-    r"(?P<L2>[\w.]{0,80}(?:Error|Exception): "
-    r"|[\w./-]{1,80}+:\d{1,6}(?::\d{1,6})?: (?:error|warning))"
-    r"|(?P<C2>\w{1,40}+ := \S)"
-    r"|(?P<c2>(?:[^\W_]{1,40}+[._][\w.]{1,40}+|\w{1,40}+\[[^\]=]{1,40}\])(?:: ?\w{1,30})? ?"
-    r"[-+*/|&]?=(?!=) ?\S|\w{1,60}+(?:: ?\w{1,30})? ?=(?!=) ?(?:[\w.]{0,80}+\(|['\"\[{])"
-    r"|[\w.]{2,80}+\([^()]{0,120}\);?$|[\w-]{2,30}+: ?[^;]{1,80};$)"
-    r"|(?P<n2>\w{1,40}+ ?[-+*/]?= ?\S))"
-)
-_PROSE = r"(?:[-*•] )?[A-ZÀ-Þ]?[a-zß-ÿ'’,]* [a-zß-ÿ'’,]+ [a-zß-ÿ'’,]+[ .?!:]|.*[.?!:。！？：]$"
-_RUN = (
-    r"(?P<table>t+)|(?P<quote>q(?:q|_(?=q))*)"
-    r"|(?P<log>[Ll](?:[LlCcin]|_{1,2}(?=[Ll]))*)"
-    r"|(?P<code>n{0,8}[Cc](?:[Ccin]|_{1,3}(?=n{0,8}[Cci])|,{1,2}(?=[Cc]))*)"
-)
 _ROWS_NEEDED = {"|": 2, "\t": 2}
-
-# At the start of a line or a sentence. The look ahead for a colon spares most of them the tries.
-_LABEL = (
-    r"[\n.!?。！？](?=[^\n:：]{2,40}[:：])[ \t#*_\[(<]{0,6}"
-    r"(?i:(?P<body>(?:the |input |source |original )?(?:input|text"
-    r"|passage|context|content|e-?mail|article|document|paragraph|excerpt|abstract|transcript|conversation|dialogue|story|essay|letter|message|review|report|background|premise"
-    r"|hypothesis|sentence|tweet|post|snippet|data|texte|contexte|texto|contexto|testo|contesto"
-    r"|kontext|eingabe|artikel|artículo|artigo|articolo|correo|текст|контекст|статья|письмо|النص"
-    r"|文章|文本|原文|正文|内容|背景|本文|テキスト|文脈|본문|지문|내용))"
-    r"|(?P<ask>(?:the |your )?(?:question|instructions?|task|answer|output|response|query|request"
-    r"|options|choices|tl;dr|summary|translation|frage|aufgabe|antwort|pregunta|respuesta"
-    r"|pergunta|resposta|domanda|risposta|tâche|réponse|вопрос|задание|ответ"
-    r"|问题|任务|指令|回答|答案|質問|질문|답변)))(?: ?\d{1,2})?[ \t*_\])>]{0,4}[:：]"
-)
-_OPTION = r"[(\[]?(?:[A-Ha-h]|\d{1,2}|[ivx]{1,4})[.):\]] ?\S"
-_INLINE_LEAD = r"[^:：.?!。！？]{1,160}(?:([:：])|[.?!。！？])(?:(?<![:.?!])|\s)\s*(?=\S)"
-_SENTENCE_END = r"[.!?…:]\s+|[。！？：\n]"
-_POINT = (
-    r"[-*•·–] ?\S|\(?\d{1,2}[.)] ?\S|You (?:are|will|have|can|must|should)\b|Your "
-    r"|.{0,20}(?:应该|應該|必须|必須|不要|需要)"
-)
-_OWN_ACCOUNT = r"(?:I|I['’]\w{1,2}|My|We|Our|Ich|Mein|Je|Mon|Ma|Yo|Mi|Eu|Meu|Я|Мой)\b|我|私"
-_EAST_ASIAN_TEXT_WORK = (
-    r"总结|總結|概括|摘要|翻译|翻譯|改写|改寫|润色|潤色|修改"
-    r"|要約|翻訳|添削|校正|書き換え|요약|번역|교정"
-)
-_EAST_ASIAN_REQUEST = (
-    r"请|請|帮我|幫我|写一|寫一|ください|下さい|教えて|해\s?줘|주세요|하세요|하시오|하라"
-    rf"|{_EAST_ASIAN_TEXT_WORK}"
-)
-_POINTER = (
-    r"(?i)\b(?:this|these|following|below|above|attached|provided|(?:the|my|our|his|her|their) "
-    r"(?:text|passage|article|paragraph|e-?mail|letter|story|essay|review|document|excerpt|report"
-    r"|message|conversation|transcript)|cet?|cette|suivante?|ci-dessous|le texte|este|esta"
-    r"|siguientes?|el texto|diese[rmns]?|folgenden?|unten|oben|den text|questo|seguente|il testo"
-    r"|abaixo|seguinte|o texto|этот|следующ\w\w|текст|التالي|النص)\b"
-    r"|以下|下面|下列|上面|上述|这段|这篇|這段|這篇|次の|下記|上記|この文|다음|위의|아래"
-)
-_COMMENTS = r"(?m)(?:^[ \t]{0,80}(?:#(?!include|define|!)|//|--|/\*).*\n?){1,20}"
-_QUESTION = r"(?m)^.*[?？؟][ \t\r]*$"
-_QUESTION_MARKS = ("?", "？", "؟")
-
-# Requests to work on a text that is given.
-_TEXT_VERBS = """
-    summarize summarise summary tldr tl;dr translate rewrite rephrase reword paraphrase proofread
-    correct edit revise polish shorten condense simplify classify categorize categorise extract
-    improve critique annotate analyze analyse transcribe
-    résume résumer traduis traduire traduisez reformule corrige corriger simplifie
-    resume resumir resuma traduce traducir traduzca reescribe corrige corregir clasifica extrae
-    zusammenfassen übersetze übersetzen korrigiere korrigieren umformulieren vereinfache kürze
-    riassumi riassumere traduci tradurre riscrivi correggi semplifica
-    traduza traduzir reescreva corrija simplifique classifique extraia
-    переведи переведите перепиши перескажи сократи исправь обобщи ترجم لخص صحح
-"""
-_REQUEST_VERBS = """
-    write explain give tell make create generate find list show describe answer identify compare
-    discuss suggest provide draft compose read determine decide evaluate respond reply complete
-    continue choose select pick name calculate compute solve prove fix debug implement convert turn
-    use fill sort rank count highlight outline interpret infer predict detect check review act
-    pretend imagine what why how
-    écris explique donne dis trouve décris réponds escribe explica da dame di encuentra describe
-    responde schreibe schreib erkläre erklär gib nenne finde beschreibe beantworte fasse liste
-    scrivi spiega dammi trova descrivi rispondi escreva explique dê encontre descreva
-    напиши напишите объясни найди опиши ответь اكتب اشرح أجب
-"""
-_COURTESIES = """
-    please kindly can could would will you i i'd we want need like to help me us now then and also
-    hi hello hey just so ok okay bitte kannst könntest können sie du mir por favor puedes podrías
-    peux-tu pouvez-vous veuillez puoi per favore pode você пожалуйста можешь
-"""
-_ALL_VERBS = _TEXT_VERBS + _REQUEST_VERBS
-_WISHES = """
-    should must please ensure avoid include don't sollte sollten muss bitte doit devrait debe
-    debería deve dovrebbe deveria должен должна нужно
-"""
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compiled when first needed: an import of the library should not pay for it."""
-    return re.compile(pattern)
 
 
 @cache
@@ -204,7 +69,7 @@ def split(text: str) -> Segments:
     question is the instruction; of nothing but a table or a log it may be empty.
     """
     text = excerpt(text).strip()
-    if len(text) <= _PLAIN_CHARS and not any(mark in text for mark in _PLAIN_MARKS):
+    if len(text) <= _PLAIN_CHARS and not any(mark in text for mark in patterns.PLAIN_MARKS):
         return Segments(text, "", frozenset())
     spans = [_Span(0, len(text), None)]
     for find in (_fences, _runs, _quotes):
@@ -254,13 +119,13 @@ def _joined(pieces: Iterable[str]) -> str:
 
 
 def _fences(text: str, start: int, end: int) -> Iterator[_Span]:
-    for match in _compiled(_FENCE).finditer(text, start, end):
+    for match in compiled(patterns.FENCE).finditer(text, start, end):
         yield _Span(*match.span(), "code")
 
 
 def _quotes(text: str, start: int, end: int) -> Iterator[_Span]:
     # Short ones are matched as well, so that their ends do not open a quotation.
-    for match in _compiled(_QUOTED).finditer(text, start, end):
+    for match in compiled(patterns.QUOTED).finditer(text, start, end):
         if match.end() - match.start() > _QUOTE_CHARS:
             yield _Span(*match.span(), "quote")
 
@@ -269,7 +134,7 @@ def _runs(text: str, start: int, end: int) -> Iterator[_Span]:
     """Runs of code, of log lines, of table rows and of mail quotes, as whole lines."""
     lines = text[start:end].splitlines(keepends=True)
     starts = list(accumulate(map(len, lines), initial=start))
-    for run in _compiled(_RUN).finditer(_marks(lines)):
+    for run in compiled(patterns.RUN).finditer(_marks(lines)):
         first, last = starts[run.start()], starts[run.end()]
         if run.lastgroup == "quote":
             is_sure = last - first > _QUOTE_CHARS
@@ -280,7 +145,7 @@ def _runs(text: str, start: int, end: int) -> Iterator[_Span]:
 
 
 def _marks(lines: list[str]) -> str:
-    """A character for each line: those of `_LINE` and `_mark`, and t for a row of a table."""
+    """A character for each line: those of `patterns.LINE` and `_mark`; t for a row of a table."""
     marks = [_mark(line) for line in lines]
     rows = [
         None if mark in "_CcL" else _row_kind(line.strip())
@@ -294,16 +159,16 @@ def _marks(lines: list[str]) -> str:
 
 
 def _mark(line: str) -> str:
-    """As in `_LINE`; else _ for blank, i for indented, a dot for prose, a comma for unclear."""
+    """As in `patterns.LINE`; else _ is blank, i indented, a dot prose, a comma unclear."""
     bare = line.strip()
     if not bare:
         return "_"
-    if bare.endswith(_QUESTION_MARKS):
+    if bare.endswith(patterns.QUESTION_MARKS):
         return "."
-    found = _compiled(_LINE).match(bare)
+    found = compiled(patterns.LINE).match(bare)
     if found and found.lastgroup:
         return found.lastgroup[0]
-    is_prose = _compiled(_PROSE).match(bare) is not None
+    is_prose = compiled(patterns.PROSE).match(bare) is not None
     if not is_prose and bare[-1] in ";{" and any(sign in bare for sign in "=(){}[]<>"):
         return "c"
     if line[0] == "\t" or line[:2] == "  ":
@@ -348,7 +213,7 @@ def _lines(text: str, span: _Span) -> Iterator[_Line]:
 def _labelled(text: str, lines: list[_Line]) -> list[_Span]:
     """From each label of a text to the next label of a request, or to a request at the end."""
     # The line feed gives the first label something to follow, and moves all by one.
-    labels = list(_compiled(_LABEL).finditer(f"\n{text}"))
+    labels = list(compiled(patterns.LABEL).finditer(f"\n{text}"))
     if not labels:
         return []
     places = [label.start() for label in labels]
@@ -377,13 +242,13 @@ def _led(text: str, lines: list[_Line], has_payload: bool) -> list[_Span]:
     if size < _POINTED_BODY_CHARS:
         return []
     request = f"{text[:start]} {text[end:]}"
-    works_on_text = _begins(request, _TEXT_VERBS, _EAST_ASIAN_TEXT_WORK)
+    works_on_text = _begins(request, patterns.TEXT_VERBS, patterns.EAST_ASIAN_TEXT_WORK)
     is_pointed = works_on_text or _points(request) or text[:start].rstrip().endswith((":", "："))
     if size < _BODY_CHARS and (has_payload or not is_pointed):
         return []
     if not works_on_text:
         wishes = sum(len(line.bare) for line in body if _is_wish(line.bare))
-        is_account = not is_pointed and _compiled(_OWN_ACCOUNT).match(body[0].bare)
+        is_account = not is_pointed and compiled(patterns.OWN_ACCOUNT).match(body[0].bare)
         if wishes * 2 >= size or is_account or sum(map(str.isalpha, request)) < _REQUEST_LETTERS:
             return []
     return [_Span(start, end, "document")]
@@ -393,8 +258,8 @@ def _lead_end(text: str, lines: list[_Line]) -> int | None:
     """Where the request in the first lines ends, or in the first sentence of a long line."""
     first = lines[0]
     if len(lines) == 1 or len(first.bare) > _ASKING_CHARS:
-        inline = _compiled(_INLINE_LEAD).match(text, first.start, first.end)
-        if inline and _begins(inline.group(), _TEXT_VERBS, _EAST_ASIAN_TEXT_WORK):
+        inline = compiled(patterns.INLINE_LEAD).match(text, first.start, first.end)
+        if inline and _begins(inline.group(), patterns.TEXT_VERBS, patterns.EAST_ASIAN_TEXT_WORK):
             has_colon = inline.group(1) is not None
             return inline.end() if has_colon or _points(inline.group()) else None
     end = None
@@ -419,7 +284,7 @@ def _closing(lines: list[_Line], after: int, is_led: bool) -> int | None:
         if _asks(line.bare):
             if not is_led or above.end < line.start:
                 start = line.start
-        elif not _compiled(_OPTION).match(line.bare):
+        elif not compiled(patterns.OPTION).match(line.bare):
             break
     return start
 
@@ -428,22 +293,22 @@ def _asks(line: str) -> bool:
     """A short line that is a question, ends in a colon, or has a sentence that is a request."""
     if len(line) > _ASKING_CHARS:
         return False
-    if line.rstrip('*_"”») ').endswith((*_QUESTION_MARKS, ":", "：")):
+    if line.rstrip('*_"”») ').endswith((*patterns.QUESTION_MARKS, ":", "：")):
         return True
-    return _begins(line, _ALL_VERBS, _EAST_ASIAN_REQUEST)
+    return _begins(line, patterns.ALL_VERBS, patterns.EAST_ASIAN_REQUEST)
 
 
 def _begins(text: str, verbs: str, east_asian: str) -> bool:
     """Whether a sentence of `text` begins with one of the verbs, courtesies aside."""
-    for sentence in _compiled(_SENTENCE_END).split(text):
-        words = (word for word in _plain_words(sentence) if word not in _words(_COURTESIES))
+    for sentence in compiled(patterns.SENTENCE_END).split(text):
+        words = (word for word in _plain_words(sentence) if word not in _words(patterns.COURTESIES))
         if next(words, "") in _words(verbs):
             return True
-    return not text.isascii() and _compiled(east_asian).search(text) is not None
+    return not text.isascii() and compiled(east_asian).search(text) is not None
 
 
 def _points(text: str) -> bool:
-    return _compiled(_POINTER).search(text) is not None
+    return compiled(patterns.POINTER).search(text) is not None
 
 
 def _plain_words(text: str) -> Iterator[str]:
@@ -453,9 +318,9 @@ def _plain_words(text: str) -> Iterator[str]:
 
 def _is_wish(line: str) -> bool:
     """A point of a list, or a line that begins to say how the answer should be."""
-    if _compiled(_POINT).match(line):
+    if compiled(patterns.POINT).match(line):
         return True
-    return not _words(_WISHES).isdisjoint(_plain_words(line[:100]))
+    return not _words(patterns.WISHES).isdisjoint(_plain_words(line[:100]))
 
 
 def _of_payload_alone(text: str, kinds: frozenset[PayloadKind]) -> Segments:
@@ -475,5 +340,6 @@ def _hints(text: str, kinds: frozenset[PayloadKind]) -> Iterator[tuple[int, int]
         before, mark, rest = text.partition(quotes)
         start = len(before) + len(mark)
         yield start, start + len(rest.partition(quotes)[0].partition(">>>")[0])
-    for pattern in (_COMMENTS, _QUESTION) if "code" in kinds else (_QUESTION,):
-        yield from (match.span() for match in _compiled(pattern).finditer(text))
+    asked = (patterns.COMMENTS, patterns.QUESTION) if "code" in kinds else (patterns.QUESTION,)
+    for pattern in asked:
+        yield from (match.span() for match in compiled(pattern).finditer(text))

@@ -7,13 +7,12 @@ conversations (see docs/routing.md). Remembers agents, no text; knows no clock.
 """
 
 import math
-import re
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 
 from cachetools import LRUCache
+
+from orion_oie.routing.compiled import compiled
 
 SESSIONS = 10_000
 
@@ -32,12 +31,6 @@ _NEW_TOPIC = (
     r"|andere[srn]? (?:thema|frage)|etwas anderes|übrigens|autre chose|changeons|au fait"
     r"|otra cosa|cambiando de tema|por cierto)\b|换个话题|另外|另一个问题|顺便"
 )
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compiled when first needed: an import of the library should not pay for it."""
-    return re.compile(pattern)
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def pull(query: str, standing: Standing) -> tuple[float, str]:
     if standing.has_switched and standing.turns <= RESTLESS_TURNS:
         weight += RESTLESS
         reasons.append("the agent has just changed")
-    if _compiled(_NEW_TOPIC).search(head):
+    if compiled(_NEW_TOPIC).search(head):
         weight += NEW_TOPIC
         reasons.append("though it says that it is about something else")
     return max(0.0, weight), ", ".join(reasons)
@@ -89,8 +82,3 @@ class Sessions:
         with self._lock:
             known = self._standings.get(session_id)
             self._standings[session_id] = known.after(agent_id) if known else Standing(agent_id)
-
-    def export(self) -> Mapping[str, Standing]:
-        """All of them, for a look."""
-        with self._lock:
-            return dict(self._standings)

@@ -4,11 +4,11 @@ Language, shapes of code, formulas and tables, kinds of payload, length, questio
 """
 
 import math
-import re
 from collections.abc import Mapping
-from functools import cache
 
+from orion_oie.routing.compiled import compiled
 from orion_oie.routing.language import Language
+from orion_oie.routing.segment_patterns import QUESTION_MARKS
 from orion_oie.routing.segments import Segments
 from orion_oie.specs import RouteFeature
 
@@ -41,12 +41,6 @@ _KINDS = ("code", "table", "log", "quote", "document")
 _OPTIONS = r"(?m)(?:^|\s)[(\[]?[A-Da-d][.):\]]\s"
 
 
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compiled when first needed: an import of the library should not pay for it."""
-    return re.compile(pattern)
-
-
 def signals(
     text: str, parts: Segments, language: Language, shapes: Mapping[RouteFeature, float]
 ) -> list[float]:
@@ -67,8 +61,8 @@ def signals(
         length * length,
         min(1.0, text.count("\n") / 20),
         min(1.0, 5 * sum(map(text.count, "0123456789")) / size),
-        float(asked.endswith(("?", "\uff1f", "\u061f"))),
-        float(len(_compiled(_OPTIONS).findall(text)) > 1),
+        float(asked.endswith(QUESTION_MARKS)),
+        float(len(compiled(_OPTIONS).findall(text)) > 1),
         float("___" in text or "[MASK]" in text),
         float("`" in text),
         float('"' in text or "\u201c" in text),

@@ -6,7 +6,8 @@ left to the linear model.
 
 import re
 from collections.abc import Mapping
-from functools import cache
+
+from orion_oie.routing.compiled import compiled
 
 _LANGUAGES = (
     "arabic|bengali|bulgarian|catalan|chinese|croatian|czech|danish|dutch|english|estonian|finnish"
@@ -36,12 +37,6 @@ _PATTERNS: Mapping[str, tuple[str, ...]] = {
 _LOOKED_AT = 400
 
 
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compiled when first needed: an import of the library should not pay for it."""
-    return re.compile(pattern, re.IGNORECASE)
-
-
 # A pattern is tried only where one of these words is.
 _NEEDLES: Mapping[str, tuple[str, ...]] = {
     "multilingual": ("translat", "answer", "reply", "respond", "write back", "how "),
@@ -60,7 +55,7 @@ def wish(instruction: str) -> tuple[str, str] | None:
         if not any(needle in lowered for needle in _NEEDLES[topic]):
             continue
         for pattern in patterns:
-            match = _compiled(pattern).search(text)
+            match = compiled(pattern, re.IGNORECASE).search(text)
             if match:
                 found[topic] = "".join(filter(str.isprintable, match.group()))
                 break
