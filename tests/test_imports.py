@@ -18,6 +18,7 @@ FRONT_DOOR = ""
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["training_cli"],
     ["route_cli"],
     ["console"],
     [FRONT_DOOR],
@@ -99,7 +100,7 @@ LEVEL = {module: level for level, line in enumerate(LAYERS) for module in line}
 
 # Third-party packages that only some modules may import: by module, or by package with a dot.
 ONLY_IMPORTERS = {
-    "click": ("cli", "console", "route_cli"),
+    "click": ("cli", "console", "route_cli", "training_cli"),
     "gguf": ("embeddings.bert_gguf",),
     "httpx": ("downloads.fetch", "downloads.ranges"),
     "huggingface_hub": ("downloads.sources",),

@@ -33,6 +33,7 @@ from orion_oie.hardware import detect, find_gpus
 from orion_oie.inventory import Entry, fetched_files, inventory
 from orion_oie.progress import LoadDisplay, size_text
 from orion_oie.route_cli import route
+from orion_oie.training_cli import evaluate, export_weights, train
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -64,6 +65,8 @@ def commands() -> None:
 
 
 commands.add_command(route)
+for command in (train, evaluate, export_weights):
+    route.add_command(command)
 
 
 def _places(command: _Command) -> _Command:

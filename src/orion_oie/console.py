@@ -60,6 +60,12 @@ def print_wrapped(text: str, *, first: str = "", hang: int = 0) -> None:
     click.echo(shown.replace(GLUE, " "))
 
 
+def shortened(text: str, most: int) -> str:
+    """A text in one line of so many characters at most."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
 def printable(text: str) -> str:
     """A text of a file or a server without what could act on the terminal."""
     return sanitize.clean(text)[0]
