@@ -106,12 +106,11 @@ def rooms_of(
     )
     embeddings = SharedEmbeddings(registry, config, placement, pool)
     if router is None:
-        degraded = wiring.degraded_reporter(events)
-        embedder = RouterEmbedder(embeddings, pool, sizes, deadlines, degraded, clock)
-        is_neural = config.enable_neural_router and embedder.name
-        router = wiring.hybrid_router(
-            config, cache.root / "router", embedder if is_neural else None, pool, deadlines
-        )
+        embedder = None
+        if config.enable_neural_router and embeddings.name:
+            degraded = wiring.degraded_reporter(events)
+            embedder = RouterEmbedder(embeddings, pool, sizes, deadlines, degraded, clock)
+        router = wiring.hybrid_router(config, cache.root / "router", embedder, pool, deadlines)
     keeper.on_gone = preloader.note_gone
     answerer.on_use = lambda key, is_cold: preloader.note_use(key, is_cold=is_cold)
     return Rooms(

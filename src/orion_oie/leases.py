@@ -69,13 +69,18 @@ class Entry:
         return self.users > 0 or self.is_leaving
 
     @property
+    def is_ready(self) -> bool:
+        """True when all of it is in memory: it answers at once."""
+        model = self.model
+        if model is None or not model.is_alive():
+            return False
+        return model.load_progress.phase in ("ready", "complete")
+
+    @property
     def is_free(self) -> bool:
         """True when all of it is here, it writes, and it could answer one more at once."""
-        model = self.model
-        is_usable = model is not None and not self.is_leaving and not self.spec.is_embedding
-        if model is None or not is_usable or self.users >= self.spec.slots:
-            return False
-        return model.load_progress.phase in ("ready", "complete") and model.is_alive()
+        is_usable = not self.is_leaving and not self.spec.is_embedding
+        return is_usable and self.users < self.spec.slots and self.is_ready
 
     @property
     def is_dead(self) -> bool:

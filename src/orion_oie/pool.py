@@ -244,9 +244,7 @@ class AgentPool:
         """True when all of a model is in memory: it answers at once."""
         with self._changed:
             entry = self._entries.get(key)
-            model = entry.model if entry is not None else None
-        is_there = model is not None and model.is_alive()
-        return is_there and model.load_progress.phase in ("ready", "complete")  # type: ignore[union-attr]
+        return entry is not None and entry.is_ready
 
     def residents(self) -> dict[str, ResidentModel]:
         """What is in memory or on its way there."""
