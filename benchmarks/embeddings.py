@@ -28,7 +28,7 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.embeddings.service import Embedder, EmbeddingService
 from orion_oie.embeddings.vectors import halves, unit_rows
-from orion_oie.schemas import ModelInfo
+from orion_oie.schemas.results import ModelInfo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from minilm import minilm_folder, write_minilm

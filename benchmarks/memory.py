@@ -24,7 +24,11 @@ from orion_oie.backends.llama.client import LlamaModel
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.memory import probe
-from orion_oie.schemas import GenerationOptions, Message, ModelInfo
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+)
+from orion_oie.schemas.results import ModelInfo
 
 BAR = 0.10
 CONTEXT = 4096

@@ -44,7 +44,7 @@ from orion_oie.routing.hybrid import HybridRouter
 from orion_oie.routing.linear import shipped_model
 from orion_oie.routing.profiles import text_to_embed
 from orion_oie.routing.prompt import read
-from orion_oie.schemas import ModelInfo
+from orion_oie.schemas.results import ModelInfo
 from orion_oie.specs import AgentSpec
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -289,7 +289,7 @@ def measure_python(size: Size) -> list[Row]:
     from orion_oie.backends.llama import native
     from orion_oie.backends.llama.batcher import Batcher
     from orion_oie.backends.llama.preparing import prepared, prompt_form
-    from orion_oie.schemas import GenerationOptions
+    from orion_oie.schemas.requests import GenerationOptions
 
     registry = ModelRegistry.packaged()
     choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)

@@ -77,7 +77,7 @@ def embedded(texts: Sequence[str]) -> Iterator[Floats]:
     from orion_oie.backends.llama.loader import LlamaBackend
     from orion_oie.cancellation import CancelScope
     from orion_oie.embeddings.gguf import GGUFEmbedder
-    from orion_oie.schemas import ModelInfo
+    from orion_oie.schemas.results import ModelInfo
 
     info = ModelInfo(model_id=HEAD, variant="f16", name=HEAD, version="2", license="apache-2.0")
     with tempfile.TemporaryDirectory(prefix="orion-train-") as folder:

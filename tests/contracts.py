@@ -16,8 +16,6 @@ from orion_oie.backends.base import (
     Backend,
     GenerationJob,
     LoadedModel,
-    LoadPhase,
-    LoadProgress,
     LoadSpec,
 )
 from orion_oie.cancellation import CancelScope
@@ -28,7 +26,15 @@ from orion_oie.errors import (
     RequestCancelledError,
     WorkerCrashedError,
 )
-from orion_oie.schemas import GenerationOptions, Message, ModelInfo
+from orion_oie.schemas.loading import (
+    LoadPhase,
+    LoadProgress,
+)
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+)
+from orion_oie.schemas.results import ModelInfo
 from orion_oie.specs import SourceSpec
 
 INFO = ModelInfo(

@@ -13,7 +13,7 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.errors import OrionError, RequestCancelledError
 from orion_oie.leases import Lease
 from orion_oie.pool import AgentPool
-from orion_oie.schemas import ModelInfo
+from orion_oie.schemas.results import ModelInfo
 
 
 def spec(name: str) -> LoadSpec:

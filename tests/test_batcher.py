@@ -16,7 +16,7 @@ from orion_oie.backends.llama import native
 from orion_oie.backends.llama.batcher import Batcher
 from orion_oie.backends.llama.native import AbortFlag, NativeModel
 from orion_oie.backends.llama.tasks import StepOutput, Task
-from orion_oie.schemas import GenerationOptions
+from orion_oie.schemas.requests import GenerationOptions
 
 CONTEXT = 512
 NO_END = {"<|im_end|>": -40}

@@ -19,7 +19,11 @@ from hypothesis.stateful import (
 )
 
 from orion_oie import errors
-from orion_oie.breaker import BreakerBoard, BreakerState, CircuitBreaker, is_fault
+from orion_oie.breaker import (
+    BreakerBoard,
+    CircuitBreaker,
+    is_fault,
+)
 from orion_oie.config import BreakerConfig
 from orion_oie.errors import (
     CircuitOpenError,
@@ -29,6 +33,7 @@ from orion_oie.errors import (
     RequestCancelledError,
     WorkerCrashedError,
 )
+from orion_oie.schemas.stats import BreakerState
 
 THRESHOLD = 3
 PAUSE_S = 30.0

@@ -7,7 +7,7 @@ from tiny import CHATML
 
 from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat, Segment
 from orion_oie.errors import InvalidRequestError, ModelCorruptError
-from orion_oie.schemas import Message
+from orion_oie.schemas.requests import Message
 from orion_oie.specs import PromptFormat
 
 TRIMMING = (

@@ -43,7 +43,7 @@ from orion_oie.errors import (
     WorkerCrashedError,
     WorkerError,
 )
-from orion_oie.schemas import ModelInfo
+from orion_oie.schemas.results import ModelInfo
 
 Array = NDArray[np.float32]
 DIMENSIONS = 24

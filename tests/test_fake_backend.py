@@ -17,7 +17,11 @@ from orion_oie.errors import (
     WorkerCrashedError,
     WorkerTimeoutError,
 )
-from orion_oie.schemas import GenerationOptions, Message, ModelInfo
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+)
+from orion_oie.schemas.results import ModelInfo
 
 
 def spec(name: str, slots: int = 4) -> LoadSpec:

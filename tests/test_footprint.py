@@ -41,7 +41,11 @@ from orion_oie.cpu import this_cpu
 from orion_oie.downloads.cache import ModelCache
 from orion_oie.downloads.loopback import LoopbackServer
 from orion_oie.errors import ModelCorruptError, ModelNotFoundError
-from orion_oie.schemas import GenerationOptions, Message, ModelInfo
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+)
+from orion_oie.schemas.results import ModelInfo
 from orion_oie.specs import SourceSpec
 
 INFO = ModelInfo(model_id="m", variant="v", name="M", version="1", license="?")

@@ -23,7 +23,8 @@ from orion_oie.routing.linear import TOPICS, Head, empty_model
 from orion_oie.routing.meaning import SURE_WITHOUT_EMBEDDING
 from orion_oie.routing.residency import NEAR
 from orion_oie.routing.signals import SIGNALS
-from orion_oie.schemas import Message, Route
+from orion_oie.schemas.requests import Message
+from orion_oie.schemas.results import Route
 from orion_oie.specs import AgentSpec, RegistryFile
 
 ROOT = Path(__file__).parents[1]

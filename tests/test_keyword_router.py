@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orion_oie.routing import keyword as keyword_module
 from orion_oie.routing.base import CONVERSATION, VISION
 from orion_oie.routing.keyword import FAR_FACTOR, KeywordRouter
-from orion_oie.schemas import Route
+from orion_oie.schemas.results import Route
 from orion_oie.specs import AgentSpec, RegistryFile
 
 THRESHOLD = 0.35

@@ -16,7 +16,10 @@ from conftest import worker_processes
 from helpers import Running, wait_until
 from tiny import write_tiny_llama
 
-from orion_oie.backends.base import GenerationJob, LoadProgress, LoadSpec
+from orion_oie.backends.base import (
+    GenerationJob,
+    LoadSpec,
+)
 from orion_oie.backends.llama.client import LlamaModel
 from orion_oie.backends.llama.forward import forward_order
 from orion_oie.backends.llama.gguf import read_header
@@ -35,7 +38,12 @@ from orion_oie.errors import (
     RequestCancelledError,
     WorkerCrashedError,
 )
-from orion_oie.schemas import GenerationOptions, Message, ModelInfo
+from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+)
+from orion_oie.schemas.results import ModelInfo
 from orion_oie.specs import SourceSpec
 
 INFO = ModelInfo(model_id="arriving", variant="v", name="A", version="1", license="x")

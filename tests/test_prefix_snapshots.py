@@ -11,7 +11,11 @@ from orion_oie.backends.base import Completion, GenerationJob, LoadSpec
 from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
 from orion_oie.cancellation import CancelScope
 from orion_oie.downloads.cache import ModelCache
-from orion_oie.schemas import GenerationOptions, Message, ModelInfo
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+)
+from orion_oie.schemas.results import ModelInfo
 
 INFO = ModelInfo(model_id="tiny", variant="v", name="T", version="1", license="x")
 SYSTEM = "You are the keeper of a long and detailed list of rules. " * 4

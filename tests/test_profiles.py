@@ -29,7 +29,7 @@ from orion_oie.routing.profiles import (
     topics_to_learn,
 )
 from orion_oie.routing.prompt import read
-from orion_oie.schemas import ModelInfo
+from orion_oie.schemas.results import ModelInfo
 from orion_oie.specs import AgentSpec
 
 EXAMPLES = ("a pot of green tea", "which leaves are best cold")

@@ -14,8 +14,8 @@ import pytest
 from helpers import run_all, wait_until
 
 from orion_oie import Event, OrionInferenceEngine, progress
-from orion_oie.backends.base import LoadProgress
 from orion_oie.progress import LoadDisplay, size_text
+from orion_oie.schemas.loading import LoadProgress
 
 KEY = "main@q4"
 MB = 10**6

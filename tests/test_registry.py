@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
 from orion_oie.registry import Choice, ModelRegistry, registry_of
-from orion_oie.schemas import SamplingDefaults
+from orion_oie.schemas.requests import SamplingDefaults
 from orion_oie.specs import (
     AgentModels,
     AgentSpec,

@@ -19,7 +19,7 @@ from orion_oie.backends.llama.reuse import (
     reusable,
 )
 from orion_oie.backends.llama.tasks import Slot, Task
-from orion_oie.schemas import GenerationOptions
+from orion_oie.schemas.requests import GenerationOptions
 
 ROOMY = 10_000
 OPTIONS = GenerationOptions()

@@ -21,7 +21,7 @@ from orion_oie.routing.evaluation import (
 from orion_oie.routing.fitting import Example, read_examples
 from orion_oie.routing.hybrid import HybridRouter
 from orion_oie.routing.linear import TOPICS
-from orion_oie.schemas import Route
+from orion_oie.schemas.results import Route
 from orion_oie.specs import AgentSpec, RegistryFile
 
 ROOT = Path(__file__).parents[1]

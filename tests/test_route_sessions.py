@@ -24,7 +24,10 @@ from orion_oie.routing.sessions import (
     Standing,
     pull,
 )
-from orion_oie.schemas import Message, Role
+from orion_oie.schemas.requests import (
+    Message,
+    Role,
+)
 
 # Words that the router below knows; "a" and "b" are words that it does not.
 WORDS = {"loop": "code", "compile": "code", "sonnet": "creative", "table": "data"}

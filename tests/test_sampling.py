@@ -20,7 +20,7 @@ from orion_oie.backends.llama.sampling import (
     Sampler,
     log_probabilities,
 )
-from orion_oie.schemas import GenerationOptions
+from orion_oie.schemas.requests import GenerationOptions
 
 VOCAB = 60
 WINDOW = 64  # of the last tokens, repetition is measured against these

@@ -23,7 +23,10 @@ from orion_oie.backends.llama.client import LlamaModel
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import DeadlineExceededError, OrionError, RequestCancelledError
-from orion_oie.schemas import GenerationOptions, Message
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+)
 
 REQUESTS = int(os.environ.get("ORION_SOAK_REQUESTS", "600"))
 AT_ONCE = 24

@@ -18,7 +18,7 @@ from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
-from orion_oie.schemas import ModelInfo
+from orion_oie.schemas.results import ModelInfo
 
 INFO = ModelInfo(model_id="tiny", variant="v", name="T", version="1", license="x")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orion_oie.errors import InvalidRequestError, WorkerCrashedError
-from orion_oie.schemas import TokenEvent
+from orion_oie.schemas.results import TokenEvent
 from orion_oie.streaming import (
     Splitter,
     TextStream,

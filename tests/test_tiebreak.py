@@ -18,15 +18,21 @@ from orion_oie.backends.base import (
     Completion,
     GenerationJob,
     LoadedModel,
-    LoadProgress,
     LoadSpec,
-    OnProgress,
 )
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import WorkerCrashedError
 from orion_oie.routing.tiebreak import TieBreaker
-from orion_oie.schemas import TokenAlternative, TokenLogprob, Usage
+from orion_oie.schemas.loading import (
+    LoadProgress,
+    OnProgress,
+)
+from orion_oie.schemas.results import (
+    TokenAlternative,
+    TokenLogprob,
+    Usage,
+)
 from orion_oie.specs import AgentSpec
 
 AGENTS = ModelRegistry.packaged().agents

@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orion_oie.schemas import Message, RequestOptions, SamplingDefaults
-from orion_oie.validation import did_you_mean, problems_of
+from orion_oie.schemas.requests import (
+    Message,
+    RequestOptions,
+    SamplingDefaults,
+)
+from orion_oie.schemas.validation import (
+    did_you_mean,
+    problems_of,
+)
 
 HUGE = 10**5000
 INFINITE = [math.nan, math.inf, -math.inf]

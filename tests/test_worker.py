@@ -20,7 +20,10 @@ from test_chat import conversation, rendered
 from test_faults import until
 from tiny import write_tiny_llama
 
-from orion_oie.backends.base import GenerationJob, LoadProgress, LoadSpec
+from orion_oie.backends.base import (
+    GenerationJob,
+    LoadSpec,
+)
 from orion_oie.backends.llama import chat
 from orion_oie.backends.llama.chat import ChatTemplate, Segment
 from orion_oie.backends.llama.client import LlamaModel
@@ -38,7 +41,11 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
-from orion_oie.schemas import GenerationOptions, Message
+from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+)
 from orion_oie.specs import PromptFormat
 
 LARGE = "x" * 2_000_000  # more than any socket takes while nobody reads

@@ -6,8 +6,6 @@ with OrionInferenceEngine() as engine:
     print(engine.infer("Write a Python function that adds two numbers").content)
 """
 
-from orion_oie.backends.base import LoadProgress
-from orion_oie.breaker import BreakerState, BreakerStats
 from orion_oie.config import BreakerConfig, DownloadConfig, EngineConfig, ShardingConfig
 from orion_oie.engine import OrionInferenceEngine
 from orion_oie.errors import (
@@ -37,38 +35,46 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
-from orion_oie.health import EngineStats, Health
 from orion_oie.lifecycle import RequestState
 from orion_oie.logs import Event
 from orion_oie.registry import ModelRegistry
-from orion_oie.reports import (
-    Device,
-    Hardware,
-    MemoryStats,
-    ModelStats,
+from orion_oie.request import RequestHandle
+from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.plans import (
     Plan,
     PlannedModel,
-    PredictionStats,
     VariantChoice,
 )
-from orion_oie.request import RequestHandle
-from orion_oie.schemas import (
-    Consideration,
+from orion_oie.schemas.requests import (
     GenerationOptions,
+    Message,
+    RequestOptions,
+    SamplingDefaults,
+)
+from orion_oie.schemas.results import (
+    Consideration,
     InferenceResult,
     LoadReport,
-    Message,
     ModelInfo,
     Receipt,
-    RequestOptions,
     Route,
     RouteCandidate,
-    SamplingDefaults,
     StreamStats,
     Timings,
     TokenEvent,
     Usage,
     VariantReport,
+)
+from orion_oie.schemas.stats import (
+    BreakerState,
+    BreakerStats,
+    Device,
+    EngineStats,
+    Hardware,
+    Health,
+    MemoryStats,
+    ModelStats,
+    PredictionStats,
 )
 from orion_oie.specs import (
     AgentModels,

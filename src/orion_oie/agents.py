@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orion_oie.registry import ModelRegistry
-from orion_oie.schemas import GenerationOptions, Message, RequestOptions, SamplingDefaults
+from orion_oie.schemas.requests import (
+    GenerationOptions,
+    Message,
+    RequestOptions,
+    SamplingDefaults,
+)
 from orion_oie.specs import AgentSpec
 
 

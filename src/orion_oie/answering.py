@@ -11,7 +11,11 @@ from concurrent.futures import Future
 
 from orion_oie import sanitize
 from orion_oie.agents import AgentFactory
-from orion_oie.backends.base import Completion, GenerationJob, LoadProgress, LoadSpec
+from orion_oie.backends.base import (
+    Completion,
+    GenerationJob,
+    LoadSpec,
+)
 from orion_oie.breaker import BreakerBoard, is_fault
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
@@ -28,7 +32,12 @@ from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
 from orion_oie.registry import Choice, ModelRegistry
 from orion_oie.request import Request
-from orion_oie.schemas import LoadReport, ModelInfo, Outcome
+from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.results import (
+    LoadReport,
+    ModelInfo,
+    Outcome,
+)
 from orion_oie.telemetry import Counters
 
 

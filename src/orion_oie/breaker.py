@@ -7,7 +7,6 @@ What counts as a failure is `is_fault`: cancellations and mistakes of the caller
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from time import monotonic
 
 from orion_oie.config import BreakerConfig
@@ -20,7 +19,7 @@ from orion_oie.errors import (
     QueueFullError,
     RequestCancelledError,
 )
-from orion_oie.schemas import Schema
+from orion_oie.schemas.stats import BreakerState, BreakerStats
 
 _CALLERS_OWN = (
     InvalidRequestError,
@@ -36,26 +35,6 @@ _CALLERS_OWN = (
 def is_fault(error: BaseException) -> bool:
     """True when the operation itself failed, not its caller, and not an interrupt."""
     return isinstance(error, Exception) and not isinstance(error, _CALLERS_OWN)
-
-
-class BreakerState(StrEnum):
-    """What a breaker lets through."""
-
-    CLOSED = "closed"  # everything
-    OPEN = "open"  # nothing, until the reset timeout has passed
-    HALF_OPEN = "half_open"  # one trial, whose outcome decides
-
-
-class BreakerStats(Schema):
-    """Counts since the start (or the last reset) and the present state of one breaker."""
-
-    state: BreakerState
-    successes: int
-    failures: int
-    consecutive_failures: int
-    rejected: int
-    opened: int
-    retry_after_s: float
 
 
 class CircuitBreaker:

@@ -8,8 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from orion_oie.cpu import KNOWN_FEATURES
 from orion_oie.hardware import GpuTrace, LlamaDevices
 from orion_oie.progress import size_text
-from orion_oie.reports import Device, DeviceKind, Hardware
-from orion_oie.schemas import Schema
+from orion_oie.schemas.base import Schema
+from orion_oie.schemas.stats import (
+    Device,
+    DeviceKind,
+    Hardware,
+)
 from orion_oie.specs import Recommendation
 
 _REINSTALL = (

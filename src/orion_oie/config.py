@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.schemas import LONGEST_WAIT_S
-from orion_oie.validation import problems_of
+from orion_oie.schemas.base import LONGEST_WAIT_S
+from orion_oie.schemas.validation import problems_of
 
 
 def _default_slots() -> int:

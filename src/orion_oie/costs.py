@@ -1,6 +1,6 @@
 """What an answer cost, from its token counts and a price list."""
 
-from orion_oie.schemas import Usage
+from orion_oie.schemas.results import Usage
 from orion_oie.specs import PriceSpec
 
 

@@ -28,19 +28,22 @@ from orion_oie.errors import (
     OrionError,
     RequestCancelledError,
 )
-from orion_oie.health import EngineStats, Health
 from orion_oie.logs import EventLog, Subscriber
 from orion_oie.registry import Choice, ModelRegistry, registry_of
-from orion_oie.reports import Plan
 from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import RouteContext, Router, SessionRouter
-from orion_oie.schemas import (
+from orion_oie.schemas.plans import Plan
+from orion_oie.schemas.requests import RequestOptions
+from orion_oie.schemas.results import (
     InferenceResult,
     ModelInfo,
-    RequestOptions,
     Route,
     Timings,
     TokenEvent,
+)
+from orion_oie.schemas.stats import (
+    EngineStats,
+    Health,
 )
 from orion_oie.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.telemetry import Counters

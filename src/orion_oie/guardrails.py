@@ -10,8 +10,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.schemas import Message, RequestOptions
-from orion_oie.validation import problems_of
+from orion_oie.schemas.requests import (
+    Message,
+    RequestOptions,
+)
+from orion_oie.schemas.validation import problems_of
 
 
 def checked_query(query: object, options: RequestOptions, max_chars: int) -> str:

@@ -12,8 +12,12 @@ from pathlib import Path
 
 from orion_oie import cpu
 from orion_oie.memory import cgroup, probe
-from orion_oie.reports import Device, DeviceKind, Hardware
-from orion_oie.schemas import Schema
+from orion_oie.schemas.base import Schema
+from orion_oie.schemas.stats import (
+    Device,
+    DeviceKind,
+    Hardware,
+)
 
 _BYTES_PER_SLOT = 256 * 2**20
 

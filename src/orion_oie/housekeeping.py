@@ -13,7 +13,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from orion_oie.backends.base import Backend, LoadedModel, LoadSpec, OnProgress
+from orion_oie.backends.base import (
+    Backend,
+    LoadedModel,
+    LoadSpec,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
@@ -26,6 +30,7 @@ from orion_oie.memory.pressure import DEFAULT_THRESHOLDS, PressureLevel
 from orion_oie.memory.probe import ProcessMemory, SystemMemory
 from orion_oie.memory.sample import MemorySample
 from orion_oie.pool import AgentPool, Load
+from orion_oie.schemas.loading import OnProgress
 from orion_oie.sizing import ModelSizes
 
 _EVERYTHING = 2**62

@@ -6,11 +6,15 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from orion_oie.backends.base import LoadedModel, LoadProgress, LoadSpec
+from orion_oie.backends.base import (
+    LoadedModel,
+    LoadSpec,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InsufficientMemoryError
 from orion_oie.eviction import Limits, Resident
-from orion_oie.units import in_mib
+from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.units import in_mib
 
 LEAST_RELOAD_S = 1.0
 

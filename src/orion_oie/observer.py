@@ -3,18 +3,24 @@
 from collections.abc import Callable, Collection, Mapping
 
 from orion_oie import hardware
-from orion_oie.breaker import BreakerBoard, BreakerState
+from orion_oie.breaker import BreakerBoard
 from orion_oie.config import EngineConfig
-from orion_oie.embeddings.stats import EmbeddingStats
-from orion_oie.health import EngineStats
 from orion_oie.housekeeping import Housekeeper
 from orion_oie.memory import probe
 from orion_oie.memory.pressure import PressureLevel
-from orion_oie.reports import MemoryStats, ModelStats, PredictionStats, ResidentModel
 from orion_oie.request import Request
 from orion_oie.scheduling import RequestQueue
+from orion_oie.schemas.stats import (
+    BreakerState,
+    EmbeddingStats,
+    EngineStats,
+    MemoryStats,
+    ModelStats,
+    PredictionStats,
+    RequestCounts,
+    ResidentModel,
+)
 from orion_oie.standings import Standings
-from orion_oie.telemetry import RequestCounts
 from orion_oie.watchdog import Activity, stuck
 
 

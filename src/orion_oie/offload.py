@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.units import in_gb
+from orion_oie.schemas.units import in_gb
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,14 @@ from orion_oie.errors import (
 )
 from orion_oie.quantization import Candidate, choose_variant, level_of
 from orion_oie.registry import Choice, ModelRegistry, VariantState
-from orion_oie.reports import VariantChoice
-from orion_oie.schemas import ModelInfo, VariantReport
+from orion_oie.schemas.plans import VariantChoice
+from orion_oie.schemas.results import (
+    ModelInfo,
+    VariantReport,
+)
+from orion_oie.schemas.units import in_mib
 from orion_oie.sizing import ModelSizes
 from orion_oie.specs import AgentSpec, ModelSpec, VariantSpec
-from orion_oie.units import in_mib
 
 if TYPE_CHECKING:  # nothing of it is needed before something is fetched
     from orion_oie.downloads.cache import ModelCache

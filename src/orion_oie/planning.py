@@ -11,8 +11,12 @@ from orion_oie.memory.budget import MemoryBudget
 from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
 from orion_oie.registry import Choice
-from orion_oie.reports import Plan, PlannedModel, VariantChoice
-from orion_oie.schemas import Route
+from orion_oie.schemas.plans import (
+    Plan,
+    PlannedModel,
+    VariantChoice,
+)
+from orion_oie.schemas.results import Route
 from orion_oie.sizing import ModelSizes
 
 # Of a model that was never loaded here: a process, and files that lie in the system's cache.

@@ -13,7 +13,10 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from orion_oie.backends.base import LoadedModel, LoadProgress, LoadSpec, OnProgress
+from orion_oie.backends.base import (
+    LoadedModel,
+    LoadSpec,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import EngineClosedError, InsufficientMemoryError, RequestCancelledError
 from orion_oie.eviction import (
@@ -24,7 +27,11 @@ from orion_oie.eviction import (
     what_to_wait_for,
 )
 from orion_oie.leases import LEAST_RELOAD_S, Entry, Lease, Room, Ticket, check_leave, too_large
-from orion_oie.reports import ResidentModel
+from orion_oie.schemas.loading import (
+    LoadProgress,
+    OnProgress,
+)
+from orion_oie.schemas.stats import ResidentModel
 
 Load = Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]
 

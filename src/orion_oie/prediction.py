@@ -12,7 +12,7 @@ from enum import StrEnum
 from math import inf
 from time import monotonic
 
-from orion_oie.reports import PredictionStats
+from orion_oie.schemas.stats import PredictionStats
 
 # The share of the evidence that is kept for an agent that was never seen there, in observations.
 _UNSEEN_WEIGHT = 0.5

@@ -21,8 +21,8 @@ from orion_oie.prediction import (
     should_preload,
 )
 from orion_oie.registry import Choice
-from orion_oie.reports import PredictionStats
-from orion_oie.schemas import ModelInfo
+from orion_oie.schemas.results import ModelInfo
+from orion_oie.schemas.stats import PredictionStats
 from orion_oie.sizing import ModelSizes
 
 LoadAhead = Callable[[Choice, Collection[str]], "Future[ModelInfo]"]

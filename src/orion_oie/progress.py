@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from orion_oie.backends.base import LoadProgress
 from orion_oie.logs import Event
+from orion_oie.schemas.loading import LoadProgress
 
 if TYPE_CHECKING:  # an extra, and slow to import
     from rich.console import Console, Group

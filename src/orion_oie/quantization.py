@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.reports import ConsideredVariant, QuantizationLevel, VariantChoice
-from orion_oie.units import in_gb
+from orion_oie.schemas.plans import (
+    ConsideredVariant,
+    QuantizationLevel,
+    VariantChoice,
+)
+from orion_oie.schemas.units import in_gb
 
 # Bits for each weight of a whole file: of the plain formats as their blocks are laid out, of the
 # mixtures as measured by llama.cpp's authors on a model of 8 billion parameters, which has a

@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
-from orion_oie.reports import VariantChoice
 from orion_oie.routing.base import CONVERSATION
+from orion_oie.schemas.plans import VariantChoice
+from orion_oie.schemas.validation import (
+    did_you_mean,
+    problems_of,
+)
 from orion_oie.specs import (
     AgentSpec,
     ModelSpec,
@@ -25,7 +29,6 @@ from orion_oie.specs import (
     SourceSpec,
     VariantSpec,
 )
-from orion_oie.validation import did_you_mean, problems_of
 
 if TYPE_CHECKING:
     from orion_oie.downloads.cache import ModelCache

@@ -16,14 +16,14 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InvalidRequestError, RequestCancelledError
 from orion_oie.lifecycle import RequestLifecycle, RequestState
 from orion_oie.registry import Choice
-from orion_oie.schemas import (
+from orion_oie.schemas.requests import RequestOptions
+from orion_oie.schemas.results import (
     Consideration,
     InferenceResult,
     LoadReport,
     ModelInfo,
     Outcome,
     Receipt,
-    RequestOptions,
     Route,
     StreamStats,
     TokenEvent,

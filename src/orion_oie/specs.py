@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from orion_oie.schemas import SamplingDefaults
+from orion_oie.schemas.requests import SamplingDefaults
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 Weight = Annotated[float, Field(gt=0, le=100)]

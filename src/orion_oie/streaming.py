@@ -13,7 +13,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Literal
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.schemas import StreamStats, TokenEvent
+from orion_oie.schemas.results import (
+    StreamStats,
+    TokenEvent,
+)
 
 Splitter = Callable[[str], tuple[list[str], str]]
 """Takes the text that has come and not been given out; returns the complete pieces and the rest,

@@ -2,23 +2,8 @@
 
 import threading
 
-from orion_oie.schemas import Schema, Usage
-
-
-class RequestCounts(Schema):
-    """Requests by outcome, and the tokens of those that were answered."""
-
-    received: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    fallbacks: int = 0
-    replays: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    errors: dict[str, int] = {}
-    by_agent: dict[str, int] = {}
+from orion_oie.schemas.results import Usage
+from orion_oie.schemas.stats import RequestCounts
 
 
 class Counters:

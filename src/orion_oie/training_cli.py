@@ -17,7 +17,7 @@ from orion_oie import ModelNotFoundError, OrionInferenceEngine
 from orion_oie.console import print_json, print_table, print_wrapped, printable, shortened
 from orion_oie.route_cli import engine_of, router_options, weights_place
 from orion_oie.routing.hybrid import FITTING_PULL
-from orion_oie.validation import did_you_mean
+from orion_oie.schemas.validation import did_you_mean
 
 if TYPE_CHECKING:  # with numpy, which most commands do without
     from orion_oie.routing.evaluation import Judged, Score

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING
 from orion_oie.backends.base import (
     Backend,
     LoadedModel,
-    LoadPhase,
-    LoadProgress,
     LoadSpec,
-    OnProgress,
 )
-from orion_oie.breaker import BreakerBoard, BreakerState
+from orion_oie.breaker import BreakerBoard
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
@@ -28,7 +25,13 @@ from orion_oie.pool import AgentPool
 from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
 from orion_oie.routing.base import Router
-from orion_oie.schemas import Route
+from orion_oie.schemas.loading import (
+    LoadPhase,
+    LoadProgress,
+    OnProgress,
+)
+from orion_oie.schemas.results import Route
+from orion_oie.schemas.stats import BreakerState
 
 if TYPE_CHECKING:
     from orion_oie.downloads.cache import ModelCache

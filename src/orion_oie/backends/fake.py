@@ -19,9 +19,7 @@ from orion_oie.backends.base import (
     Completion,
     Footprint,
     GenerationJob,
-    LoadProgress,
     LoadSpec,
-    OnProgress,
     OnText,
 )
 from orion_oie.backends.text import TextAssembler
@@ -32,7 +30,15 @@ from orion_oie.errors import (
     OrionError,
     WorkerCrashedError,
 )
-from orion_oie.schemas import FinishReason, ModelInfo, Usage
+from orion_oie.schemas.loading import (
+    LoadProgress,
+    OnProgress,
+)
+from orion_oie.schemas.results import (
+    FinishReason,
+    ModelInfo,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
-from orion_oie.backends.base import EmbeddingModel, LoadedModel, LoadSpec, OnProgress
+from orion_oie.backends.base import (
+    EmbeddingModel,
+    LoadedModel,
+    LoadSpec,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import EngineClosedError, InvalidRequestError, WorkerCrashedError
+from orion_oie.schemas.loading import OnProgress
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,9 +18,9 @@ from orion_oie.backends.base import EmbeddingModel
 from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.cache import LeastUsedCache
 from orion_oie.embeddings.flights import Call, Flight, Flights
-from orion_oie.embeddings.stats import EmbeddingStats
 from orion_oie.embeddings.vectors import checked, halves, unit_rows
 from orion_oie.errors import EngineClosedError, InvalidRequestError, OrionError
+from orion_oie.schemas.stats import EmbeddingStats
 
 KEY_BYTES = 16
 _FLOAT16_BYTES = 2

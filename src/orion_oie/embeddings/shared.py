@@ -16,7 +16,7 @@ from orion_oie.registry import ModelRegistry
 
 if TYPE_CHECKING:  # with numpy, for who embeds something
     from orion_oie.embeddings.service import EmbeddingService
-    from orion_oie.embeddings.stats import EmbeddingStats
+    from orion_oie.schemas.stats import EmbeddingStats
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
 

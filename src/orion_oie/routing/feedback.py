@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.schemas import Route
+from orion_oie.schemas.results import Route
 
 if TYPE_CHECKING:
     from orion_oie.routing.fitting import Example

@@ -31,7 +31,10 @@ from orion_oie.routing.profiles import (
 from orion_oie.routing.sessions import Sessions, Standing
 from orion_oie.routing.wishes import wish
 from orion_oie.routing.work import DECIMALS, Patience, Work
-from orion_oie.schemas import Route, RouteCandidate
+from orion_oie.schemas.results import (
+    Route,
+    RouteCandidate,
+)
 from orion_oie.specs import AgentSpec
 
 if TYPE_CHECKING:

@@ -22,7 +22,10 @@ from orion_oie.routing.base import CONVERSATION, NO_CONTEXT, RouteContext
 from orion_oie.routing.excerpt import excerpt
 from orion_oie.routing.features import measure
 from orion_oie.routing.language import Language, detect
-from orion_oie.schemas import Route, RouteCandidate
+from orion_oie.schemas.results import (
+    Route,
+    RouteCandidate,
+)
 from orion_oie.specs import AgentSpec, RouteFeature, RoutingHints
 
 NEAR_HEAD_CHARS, NEAR_TAIL_CHARS = 600, 300

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from orion_oie.errors import DeadlineExceededError
 from orion_oie.routing.mixing import BESIDE_WEIGHTS, Claim, shares
 from orion_oie.routing.profiles import Profile
-from orion_oie.schemas import RouteCandidate
+from orion_oie.schemas.results import RouteCandidate
 
 if TYPE_CHECKING:
     from orion_oie.routing.linear import LinearModel

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from orion_oie.backends.base import LoadProgress
 from orion_oie.backends.llama.forward import ForwardOrder
 from orion_oie.backends.llama.gguf import GGUFHeader, parse_header, read_header
 from orion_oie.downloads.fetch import Download
 from orion_oie.downloads.parts import Run, map_path, part_path
 from orion_oie.errors import ModelCorruptError
+from orion_oie.schemas.loading import LoadProgress
 
 _POLL_S = 0.02
 

@@ -33,7 +33,7 @@ from orion_oie.backends.llama.sampling import (
 from orion_oie.backends.llama.snapshots import Snapshots
 from orion_oie.backends.llama.tasks import Slot, StepOutput, Task
 from orion_oie.errors import OrionError, WorkerError
-from orion_oie.schemas import FinishReason
+from orion_oie.schemas.results import FinishReason
 
 # With one row more, llama.cpp computes attention on a CPU with another kernel, which rounds
 # otherwise. That kernel is a tenth faster for prompts of some hundred tokens, more for longer ones.

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, cast
 from orion_oie.backends.base import (
     Completion,
     GenerationJob,
-    LoadProgress,
     LoadSpec,
     Occupancy,
     OnText,
@@ -41,7 +40,13 @@ from orion_oie.errors import (
     WorkerTimeoutError,
 )
 from orion_oie.hardware import usable_cores
-from orion_oie.schemas import ModelInfo, TokenAlternative, TokenLogprob, Usage
+from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.results import (
+    ModelInfo,
+    TokenAlternative,
+    TokenLogprob,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import numpy as np

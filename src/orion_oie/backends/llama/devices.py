@@ -23,7 +23,10 @@ from pydantic import ValidationError
 
 from orion_oie.backends.llama.process import environment
 from orion_oie.hardware import LlamaDevices
-from orion_oie.reports import Device, DeviceKind
+from orion_oie.schemas.stats import (
+    Device,
+    DeviceKind,
+)
 
 _END_S = 2.0
 _SHOWN_CHARS = 500

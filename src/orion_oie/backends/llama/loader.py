@@ -21,9 +21,7 @@ from pathlib import Path
 
 from orion_oie.backends.base import (
     Footprint,
-    LoadProgress,
     LoadSpec,
-    OnProgress,
 )
 from orion_oie.backends.llama.arriving import Arriving
 from orion_oie.backends.llama.client import LlamaModel, OnCrash, OnLog
@@ -53,6 +51,10 @@ from orion_oie.errors import (
 )
 from orion_oie.hardware import usable_cores
 from orion_oie.memory import probe
+from orion_oie.schemas.loading import (
+    LoadProgress,
+    OnProgress,
+)
 from orion_oie.specs import SourceSpec
 
 _POLL_S = 0.02

@@ -13,7 +13,7 @@ import llama_cpp as lc
 import numpy as np
 from numpy.typing import NDArray
 
-from orion_oie.schemas import GenerationOptions
+from orion_oie.schemas.requests import GenerationOptions
 
 Logits = NDArray[np.float32]
 

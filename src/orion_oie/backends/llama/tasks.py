@@ -7,7 +7,8 @@ from typing import Any
 
 from orion_oie.backends.llama.sampling import Sampler, free_sampler
 from orion_oie.backends.text import TextAssembler
-from orion_oie.schemas import FinishReason, GenerationOptions
+from orion_oie.schemas.requests import GenerationOptions
+from orion_oie.schemas.results import FinishReason
 
 
 @dataclass(eq=False)

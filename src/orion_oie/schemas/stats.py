@@ -1,12 +1,10 @@
-"""Shapes in which an engine tells of itself, its models and its machine. They hold no behaviour.
-
-Apart from the rooms that fill them in, so that a mere import of the library needs none of those.
-"""
+"""Statistics and health of an engine, its models and its machine."""
 
 from enum import StrEnum
 from typing import Literal
 
-from orion_oie.schemas import ModelInfo, Route, Schema
+from orion_oie.schemas.base import Schema
+from orion_oie.schemas.results import ModelInfo
 
 DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "vulkan", "other"]
 
@@ -49,35 +47,6 @@ class Hardware(Schema):
     memory_available_bytes: int
     memory_limit_bytes: int | None = None
     devices: list[Device]
-
-
-class QuantizationLevel(StrEnum):
-    """How far the weights of a variant are reduced, by bits for each weight."""
-
-    Q4 = "q4"  # up to 6: Q4 and Q5 of every kind, and all that is smaller (Q1 to Q3, IQ, TQ)
-    Q8 = "q8"  # up to 9: Q6_K and Q8_0
-    F16 = "f16"  # 16: F16 and BF16
-    F32 = "f32"  # as most models were computed with
-
-
-class ConsideredVariant(Schema):
-    """One variant that could have been chosen, and why it was or was not."""
-
-    variant: str
-    quantization: str
-    level: QuantizationLevel | None
-    is_chosen: bool
-    reason: str
-
-
-class VariantChoice(Schema):
-    """The variant to use, None when none can be; and why. `reduction` is the share of the size
-    that it saves against 32 bits for each weight: 0.84 is five bits instead of 32."""
-
-    variant: str | None
-    reason: str
-    considered: list[ConsideredVariant] = []
-    reduction: float | None = None
 
 
 class ResidentModel(Schema):
@@ -137,42 +106,88 @@ class PredictionStats(Schema):
     enabled: bool = True
 
 
-class PlannedModel(Schema):
-    """One model of the chain. `needed_bytes` is the memory it may take, None where that cannot be
-    known; `why_not` says why it would not be tried, empty if it would. `variant` explains the
-    quantization."""
+class RequestCounts(Schema):
+    """Requests by outcome, and the tokens of those that were answered."""
 
-    agent_id: str
-    model_id: str
-    role: str
-    variant: VariantChoice
-    is_here: bool
-    is_loaded: bool
-    needed_bytes: int | None = None
-    is_measured: bool = False
-    why_not: str = ""
+    received: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    fallbacks: int = 0
+    replays: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    errors: dict[str, int] = {}
+    by_agent: dict[str, int] = {}
 
 
-class Plan(Schema):
-    """What a request would do now.
+class BreakerState(StrEnum):
+    """What a breaker lets through."""
 
-    `model` would answer; None when none could. `loads` says whether it would have to be loaded,
-    `evicts` what would be unloaded for it, `waits_for` which models in use would have to become
-    idle first. `fetch_bytes` would be downloaded. `load_s` estimates the load: None when it cannot
-    be known, because of a download. `answer_in_s` is when the model could begin to answer if no
-    other request came before: None when that depends on a download, or on others who use memory.
-    `considered` is the whole chain, in its order.
+    CLOSED = "closed"  # everything
+    OPEN = "open"  # nothing, until the reset timeout has passed
+    HALF_OPEN = "half_open"  # one trial, whose outcome decides
+
+
+class BreakerStats(Schema):
+    """Counts since the start (or the last reset) and the present state of one breaker."""
+
+    state: BreakerState
+    successes: int
+    failures: int
+    consecutive_failures: int
+    rejected: int
+    opened: int
+    retry_after_s: float
+
+
+class EmbeddingStats(Schema):
+    """What an embedding service was asked since it was made, and what sharing it saves.
+
+    Of all `texts` in all `requests`, `hits` were in the cache, `coalesced` were being computed for
+    somebody already (or stood twice in a request), and `misses` had to be computed; `hit_rate` is
+    hits / texts, 0 before the first. They went to the embedder in `batches`, the largest of
+    `largest_batch` texts.
+
+    The cache holds `entries` vectors in 16 bits, which take `cache_bytes` with their keys. `users`
+    have given their names. `model_bytes` is what one loaded model takes, 0 if nobody says so.
+    `saved_bytes` is what is not taken because the users share: (users - 1) * model_bytes, never
+    below 0, and the two bytes by which each number in the cache is shorter than a float32.
     """
 
-    route: Route
-    model: PlannedModel | None
-    loads: bool = False
-    evicts: list[str] = []
-    waits_for: list[str] = []
-    fetch_bytes: int = 0
-    load_s: float | None = 0.0
-    answer_in_s: float | None = None
-    budget_bytes: int
-    reserved_bytes: int
-    waiting: int = 0
-    considered: list[PlannedModel] = []
+    requests: int
+    texts: int
+    hits: int
+    misses: int
+    hit_rate: float
+    coalesced: int
+    batches: int
+    largest_batch: int
+    entries: int
+    cache_bytes: int
+    users: int
+    model_bytes: int
+    saved_bytes: int
+
+
+class EngineStats(Schema):
+    """What an engine did and what it holds. `embeddings` is None until something was
+    embedded."""
+
+    requests: RequestCounts
+    waiting: int
+    running: int
+    models: dict[str, ModelStats]
+    memory: MemoryStats
+    prediction: PredictionStats
+    breakers: dict[str, BreakerStats]
+    hardware: Hardware
+    embeddings: EmbeddingStats | None = None
+
+
+class Health(Schema):
+    """Whether an engine can answer, and what is wrong if not fully."""
+
+    status: Literal["healthy", "degraded", "down"]
+    reasons: list[str] = []
