@@ -32,7 +32,7 @@ from orion_oie.config import DownloadConfig
 from orion_oie.downloads.cache import ModelCache
 from orion_oie.downloads.fetch import CHUNK_BYTES
 from orion_oie.downloads.loopback import LoopbackServer
-from orion_oie.hardware import usable_cores
+from orion_oie.hardware.machine import usable_cores
 from orion_oie.registry import ModelRegistry
 from orion_oie.specs import SourceSpec
 

@@ -23,7 +23,7 @@ from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.llama.client import LlamaModel
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
-from orion_oie.memory import probe
+from orion_oie.hardware import probe
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,

@@ -27,7 +27,7 @@ from _report import Row, finish, options, row, show
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.llama.governor import Member, ThreadGovernor
 from orion_oie.backends.llama.loader import LlamaBackend
-from orion_oie.hardware import usable_cores
+from orion_oie.hardware.machine import usable_cores
 
 CONTEXT = 2048
 FAIR = 0.97

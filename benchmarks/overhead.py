@@ -14,7 +14,7 @@ from _report import Row, options, report, row
 from llama_cpp import Llama
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
-from orion_oie.hardware import usable_cores
+from orion_oie.hardware.machine import usable_cores
 
 AGENT = "conversation"
 MODEL = "smollm2-135m-instruct"

@@ -18,7 +18,7 @@ from _peers import Conversation, OnFirst, Peer, private_bytes, run_all
 from _report import Row, finish, options, row, show
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
-from orion_oie.hardware import usable_cores
+from orion_oie.hardware.machine import usable_cores
 
 AGENT = "conversation"
 MODEL = "smollm2-135m-instruct"

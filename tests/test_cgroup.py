@@ -8,8 +8,11 @@ from cgroups import V1_NO_LIMIT, FakeProc, memory_v1, memory_v2, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orion_oie.memory import cgroup
-from orion_oie.memory.cgroup import Cgroup, MemoryLimit
+from orion_oie.hardware import cgroup
+from orion_oie.hardware.cgroup import (
+    Cgroup,
+    MemoryLimit,
+)
 
 MIB = 2**20
 

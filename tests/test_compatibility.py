@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 
 from orion_oie.compatibility import CompatibilityReport, compatibility, report_lines
-from orion_oie.hardware import Device, GpuTrace, Hardware, LlamaDevices
+from orion_oie.hardware.machine import (
+    Device,
+    GpuTrace,
+    Hardware,
+    LlamaDevices,
+)
 from orion_oie.registry import ModelRegistry
 from orion_oie.specs import Recommendation
 

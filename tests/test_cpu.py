@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.cpu import (
+from orion_oie.hardware.cpu import (
     KNOWN_FEATURES,
     Cpu,
     count_cores,

@@ -15,7 +15,7 @@ from helpers import BOUND_S, wait_until
 
 from orion_oie.backends.llama import devices
 from orion_oie.backends.llama.devices import kind_of, probe_devices
-from orion_oie.hardware import LlamaDevices
+from orion_oie.hardware.machine import LlamaDevices
 
 COMMAND = [sys.executable, "-P", "-m", "orion_oie.backends.llama.devices"]
 

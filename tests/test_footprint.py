@@ -37,10 +37,10 @@ from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
 from orion_oie.backends.llama.scratch import Batch, buffer_bytes
 from orion_oie.backends.llama.shape import shape_of
 from orion_oie.cancellation import CancelScope
-from orion_oie.cpu import this_cpu
 from orion_oie.downloads.cache import ModelCache
 from orion_oie.downloads.loopback import LoopbackServer
 from orion_oie.errors import ModelCorruptError, ModelNotFoundError
+from orion_oie.hardware.cpu import this_cpu
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,

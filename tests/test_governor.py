@@ -12,7 +12,7 @@ from orion_oie.backends.llama.governor import ThreadGovernor, divided
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import RequestCancelledError
-from orion_oie.hardware import usable_cores
+from orion_oie.hardware.machine import usable_cores
 from orion_oie.schemas.loading import LoadProgress
 
 LIMITS = st.lists(st.none() | st.integers(1, 16), max_size=12)

@@ -14,7 +14,10 @@ from orion_oie.backends.llama.gpu import layers_for
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import ModelCorruptError, WorkerCrashedError
-from orion_oie.hardware import Device, LlamaDevices
+from orion_oie.hardware.machine import (
+    Device,
+    LlamaDevices,
+)
 
 GIB = 1 << 30
 FOOTPRINT = Footprint(weights_bytes=0, kv_bytes=2 << 20, compute_bytes=1 << 20, process_bytes=0)

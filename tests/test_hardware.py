@@ -7,10 +7,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orion_oie import cpu, hardware
-from orion_oie.cpu import Cpu
-from orion_oie.hardware import Device, GpuTrace, LlamaDevices, detect, find_gpus, slots_for
-from orion_oie.memory import cgroup
+from orion_oie.hardware import (
+    cgroup,
+    cpu,
+    machine,
+)
+from orion_oie.hardware.cpu import Cpu
+from orion_oie.hardware.machine import (
+    Device,
+    GpuTrace,
+    LlamaDevices,
+    detect,
+    find_gpus,
+    slots_for,
+)
 
 FOUR_CORES = tuple(frozenset({n, n + 4}) for n in range(4))
 needs_affinity = pytest.mark.skipif(
@@ -56,21 +66,21 @@ def test_usable_cores(
     """Affinity and the container's quota both count; never fewer than one."""
     machine.setattr(os, "sched_getaffinity", lambda _pid: set(affinity))
     machine.setattr(cgroup, "cpu_quota_cores", lambda _proc=None: quota)
-    assert hardware.usable_cores() == logical
-    assert hardware.usable_physical_cores() == physical
+    assert machine.usable_cores() == logical
+    assert machine.usable_physical_cores() == physical
 
 
 def test_usable_cores_where_little_is_told(machine: pytest.MonkeyPatch) -> None:
     """Without lists of siblings, what is known of the whole machine bounds them; without affinity,
     all logical processors may be used."""
     machine.setattr(cpu, "this_cpu", lambda: Cpu(physical_cores=4))
-    assert hardware.usable_physical_cores() == 4
+    assert machine.usable_physical_cores() == 4
     machine.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
-    assert hardware.usable_physical_cores() == 2
+    assert machine.usable_physical_cores() == 2
     machine.setattr(cpu, "this_cpu", Cpu)
-    assert hardware.usable_physical_cores() == 2
+    assert machine.usable_physical_cores() == 2
     machine.delattr(os, "sched_getaffinity")
-    assert hardware.usable_cores() == 8
+    assert machine.usable_cores() == 8
 
 
 @needs_affinity
@@ -79,7 +89,7 @@ def test_affinity_is_seen_at_once() -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
-        assert hardware.usable_cores() == hardware.usable_physical_cores() == 1
+        assert machine.usable_cores() == machine.usable_physical_cores() == 1
     finally:
         os.sched_setaffinity(0, before)
 
@@ -90,7 +100,7 @@ def test_affinity_is_seen_at_once() -> None:
 def test_slots(cores: int, gib: int, slots: int) -> None:
     """Four for each core, from 4 to 16, as far as the memory goes."""
     assert slots_for(cores, gib * 2**30) == slots
-    assert 1 <= hardware.default_slots() <= 16
+    assert 1 <= machine.default_slots() <= 16
 
 
 # -- the whole
@@ -106,7 +116,7 @@ def test_this_machine() -> None:
     assert found.machine == os.uname().machine
     assert found.cpu
     assert [device.kind for device in found.devices] == ["cpu"]
-    assert hardware.Hardware.model_validate_json(found.model_dump_json()) == found
+    assert machine.Hardware.model_validate_json(found.model_dump_json()) == found
 
 
 def test_limits_of_a_container(machine: pytest.MonkeyPatch) -> None:

@@ -26,11 +26,14 @@ from orion_oie import (
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope
+from orion_oie.hardware.pressure import PressureLevel
+from orion_oie.hardware.probe import (
+    ProcessMemory,
+    SystemMemory,
+)
 from orion_oie.housekeeping import Housekeeper
 from orion_oie.logs import EventLog
 from orion_oie.memory.ledger import FILE_NAME
-from orion_oie.memory.pressure import PressureLevel
-from orion_oie.memory.probe import ProcessMemory, SystemMemory
 
 GIB = 2**30
 LOW, MEDIUM, HIGH, CRITICAL = PressureLevel

@@ -16,11 +16,20 @@ import pytest
 from helpers import BOUND_S, no_more_threads, wait_until
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.memory.advice import advise
-from orion_oie.memory.monitor import CACHE_INTERVAL_S, MemoryMonitor
-from orion_oie.memory.pressure import PressureGauge, PressureLevel
-from orion_oie.memory.probe import ProcessMemory, SystemMemory
-from orion_oie.memory.sample import MemorySample
+from orion_oie.hardware.advice import advise
+from orion_oie.hardware.monitor import (
+    CACHE_INTERVAL_S,
+    MemoryMonitor,
+)
+from orion_oie.hardware.pressure import (
+    PressureGauge,
+    PressureLevel,
+)
+from orion_oie.hardware.probe import (
+    ProcessMemory,
+    SystemMemory,
+)
+from orion_oie.hardware.sample import MemorySample
 
 GIB = 2**30
 MIB = 2**20

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.memory.pressure import (
+from orion_oie.hardware.pressure import (
     DEFAULT_THRESHOLDS,
     PressureGauge,
     PressureLevel,
     Threshold,
     level_of,
 )
-from orion_oie.memory.probe import SystemMemory
+from orion_oie.hardware.probe import SystemMemory
 
 GIB = 2**30
 MARGIN = 0.2

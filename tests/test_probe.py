@@ -14,9 +14,12 @@ import pytest
 from cgroups import FakeProc, memory_v2, put, real_memory_group
 from helpers import wait_until
 
-from orion_oie.memory import probe
-from orion_oie.memory.pressure import PressureLevel
-from orion_oie.memory.probe import ProcessMemory, SystemMemory
+from orion_oie.hardware import probe
+from orion_oie.hardware.pressure import PressureLevel
+from orion_oie.hardware.probe import (
+    ProcessMemory,
+    SystemMemory,
+)
 
 MIB = 2**20
 linux_only = pytest.mark.skipif(

@@ -29,7 +29,10 @@ from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
 from orion_oie.compatibility import compatibility, report_lines
 from orion_oie.console import cache_place, print_json, print_table, printable, registry_place
 from orion_oie.downloads.cache import ModelCache
-from orion_oie.hardware import detect, find_gpus
+from orion_oie.hardware.machine import (
+    detect,
+    find_gpus,
+)
 from orion_oie.inventory import Entry, fetched_files, inventory
 from orion_oie.progress import LoadDisplay, size_text
 from orion_oie.route_cli import route

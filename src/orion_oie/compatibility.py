@@ -5,8 +5,11 @@ Pure: it is handed what was found, asks nobody and prints nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from orion_oie.cpu import KNOWN_FEATURES
-from orion_oie.hardware import GpuTrace, LlamaDevices
+from orion_oie.hardware.cpu import KNOWN_FEATURES
+from orion_oie.hardware.machine import (
+    GpuTrace,
+    LlamaDevices,
+)
 from orion_oie.progress import size_text
 from orion_oie.schemas.base import Schema
 from orion_oie.schemas.stats import (

@@ -12,7 +12,7 @@ from orion_oie.schemas.validation import problems_of
 
 def _default_slots() -> int:
     # What the machine offers is of no interest to a mere import of the library.
-    from orion_oie.hardware import default_slots
+    from orion_oie.hardware.machine import default_slots
 
     return default_slots()
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from orion_oie.memory.sample import MemorySample
+    from orion_oie.hardware.sample import MemorySample
 
 
 class OrionInferenceEngine:

@@ -21,14 +21,20 @@ from orion_oie.backends.base import (
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
+from orion_oie.hardware import probe
+from orion_oie.hardware.monitor import MemoryMonitor
+from orion_oie.hardware.pressure import (
+    DEFAULT_THRESHOLDS,
+    PressureLevel,
+)
+from orion_oie.hardware.probe import (
+    ProcessMemory,
+    SystemMemory,
+)
+from orion_oie.hardware.sample import MemorySample
 from orion_oie.logs import EventLog
-from orion_oie.memory import probe
 from orion_oie.memory.budget import MemoryBudget
 from orion_oie.memory.ledger import FILE_NAME, FootprintLedger
-from orion_oie.memory.monitor import MemoryMonitor
-from orion_oie.memory.pressure import DEFAULT_THRESHOLDS, PressureLevel
-from orion_oie.memory.probe import ProcessMemory, SystemMemory
-from orion_oie.memory.sample import MemorySample
 from orion_oie.pool import AgentPool, Load
 from orion_oie.schemas.loading import OnProgress
 from orion_oie.sizing import ModelSizes

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from orion_oie import hardware
 from orion_oie.breaker import BreakerBoard
 from orion_oie.config import EngineConfig
+from orion_oie.hardware import machine, probe
+from orion_oie.hardware.pressure import PressureLevel
 from orion_oie.housekeeping import Housekeeper
-from orion_oie.memory import probe
-from orion_oie.memory.pressure import PressureLevel
 from orion_oie.request import Request
 from orion_oie.scheduling import RequestQueue
 from orion_oie.schemas.stats import (
@@ -60,7 +59,7 @@ class Observer:
             memory=self._memory(models),
             prediction=prediction,
             breakers=self._breakers.stats(),
-            hardware=hardware.detect([stats.model.device for stats in models.values()]),
+            hardware=machine.detect([stats.model.device for stats in models.values()]),
             embeddings=embeddings,
         )
 

@@ -51,7 +51,7 @@ def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -
     """The backend that is used unless the application brings one."""
     # Sockets and processes: a mere `import orion_oie` should not pay for them.
     from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
-    from orion_oie.memory import probe
+    from orion_oie.hardware import probe
 
     return LlamaBackend(
         LoaderSettings(

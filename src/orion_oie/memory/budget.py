@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from orion_oie.memory import probe
-from orion_oie.memory.probe import SystemMemory
+from orion_oie.hardware import probe
+from orion_oie.hardware.probe import SystemMemory
 
 _KEPT_SHARE = 0.10
 _KEPT_AT_LEAST_BYTES = 512 * 2**20

@@ -39,7 +39,7 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
-from orion_oie.hardware import usable_cores
+from orion_oie.hardware.machine import usable_cores
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.results import (
     ModelInfo,

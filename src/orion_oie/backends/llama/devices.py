@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from pydantic import ValidationError
 
 from orion_oie.backends.llama.process import environment
-from orion_oie.hardware import LlamaDevices
+from orion_oie.hardware.machine import LlamaDevices
 from orion_oie.schemas.stats import (
     Device,
     DeviceKind,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from orion_oie.backends.base import Footprint
 from orion_oie.backends.llama.gguf import GGUFHeader
-from orion_oie.hardware import LlamaDevices
+from orion_oie.hardware.machine import LlamaDevices
 from orion_oie.offload import GpuPlan, choose_gpu_layers
 
 _LAYER = re.compile(r"blk\.(\d+)\.")

@@ -40,7 +40,6 @@ from orion_oie.backends.llama.gpu import layers_for
 from orion_oie.backends.llama.process import SpareWorker
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
-from orion_oie.cpu import this_cpu
 from orion_oie.downloads.cache import ModelCache
 from orion_oie.downloads.parts import Run
 from orion_oie.errors import (
@@ -49,8 +48,9 @@ from orion_oie.errors import (
     OrionError,
     WorkerError,
 )
-from orion_oie.hardware import usable_cores
-from orion_oie.memory import probe
+from orion_oie.hardware import probe
+from orion_oie.hardware.cpu import this_cpu
+from orion_oie.hardware.machine import usable_cores
 from orion_oie.schemas.loading import (
     LoadProgress,
     OnProgress,

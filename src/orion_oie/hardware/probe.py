@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orion_oie.memory import cgroup
+from orion_oie.hardware import cgroup
 
 _CALM_BYTES = 2 << 30
 

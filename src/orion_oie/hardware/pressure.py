@@ -13,7 +13,7 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.memory.probe import SystemMemory
+from orion_oie.hardware.probe import SystemMemory
 
 _GIB = 2**30
 

@@ -10,8 +10,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from orion_oie import cpu
-from orion_oie.memory import cgroup, probe
+from orion_oie.hardware import (
+    cgroup,
+    cpu,
+    probe,
+)
 from orion_oie.schemas.base import Schema
 from orion_oie.schemas.stats import (
     Device,

@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orion_oie.memory.pressure import PressureLevel
-from orion_oie.memory.probe import ProcessMemory, SystemMemory
+from orion_oie.hardware.pressure import PressureLevel
+from orion_oie.hardware.probe import (
+    ProcessMemory,
+    SystemMemory,
+)
 
 
 @dataclass(frozen=True, slots=True)

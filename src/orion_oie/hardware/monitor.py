@@ -13,11 +13,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.memory import probe
-from orion_oie.memory.advice import advise
-from orion_oie.memory.pressure import PressureGauge, PressureLevel
-from orion_oie.memory.probe import ProcessMemory, SystemMemory
-from orion_oie.memory.sample import MemorySample
+from orion_oie.hardware import probe
+from orion_oie.hardware.advice import advise
+from orion_oie.hardware.pressure import (
+    PressureGauge,
+    PressureLevel,
+)
+from orion_oie.hardware.probe import (
+    ProcessMemory,
+    SystemMemory,
+)
+from orion_oie.hardware.sample import MemorySample
 
 CACHE_INTERVAL_S = 60.0  # looking at every file of a folder is no matter of microseconds
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from orion_oie.memory.pressure import PressureLevel
-from orion_oie.memory.probe import ProcessMemory
-from orion_oie.memory.sample import MemorySample
+from orion_oie.hardware.pressure import PressureLevel
+from orion_oie.hardware.probe import ProcessMemory
+from orion_oie.hardware.sample import MemorySample
 from orion_oie.schemas.units import in_gib
 
 _NAMED = 3  # a list of more models is no advice
