@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from orion_oie import EngineConfig, Event, InferenceResult, ModelRegistry, OrionInferenceEngine
-from orion_oie.progress import LoadDisplay
+from orion_oie.telemetry.progress import LoadDisplay
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 

@@ -32,8 +32,8 @@ from orion_oie.hardware.probe import (
     SystemMemory,
 )
 from orion_oie.housekeeping import Housekeeper
-from orion_oie.logs import EventLog
 from orion_oie.memory.ledger import FILE_NAME
+from orion_oie.telemetry.events import EventLog
 
 GIB = 2**30
 LOW, MEDIUM, HIGH, CRITICAL = PressureLevel

@@ -11,7 +11,11 @@ from unittest.mock import ANY
 import pytest
 from helpers import run_all
 
-from orion_oie.logs import Event, EventLog, redacted
+from orion_oie.telemetry.events import (
+    Event,
+    EventLog,
+    redacted,
+)
 
 SECRET = "my secret question"
 

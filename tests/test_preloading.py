@@ -16,7 +16,6 @@ from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.downloads.cache import ModelCache
 from orion_oie.errors import InsufficientMemoryError
-from orion_oie.logs import EventLog
 from orion_oie.memory.budget import MemoryBudget
 from orion_oie.memory.ledger import FootprintLedger
 from orion_oie.placement import Placement
@@ -24,6 +23,7 @@ from orion_oie.pool import AgentPool
 from orion_oie.preloading import Preloader
 from orion_oie.registry import Choice
 from orion_oie.sizing import ModelSizes
+from orion_oie.telemetry.events import EventLog
 
 AGENTS = {"A": ["a"], "B": ["b"], "C": ["c"]}
 MIB = 2**20

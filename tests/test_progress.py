@@ -13,9 +13,14 @@ from typing import Any, TextIO
 import pytest
 from helpers import run_all, wait_until
 
-from orion_oie import Event, OrionInferenceEngine, progress
-from orion_oie.progress import LoadDisplay, size_text
+from orion_oie import (
+    Event,
+    OrionInferenceEngine,
+)
 from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.units import size_text
+from orion_oie.telemetry import progress
+from orion_oie.telemetry.progress import LoadDisplay
 
 KEY = "main@q4"
 MB = 10**6

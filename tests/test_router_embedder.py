@@ -30,9 +30,9 @@ from orion_oie.errors import (
     WorkerError,
 )
 from orion_oie.housekeeping import Housekeeper
-from orion_oie.logs import EventLog
 from orion_oie.placement import Placement
 from orion_oie.registry import ModelRegistry
+from orion_oie.telemetry.events import EventLog
 
 MIB = 2**20
 KEY = "minilm@q4"

@@ -36,7 +36,6 @@ from orion_oie.errors import (
     WorkerTimeoutError,
 )
 from orion_oie.lifecycle import RequestState
-from orion_oie.logs import Event
 from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
 from orion_oie.schemas.loading import LoadProgress
@@ -85,6 +84,7 @@ from orion_oie.specs import (
     SourceSpec,
     VariantSpec,
 )
+from orion_oie.telemetry.events import Event
 
 __version__ = "0.1.0"
 

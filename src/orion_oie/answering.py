@@ -27,7 +27,6 @@ from orion_oie.errors import (
     OrionError,
     WorkerCrashedError,
 )
-from orion_oie.logs import EventLog
 from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
 from orion_oie.registry import Choice, ModelRegistry
@@ -38,7 +37,8 @@ from orion_oie.schemas.results import (
     ModelInfo,
     Outcome,
 )
-from orion_oie.telemetry import Counters
+from orion_oie.telemetry.counters import Counters
+from orion_oie.telemetry.events import EventLog
 
 
 class Answerer:

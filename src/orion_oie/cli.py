@@ -34,8 +34,9 @@ from orion_oie.hardware.machine import (
     find_gpus,
 )
 from orion_oie.inventory import Entry, fetched_files, inventory
-from orion_oie.progress import LoadDisplay, size_text
 from orion_oie.route_cli import route
+from orion_oie.schemas.units import size_text
+from orion_oie.telemetry.progress import LoadDisplay
 from orion_oie.training_cli import evaluate, export_weights, train
 
 _Command = TypeVar("_Command", bound=Callable[..., None])

@@ -10,13 +10,13 @@ from orion_oie.hardware.machine import (
     GpuTrace,
     LlamaDevices,
 )
-from orion_oie.progress import size_text
 from orion_oie.schemas.base import Schema
 from orion_oie.schemas.stats import (
     Device,
     DeviceKind,
     Hardware,
 )
+from orion_oie.schemas.units import size_text
 from orion_oie.specs import Recommendation
 
 _REINSTALL = (

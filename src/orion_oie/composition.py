@@ -17,7 +17,6 @@ from orion_oie.config import EngineConfig
 from orion_oie.embeddings.router_embedder import RouterEmbedder
 from orion_oie.embeddings.shared import SharedEmbeddings
 from orion_oie.housekeeping import Housekeeper
-from orion_oie.logs import EventLog
 from orion_oie.observer import Observer
 from orion_oie.placement import Placement
 from orion_oie.planning import Planner
@@ -28,7 +27,8 @@ from orion_oie.request import Request
 from orion_oie.routing.base import Router
 from orion_oie.scheduling import RequestQueue
 from orion_oie.standings import Standings
-from orion_oie.telemetry import Counters
+from orion_oie.telemetry.counters import Counters
+from orion_oie.telemetry.events import EventLog
 
 if TYPE_CHECKING:
     from orion_oie.downloads.cache import ModelCache

@@ -28,7 +28,6 @@ from orion_oie.errors import (
     OrionError,
     RequestCancelledError,
 )
-from orion_oie.logs import EventLog, Subscriber
 from orion_oie.registry import Choice, ModelRegistry, registry_of
 from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import RouteContext, Router, SessionRouter
@@ -46,7 +45,11 @@ from orion_oie.schemas.stats import (
     Health,
 )
 from orion_oie.streaming import ChunkBy, TextStream, splitter_of
-from orion_oie.telemetry import Counters
+from orion_oie.telemetry.counters import Counters
+from orion_oie.telemetry.events import (
+    EventLog,
+    Subscriber,
+)
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,6 @@ from functools import partial
 
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
-from orion_oie.logs import EventLog
 from orion_oie.memory.budget import MemoryBudget
 from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
@@ -24,6 +23,7 @@ from orion_oie.registry import Choice
 from orion_oie.schemas.results import ModelInfo
 from orion_oie.schemas.stats import PredictionStats
 from orion_oie.sizing import ModelSizes
+from orion_oie.telemetry.events import EventLog
 
 LoadAhead = Callable[[Choice, Collection[str]], "Future[ModelInfo]"]
 """Begins to load a model, at the cost of no others than these."""

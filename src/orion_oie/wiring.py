@@ -20,7 +20,6 @@ from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.lifecycle import RequestState
-from orion_oie.logs import EventLog
 from orion_oie.pool import AgentPool
 from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
@@ -32,6 +31,7 @@ from orion_oie.schemas.loading import (
 )
 from orion_oie.schemas.results import Route
 from orion_oie.schemas.stats import BreakerState
+from orion_oie.telemetry.events import EventLog
 
 if TYPE_CHECKING:
     from orion_oie.downloads.cache import ModelCache

@@ -17,3 +17,12 @@ def in_mib(size_bytes: int) -> str:
 def in_gb(size_bytes: int) -> str:
     """Like 1.61 GB."""
     return f"{size_bytes / 1e9:.2f} GB"
+
+
+def size_text(count: float) -> str:
+    """A number of bytes: "512 bytes", "1.2 kB", "98.4 MB", "4.68 GB"."""
+    if count < 1e3:
+        return f"{count:.0f} bytes"
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

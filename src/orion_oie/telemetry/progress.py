@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from orion_oie.logs import Event
 from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.units import size_text
+from orion_oie.telemetry.events import Event
 
 if TYPE_CHECKING:  # an extra, and slow to import
     from rich.console import Console, Group
@@ -165,15 +166,6 @@ def _moved(load: _Load | None, event: Event, now: float) -> _Load:
 
 
 # -- in words
-
-
-def size_text(count: float) -> str:
-    """A number of bytes: "512 bytes", "1.2 kB", "98.4 MB", "4.68 GB"."""
-    if count < 1e3:
-        return f"{count:.0f} bytes"
-    if count < 1e6:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
 
 
 def _time_text(seconds: float) -> str:
