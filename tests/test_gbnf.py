@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from llama_cpp import llama_grammar
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.structured import gbnf
-from orion_oie.structured.gbnf import check_grammar
+from orion_oie.guardrails import gbnf
+from orion_oie.guardrails.gbnf import check_grammar
 
 
 def verdict(text: str) -> str | None:

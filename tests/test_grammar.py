@@ -24,10 +24,10 @@ from orion_oie.backends.llama import grammar, schema_grammar
 from orion_oie.backends.llama.grammar import parse_grammar
 from orion_oie.backends.llama.schema_grammar import gbnf_of_schema
 from orion_oie.errors import InvalidRequestError
-from orion_oie.sanitize import clean
-from orion_oie.structured import json_schema
-from orion_oie.structured.gbnf import check_grammar
-from orion_oie.structured.json_schema import check_json_schema
+from orion_oie.guardrails import json_schema
+from orion_oie.guardrails.gbnf import check_grammar
+from orion_oie.guardrails.json_schema import check_json_schema
+from orion_oie.guardrails.sanitize import clean
 
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LONGEST = 1500

@@ -5,7 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.guardrails import check_history, check_query
+from orion_oie.guardrails.requests import (
+    check_history,
+    check_query,
+)
 from orion_oie.schemas.requests import Message
 
 LIMIT = 20

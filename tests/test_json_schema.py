@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.structured import json_schema
-from orion_oie.structured.json_schema import check_json_schema
+from orion_oie.guardrails import json_schema
+from orion_oie.guardrails.json_schema import check_json_schema
 
 INTEGER = {"type": "integer"}
 TEXT = {"type": "string"}

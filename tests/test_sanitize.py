@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.sanitize import clean
+from orion_oie.guardrails.sanitize import clean
 
 unsafe = st.characters(categories=["Cc", "Cs"])
 any_text = st.text(st.characters(exclude_categories=()) | unsafe, max_size=40)

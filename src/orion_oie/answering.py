@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
-from orion_oie import sanitize
 from orion_oie.agents import AgentFactory
 from orion_oie.backends.base import (
     Completion,
@@ -27,6 +26,7 @@ from orion_oie.errors import (
     OrionError,
     WorkerCrashedError,
 )
+from orion_oie.guardrails import sanitize
 from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
 from orion_oie.registry import Choice, ModelRegistry

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from orion_oie import sanitize
+from orion_oie.guardrails import sanitize
 
 cache_place = click.option(
     "--cache-dir",

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from orion_oie import guardrails, wiring
+from orion_oie import wiring
 from orion_oie.backends.base import Backend, Completion
 from orion_oie.breaker import BreakerBoard
 from orion_oie.cancellation import CancelScope, DeadlineTimer
@@ -28,6 +28,7 @@ from orion_oie.errors import (
     OrionError,
     RequestCancelledError,
 )
+from orion_oie.guardrails import requests
 from orion_oie.registry import Choice, ModelRegistry, registry_of
 from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import RouteContext, Router, SessionRouter
@@ -232,8 +233,8 @@ class OrionInferenceEngine:
         Raises what is wrong with the request, like `infer`.
         """
         self._check_usable()
-        checked = guardrails.checked_options(options)
-        question = guardrails.checked_query(query, checked, self.config.max_query_chars)
+        checked = requests.checked_options(options)
+        question = requests.checked_query(query, checked, self.config.max_query_chars)
         route = self._route_of(question, checked, is_trial=True)
         choices = self._choices(route.agent_id)
         order = self._answerer.order(choices)
@@ -384,12 +385,10 @@ class OrionInferenceEngine:
 
     def _validate(self, request: Request, query: str, options: dict[str, Any]) -> None:
         request.lifecycle.move("validate")
-        request.options = guardrails.checked_options(options)
+        request.options = requests.checked_options(options)
         if request.options.deadline is not None:
             self._deadlines.watch(request.scope, request.options.deadline)
-        request.query = guardrails.checked_query(
-            query, request.options, self.config.max_query_chars
-        )
+        request.query = requests.checked_query(query, request.options, self.config.max_query_chars)
         seed = request.options.seed
         request.seed = int.from_bytes(os.urandom(4)) // 2 if seed is None else seed
 

@@ -28,7 +28,7 @@ from orion_oie.console import (
     registry_place,
     shortened,
 )
-from orion_oie.guardrails import check_query
+from orion_oie.guardrails.requests import check_query
 from orion_oie.routing.base import RouteContext
 
 _Command = TypeVar("_Command", bound=Callable[..., None])

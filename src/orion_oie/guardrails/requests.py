@@ -100,8 +100,8 @@ def _check_structure(options: RequestOptions) -> None:
     if options.json_schema is not None and options.grammar is not None:
         raise InvalidRequestError("json_schema and grammar exclude each other: pass one of them")
     # Most requests want neither: a mere import of the library should not pay for them.
-    from orion_oie.structured.gbnf import check_grammar
-    from orion_oie.structured.json_schema import check_json_schema
+    from orion_oie.guardrails.gbnf import check_grammar
+    from orion_oie.guardrails.json_schema import check_json_schema
 
     if options.json_schema is not None:
         check_json_schema(options.json_schema)

@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple, NoReturn
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.structured.schema_values import (
+from orion_oie.guardrails.schema_values import (
     UNIONS,
     always_there,
     comparable,
