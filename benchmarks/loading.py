@@ -26,15 +26,15 @@ from _random_model import random_model, smollm2_path
 from _report import Row, finish, options, row, show
 
 from orion_oie import EngineConfig, InferenceResult, OrionInferenceEngine
-from orion_oie.backends.llama.gguf import read_header
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.fetch import CHUNK_BYTES
-from orion_oie.downloads.loopback import LoopbackServer
 from orion_oie.hardware.machine import usable_cores
-from orion_oie.registry import ModelRegistry
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.downloads.fetch import CHUNK_BYTES
+from orion_oie.models.downloads.loopback import LoopbackServer
+from orion_oie.models.formats.gguf import read_header
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.models.specs import SourceSpec
 
 CONTEXT = 2048
 SYSTEM = "You are a helpful assistant."
@@ -44,7 +44,7 @@ LONG_SYSTEM = "You answer questions about the sea. " + " ".join(
     f"Rule {i}: be kind." for i in range(64)
 )
 PULL = (
-    "import sys; from orion_oie.downloads.cache import *; "
+    "import sys; from orion_oie.models.downloads.cache import *; "
     "ModelCache(sys.argv[1]).pull(SourceSpec(url=sys.argv[2], shards=[sys.argv[3]]), "
     "DownloadConfig(), CancelScope())"
 )
@@ -55,7 +55,7 @@ def served(
     folder: Path, *, mb_per_s: float | None = None, per_connection: float | None = None
 ) -> Iterator[str]:
     """The address of a server of a folder, in a process of its own."""
-    command = [sys.executable, "-m", "orion_oie.downloads.loopback", str(folder)]
+    command = [sys.executable, "-m", "orion_oie.models.downloads.loopback", str(folder)]
     command += ["--mb-per-s", str(mb_per_s)] if mb_per_s else []
     command += ["--connection-mb-per-s", str(per_connection)] if per_connection else []
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

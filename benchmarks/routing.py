@@ -27,7 +27,8 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.gguf import GGUFEmbedder
-from orion_oie.registry import ModelRegistry
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.base import RouteContext
 from orion_oie.routing.evaluation import (
     Judged,
@@ -45,7 +46,6 @@ from orion_oie.routing.linear import shipped_model
 from orion_oie.routing.profiles import text_to_embed
 from orion_oie.routing.prompt import read
 from orion_oie.schemas.results import ModelInfo
-from orion_oie.specs import AgentSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]

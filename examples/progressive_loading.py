@@ -48,7 +48,7 @@ class Clock:
 @contextmanager
 def slow_server(folder: Path) -> Iterator[str]:
     """The address of a server that sends the files of a folder, slowly."""
-    command = [sys.executable, "-m", "orion_oie.downloads.loopback", str(folder)]
+    command = [sys.executable, "-m", "orion_oie.models.downloads.loopback", str(folder)]
     with subprocess.Popen(
         [*command, "--mb-per-s", str(MB_PER_S)],
         stdin=subprocess.PIPE,

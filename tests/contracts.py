@@ -26,6 +26,7 @@ from orion_oie.errors import (
     RequestCancelledError,
     WorkerCrashedError,
 )
+from orion_oie.models.specs import SourceSpec
 from orion_oie.schemas.loading import (
     LoadPhase,
     LoadProgress,
@@ -35,7 +36,6 @@ from orion_oie.schemas.requests import (
     Message,
 )
 from orion_oie.schemas.results import ModelInfo
-from orion_oie.specs import SourceSpec
 
 INFO = ModelInfo(
     model_id="contract", variant="v", name="Contract", version="1.2", license="apache-2.0"

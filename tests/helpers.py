@@ -11,8 +11,8 @@ import pytest
 
 from orion_oie.backends.base import GenerationJob
 from orion_oie.backends.fake import FakeAnswer
-from orion_oie.registry import ModelRegistry
-from orion_oie.specs import RegistryFile
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.models.specs import RegistryFile
 
 BOUND_S = 10.0
 

@@ -11,7 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orion_oie.downloads.arrival import BLOCK_BYTES, ArrivalMap, ArrivalState
+from orion_oie.models.downloads.arrival import (
+    BLOCK_BYTES,
+    ArrivalMap,
+    ArrivalState,
+)
 
 BLOCK = 10
 FACTS = {"etag": '"é"', "sha256": None, "revision": "abc"}
@@ -121,7 +125,7 @@ def test_another_process_sees_a_mark_at_once(tmp_path: Path) -> None:
             sys.executable,
             "-c",
             "import sys; from pathlib import Path\n"
-            "from orion_oie.downloads.arrival import ArrivalMap\n"
+            "from orion_oie.models.downloads.arrival import ArrivalMap\n"
             "arrival = ArrivalMap.open(Path(sys.argv[1]), is_writable=True)\n"
             "for line in sys.stdin:\n"
             "    print(arrival.arrived_bytes, flush=True)\n"

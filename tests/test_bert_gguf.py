@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from orion_oie import EngineConfig, ModelRegistry, ModelSpec, OrionInferenceEngine
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.embedder import Embedder
-from orion_oie.backends.llama.gguf import read_header
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
@@ -29,6 +28,7 @@ from orion_oie.errors import (
     ModelError,
     ModelNotFoundError,
 )
+from orion_oie.models.formats.gguf import read_header
 
 Array = NDArray[np.float32]
 Change = Callable[[Path], None]

@@ -19,18 +19,31 @@ from helpers import BOUND_S, Running, run_all, wait_until
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.arrival import BLOCK_BYTES
-from orion_oie.downloads.cache import CachedFile, ModelCache, default_root
-from orion_oie.downloads.fetch import CHUNK_BYTES, Download
-from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer
-from orion_oie.downloads.parts import map_path, part_path
 from orion_oie.errors import (
     DigestMismatchError,
     DownloadError,
     RegistryError,
     RequestCancelledError,
 )
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.arrival import BLOCK_BYTES
+from orion_oie.models.downloads.cache import (
+    CachedFile,
+    ModelCache,
+    default_root,
+)
+from orion_oie.models.downloads.fetch import (
+    CHUNK_BYTES,
+    Download,
+)
+from orion_oie.models.downloads.loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+)
+from orion_oie.models.downloads.parts import (
+    map_path,
+    part_path,
+)
+from orion_oie.models.specs import SourceSpec
 
 SIZE = 5 * BLOCK_BYTES + 77
 CONTENT = random.Random(1).randbytes(SIZE)

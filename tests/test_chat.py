@@ -7,8 +7,8 @@ from tiny import CHATML
 
 from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat, Segment
 from orion_oie.errors import InvalidRequestError, ModelCorruptError
+from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import Message
-from orion_oie.specs import PromptFormat
 
 TRIMMING = (
     "{% for m in messages %}"

@@ -28,14 +28,18 @@ from orion_oie import (
     lifecycle,
 )
 from orion_oie.backends.llama import devices
-from orion_oie.backends.llama.gguf import read_header
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
 from orion_oie.compatibility import CompatibilityReport
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
 from orion_oie.errors import RequestCancelledError
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.downloads.loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
+from orion_oie.models.formats.gguf import read_header
 
 COMMAND = [sys.executable, "-m", "orion_oie"]
 WRONG_DIGEST = "0" * 64

@@ -11,8 +11,8 @@ from orion_oie.hardware.machine import (
     Hardware,
     LlamaDevices,
 )
-from orion_oie.registry import ModelRegistry
-from orion_oie.specs import Recommendation
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.models.specs import Recommendation
 
 GB = 10**9
 CPU = Device(name="CPU", kind="cpu", description="A CPU", total_bytes=8 * GB, free_bytes=8 * GB)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orion_oie.costs import cost_of
+from orion_oie.models.specs import PriceSpec
 from orion_oie.schemas.results import Usage
-from orion_oie.specs import PriceSpec
 
 counts = st.integers(0, 10**9)
 prices = st.floats(0, 1000)

@@ -19,7 +19,11 @@ from orion_oie import (
     ModelRegistry,
     OrionInferenceEngine,
 )
-from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
+from orion_oie.models.downloads.loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 
 BOUND_S = 30.0
 

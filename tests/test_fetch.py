@@ -24,19 +24,32 @@ from helpers import BOUND_S, Running, wait_until
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.arrival import BLOCK_BYTES, ArrivalState
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.fetch import CHUNK_BYTES, Download
-from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
-from orion_oie.downloads.parts import map_path, part_path
-from orion_oie.downloads.ranges import RemoteFile
 from orion_oie.errors import (
     DigestMismatchError,
     DownloadError,
     OrionError,
     RequestCancelledError,
 )
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.arrival import (
+    BLOCK_BYTES,
+    ArrivalState,
+)
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.downloads.fetch import (
+    CHUNK_BYTES,
+    Download,
+)
+from orion_oie.models.downloads.loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
+from orion_oie.models.downloads.parts import (
+    map_path,
+    part_path,
+)
+from orion_oie.models.downloads.ranges import RemoteFile
+from orion_oie.models.specs import SourceSpec
 
 SIZE = 9 * BLOCK_BYTES + 12_345
 CONTENT = random.Random(1).randbytes(SIZE)

@@ -32,21 +32,21 @@ from orion_oie.backends.llama.footprint import (
     repacked,
     spent_runs,
 )
-from orion_oie.backends.llama.gguf import read_header
 from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
 from orion_oie.backends.llama.scratch import Batch, buffer_bytes
 from orion_oie.backends.llama.shape import shape_of
 from orion_oie.cancellation import CancelScope
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.loopback import LoopbackServer
 from orion_oie.errors import ModelCorruptError, ModelNotFoundError
 from orion_oie.hardware.cpu import this_cpu
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.downloads.loopback import LoopbackServer
+from orion_oie.models.formats.gguf import read_header
+from orion_oie.models.specs import SourceSpec
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,
 )
 from orion_oie.schemas.results import ModelInfo
-from orion_oie.specs import SourceSpec
 
 INFO = ModelInfo(model_id="m", variant="v", name="M", version="1", license="?")
 MIB = 2**20

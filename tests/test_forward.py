@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from tiny import write_tiny_llama
 
 from orion_oie.backends.llama.forward import ForwardOrder, forward_order
-from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
 from orion_oie.config import ShardingConfig
-from orion_oie.downloads.parts import Run
+from orion_oie.models.downloads.parts import Run
+from orion_oie.models.formats.gguf import (
+    GGUFHeader,
+    TensorInfo,
+    read_header,
+)
 
 
 def header_of(names: list[str], size: int = 5000) -> GGUFHeader:

@@ -12,7 +12,6 @@ from tiny import write_tiny_llama
 
 from orion_oie.backends.llama import gate as gate_module
 from orion_oie.backends.llama.gate import Gate
-from orion_oie.backends.llama.gguf import GGUFHeader, read_header
 from orion_oie.backends.llama.native import (
     DECODE_ABORTED,
     DECODE_OK,
@@ -21,8 +20,15 @@ from orion_oie.backends.llama.native import (
     Row,
     capture_logs,
 )
-from orion_oie.downloads.arrival import ArrivalMap, ArrivalState
 from orion_oie.errors import ModelError
+from orion_oie.models.downloads.arrival import (
+    ArrivalMap,
+    ArrivalState,
+)
+from orion_oie.models.formats.gguf import (
+    GGUFHeader,
+    read_header,
+)
 
 ROWS: list[Row] = [(token, index, 0, index == 19) for index, token in enumerate(range(20, 40))]
 

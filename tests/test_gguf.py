@@ -14,10 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CHATML, broken_files, write_tiny_llama, write_tiny_recurrent
 
-from orion_oie.backends.llama import cursor
-from orion_oie.backends.llama.ggml_types import FILE_TYPES, TENSOR_TYPES
-from orion_oie.backends.llama.gguf import ArrayInfo, GGUFHeader, parse_header, read_header
 from orion_oie.errors import ModelCorruptError, ModelNotFoundError
+from orion_oie.models.formats import cursor
+from orion_oie.models.formats.ggml_types import (
+    FILE_TYPES,
+    TENSOR_TYPES,
+)
+from orion_oie.models.formats.gguf import (
+    ArrayInfo,
+    GGUFHeader,
+    parse_header,
+    read_header,
+)
 
 U8, I32, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 5, 4, 6, 7, 8, 9, 10
 

@@ -9,7 +9,6 @@ from contracts import INFO, job, said
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.llama import loader
 from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.gguf import read_header
 from orion_oie.backends.llama.gpu import layers_for
 from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
@@ -18,6 +17,7 @@ from orion_oie.hardware.machine import (
     Device,
     LlamaDevices,
 )
+from orion_oie.models.formats.gguf import read_header
 
 GIB = 1 << 30
 FOOTPRINT = Footprint(weights_bytes=0, kv_bytes=2 << 20, compute_bytes=1 << 20, process_bytes=0)

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from routes import AGENTS, ANY_TEXT, HOSTILE, REPEATED, Bag, agent, assert_sound, knowing
 
 from orion_oie.errors import DeadlineExceededError, InvalidRequestError, WorkerTimeoutError
-from orion_oie.routing.base import CONVERSATION, VISION, RouteContext
+from orion_oie.models.specs import (
+    CONVERSATION,
+    AgentSpec,
+    RegistryFile,
+)
+from orion_oie.routing.base import (
+    VISION,
+    RouteContext,
+)
 from orion_oie.routing.excerpt import HEAD_CHARS, TAIL_CHARS
 from orion_oie.routing.fitting import read_examples
 from orion_oie.routing.hybrid import SURE_WITHOUT_HINTS, HybridRouter
@@ -25,7 +33,6 @@ from orion_oie.routing.residency import NEAR
 from orion_oie.routing.signals import SIGNALS
 from orion_oie.schemas.requests import Message
 from orion_oie.schemas.results import Route
-from orion_oie.specs import AgentSpec, RegistryFile
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = RegistryFile.model_validate_json((ROOT / "models.json").read_text("utf-8")).agents

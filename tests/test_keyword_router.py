@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orion_oie.models.specs import (
+    CONVERSATION,
+    AgentSpec,
+    RegistryFile,
+)
 from orion_oie.routing import keyword as keyword_module
-from orion_oie.routing.base import CONVERSATION, VISION
+from orion_oie.routing.base import VISION
 from orion_oie.routing.keyword import FAR_FACTOR, KeywordRouter
 from orion_oie.schemas.results import Route
-from orion_oie.specs import AgentSpec, RegistryFile
 
 THRESHOLD = 0.35
 MODELS_JSON = Path(__file__).parents[1] / "models.json"

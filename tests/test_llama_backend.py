@@ -30,12 +30,12 @@ from orion_oie.errors import (
     RequestCancelledError,
     WorkerTimeoutError,
 )
+from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,
 )
 from orion_oie.schemas.results import ModelInfo
-from orion_oie.specs import PromptFormat
 
 SKY = GenerationJob(
     (

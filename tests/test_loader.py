@@ -22,14 +22,9 @@ from orion_oie.backends.base import (
 )
 from orion_oie.backends.llama.client import LlamaModel
 from orion_oie.backends.llama.forward import forward_order
-from orion_oie.backends.llama.gguf import read_header
 from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings, read_ahead
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
-from orion_oie.downloads.arrival import BLOCK_BYTES
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
-from orion_oie.downloads.parts import part_path
 from orion_oie.errors import (
     DigestMismatchError,
     DownloadError,
@@ -38,13 +33,22 @@ from orion_oie.errors import (
     RequestCancelledError,
     WorkerCrashedError,
 )
+from orion_oie.models.downloads.arrival import BLOCK_BYTES
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.downloads.loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
+from orion_oie.models.downloads.parts import part_path
+from orion_oie.models.formats.gguf import read_header
+from orion_oie.models.specs import SourceSpec
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,
 )
 from orion_oie.schemas.results import ModelInfo
-from orion_oie.specs import SourceSpec
 
 INFO = ModelInfo(model_id="arriving", variant="v", name="A", version="1", license="x")
 BOUND_S = 30.0

@@ -15,10 +15,13 @@ from orion_oie import EngineConfig, InsufficientMemoryError, ModelCorruptError, 
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.backends.llama.loader import LlamaBackend
-from orion_oie.downloads.cache import ModelCache
 from orion_oie.memory.ledger import FootprintLedger
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.registry import (
+    Choice,
+    ModelRegistry,
+)
 from orion_oie.placement import Placement
-from orion_oie.registry import Choice, ModelRegistry
 from orion_oie.sizing import ModelSizes
 
 MIB = 2**20

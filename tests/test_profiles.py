@@ -18,6 +18,7 @@ from orion_oie.backends.llama.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.errors import WorkerCrashedError
+from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.hybrid import HybridRouter
 from orion_oie.routing.linear import TOPICS, empty_model
 from orion_oie.routing.profiles import (
@@ -30,7 +31,6 @@ from orion_oie.routing.profiles import (
 )
 from orion_oie.routing.prompt import read
 from orion_oie.schemas.results import ModelInfo
-from orion_oie.specs import AgentSpec
 
 EXAMPLES = ("a pot of green tea", "which leaves are best cold")
 

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.backends.llama.ggml_types import FILE_TYPES, TENSOR_TYPES
 from orion_oie.errors import InvalidRequestError
-from orion_oie.quantization import (
+from orion_oie.models.formats.ggml_types import (
+    FILE_TYPES,
+    TENSOR_TYPES,
+)
+from orion_oie.models.quantization import (
     Candidate,
     QuantizationLevel,
     VariantChoice,

@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
-from orion_oie.registry import Choice, ModelRegistry, registry_of
-from orion_oie.schemas.requests import SamplingDefaults
-from orion_oie.specs import (
+from orion_oie.models.registry import (
+    Choice,
+    ModelRegistry,
+    registry_of,
+)
+from orion_oie.models.specs import (
     AgentModels,
     AgentSpec,
     FusionSpec,
@@ -32,6 +35,7 @@ from orion_oie.specs import (
     SourceSpec,
     VariantSpec,
 )
+from orion_oie.schemas.requests import SamplingDefaults
 
 TOP = Path(__file__).parents[1]
 LITE = "smollm2-135m-instruct"

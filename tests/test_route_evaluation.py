@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from routes import AGENTS, agent, knowing
 
+from orion_oie.models.specs import (
+    AgentSpec,
+    RegistryFile,
+)
 from orion_oie.routing.base import NO_CONTEXT, VISION, RouteContext
 from orion_oie.routing.evaluation import (
     CONFIDENT,
@@ -22,7 +26,6 @@ from orion_oie.routing.fitting import Example, read_examples
 from orion_oie.routing.hybrid import HybridRouter
 from orion_oie.routing.linear import TOPICS
 from orion_oie.schemas.results import Route
-from orion_oie.specs import AgentSpec, RegistryFile
 
 ROOT = Path(__file__).parents[1]
 OWN = ROOT / "benchmarks" / "routing" / "own.jsonl"

@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routes import AGENTS, ANY_TEXT, Bag, agent, assert_sound, knowing
 
-from orion_oie.routing.base import CONVERSATION, VISION, RouteContext
+from orion_oie.models.specs import CONVERSATION
+from orion_oie.routing.base import (
+    VISION,
+    RouteContext,
+)
 from orion_oie.routing.hybrid import HybridRouter
 from orion_oie.routing.sessions import (
     LESS_BY_LENGTH,

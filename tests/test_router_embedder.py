@@ -16,7 +16,6 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.fake import FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
-from orion_oie.downloads.cache import ModelCache
 from orion_oie.embeddings.router_embedder import PAUSE_S, RouterEmbedder
 from orion_oie.embeddings.shared import SharedEmbeddings
 from orion_oie.errors import (
@@ -30,8 +29,9 @@ from orion_oie.errors import (
     WorkerError,
 )
 from orion_oie.housekeeping import Housekeeper
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.registry import ModelRegistry
 from orion_oie.placement import Placement
-from orion_oie.registry import ModelRegistry
 from orion_oie.telemetry.events import EventLog
 
 MIB = 2**20

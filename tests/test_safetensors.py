@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.embeddings.safetensors import Safetensors
 from orion_oie.errors import ModelCorruptError, ModelError, ModelNotFoundError
+from orion_oie.models.formats.safetensors import Safetensors
 
 NUMBERS = np.array([[1.0, -2.5, 0.0], [65536.0, 2.0**-20, 3.140625]], np.float32)
 

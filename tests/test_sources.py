@@ -16,11 +16,18 @@ import pytest
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.cache import ModelCache, Record
-from orion_oie.downloads.loopback import LoopbackRequest, LoopbackServer, Misbehaviour
-from orion_oie.downloads.sources import locate
 from orion_oie.errors import DownloadError
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.cache import (
+    ModelCache,
+    Record,
+)
+from orion_oie.models.downloads.loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
+from orion_oie.models.downloads.sources import locate
+from orion_oie.models.specs import SourceSpec
 
 BOUND_S = 60
 OLD, NEW = "a" * 40, "b" * 40  # commits

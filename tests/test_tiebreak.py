@@ -23,6 +23,7 @@ from orion_oie.backends.base import (
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import WorkerCrashedError
+from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.tiebreak import TieBreaker
 from orion_oie.schemas.loading import (
     LoadProgress,
@@ -33,7 +34,6 @@ from orion_oie.schemas.results import (
     TokenLogprob,
     Usage,
 )
-from orion_oie.specs import AgentSpec
 
 AGENTS = ModelRegistry.packaged().agents
 CODE, DATA = AGENTS["code"], AGENTS["data"]

@@ -41,12 +41,12 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
+from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,
 )
-from orion_oie.specs import PromptFormat
 
 LARGE = "x" * 2_000_000  # more than any socket takes while nobody reads
 

@@ -36,7 +36,16 @@ from orion_oie.errors import (
     WorkerTimeoutError,
 )
 from orion_oie.lifecycle import RequestState
-from orion_oie.registry import ModelRegistry
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.models.specs import (
+    AgentModels,
+    AgentSpec,
+    ModelSpec,
+    PromptFormat,
+    RoutingHints,
+    SourceSpec,
+    VariantSpec,
+)
 from orion_oie.request import RequestHandle
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.plans import (
@@ -74,15 +83,6 @@ from orion_oie.schemas.stats import (
     MemoryStats,
     ModelStats,
     PredictionStats,
-)
-from orion_oie.specs import (
-    AgentModels,
-    AgentSpec,
-    ModelSpec,
-    PromptFormat,
-    RoutingHints,
-    SourceSpec,
-    VariantSpec,
 )
 from orion_oie.telemetry.events import Event
 

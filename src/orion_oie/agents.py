@@ -7,14 +7,14 @@ again when its specification changed. Loaded models are `pool.py`'s.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orion_oie.registry import ModelRegistry
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.models.specs import AgentSpec
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,
     RequestOptions,
     SamplingDefaults,
 )
-from orion_oie.specs import AgentSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,12 @@ from orion_oie.errors import (
     WorkerCrashedError,
 )
 from orion_oie.guardrails import sanitize
+from orion_oie.models.registry import (
+    Choice,
+    ModelRegistry,
+)
 from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
-from orion_oie.registry import Choice, ModelRegistry
 from orion_oie.request import Request
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.results import (

@@ -25,15 +25,23 @@ from orion_oie import (
     lifecycle,
 )
 from orion_oie.backends.llama.devices import probe_devices
-from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo, read_header
 from orion_oie.compatibility import compatibility, report_lines
 from orion_oie.console import cache_place, print_json, print_table, printable, registry_place
-from orion_oie.downloads.cache import ModelCache
 from orion_oie.hardware.machine import (
     detect,
     find_gpus,
 )
-from orion_oie.inventory import Entry, fetched_files, inventory
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.formats.gguf import (
+    GGUFHeader,
+    TensorInfo,
+    read_header,
+)
+from orion_oie.models.inventory import (
+    Entry,
+    fetched_files,
+    inventory,
+)
 from orion_oie.route_cli import route
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry.progress import LoadDisplay

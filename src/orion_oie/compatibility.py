@@ -10,6 +10,7 @@ from orion_oie.hardware.machine import (
     GpuTrace,
     LlamaDevices,
 )
+from orion_oie.models.specs import Recommendation
 from orion_oie.schemas.base import Schema
 from orion_oie.schemas.stats import (
     Device,
@@ -17,7 +18,6 @@ from orion_oie.schemas.stats import (
     Hardware,
 )
 from orion_oie.schemas.units import size_text
-from orion_oie.specs import Recommendation
 
 _REINSTALL = (
     'CMAKE_ARGS="{arguments}" python -m pip install --force-reinstall --no-deps --no-cache-dir '

@@ -17,12 +17,12 @@ from orion_oie.config import EngineConfig
 from orion_oie.embeddings.router_embedder import RouterEmbedder
 from orion_oie.embeddings.shared import SharedEmbeddings
 from orion_oie.housekeeping import Housekeeper
+from orion_oie.models.registry import ModelRegistry
 from orion_oie.observer import Observer
 from orion_oie.placement import Placement
 from orion_oie.planning import Planner
 from orion_oie.pool import AgentPool
 from orion_oie.preloading import Preloader
-from orion_oie.registry import ModelRegistry
 from orion_oie.request import Request
 from orion_oie.routing.base import Router
 from orion_oie.scheduling import RequestQueue
@@ -31,7 +31,7 @@ from orion_oie.telemetry.counters import Counters
 from orion_oie.telemetry.events import EventLog
 
 if TYPE_CHECKING:
-    from orion_oie.downloads.cache import ModelCache
+    from orion_oie.models.downloads.cache import ModelCache
 
 _MODELS_AT_ONCE = 8
 

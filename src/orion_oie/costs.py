@@ -1,7 +1,7 @@
 """What an answer cost, from its token counts and a price list."""
 
+from orion_oie.models.specs import PriceSpec
 from orion_oie.schemas.results import Usage
-from orion_oie.specs import PriceSpec
 
 
 def cost_of(usage: Usage, price: PriceSpec | None) -> float:

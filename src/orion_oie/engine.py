@@ -29,7 +29,11 @@ from orion_oie.errors import (
     RequestCancelledError,
 )
 from orion_oie.guardrails import requests
-from orion_oie.registry import Choice, ModelRegistry, registry_of
+from orion_oie.models.registry import (
+    Choice,
+    ModelRegistry,
+    registry_of,
+)
 from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import RouteContext, Router, SessionRouter
 from orion_oie.schemas.plans import Plan

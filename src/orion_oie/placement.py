@@ -15,8 +15,21 @@ from orion_oie.errors import (
     ModelNotFoundError,
     OrionError,
 )
-from orion_oie.quantization import Candidate, choose_variant, level_of
-from orion_oie.registry import Choice, ModelRegistry, VariantState
+from orion_oie.models.quantization import (
+    Candidate,
+    choose_variant,
+    level_of,
+)
+from orion_oie.models.registry import (
+    Choice,
+    ModelRegistry,
+    VariantState,
+)
+from orion_oie.models.specs import (
+    AgentSpec,
+    ModelSpec,
+    VariantSpec,
+)
 from orion_oie.schemas.plans import VariantChoice
 from orion_oie.schemas.results import (
     ModelInfo,
@@ -24,10 +37,9 @@ from orion_oie.schemas.results import (
 )
 from orion_oie.schemas.units import in_mib
 from orion_oie.sizing import ModelSizes
-from orion_oie.specs import AgentSpec, ModelSpec, VariantSpec
 
 if TYPE_CHECKING:  # nothing of it is needed before something is fetched
-    from orion_oie.downloads.cache import ModelCache
+    from orion_oie.models.downloads.cache import ModelCache
 
 _BYTES_PER_MB = 10**6
 

@@ -8,9 +8,9 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.breaker import BreakerBoard
 from orion_oie.errors import OrionError
 from orion_oie.memory.budget import MemoryBudget
+from orion_oie.models.registry import Choice
 from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
-from orion_oie.registry import Choice
 from orion_oie.schemas.plans import (
     Plan,
     PlannedModel,

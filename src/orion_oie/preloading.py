@@ -12,6 +12,7 @@ from functools import partial
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.memory.budget import MemoryBudget
+from orion_oie.models.registry import Choice
 from orion_oie.placement import Placement
 from orion_oie.pool import AgentPool
 from orion_oie.prediction import (
@@ -19,7 +20,6 @@ from orion_oie.prediction import (
     PreloadLedger,
     should_preload,
 )
-from orion_oie.registry import Choice
 from orion_oie.schemas.results import ModelInfo
 from orion_oie.schemas.stats import PredictionStats
 from orion_oie.sizing import ModelSizes

@@ -15,7 +15,7 @@ from typing import Any
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InvalidRequestError, RequestCancelledError
 from orion_oie.lifecycle import RequestLifecycle, RequestState
-from orion_oie.registry import Choice
+from orion_oie.models.registry import Choice
 from orion_oie.schemas.requests import RequestOptions
 from orion_oie.schemas.results import (
     Consideration,

@@ -20,10 +20,10 @@ from orion_oie.routing.hybrid import FITTING_PULL
 from orion_oie.schemas.validation import did_you_mean
 
 if TYPE_CHECKING:  # with numpy, which most commands do without
+    from orion_oie.models.specs import AgentSpec
     from orion_oie.routing.evaluation import Judged, Score
     from orion_oie.routing.fitting import Example
     from orion_oie.routing.hybrid import HybridRouter
-    from orion_oie.specs import AgentSpec
 
 _PROMPT_CHARS = 100
 

@@ -20,8 +20,8 @@ from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.lifecycle import RequestState
+from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool import AgentPool
-from orion_oie.registry import ModelRegistry
 from orion_oie.request import RequestHandle
 from orion_oie.routing.base import Router
 from orion_oie.schemas.loading import (
@@ -34,15 +34,15 @@ from orion_oie.schemas.stats import BreakerState
 from orion_oie.telemetry.events import EventLog
 
 if TYPE_CHECKING:
-    from orion_oie.downloads.cache import ModelCache
-    from orion_oie.downloads.fetch import Download
+    from orion_oie.models.downloads.cache import ModelCache
+    from orion_oie.models.downloads.fetch import Download
     from orion_oie.routing.profiles import Embedder
 
 
 def model_cache(config: EngineConfig) -> "ModelCache":
     """Where fetched models lie."""
     # Hashes, locks, addresses: a mere `import orion_oie` should not pay for them.
-    from orion_oie.downloads.cache import ModelCache
+    from orion_oie.models.downloads.cache import ModelCache
 
     return ModelCache(config.cache_dir)
 

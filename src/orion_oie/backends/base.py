@@ -15,6 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import ShardingConfig
+from orion_oie.models.specs import (
+    PromptFormat,
+    SourceSpec,
+)
 from orion_oie.schemas.loading import LoadProgress, OnProgress
 from orion_oie.schemas.requests import (
     GenerationOptions,
@@ -26,7 +30,6 @@ from orion_oie.schemas.results import (
     TokenLogprob,
     Usage,
 )
-from orion_oie.specs import PromptFormat, SourceSpec
 
 if TYPE_CHECKING:  # not needed by who embeds nothing
     import numpy as np

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from orion_oie.models.specs import AgentSpec
 from orion_oie.schemas.requests import Message
 from orion_oie.schemas.results import Route
-from orion_oie.specs import AgentSpec
 
-CONVERSATION = "conversation"
 VISION = "vision"
 
 

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.base import RouteContext, Router
 from orion_oie.routing.fitting import Example
 from orion_oie.routing.profiles import AGENT_TOPICS, topics_of
 from orion_oie.schemas.results import Route
-from orion_oie.specs import AgentSpec
 
 _BINS = 10
 CONFIDENT = 0.55

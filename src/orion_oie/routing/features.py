@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from orion_oie.models.specs import RouteFeature
 from orion_oie.routing.compiled import compiled
 from orion_oie.routing.excerpt import excerpt
 from orion_oie.routing.language import Language, detect, foreign_letter_share, has_foreign_script
-from orion_oie.specs import RouteFeature
 
 
 class Cue(NamedTuple):

@@ -16,8 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orion_oie.errors import InvalidRequestError, OrionError
+from orion_oie.models.specs import CONVERSATION, AgentSpec
 from orion_oie.routing import residency, sessions
-from orion_oie.routing.base import CONVERSATION, NO_CONTEXT, VISION, RouteContext
+from orion_oie.routing.base import (
+    NO_CONTEXT,
+    VISION,
+    RouteContext,
+)
 from orion_oie.routing.keyword import KeywordRouter
 from orion_oie.routing.meaning import EmbeddingStage
 from orion_oie.routing.mixing import ALONE, BESIDE_WEIGHTS
@@ -35,7 +40,6 @@ from orion_oie.schemas.results import (
     Route,
     RouteCandidate,
 )
-from orion_oie.specs import AgentSpec
 
 if TYPE_CHECKING:
     from orion_oie.routing.fitting import Example

@@ -18,7 +18,16 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import cached_property
 
-from orion_oie.routing.base import CONVERSATION, NO_CONTEXT, RouteContext
+from orion_oie.models.specs import (
+    CONVERSATION,
+    AgentSpec,
+    RouteFeature,
+    RoutingHints,
+)
+from orion_oie.routing.base import (
+    NO_CONTEXT,
+    RouteContext,
+)
 from orion_oie.routing.excerpt import excerpt
 from orion_oie.routing.features import measure
 from orion_oie.routing.language import Language, detect
@@ -26,7 +35,6 @@ from orion_oie.schemas.results import (
     Route,
     RouteCandidate,
 )
-from orion_oie.specs import AgentSpec, RouteFeature, RoutingHints
 
 NEAR_HEAD_CHARS, NEAR_TAIL_CHARS = 600, 300
 FAR_FACTOR = 0.5

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from orion_oie.specs import AgentSpec
+from orion_oie.models.specs import AgentSpec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,11 +6,11 @@ Language, shapes of code, formulas and tables, kinds of payload, length, questio
 import math
 from collections.abc import Mapping
 
+from orion_oie.models.specs import RouteFeature
 from orion_oie.routing.compiled import compiled
 from orion_oie.routing.language import Language
 from orion_oie.routing.segment_patterns import QUESTION_MARKS
 from orion_oie.routing.segments import Segments
-from orion_oie.specs import RouteFeature
 
 SIGNALS = (
     "non_english",

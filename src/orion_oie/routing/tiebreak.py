@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager
 from orion_oie.backends.base import GenerationJob, LoadedModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import DeadlineExceededError
+from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.excerpt import excerpt
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,
 )
 from orion_oie.schemas.results import TokenLogprob
-from orion_oie.specs import AgentSpec
 
 LIMIT_S = 3.0
 

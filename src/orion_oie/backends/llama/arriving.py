@@ -9,10 +9,18 @@ from functools import partial
 from pathlib import Path
 
 from orion_oie.backends.llama.forward import ForwardOrder
-from orion_oie.backends.llama.gguf import GGUFHeader, parse_header, read_header
-from orion_oie.downloads.fetch import Download
-from orion_oie.downloads.parts import Run, map_path, part_path
 from orion_oie.errors import ModelCorruptError
+from orion_oie.models.downloads.fetch import Download
+from orion_oie.models.downloads.parts import (
+    Run,
+    map_path,
+    part_path,
+)
+from orion_oie.models.formats.gguf import (
+    GGUFHeader,
+    parse_header,
+    read_header,
+)
 from orion_oie.schemas.loading import LoadProgress
 
 _POLL_S = 0.02

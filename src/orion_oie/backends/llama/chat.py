@@ -20,8 +20,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from orion_oie.errors import InvalidRequestError, ModelCorruptError, OrionError
+from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import Message
-from orion_oie.specs import PromptFormat
 
 # Em spaces around the mark show whether the template strips contents.
 _PAD = "\u2003"

@@ -26,7 +26,6 @@ from orion_oie.backends.base import (
     OnText,
     usable_context,
 )
-from orion_oie.backends.llama.gguf import GGUFHeader
 from orion_oie.backends.llama.governor import ThreadGovernor
 from orion_oie.backends.llama.process import WorkerProcess, beginning_of
 from orion_oie.backends.llama.protocol import Packet, error_from_wire, receive, send
@@ -40,6 +39,7 @@ from orion_oie.errors import (
     WorkerTimeoutError,
 )
 from orion_oie.hardware.machine import usable_cores
+from orion_oie.models.formats.gguf import GGUFHeader
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.results import (
     ModelInfo,

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo
 from orion_oie.config import ShardingConfig
-from orion_oie.downloads.parts import Run
+from orion_oie.models.downloads.parts import Run
+from orion_oie.models.formats.gguf import (
+    GGUFHeader,
+    TensorInfo,
+)
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.*)")
 _AFTER_ALL_LAYERS = 2**31

@@ -25,8 +25,11 @@ from typing import Any, Protocol
 import llama_cpp as lc
 import numpy as np
 
-from orion_oie.backends.llama.gguf import read_header
-from orion_oie.downloads.arrival import ArrivalMap, ArrivalState
+from orion_oie.models.downloads.arrival import (
+    ArrivalMap,
+    ArrivalState,
+)
+from orion_oie.models.formats.gguf import read_header
 
 _POLL_S = 0.001
 _LONGEST_IDLE_S = 0.5

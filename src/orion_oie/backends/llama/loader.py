@@ -34,14 +34,11 @@ from orion_oie.backends.llama.footprint import (
     spent_runs,
 )
 from orion_oie.backends.llama.forward import forward_order
-from orion_oie.backends.llama.gguf import GGUFHeader, read_header
 from orion_oie.backends.llama.governor import ThreadGovernor
 from orion_oie.backends.llama.gpu import layers_for
 from orion_oie.backends.llama.process import SpareWorker
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.downloads.parts import Run
 from orion_oie.errors import (
     EngineClosedError,
     ModelNotFoundError,
@@ -51,11 +48,17 @@ from orion_oie.errors import (
 from orion_oie.hardware import probe
 from orion_oie.hardware.cpu import this_cpu
 from orion_oie.hardware.machine import usable_cores
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.downloads.parts import Run
+from orion_oie.models.formats.gguf import (
+    GGUFHeader,
+    read_header,
+)
+from orion_oie.models.specs import SourceSpec
 from orion_oie.schemas.loading import (
     LoadProgress,
     OnProgress,
 )
-from orion_oie.specs import SourceSpec
 
 _POLL_S = 0.02
 _REPORT_S = 0.1

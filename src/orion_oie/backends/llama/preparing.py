@@ -15,11 +15,11 @@ from orion_oie.backends.llama.schema_grammar import gbnf_of_schema
 from orion_oie.backends.llama.tasks import Task
 from orion_oie.backends.llama.vocabulary import Vocabulary
 from orion_oie.errors import ContextOverflowError, InvalidRequestError, ModelError
+from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,
 )
-from orion_oie.specs import PromptFormat
 
 PromptForm = ChatTemplate | PlainFormat
 

@@ -9,7 +9,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orion_oie.backends.llama.gguf import GGUFHeader, TensorInfo
+from orion_oie.models.formats.gguf import (
+    GGUFHeader,
+    TensorInfo,
+)
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.weight")
 _KEPT_BY_GEMMA3N = 20  # layers with a cache of their own; llama.cpp knows it, no file says it

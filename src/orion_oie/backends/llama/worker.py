@@ -30,8 +30,8 @@ from orion_oie.backends.llama.gate import Gate
 from orion_oie.backends.llama.preparing import PromptForm, prepared, prompt_form
 from orion_oie.backends.llama.protocol import Packet, error_to_wire, receive, send
 from orion_oie.backends.llama.snapshots import Snapshots, file_identity
-from orion_oie.downloads.arrival import ArrivalMap
 from orion_oie.errors import ModelError, OrionError, WorkerError
+from orion_oie.models.downloads.arrival import ArrivalMap
 
 _PARENT_CHECK_S = 2.0
 _LOG_LEVELS_SENT = frozenset({"warning", "error"})

@@ -22,9 +22,16 @@ from pathlib import Path
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.arrival import ArrivalMap, ArrivalState
-from orion_oie.downloads.pace import Meter, Pace
-from orion_oie.downloads.parts import (
+from orion_oie.errors import DigestMismatchError, DownloadError, RequestCancelledError
+from orion_oie.models.downloads.arrival import (
+    ArrivalMap,
+    ArrivalState,
+)
+from orion_oie.models.downloads.pace import (
+    Meter,
+    Pace,
+)
+from orion_oie.models.downloads.parts import (
     Part,
     Run,
     disk_error,
@@ -34,7 +41,7 @@ from orion_oie.downloads.parts import (
     remove_part,
     resumed,
 )
-from orion_oie.downloads.ranges import (
+from orion_oie.models.downloads.ranges import (
     RETRIED,
     RangeClient,
     RemoteFile,
@@ -42,7 +49,6 @@ from orion_oie.downloads.ranges import (
     retry_after,
     total_size,
 )
-from orion_oie.errors import DigestMismatchError, DownloadError, RequestCancelledError
 
 # One request asks for at most this much: enough to make round trips cheap, little enough that
 # ranges that arrive side by side arrive nearly in order. Towards the end they become smaller, so

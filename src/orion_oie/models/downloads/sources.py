@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from orion_oie.downloads.ranges import RemoteFile
 from orion_oie.errors import DownloadError
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.ranges import RemoteFile
+from orion_oie.models.specs import SourceSpec
 
 _SHA256_DIGITS = 64
 

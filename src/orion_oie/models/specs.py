@@ -14,6 +14,8 @@ Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_l
 Weight = Annotated[float, Field(gt=0, le=100)]
 RouteFeature = Literal["non_english", "code_shape", "math_shape", "table_shape"]
 
+CONVERSATION = "conversation"
+
 
 class Spec(BaseModel):
     """Base of the registry's shapes: immutable, and an unknown key is an error."""

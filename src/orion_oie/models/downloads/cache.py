@@ -25,14 +25,25 @@ from urllib.parse import urlsplit
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.arrival import ArrivalMap
-from orion_oie.downloads.fetch import Download, Fetched
-from orion_oie.downloads.locks import lock_path, locked, try_lock
-from orion_oie.downloads.parts import map_path, part_path, remove_part
-from orion_oie.downloads.ranges import RemoteFile
-from orion_oie.downloads.sources import locate
 from orion_oie.errors import DigestMismatchError, DownloadError, RegistryError
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.arrival import ArrivalMap
+from orion_oie.models.downloads.fetch import (
+    Download,
+    Fetched,
+)
+from orion_oie.models.downloads.locks import (
+    lock_path,
+    locked,
+    try_lock,
+)
+from orion_oie.models.downloads.parts import (
+    map_path,
+    part_path,
+    remove_part,
+)
+from orion_oie.models.downloads.ranges import RemoteFile
+from orion_oie.models.downloads.sources import locate
+from orion_oie.models.specs import SourceSpec
 
 _HASH_BYTES = 1 << 20
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")

@@ -15,13 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
-from orion_oie.routing.base import CONVERSATION
-from orion_oie.schemas.plans import VariantChoice
-from orion_oie.schemas.validation import (
-    did_you_mean,
-    problems_of,
-)
-from orion_oie.specs import (
+from orion_oie.models.specs import (
+    CONVERSATION,
     AgentSpec,
     ModelSpec,
     ProviderSpec,
@@ -29,9 +24,14 @@ from orion_oie.specs import (
     SourceSpec,
     VariantSpec,
 )
+from orion_oie.schemas.plans import VariantChoice
+from orion_oie.schemas.validation import (
+    did_you_mean,
+    problems_of,
+)
 
 if TYPE_CHECKING:
-    from orion_oie.downloads.cache import ModelCache
+    from orion_oie.models.downloads.cache import ModelCache
 
 ChoiceRole = Literal["primary", "lite", "fallback"]
 
@@ -297,7 +297,7 @@ def registry_of(source: "str | os.PathLike[str] | ModelRegistry | None") -> Mode
 
 
 def _packaged_file(name: str) -> Path:
-    inside = Path(__file__).resolve().parent / name
+    inside = Path(__file__).resolve().parents[1] / name
     # The wheel carries the file in the package; a source checkout keeps it at its top level.
     return inside if inside.exists() else inside.parents[2] / name
 

@@ -7,9 +7,9 @@ import errno
 from dataclasses import dataclass
 from pathlib import Path
 
-from orion_oie.downloads.arrival import ArrivalMap
-from orion_oie.downloads.ranges import RemoteFile
 from orion_oie.errors import DownloadError, OrionError
+from orion_oie.models.downloads.arrival import ArrivalMap
+from orion_oie.models.downloads.ranges import RemoteFile
 
 Run = tuple[int, int, int]
 """Bytes of one of several files: its number, the first byte, the one after the last."""

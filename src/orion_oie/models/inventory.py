@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orion_oie.downloads.cache import CachedFile, ModelCache
 from orion_oie.errors import ModelNotFoundError
-from orion_oie.registry import ModelRegistry
-from orion_oie.specs import SourceSpec, VariantSpec
+from orion_oie.models.downloads.cache import (
+    CachedFile,
+    ModelCache,
+)
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.models.specs import (
+    SourceSpec,
+    VariantSpec,
+)
 
 
 @dataclass(frozen=True, slots=True)

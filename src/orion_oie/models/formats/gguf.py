@@ -20,9 +20,18 @@ from itertools import pairwise
 from math import prod
 from struct import Struct
 
-from orion_oie.backends.llama.cursor import U32, U64, Cursor, ReadAt, quoted
-from orion_oie.backends.llama.ggml_types import FILE_TYPES, TENSOR_TYPES
 from orion_oie.errors import ModelCorruptError, ModelNotFoundError
+from orion_oie.models.formats.cursor import (
+    U32,
+    U64,
+    Cursor,
+    ReadAt,
+    quoted,
+)
+from orion_oie.models.formats.ggml_types import (
+    FILE_TYPES,
+    TENSOR_TYPES,
+)
 
 _MIN_FILE_BYTES = 24
 _MIN_KEY_VALUE_BYTES = 8 + 1 + 4 + 1
