@@ -23,7 +23,7 @@ import psutil
 from _report import Row, options, report, row
 
 from orion_oie.backends.base import LoadSpec
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.embeddings.service import Embedder, EmbeddingService

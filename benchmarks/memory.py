@@ -20,8 +20,8 @@ from _report import Row, options, report, row
 
 from orion_oie import EngineConfig, Event, OrionInferenceEngine
 from orion_oie.backends.base import GenerationJob, LoadSpec
-from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.client import LlamaModel
+from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.hardware import probe
 from orion_oie.schemas.requests import (

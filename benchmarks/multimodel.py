@@ -25,8 +25,11 @@ from _random_model import random_model, registry_of, smollm2_path
 from _report import Row, finish, options, row, show
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
-from orion_oie.backends.llama.governor import Member, ThreadGovernor
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
+from orion_oie.backends.llama.host.threads import (
+    Member,
+    ThreadGovernor,
+)
 from orion_oie.hardware.machine import usable_cores
 
 CONTEXT = 2048

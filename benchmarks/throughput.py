@@ -286,9 +286,12 @@ def measure_memory(engine: OrionInferenceEngine, peers: dict[str, Peer]) -> list
 
 def measure_python(size: Size) -> list[Row]:
     """The part of a 16-slot step that is spent outside llama_decode."""
-    from orion_oie.backends.llama import native
-    from orion_oie.backends.llama.batcher import Batcher
-    from orion_oie.backends.llama.preparing import prepared, prompt_form
+    from orion_oie.backends.llama.worker import native
+    from orion_oie.backends.llama.worker.batcher import Batcher
+    from orion_oie.backends.llama.worker.prepare import (
+        prepared,
+        prompt_form,
+    )
     from orion_oie.schemas.requests import GenerationOptions
 
     registry = ModelRegistry.packaged()

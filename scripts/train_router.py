@@ -74,7 +74,7 @@ def embedded(texts: Sequence[str]) -> Iterator[Floats]:
     from minilm import write_minilm
 
     from orion_oie.backends.base import LoadSpec
-    from orion_oie.backends.llama.loader import LlamaBackend
+    from orion_oie.backends.llama.host.loader import LlamaBackend
     from orion_oie.cancellation import CancelScope
     from orion_oie.embeddings.gguf import GGUFEmbedder
     from orion_oie.schemas.results import ModelInfo

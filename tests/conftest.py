@@ -56,7 +56,7 @@ def worker_processes() -> list[psutil.Process]:
         child
         for child in psutil.Process(os.getpid()).children(recursive=True)
         if child.status() != psutil.STATUS_ZOMBIE
-        and any("orion_oie.backends.llama.worker" in part for part in child.cmdline())
+        and any("orion_oie.backends.llama.worker.main" in part for part in child.cmdline())
     ]
 
 

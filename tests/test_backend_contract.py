@@ -9,7 +9,7 @@ from contracts import BackendContract, job
 
 from orion_oie.backends.base import Backend, GenerationJob, LoadedModel
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
 
 LONG = "Tell me everything, at length."
 

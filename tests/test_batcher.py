@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 from tiny import write_tiny_llama, write_tiny_recurrent, write_tiny_windowed
 
-from orion_oie.backends.llama import native
-from orion_oie.backends.llama.batcher import Batcher
-from orion_oie.backends.llama.native import AbortFlag, NativeModel
-from orion_oie.backends.llama.tasks import StepOutput, Task
+from orion_oie.backends.llama.worker import native
+from orion_oie.backends.llama.worker.batcher import Batcher
+from orion_oie.backends.llama.worker.native import (
+    AbortFlag,
+    NativeModel,
+)
+from orion_oie.backends.llama.worker.tasks import (
+    StepOutput,
+    Task,
+)
 from orion_oie.schemas.requests import GenerationOptions
 
 CONTEXT = 512

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from orion_oie import EngineConfig, ModelRegistry, ModelSpec, OrionInferenceEngine
 from orion_oie.backends.base import LoadSpec
-from orion_oie.backends.llama.embedder import Embedder
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
+from orion_oie.backends.llama.worker.embedder import Embedder
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
 from orion_oie.embeddings.bert_gguf import Quantization, write_bert_gguf

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from orion_oie.backends.llama.cells import Cells
+from orion_oie.backends.llama.worker.kv_cells import Cells
 
 CAPACITY = 1000
 SEQUENCES = 4

@@ -5,7 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CHATML
 
-from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat, Segment
+from orion_oie.backends.llama.worker.chat import (
+    ChatTemplate,
+    PlainFormat,
+    Segment,
+)
 from orion_oie.errors import InvalidRequestError, ModelCorruptError
 from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import Message

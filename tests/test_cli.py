@@ -27,7 +27,7 @@ from orion_oie import (
     cli,
     lifecycle,
 )
-from orion_oie.backends.llama import devices
+from orion_oie.backends.llama.host import devices
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
 from orion_oie.compatibility import CompatibilityReport

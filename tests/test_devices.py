@@ -13,11 +13,14 @@ import psutil
 import pytest
 from helpers import BOUND_S, wait_until
 
-from orion_oie.backends.llama import devices
-from orion_oie.backends.llama.devices import kind_of, probe_devices
+from orion_oie.backends.llama.host import devices
+from orion_oie.backends.llama.host.devices import (
+    kind_of,
+    probe_devices,
+)
 from orion_oie.hardware.machine import LlamaDevices
 
-COMMAND = [sys.executable, "-P", "-m", "orion_oie.backends.llama.devices"]
+COMMAND = [sys.executable, "-P", "-m", "orion_oie.backends.llama.host.devices"]
 
 # What the child imports instead of llama.cpp, and what then is the problem.
 MISFORTUNES = {
@@ -167,7 +170,7 @@ def test_a_build_that_is_made_otherwise(fake: Fake) -> None:
 def test_the_asking_process_stays_clean() -> None:
     """It does not import llama.cpp, and has no child afterwards."""
     script = (
-        "import sys; from orion_oie.backends.llama.devices import probe_devices; "
+        "import sys; from orion_oie.backends.llama.host.devices import probe_devices; "
         "print(probe_devices().is_working, 'llama_cpp' in sys.modules)"
     )
     done = subprocess.run(

@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
 
 from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH, LoadSpec
-from orion_oie.backends.llama.embedder import BATCH_TEXTS, BATCH_TOKENS, Embedder
-from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
+from orion_oie.backends.llama.host.loader import (
+    LlamaBackend,
+    LoaderSettings,
+)
+from orion_oie.backends.llama.worker.embedder import (
+    BATCH_TEXTS,
+    BATCH_TOKENS,
+    Embedder,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     ContextOverflowError,

@@ -23,7 +23,7 @@ from minilm import minilm_folder, write_minilm
 from numpy.typing import NDArray
 
 from orion_oie.backends.base import LoadSpec
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.cache import LeastUsedCache
 from orion_oie.embeddings.flights import BATCH_CHARACTERS

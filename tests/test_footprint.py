@@ -20,10 +20,9 @@ from tiny import broken_files, write_tiny_llama, write_tiny_recurrent, write_tin
 
 from orion_oie.backends.base import Footprint, GenerationJob, LoadSpec
 from orion_oie.backends.fake import FAKE_BYTES, FakeBackend
-from orion_oie.backends.llama import loader, native
-from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.embedder import BATCH_TEXTS, BATCH_TOKENS
-from orion_oie.backends.llama.footprint import (
+from orion_oie.backends.llama.host import loader
+from orion_oie.backends.llama.host.client import LlamaModel
+from orion_oie.backends.llama.host.footprint import (
     _EMBEDDED_TEXTS,
     _EMBEDDED_TOKENS,
     Use,
@@ -32,9 +31,20 @@ from orion_oie.backends.llama.footprint import (
     repacked,
     spent_runs,
 )
-from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
-from orion_oie.backends.llama.scratch import Batch, buffer_bytes
-from orion_oie.backends.llama.shape import shape_of
+from orion_oie.backends.llama.host.loader import (
+    LlamaBackend,
+    LoaderSettings,
+)
+from orion_oie.backends.llama.host.scratch import (
+    Batch,
+    buffer_bytes,
+)
+from orion_oie.backends.llama.host.shape import shape_of
+from orion_oie.backends.llama.worker import native
+from orion_oie.backends.llama.worker.embedder import (
+    BATCH_TEXTS,
+    BATCH_TOKENS,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import ModelCorruptError, ModelNotFoundError
 from orion_oie.hardware.cpu import this_cpu

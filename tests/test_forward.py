@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny_llama
 
-from orion_oie.backends.llama.forward import ForwardOrder, forward_order
+from orion_oie.backends.llama.host.load_order import (
+    ForwardOrder,
+    forward_order,
+)
 from orion_oie.config import ShardingConfig
 from orion_oie.models.downloads.parts import Run
 from orion_oie.models.formats.gguf import (

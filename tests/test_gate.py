@@ -10,9 +10,9 @@ import pytest
 from helpers import Running, wait_until
 from tiny import write_tiny_llama
 
-from orion_oie.backends.llama import gate as gate_module
-from orion_oie.backends.llama.gate import Gate
-from orion_oie.backends.llama.native import (
+from orion_oie.backends.llama.worker import gate as gate_module
+from orion_oie.backends.llama.worker.gate import Gate
+from orion_oie.backends.llama.worker.native import (
     DECODE_ABORTED,
     DECODE_OK,
     AbortFlag,

@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orion_oie.backends.base import LoadSpec
-from orion_oie.backends.llama.governor import ThreadGovernor, divided
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
+from orion_oie.backends.llama.host.threads import (
+    ThreadGovernor,
+    divided,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import RequestCancelledError
 from orion_oie.hardware.machine import usable_cores

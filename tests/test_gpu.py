@@ -7,10 +7,10 @@ import pytest
 from contracts import INFO, job, said
 
 from orion_oie.backends.base import Footprint, LoadSpec
-from orion_oie.backends.llama import loader
-from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.gpu import layers_for
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host import loader
+from orion_oie.backends.llama.host.client import LlamaModel
+from orion_oie.backends.llama.host.gpu_layers import layers_for
+from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import ModelCorruptError, WorkerCrashedError
 from orion_oie.hardware.machine import (

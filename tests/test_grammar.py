@@ -20,9 +20,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 from tiny import write_tiny_llama
 
-from orion_oie.backends.llama import grammar, schema_grammar
-from orion_oie.backends.llama.grammar import parse_grammar
-from orion_oie.backends.llama.schema_grammar import gbnf_of_schema
+from orion_oie.backends.llama.worker import (
+    grammar,
+    schema_grammar,
+)
+from orion_oie.backends.llama.worker.grammar import parse_grammar
+from orion_oie.backends.llama.worker.schema_grammar import gbnf_of_schema
 from orion_oie.errors import InvalidRequestError
 from orion_oie.guardrails import json_schema
 from orion_oie.guardrails.gbnf import check_grammar

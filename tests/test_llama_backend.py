@@ -17,8 +17,11 @@ from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
 
 from orion_oie import OrionInferenceEngine
 from orion_oie.backends.base import GenerationJob, LoadSpec
-from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
+from orion_oie.backends.llama.host.client import LlamaModel
+from orion_oie.backends.llama.host.loader import (
+    LlamaBackend,
+    LoaderSettings,
+)
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import (
     ContextOverflowError,

@@ -20,9 +20,13 @@ from orion_oie.backends.base import (
     GenerationJob,
     LoadSpec,
 )
-from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.forward import forward_order
-from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings, read_ahead
+from orion_oie.backends.llama.host.client import LlamaModel
+from orion_oie.backends.llama.host.load_order import forward_order
+from orion_oie.backends.llama.host.loader import (
+    LlamaBackend,
+    LoaderSettings,
+    read_ahead,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
 from orion_oie.errors import (

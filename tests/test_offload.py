@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orion_oie.backends.llama.host.offload import (
+    GpuPlan,
+    choose_gpu_layers,
+)
 from orion_oie.errors import InvalidRequestError
-from orion_oie.offload import GpuPlan, choose_gpu_layers
 
 GB = 10**9
 SIZES = {

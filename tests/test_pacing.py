@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.backends.llama.pacing import STRETCH, Pacer
+from orion_oie.backends.llama.worker.prefill_budget import (
+    STRETCH,
+    Pacer,
+)
 
 MOST = 512
 MOST_STRETCH = 3.0

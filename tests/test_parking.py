@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orion_oie.backends.llama.parking import Arena, ParkedState, ParkingLot
+from orion_oie.backends.llama.worker.host_cache import (
+    Arena,
+    ParkedState,
+    ParkingLot,
+)
 
 UNIT = 64  # bytes: buffers begin at multiples of this
 LIMIT = 100  # units

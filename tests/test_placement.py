@@ -14,7 +14,7 @@ from tiny import write_tiny_llama
 from orion_oie import EngineConfig, InsufficientMemoryError, ModelCorruptError, ModelNotFoundError
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.memory.ledger import FootprintLedger
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import (

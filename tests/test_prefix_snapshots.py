@@ -8,7 +8,10 @@ import pytest
 from tiny import write_tiny_llama
 
 from orion_oie.backends.base import Completion, GenerationJob, LoadSpec
-from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
+from orion_oie.backends.llama.host.loader import (
+    LlamaBackend,
+    LoaderSettings,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.schemas.requests import (

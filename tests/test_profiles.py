@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from routes import AGENTS, ANY_TEXT, Bag, agent, assert_sound, knowing
 
 from orion_oie.backends.base import LoadSpec
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.errors import WorkerCrashedError

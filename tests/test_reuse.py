@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from orion_oie.backends.llama.parking import ParkedState
-from orion_oie.backends.llama.reuse import (
+from orion_oie.backends.llama.worker.host_cache import ParkedState
+from orion_oie.backends.llama.worker.prefix_match import (
     MIN_GAIN,
     Start,
     best_awaited,
@@ -18,7 +18,10 @@ from orion_oie.backends.llama.reuse import (
     common_length,
     reusable,
 )
-from orion_oie.backends.llama.tasks import Slot, Task
+from orion_oie.backends.llama.worker.tasks import (
+    Slot,
+    Task,
+)
 from orion_oie.schemas.requests import GenerationOptions
 
 ROOMY = 10_000

@@ -333,7 +333,10 @@ def test_asking_whether_it_is_here_costs_little(make_world: Callable[..., World]
 
 def test_a_text_that_is_too_long_is_its_own_fault(make_world: Callable[..., World]) -> None:
     """The others go on."""
-    from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
+    from orion_oie.backends.llama.host.loader import (
+        LlamaBackend,
+        LoaderSettings,
+    )
 
     world = make_world(threads=1)
     write_minilm(world.folder / "minilm.gguf")

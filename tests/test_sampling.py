@@ -12,9 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from tiny import write_tiny_llama
 
-from orion_oie.backends.llama import sampling
-from orion_oie.backends.llama.native import AbortFlag, NativeModel
-from orion_oie.backends.llama.sampling import (
+from orion_oie.backends.llama.worker import sampling
+from orion_oie.backends.llama.worker.native import (
+    AbortFlag,
+    NativeModel,
+)
+from orion_oie.backends.llama.worker.sampling import (
     Candidates,
     NoTokenAllowedError,
     Sampler,

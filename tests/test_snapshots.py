@@ -18,8 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from orion_oie.backends.llama import snapshots
-from orion_oie.backends.llama.snapshots import Snapshots, file_identity
+from orion_oie.backends.llama.worker import prefix_store
+from orion_oie.backends.llama.worker.prefix_store import (
+    Snapshots,
+    file_identity,
+)
 
 LIMIT = 1_000_000
 HEADER = 40  # bytes in front of the tokens
@@ -47,7 +50,7 @@ class Store:
         return self.snapshots.find(tokens)
 
     def path(self, tokens: list[int] = TOKENS) -> Path:
-        return self.snapshots._path(snapshots._pack(tokens))
+        return self.snapshots._path(prefix_store._pack(tokens))
 
     def names(self) -> set[str]:
         return {path.name for path in self.folder.iterdir()}
@@ -182,7 +185,7 @@ def pretend(token_count: int, size: int, length: int = FILE_SIZE) -> Callable[[P
 
     def damage(path: Path) -> None:
         data = path.read_bytes()
-        header = snapshots._HEADER.pack(snapshots._MAGIC, token_count, size, data[24:HEADER])
+        header = prefix_store._HEADER.pack(prefix_store._MAGIC, token_count, size, data[24:HEADER])
         path.write_bytes(header + data[HEADER:])
         os.truncate(path, length)
 
@@ -360,11 +363,11 @@ lengths = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 
 def header(parts: tuple[bytes, tuple[int, int], bytes]) -> bytes:
     magic, (token_count, size), checksum = parts
-    return snapshots._HEADER.pack(magic, token_count, size, checksum)
+    return prefix_store._HEADER.pack(magic, token_count, size, checksum)
 
 
 headers = st.tuples(
-    st.sampled_from([snapshots._MAGIC, b"ORIONKV2"]),
+    st.sampled_from([prefix_store._MAGIC, b"ORIONKV2"]),
     st.one_of(valid, lengths),
     st.binary(min_size=16, max_size=16),
 ).map(header)

@@ -19,8 +19,8 @@ import pytest
 from contracts import INFO
 
 from orion_oie.backends.base import Completion, GenerationJob, LoadSpec
-from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.client import LlamaModel
+from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import DeadlineExceededError, OrionError, RequestCancelledError
 from orion_oie.schemas.requests import (

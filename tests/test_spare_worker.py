@@ -16,7 +16,7 @@ from helpers import wait_until
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.base import LoadSpec
-from orion_oie.backends.llama.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.schemas.results import ModelInfo
 

@@ -24,12 +24,18 @@ from orion_oie.backends.base import (
     GenerationJob,
     LoadSpec,
 )
-from orion_oie.backends.llama import chat
-from orion_oie.backends.llama.chat import ChatTemplate, Segment
-from orion_oie.backends.llama.client import LlamaModel
-from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
-from orion_oie.backends.llama.preparing import prepared
-from orion_oie.backends.llama.worker import Worker
+from orion_oie.backends.llama.host.client import LlamaModel
+from orion_oie.backends.llama.host.loader import (
+    LlamaBackend,
+    LoaderSettings,
+)
+from orion_oie.backends.llama.worker import chat
+from orion_oie.backends.llama.worker.chat import (
+    ChatTemplate,
+    Segment,
+)
+from orion_oie.backends.llama.worker.main import Worker
+from orion_oie.backends.llama.worker.prepare import prepared
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     ContextOverflowError,

@@ -24,7 +24,7 @@ from orion_oie import (
     __version__,
     lifecycle,
 )
-from orion_oie.backends.llama.devices import probe_devices
+from orion_oie.backends.llama.host.devices import probe_devices
 from orion_oie.compatibility import compatibility, report_lines
 from orion_oie.console import cache_place, print_json, print_table, printable, registry_place
 from orion_oie.hardware.machine import (

@@ -50,7 +50,10 @@ def model_cache(config: EngineConfig) -> "ModelCache":
 def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -> Backend:
     """The backend that is used unless the application brings one."""
     # Sockets and processes: a mere `import orion_oie` should not pay for them.
-    from orion_oie.backends.llama.loader import LlamaBackend, LoaderSettings
+    from orion_oie.backends.llama.host.loader import (
+        LlamaBackend,
+        LoaderSettings,
+    )
     from orion_oie.hardware import probe
 
     return LlamaBackend(

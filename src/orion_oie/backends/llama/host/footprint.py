@@ -12,8 +12,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH, Footprint, usable_context
-from orion_oie.backends.llama.scratch import Batch, buffer_bytes, work_bytes
-from orion_oie.backends.llama.shape import ModelShape, shape_of
+from orion_oie.backends.llama.host.scratch import (
+    Batch,
+    buffer_bytes,
+    work_bytes,
+)
+from orion_oie.backends.llama.host.shape import (
+    ModelShape,
+    shape_of,
+)
 from orion_oie.models.downloads.parts import Run
 from orion_oie.models.formats.gguf import (
     GGUFHeader,

@@ -13,7 +13,10 @@ from collections.abc import Iterable
 from itertools import groupby, takewhile
 from typing import Any
 
-from orion_oie.backends.llama.number_ranges import DIGITS, number_body
+from orion_oie.backends.llama.worker.number_ranges import (
+    DIGITS,
+    number_body,
+)
 from orion_oie.errors import InvalidRequestError
 
 NESTED_REFS = 16

@@ -6,8 +6,12 @@ Pure: looks at slots and parked states, changes nothing.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orion_oie.backends.llama.parking import ParkedState
-from orion_oie.backends.llama.tasks import Awaited, Slot, Task
+from orion_oie.backends.llama.worker.host_cache import ParkedState
+from orion_oie.backends.llama.worker.tasks import (
+    Awaited,
+    Slot,
+    Task,
+)
 
 # What a state in another place must save over a nearer one, in tokens, to be fetched.
 MIN_GAIN = 16

@@ -26,8 +26,11 @@ from orion_oie.backends.base import (
     OnText,
     usable_context,
 )
-from orion_oie.backends.llama.governor import ThreadGovernor
-from orion_oie.backends.llama.process import WorkerProcess, beginning_of
+from orion_oie.backends.llama.host.process import (
+    WorkerProcess,
+    beginning_of,
+)
+from orion_oie.backends.llama.host.threads import ThreadGovernor
 from orion_oie.backends.llama.protocol import Packet, error_from_wire, receive, send
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (

@@ -7,10 +7,16 @@ Knows the slots and changes what they hold, through `kvcache.py`; knows no batch
 
 from collections.abc import Sequence
 
-from orion_oie.backends.llama.kvcache import KVCache
-from orion_oie.backends.llama.native import NativeModel
-from orion_oie.backends.llama.reuse import best_awaited, reusable
-from orion_oie.backends.llama.tasks import Slot, Task
+from orion_oie.backends.llama.worker.kv_cache import KVCache
+from orion_oie.backends.llama.worker.native import NativeModel
+from orion_oie.backends.llama.worker.prefix_match import (
+    best_awaited,
+    reusable,
+)
+from orion_oie.backends.llama.worker.tasks import (
+    Slot,
+    Task,
+)
 
 # Room for this much of an answer is kept free when a task is admitted. Most answers are far
 # shorter than what they may take; one that outgrows the room parks the youngest of its neighbours.

@@ -7,13 +7,18 @@ may run on another thread than the one that owns the model.
 from bisect import bisect_left
 from typing import Any
 
-from orion_oie.backends.llama.chat import ChatTemplate, PlainFormat, Segment, prefix_of
-from orion_oie.backends.llama.grammar import parse_grammar
-from orion_oie.backends.llama.native import NativeModel
 from orion_oie.backends.llama.protocol import Packet
-from orion_oie.backends.llama.schema_grammar import gbnf_of_schema
-from orion_oie.backends.llama.tasks import Task
-from orion_oie.backends.llama.vocabulary import Vocabulary
+from orion_oie.backends.llama.worker.chat import (
+    ChatTemplate,
+    PlainFormat,
+    Segment,
+    prefix_of,
+)
+from orion_oie.backends.llama.worker.grammar import parse_grammar
+from orion_oie.backends.llama.worker.native import NativeModel
+from orion_oie.backends.llama.worker.schema_grammar import gbnf_of_schema
+from orion_oie.backends.llama.worker.tasks import Task
+from orion_oie.backends.llama.worker.vocabulary import Vocabulary
 from orion_oie.errors import ContextOverflowError, InvalidRequestError, ModelError
 from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import (

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from orion_oie.backends.llama.shape import LayerShape, ModelShape
+from orion_oie.backends.llama.host.shape import (
+    LayerShape,
+    ModelShape,
+)
 
 _ALIGNMENT = 64
 _FLOAT_BYTES = 4

@@ -1,4 +1,4 @@
-"""The process that holds one loaded model: `python -m orion_oie.backends.llama.worker FD`.
+"""The process that holds one loaded model: `python -m orion_oie.backends.llama.worker.main FD`.
 
 Three threads: the main one owns the model and runs the batches, one reads commands, one turns
 conversations into tokens. An embedding model needs the first two. A model may be loaded while its
@@ -23,13 +23,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from orion_oie.backends.llama import native
-from orion_oie.backends.llama.batcher import Batcher
-from orion_oie.backends.llama.embedder import Embedder
-from orion_oie.backends.llama.gate import Gate
-from orion_oie.backends.llama.preparing import PromptForm, prepared, prompt_form
 from orion_oie.backends.llama.protocol import Packet, error_to_wire, receive, send
-from orion_oie.backends.llama.snapshots import Snapshots, file_identity
+from orion_oie.backends.llama.worker import native
+from orion_oie.backends.llama.worker.batcher import Batcher
+from orion_oie.backends.llama.worker.embedder import Embedder
+from orion_oie.backends.llama.worker.gate import Gate
+from orion_oie.backends.llama.worker.prefix_store import (
+    Snapshots,
+    file_identity,
+)
+from orion_oie.backends.llama.worker.prepare import (
+    PromptForm,
+    prepared,
+    prompt_form,
+)
 from orion_oie.errors import ModelError, OrionError, WorkerError
 from orion_oie.models.downloads.arrival import ArrivalMap
 

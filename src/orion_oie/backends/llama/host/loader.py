@@ -23,20 +23,24 @@ from orion_oie.backends.base import (
     Footprint,
     LoadSpec,
 )
-from orion_oie.backends.llama.arriving import Arriving
-from orion_oie.backends.llama.client import LlamaModel, OnCrash, OnLog
-from orion_oie.backends.llama.devices import probe_devices
-from orion_oie.backends.llama.footprint import (
+from orion_oie.backends.llama.host.arriving import Arriving
+from orion_oie.backends.llama.host.client import (
+    LlamaModel,
+    OnCrash,
+    OnLog,
+)
+from orion_oie.backends.llama.host.devices import probe_devices
+from orion_oie.backends.llama.host.footprint import (
     PROCESS_BYTES,
     Use,
     footprint,
     guessed,
     spent_runs,
 )
-from orion_oie.backends.llama.forward import forward_order
-from orion_oie.backends.llama.governor import ThreadGovernor
-from orion_oie.backends.llama.gpu import layers_for
-from orion_oie.backends.llama.process import SpareWorker
+from orion_oie.backends.llama.host.gpu_layers import layers_for
+from orion_oie.backends.llama.host.load_order import forward_order
+from orion_oie.backends.llama.host.process import SpareWorker
+from orion_oie.backends.llama.host.threads import ThreadGovernor
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
 from orion_oie.errors import (

@@ -11,27 +11,36 @@ Owned by one thread. No I/O here.
 import time
 from bisect import insort_left, insort_right
 
-from orion_oie.backends.llama.kvcache import KVCache
-from orion_oie.backends.llama.native import (
+from orion_oie.backends.llama.protocol import error_to_wire
+from orion_oie.backends.llama.worker.admission import Room
+from orion_oie.backends.llama.worker.kv_cache import KVCache
+from orion_oie.backends.llama.worker.native import (
     DECODE_ABORTED,
     DECODE_NO_SLOT,
     DECODE_OK,
     NativeModel,
     Row,
 )
-from orion_oie.backends.llama.pacing import Pacer
-from orion_oie.backends.llama.protocol import error_to_wire
-from orion_oie.backends.llama.reuse import MIN_GAIN, best_awaited, best_slot, best_start
-from orion_oie.backends.llama.room import Room
-from orion_oie.backends.llama.sampling import (
+from orion_oie.backends.llama.worker.prefill_budget import Pacer
+from orion_oie.backends.llama.worker.prefix_match import (
+    MIN_GAIN,
+    best_awaited,
+    best_slot,
+    best_start,
+)
+from orion_oie.backends.llama.worker.prefix_store import Snapshots
+from orion_oie.backends.llama.worker.sampling import (
     Candidates,
     Logits,
     NoTokenAllowedError,
     Sampler,
     described,
 )
-from orion_oie.backends.llama.snapshots import Snapshots
-from orion_oie.backends.llama.tasks import Slot, StepOutput, Task
+from orion_oie.backends.llama.worker.tasks import (
+    Slot,
+    StepOutput,
+    Task,
+)
 from orion_oie.errors import OrionError, WorkerError
 from orion_oie.schemas.results import FinishReason
 

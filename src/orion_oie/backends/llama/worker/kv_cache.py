@@ -9,12 +9,22 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from orion_oie.backends.llama.cells import Cells
-from orion_oie.backends.llama.native import NativeModel
-from orion_oie.backends.llama.parking import ParkedState, ParkingLot
-from orion_oie.backends.llama.reuse import MIN_GAIN, Start, common_length
-from orion_oie.backends.llama.snapshots import Snapshots
-from orion_oie.backends.llama.tasks import Slot, Task
+from orion_oie.backends.llama.worker.host_cache import (
+    ParkedState,
+    ParkingLot,
+)
+from orion_oie.backends.llama.worker.kv_cells import Cells
+from orion_oie.backends.llama.worker.native import NativeModel
+from orion_oie.backends.llama.worker.prefix_match import (
+    MIN_GAIN,
+    Start,
+    common_length,
+)
+from orion_oie.backends.llama.worker.prefix_store import Snapshots
+from orion_oie.backends.llama.worker.tasks import (
+    Slot,
+    Task,
+)
 
 # Shorter states are computed again sooner than they are looked after.
 MIN_PARKED = 32

@@ -8,9 +8,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from orion_oie.backends.base import Footprint
+from orion_oie.backends.llama.host.offload import (
+    GpuPlan,
+    choose_gpu_layers,
+)
 from orion_oie.hardware.machine import LlamaDevices
 from orion_oie.models.formats.gguf import GGUFHeader
-from orion_oie.offload import GpuPlan, choose_gpu_layers
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _KEPT_SHARE = 0.05

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orion_oie.backends.llama.sampling import Sampler, free_sampler
+from orion_oie.backends.llama.worker.sampling import (
+    Sampler,
+    free_sampler,
+)
 from orion_oie.backends.text import TextAssembler
 from orion_oie.schemas.requests import GenerationOptions
 from orion_oie.schemas.results import FinishReason

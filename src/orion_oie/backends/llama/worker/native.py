@@ -19,8 +19,8 @@ import llama_cpp as lc
 import numpy as np
 from numpy.typing import NDArray
 
-from orion_oie.backends.llama.gate import Gate
-from orion_oie.backends.llama.vocabulary import Vocabulary
+from orion_oie.backends.llama.worker.gate import Gate
+from orion_oie.backends.llama.worker.vocabulary import Vocabulary
 from orion_oie.errors import ModelCorruptError, ModelError, OrionError
 
 DECODE_OK, DECODE_NO_SLOT, DECODE_ABORTED = 0, 1, 2

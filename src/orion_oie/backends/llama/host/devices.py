@@ -1,7 +1,7 @@
 """What llama.cpp can compute with, asked in a process of its own: a driver that crashes or hangs
 when it is woken takes nobody with it.
 
-    python -m orion_oie.backends.llama.devices [SECONDS]
+    python -m orion_oie.backends.llama.host.devices [SECONDS]
 
 is that process: one line of JSON on its standard output, and it ends itself after so many seconds.
 `probe_devices` starts it and reads the answer. Nothing here chooses a device.
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from orion_oie.backends.llama.process import environment
+from orion_oie.backends.llama.host.process import environment
 from orion_oie.hardware.machine import LlamaDevices
 from orion_oie.schemas.stats import (
     Device,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from orion_oie.backends.llama.forward import ForwardOrder
+from orion_oie.backends.llama.host.load_order import ForwardOrder
 from orion_oie.errors import ModelCorruptError
 from orion_oie.models.downloads.fetch import Download
 from orion_oie.models.downloads.parts import (

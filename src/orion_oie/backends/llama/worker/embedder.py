@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH
-from orion_oie.backends.llama.native import load_weights
+from orion_oie.backends.llama.worker.native import load_weights
 from orion_oie.errors import (
     ContextOverflowError,
     InvalidRequestError,

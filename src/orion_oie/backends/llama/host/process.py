@@ -44,7 +44,7 @@ def _spawn() -> WorkerProcess:
     # -P and an explicit path: the worker imports what this process would, not what happens to
     # lie in the working directory. A session of its own: Ctrl-C is the host's alone.
     command = [sys.executable, "-P", "-X", "faulthandler"]
-    command += ["-m", "orion_oie.backends.llama.worker", str(theirs.fileno())]
+    command += ["-m", "orion_oie.backends.llama.worker.main", str(theirs.fileno())]
     process = subprocess.Popen(
         command,
         pass_fds=[theirs.fileno()],
