@@ -11,8 +11,8 @@ from helpers import BOUND_S, Running, wait_until
 from orion_oie.backends.base import LoadSpec
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import OrionError, RequestCancelledError
-from orion_oie.leases import Lease
-from orion_oie.pool import AgentPool
+from orion_oie.pool.entries import Lease
+from orion_oie.pool.pool import AgentPool
 from orion_oie.schemas.results import ModelInfo
 
 

@@ -4,7 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orion_oie.hardware.probe import SystemMemory
-from orion_oie.memory.budget import MemoryBudget, spared_bytes
+from orion_oie.pool.budget import (
+    MemoryBudget,
+    spared_bytes,
+)
 
 GIB = 1 << 30
 

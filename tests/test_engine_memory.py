@@ -34,7 +34,7 @@ from orion_oie import (
 from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.hardware import probe
-from orion_oie.pool import AgentPool
+from orion_oie.pool.pool import AgentPool
 
 MIB = 2**20
 AGENTS = {"A": ["a"], "B": ["b"], "C": ["c"]}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.eviction import (
+from orion_oie.pool.eviction import (
     Limits,
     Resident,
     choose_relief,

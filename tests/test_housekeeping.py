@@ -31,8 +31,8 @@ from orion_oie.hardware.probe import (
     ProcessMemory,
     SystemMemory,
 )
-from orion_oie.housekeeping import Housekeeper
-from orion_oie.memory.ledger import FILE_NAME
+from orion_oie.pool.footprint_ledger import FILE_NAME
+from orion_oie.pool.memory_manager import Housekeeper
 from orion_oie.telemetry.events import EventLog
 
 GIB = 2**30

@@ -15,14 +15,14 @@ from orion_oie import EngineConfig, InsufficientMemoryError, ModelCorruptError, 
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.backends.llama.host.loader import LlamaBackend
-from orion_oie.memory.ledger import FootprintLedger
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import (
     Choice,
     ModelRegistry,
 )
-from orion_oie.placement import Placement
-from orion_oie.sizing import ModelSizes
+from orion_oie.pool.footprint_ledger import FootprintLedger
+from orion_oie.pool.sizes import ModelSizes
+from orion_oie.pool.variants import Placement
 
 MIB = 2**20
 SIZES_MB = {"f16": 200, "q8": 100, "q4": 50}

@@ -21,8 +21,8 @@ from orion_oie.errors import (
     RequestCancelledError,
     WorkerCrashedError,
 )
-from orion_oie.leases import Lease
-from orion_oie.pool import AgentPool
+from orion_oie.pool.entries import Lease
+from orion_oie.pool.pool import AgentPool
 
 
 @pytest.fixture

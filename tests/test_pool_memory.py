@@ -15,8 +15,8 @@ from pools import Holder, World, spec
 from orion_oie.backends.base import LoadSpec
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InsufficientMemoryError
-from orion_oie.leases import Lease
-from orion_oie.pool import AgentPool
+from orion_oie.pool.entries import Lease
+from orion_oie.pool.pool import AgentPool
 
 NAMES = "abcde"
 

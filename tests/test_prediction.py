@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from orion_oie.prediction import (
+from orion_oie.pool.prediction import (
     NextAgentPredictor,
     Prediction,
     PredictionStats,

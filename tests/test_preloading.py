@@ -15,14 +15,14 @@ from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InsufficientMemoryError
-from orion_oie.memory.budget import MemoryBudget
-from orion_oie.memory.ledger import FootprintLedger
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import Choice
-from orion_oie.placement import Placement
-from orion_oie.pool import AgentPool
-from orion_oie.preloading import Preloader
-from orion_oie.sizing import ModelSizes
+from orion_oie.pool.budget import MemoryBudget
+from orion_oie.pool.footprint_ledger import FootprintLedger
+from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.preloader import Preloader
+from orion_oie.pool.sizes import ModelSizes
+from orion_oie.pool.variants import Placement
 from orion_oie.telemetry.events import EventLog
 
 AGENTS = {"A": ["a"], "B": ["b"], "C": ["c"]}

@@ -28,10 +28,10 @@ from orion_oie.errors import (
     WorkerCrashedError,
     WorkerError,
 )
-from orion_oie.housekeeping import Housekeeper
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import ModelRegistry
-from orion_oie.placement import Placement
+from orion_oie.pool.memory_manager import Housekeeper
+from orion_oie.pool.variants import Placement
 from orion_oie.telemetry.events import EventLog
 
 MIB = 2**20

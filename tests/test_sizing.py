@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orion_oie.backends.base import Footprint, LoadSpec
-from orion_oie.memory.ledger import FILE_NAME, FootprintLedger, Record
-from orion_oie.sizing import ModelSizes, corrected
+from orion_oie.pool.footprint_ledger import (
+    FILE_NAME,
+    FootprintLedger,
+    Record,
+)
+from orion_oie.pool.sizes import (
+    ModelSizes,
+    corrected,
+)
 
 SPEC = LoadSpec(INFO, ())
 sizes = st.integers(0, 1 << 40)

@@ -31,8 +31,8 @@ from orion_oie.models.registry import (
     Choice,
     ModelRegistry,
 )
-from orion_oie.placement import Placement
-from orion_oie.pool import AgentPool
+from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.variants import Placement
 from orion_oie.request import Request
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.results import (

@@ -16,13 +16,13 @@ from orion_oie.cancellation import DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.embeddings.router_embedder import RouterEmbedder
 from orion_oie.embeddings.shared import SharedEmbeddings
-from orion_oie.housekeeping import Housekeeper
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.observer import Observer
-from orion_oie.placement import Placement
 from orion_oie.planning import Planner
-from orion_oie.pool import AgentPool
-from orion_oie.preloading import Preloader
+from orion_oie.pool.memory_manager import Housekeeper
+from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.preloader import Preloader
+from orion_oie.pool.variants import Placement
 from orion_oie.request import Request
 from orion_oie.routing.base import Router
 from orion_oie.scheduling import RequestQueue

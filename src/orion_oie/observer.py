@@ -6,7 +6,7 @@ from orion_oie.breaker import BreakerBoard
 from orion_oie.config import EngineConfig
 from orion_oie.hardware import machine, probe
 from orion_oie.hardware.pressure import PressureLevel
-from orion_oie.housekeeping import Housekeeper
+from orion_oie.pool.memory_manager import Housekeeper
 from orion_oie.request import Request
 from orion_oie.scheduling import RequestQueue
 from orion_oie.schemas.stats import (

@@ -7,17 +7,17 @@ Loads, fetches and evicts nothing.
 from orion_oie.backends.base import LoadSpec
 from orion_oie.breaker import BreakerBoard
 from orion_oie.errors import OrionError
-from orion_oie.memory.budget import MemoryBudget
 from orion_oie.models.registry import Choice
-from orion_oie.placement import Placement
-from orion_oie.pool import AgentPool
+from orion_oie.pool.budget import MemoryBudget
+from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.sizes import ModelSizes
+from orion_oie.pool.variants import Placement
 from orion_oie.schemas.plans import (
     Plan,
     PlannedModel,
     VariantChoice,
 )
 from orion_oie.schemas.results import Route
-from orion_oie.sizing import ModelSizes
 
 # Of a model that was never loaded here: a process, and files that lie in the system's cache.
 _START_S = 0.3

@@ -2,8 +2,8 @@
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.errors import OrionError
-from orion_oie.pool import AgentPool
-from orion_oie.sizing import ModelSizes
+from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.sizes import ModelSizes
 from orion_oie.turns import ModelState, Standing
 
 

@@ -21,7 +21,7 @@ from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.lifecycle import RequestState
 from orion_oie.models.registry import ModelRegistry
-from orion_oie.pool import AgentPool
+from orion_oie.pool.pool import AgentPool
 from orion_oie.request import RequestHandle
 from orion_oie.routing.base import Router
 from orion_oie.schemas.loading import (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from orion_oie.backends.base import EmbeddingModel, LoadSpec
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import WorkerCrashedError
-from orion_oie.pool import AgentPool
+from orion_oie.pool.pool import AgentPool
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,8 +24,8 @@ from orion_oie.errors import (
     OrionError,
     WorkerError,
 )
-from orion_oie.pool import AgentPool
-from orion_oie.sizing import ModelSizes
+from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.sizes import ModelSizes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,8 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.config import EngineConfig
 from orion_oie.errors import EngineClosedError, ModelNotFoundError
 from orion_oie.models.registry import ModelRegistry
-from orion_oie.placement import Placement
-from orion_oie.pool import AgentPool
+from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.variants import Placement
 
 if TYPE_CHECKING:  # with numpy, for who embeds something
     from orion_oie.embeddings.service import EmbeddingService

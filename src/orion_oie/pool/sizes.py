@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from orion_oie.backends.base import Footprint, LoadSpec
-from orion_oie.memory.ledger import FootprintLedger
+from orion_oie.pool.footprint_ledger import FootprintLedger
 
 
 class ModelSizes:

@@ -12,7 +12,10 @@ from orion_oie.backends.base import (
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InsufficientMemoryError
-from orion_oie.eviction import Limits, Resident
+from orion_oie.pool.eviction import (
+    Limits,
+    Resident,
+)
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.units import in_mib
 

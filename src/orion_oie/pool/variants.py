@@ -30,13 +30,13 @@ from orion_oie.models.specs import (
     ModelSpec,
     VariantSpec,
 )
+from orion_oie.pool.sizes import ModelSizes
 from orion_oie.schemas.plans import VariantChoice
 from orion_oie.schemas.results import (
     ModelInfo,
     VariantReport,
 )
 from orion_oie.schemas.units import in_mib
-from orion_oie.sizing import ModelSizes
 
 if TYPE_CHECKING:  # nothing of it is needed before something is fetched
     from orion_oie.models.downloads.cache import ModelCache

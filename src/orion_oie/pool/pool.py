@@ -19,14 +19,22 @@ from orion_oie.backends.base import (
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import EngineClosedError, InsufficientMemoryError, RequestCancelledError
-from orion_oie.eviction import (
+from orion_oie.pool.entries import (
+    LEAST_RELOAD_S,
+    Entry,
+    Lease,
+    Room,
+    Ticket,
+    check_leave,
+    too_large,
+)
+from orion_oie.pool.eviction import (
     Limits,
     Resident,
     choose_relief,
     choose_victims,
     what_to_wait_for,
 )
-from orion_oie.leases import LEAST_RELOAD_S, Entry, Lease, Room, Ticket, check_leave, too_large
 from orion_oie.schemas.loading import (
     LoadProgress,
     OnProgress,

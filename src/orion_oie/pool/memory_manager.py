@@ -32,11 +32,17 @@ from orion_oie.hardware.probe import (
     SystemMemory,
 )
 from orion_oie.hardware.sample import MemorySample
-from orion_oie.memory.budget import MemoryBudget
-from orion_oie.memory.ledger import FILE_NAME, FootprintLedger
-from orion_oie.pool import AgentPool, Load
+from orion_oie.pool.budget import MemoryBudget
+from orion_oie.pool.footprint_ledger import (
+    FILE_NAME,
+    FootprintLedger,
+)
+from orion_oie.pool.pool import (
+    AgentPool,
+    Load,
+)
+from orion_oie.pool.sizes import ModelSizes
 from orion_oie.schemas.loading import OnProgress
-from orion_oie.sizing import ModelSizes
 from orion_oie.telemetry.events import EventLog
 
 _EVERYTHING = 2**62

@@ -11,18 +11,18 @@ from functools import partial
 
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
-from orion_oie.memory.budget import MemoryBudget
 from orion_oie.models.registry import Choice
-from orion_oie.placement import Placement
-from orion_oie.pool import AgentPool
-from orion_oie.prediction import (
+from orion_oie.pool.budget import MemoryBudget
+from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.prediction import (
     NextAgentPredictor,
     PreloadLedger,
     should_preload,
 )
+from orion_oie.pool.sizes import ModelSizes
+from orion_oie.pool.variants import Placement
 from orion_oie.schemas.results import ModelInfo
 from orion_oie.schemas.stats import PredictionStats
-from orion_oie.sizing import ModelSizes
 from orion_oie.telemetry.events import EventLog
 
 LoadAhead = Callable[[Choice, Collection[str]], "Future[ModelInfo]"]
