@@ -40,11 +40,14 @@ from orion_oie.routing.evaluation import (
     right_among_surest,
     score,
 )
-from orion_oie.routing.fitting import Example, read_examples
 from orion_oie.routing.hybrid import HybridRouter
-from orion_oie.routing.linear import shipped_model
+from orion_oie.routing.linear.fitting import (
+    Example,
+    read_examples,
+)
+from orion_oie.routing.linear.model import shipped_model
 from orion_oie.routing.profiles import text_to_embed
-from orion_oie.routing.prompt import read
+from orion_oie.routing.text.prompt import read
 from orion_oie.schemas.results import ModelInfo
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,10 +23,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from orion_oie.routing.fitting import Example, fitted, rarity_of, read_examples, softmax
-from orion_oie.routing.linear import Calibration, LinearModel, empty_model
+from orion_oie.routing.linear.fitting import (
+    Example,
+    fitted,
+    rarity_of,
+    read_examples,
+    softmax,
+)
+from orion_oie.routing.linear.model import (
+    Calibration,
+    LinearModel,
+    empty_model,
+)
 from orion_oie.routing.profiles import text_to_embed
-from orion_oie.routing.prompt import read
+from orion_oie.routing.text.prompt import read
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ROOT / "benchmarks" / "routing" / "train.jsonl"
@@ -234,7 +244,7 @@ def main() -> None:
         rows += rows_of(path, is_extra=True)
     print(f"{len(rows)} prompts from {len({row.source for row in rows})} sources")
     vectors = vectors_of([text_to_embed(read(row.example.text)) for row in rows])
-    from orion_oie.routing.meaning import SURE_WITHOUT_EMBEDDING
+    from orion_oie.routing.embedding_stage import SURE_WITHOUT_EMBEDDING
 
     held = held_out(rows, vectors)
     if options.held_out:

@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 from orion_oie.errors import WorkerCrashedError
 from orion_oie.models.specs import AgentSpec
-from orion_oie.routing.linear import TOPICS, LinearModel, empty_model
-from orion_oie.routing.ngrams import grams
+from orion_oie.routing.linear.model import (
+    TOPICS,
+    LinearModel,
+    empty_model,
+)
+from orion_oie.routing.text.ngrams import grams
 from orion_oie.schemas.results import Route
 
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=()), max_size=400)

@@ -538,7 +538,7 @@ def test_weights_for_the_embedding_model_are_used(folder: Path, tmp_path: Path) 
 
 
 def _signals(text: str) -> Any:
-    from orion_oie.routing.prompt import read
+    from orion_oie.routing.text.prompt import read
 
     return read(text).signals
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orion_oie.routing.features import (
+from orion_oie.routing.text.features import (
     code_shape,
     math_shape,
     measure,

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from routes import ANY_TEXT, Bag
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.routing import fitting
-from orion_oie.routing.fitting import (
+from orion_oie.routing.linear import fitting
+from orion_oie.routing.linear.fitting import (
     LEAST_FOR_A_HEAD,
     PULL_OF_BIAS,
     PULL_OF_GRAMS,
@@ -27,10 +27,13 @@ from orion_oie.routing.fitting import (
     read_examples,
     softmax,
 )
-from orion_oie.routing.linear import LinearModel, empty_model
-from orion_oie.routing.ngrams import BUCKETS
-from orion_oie.routing.prompt import read
-from orion_oie.routing.signals import SIGNALS
+from orion_oie.routing.linear.model import (
+    LinearModel,
+    empty_model,
+)
+from orion_oie.routing.text.ngrams import BUCKETS
+from orion_oie.routing.text.prompt import read
+from orion_oie.routing.text.signals import SIGNALS
 
 OWN = Path(__file__).parents[1] / "benchmarks" / "routing" / "own.jsonl"
 TEA = ["brew green tea", "which tea is best cold", "a pot of tea", "tea leaves in the sink"]
@@ -326,7 +329,7 @@ def test_a_label_that_is_no_topic_becomes_one() -> None:
 @pytest.mark.parametrize("pull", [1.0, 0.1])
 def test_a_few_examples_of_one_topic_do_not_draw_all_prompts_there(pull: float) -> None:
     """There is nothing to hold the others but the weights as they were: it has to be enough."""
-    from orion_oie.routing.linear import shipped_model
+    from orion_oie.routing.linear.model import shipped_model
 
     texts = ["the turbine governor hunts", "turbine trips on overspeed", "cold start of a turbine"]
     examples = [Example(text, "turbine") for text in texts]

@@ -24,13 +24,20 @@ from orion_oie.routing.base import (
     VISION,
     RouteContext,
 )
-from orion_oie.routing.excerpt import HEAD_CHARS, TAIL_CHARS
-from orion_oie.routing.fitting import read_examples
+from orion_oie.routing.embedding_stage import SURE_WITHOUT_EMBEDDING
 from orion_oie.routing.hybrid import SURE_WITHOUT_HINTS, HybridRouter
-from orion_oie.routing.linear import TOPICS, Head, empty_model
-from orion_oie.routing.meaning import SURE_WITHOUT_EMBEDDING
+from orion_oie.routing.linear.fitting import read_examples
+from orion_oie.routing.linear.model import (
+    TOPICS,
+    Head,
+    empty_model,
+)
 from orion_oie.routing.residency import NEAR
-from orion_oie.routing.signals import SIGNALS
+from orion_oie.routing.text.excerpt import (
+    HEAD_CHARS,
+    TAIL_CHARS,
+)
+from orion_oie.routing.text.signals import SIGNALS
 from orion_oie.schemas.requests import Message
 from orion_oie.schemas.results import Route
 

@@ -4,7 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orion_oie.routing.language import Language, detect, has_foreign_script
+from orion_oie.routing.text.language import (
+    Language,
+    detect,
+    has_foreign_script,
+)
 
 SENTENCES = {
     "en": [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from routes import ANY_TEXT, knowing
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.routing.linear import (
+from orion_oie.routing.linear.model import (
     TOPICS,
     Calibration,
     Head,
@@ -25,9 +25,12 @@ from orion_oie.routing.linear import (
     load_model,
     shipped_model,
 )
-from orion_oie.routing.ngrams import BUCKETS, grams
-from orion_oie.routing.prompt import read
-from orion_oie.routing.signals import SIGNALS
+from orion_oie.routing.text.ngrams import (
+    BUCKETS,
+    grams,
+)
+from orion_oie.routing.text.prompt import read
+from orion_oie.routing.text.signals import SIGNALS
 
 NO_SIGNALS = np.zeros(len(SIGNALS), np.float32)
 

@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orion_oie.routing.mixing import ALONE, Claim, shares
+from orion_oie.routing.topics import (
+    ALONE,
+    Claim,
+    shares,
+)
 
 TOPICS = {"code": 0.6, "data": 0.3, "creative": 0.1}
 NAMES = sorted(TOPICS)

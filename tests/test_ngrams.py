@@ -8,10 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routes import ANY_TEXT, HOSTILE, REPEATED
 
-from orion_oie.routing.excerpt import HEAD_CHARS, TAIL_CHARS
-from orion_oie.routing.ngrams import BITS, BUCKETS, Grams, grams
-from orion_oie.routing.prompt import read
-from orion_oie.routing.signals import SIGNALS
+from orion_oie.routing.text.excerpt import (
+    HEAD_CHARS,
+    TAIL_CHARS,
+)
+from orion_oie.routing.text.ngrams import (
+    BITS,
+    BUCKETS,
+    Grams,
+    grams,
+)
+from orion_oie.routing.text.prompt import read
+from orion_oie.routing.text.signals import SIGNALS
 
 
 def assert_sound(found: Grams, *, has_payload: bool) -> None:

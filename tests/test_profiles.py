@@ -20,7 +20,10 @@ from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.errors import WorkerCrashedError
 from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.hybrid import HybridRouter
-from orion_oie.routing.linear import TOPICS, empty_model
+from orion_oie.routing.linear.model import (
+    TOPICS,
+    empty_model,
+)
 from orion_oie.routing.profiles import (
     EMBEDDED_CHARS,
     Profile,
@@ -29,7 +32,7 @@ from orion_oie.routing.profiles import (
     topics_of,
     topics_to_learn,
 )
-from orion_oie.routing.prompt import read
+from orion_oie.routing.text.prompt import read
 from orion_oie.schemas.results import ModelInfo
 
 EXAMPLES = ("a pot of green tea", "which leaves are best cold")

@@ -23,10 +23,16 @@ from orion_oie.embeddings.router_embedder import RouterEmbedder
 from orion_oie.models.downloads.loopback import LoopbackServer
 from orion_oie.routing.base import RouteContext
 from orion_oie.routing.evaluation import judged, score
-from orion_oie.routing.fitting import Example, read_examples
-from orion_oie.routing.holdout import split
 from orion_oie.routing.hybrid import HybridRouter
-from orion_oie.routing.linear import load_model, shipped_model
+from orion_oie.routing.linear.fitting import (
+    Example,
+    read_examples,
+)
+from orion_oie.routing.linear.holdout import split
+from orion_oie.routing.linear.model import (
+    load_model,
+    shipped_model,
+)
 
 QUESTION = "Write a Python function that adds two numbers"
 MISLEADING = "Write a poem about Python the snake"

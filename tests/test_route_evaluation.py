@@ -22,9 +22,12 @@ from orion_oie.routing.evaluation import (
     right_among_surest,
     score,
 )
-from orion_oie.routing.fitting import Example, read_examples
 from orion_oie.routing.hybrid import HybridRouter
-from orion_oie.routing.linear import TOPICS
+from orion_oie.routing.linear.fitting import (
+    Example,
+    read_examples,
+)
+from orion_oie.routing.linear.model import TOPICS
 from orion_oie.schemas.results import Route
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orion_oie.routing.excerpt import HEAD_CHARS, TAIL_CHARS, excerpt
-from orion_oie.routing.segments import Segments, split
+from orion_oie.routing.text.excerpt import (
+    HEAD_CHARS,
+    TAIL_CHARS,
+    excerpt,
+)
+from orion_oie.routing.text.segments import (
+    Segments,
+    split,
+)
 
 HARBOUR = (
     "The harbour of the town lies behind a long wall of granite. Fishermen built it two hundred "

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routes import ANY_TEXT, HOSTILE, REPEATED
 
-from orion_oie.routing.fitting import read_examples
-from orion_oie.routing.linear import TOPICS
-from orion_oie.routing.prompt import read
-from orion_oie.routing.wishes import wish
+from orion_oie.routing.explicit import wish
+from orion_oie.routing.linear.fitting import read_examples
+from orion_oie.routing.linear.model import TOPICS
+from orion_oie.routing.text.prompt import read
 
 SETS = Path(__file__).parents[1] / "benchmarks" / "routing"
 

@@ -22,8 +22,8 @@ from orion_oie.schemas.validation import did_you_mean
 if TYPE_CHECKING:  # with numpy, which most commands do without
     from orion_oie.models.specs import AgentSpec
     from orion_oie.routing.evaluation import Judged, Score
-    from orion_oie.routing.fitting import Example
     from orion_oie.routing.hybrid import HybridRouter
+    from orion_oie.routing.linear.fitting import Example
 
 _PROMPT_CHARS = 100
 
@@ -80,8 +80,8 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
     that the weights know nothing of, that takes 10 prompts of every topic.
     """
     from orion_oie.routing.evaluation import judged
-    from orion_oie.routing.fitting import LEAST_FOR_A_HEAD
-    from orion_oie.routing.holdout import split
+    from orion_oie.routing.linear.fitting import LEAST_FOR_A_HEAD
+    from orion_oie.routing.linear.holdout import split
 
     examples = _read(files)
     rest, held = split(examples)
@@ -118,7 +118,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
 
 
 def _read(files: Sequence[str]) -> "list[Example]":
-    from orion_oie.routing.fitting import read_examples
+    from orion_oie.routing.linear.fitting import read_examples
 
     return [example for file in files for example in read_examples(file)]
 
@@ -196,7 +196,7 @@ def export_weights(out: Path) -> None:
     An application reads such a file by EngineConfig(router_weights="WEIGHTS.npz"); `route`,
     `route train` and `route evaluate` read it too.
     """
-    from orion_oie.routing.linear import shipped_model
+    from orion_oie.routing.linear.model import shipped_model
 
     path = shipped_model().save(out)
     click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -131,7 +131,7 @@ def hybrid_router(
 
     model, tie_break = None, None
     if config.enable_linear_router and config.router_weights is not None:
-        from orion_oie.routing.linear import load_model  # with numpy
+        from orion_oie.routing.linear.model import load_model  # with numpy
 
         model = load_model(Path(config.router_weights).expanduser())
     if config.enable_route_tie_break:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.base import RouteContext, Router
-from orion_oie.routing.fitting import Example
+from orion_oie.routing.linear.fitting import Example
 from orion_oie.routing.profiles import AGENT_TOPICS, topics_of
 from orion_oie.schemas.results import Route
 

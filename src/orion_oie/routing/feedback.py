@@ -18,7 +18,7 @@ from orion_oie.errors import InvalidRequestError
 from orion_oie.schemas.results import Route
 
 if TYPE_CHECKING:
-    from orion_oie.routing.fitting import Example
+    from orion_oie.routing.linear.fitting import Example
 
 _DECIMALS = 3
 
@@ -54,7 +54,7 @@ class FeedbackStore:
         Raises `InvalidRequestError` for a line that is no example.
         """
         # numpy: who only adds should not pay for it.
-        from orion_oie.routing.fitting import read_examples
+        from orion_oie.routing.linear.fitting import read_examples
 
         return read_examples(self.path) if self.path.exists() else []
 

@@ -23,9 +23,14 @@ from orion_oie.routing.base import (
     VISION,
     RouteContext,
 )
+from orion_oie.routing.decision import (
+    DECIMALS,
+    Patience,
+    Work,
+)
+from orion_oie.routing.embedding_stage import EmbeddingStage
+from orion_oie.routing.explicit import wish
 from orion_oie.routing.keyword import KeywordRouter
-from orion_oie.routing.meaning import EmbeddingStage
-from orion_oie.routing.mixing import ALONE, BESIDE_WEIGHTS
 from orion_oie.routing.profiles import (
     AGENT_TOPICS,
     Embedder,
@@ -34,16 +39,18 @@ from orion_oie.routing.profiles import (
     topics_to_learn,
 )
 from orion_oie.routing.sessions import Sessions, Standing
-from orion_oie.routing.wishes import wish
-from orion_oie.routing.work import DECIMALS, Patience, Work
+from orion_oie.routing.topics import (
+    ALONE,
+    BESIDE_WEIGHTS,
+)
 from orion_oie.schemas.results import (
     Route,
     RouteCandidate,
 )
 
 if TYPE_CHECKING:
-    from orion_oie.routing.fitting import Example
-    from orion_oie.routing.linear import LinearModel
+    from orion_oie.routing.linear.fitting import Example
+    from orion_oie.routing.linear.model import LinearModel
 
 # The question, two agents, and the seconds it may take (None: as long as it usually may); the
 # probability that the first agent suits it better, None where nobody knows.
@@ -102,7 +109,10 @@ class HybridRouter:
         """The weights in use."""
         if self._given is None:
             # numpy and a megabyte of weights: a mere import of the library should not pay for it.
-            from orion_oie.routing.linear import empty_model, shipped_model
+            from orion_oie.routing.linear.model import (
+                empty_model,
+                shipped_model,
+            )
 
             with self._fitting:
                 if self._given is None:
@@ -155,7 +165,10 @@ class HybridRouter:
         topic (its hints name an empty list), for a `pull` below 0, and what the embedding raises
         when there is an embedder that is ready; that is waited for however long it takes.
         """
-        from orion_oie.routing.fitting import check, fitted
+        from orion_oie.routing.linear.fitting import (
+            check,
+            fitted,
+        )
 
         rows = [_example(one, number) for number, one in enumerate(examples)]
         check(rows, pull)
@@ -195,7 +208,7 @@ class HybridRouter:
         patience: Patience,
     ) -> Work:
         """The stages that look at the text."""
-        from orion_oie.routing.prompt import read
+        from orion_oie.routing.text.prompt import read
 
         prompt, model = read(query), self.model
         profiles = self._profiles_of(agents, model)
@@ -422,7 +435,7 @@ class HybridRouter:
 
 
 def _example(given: "Example | tuple[str, str]", number: int) -> "Example":
-    from orion_oie.routing.fitting import Example
+    from orion_oie.routing.linear.fitting import Example
 
     if isinstance(given, Example):
         return given

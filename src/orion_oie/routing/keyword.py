@@ -28,9 +28,12 @@ from orion_oie.routing.base import (
     NO_CONTEXT,
     RouteContext,
 )
-from orion_oie.routing.excerpt import excerpt
-from orion_oie.routing.features import measure
-from orion_oie.routing.language import Language, detect
+from orion_oie.routing.text.excerpt import excerpt
+from orion_oie.routing.text.features import measure
+from orion_oie.routing.text.language import (
+    Language,
+    detect,
+)
 from orion_oie.schemas.results import (
     Route,
     RouteCandidate,

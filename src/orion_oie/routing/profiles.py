@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from orion_oie.routing.linear import LinearModel
-    from orion_oie.routing.prompt import Prompt
+    from orion_oie.routing.linear.model import LinearModel
+    from orion_oie.routing.text.prompt import Prompt
 
 # The agents whose topics go by other names.
 AGENT_TOPICS: Mapping[str, tuple[str, ...]] = {"reasoning": ("math", "logic")}
@@ -90,7 +90,7 @@ class Profile:
 
     @cached_property
     def _prompts(self) -> "list[Prompt]":
-        from orion_oie.routing.prompt import read
+        from orion_oie.routing.text.prompt import read
 
         return [read(example) for example in self.spec.routing.examples]
 
@@ -127,7 +127,7 @@ def _affinity(prompts: "Sequence[Prompt]", model: "LinearModel") -> dict[str, fl
         return dict.fromkeys(model.topics, 1.0)
     import numpy as np
 
-    from orion_oie.routing.linear import softmax
+    from orion_oie.routing.linear.model import softmax
 
     logits = np.array([model.logits(prompt.grams, prompt.signals) for prompt in prompts])
     mean = softmax(logits).mean(axis=0)
@@ -192,7 +192,7 @@ class Prototypes:
     def _kept(self, key: str, shape: tuple[int, int]) -> "NDArray[np.float32] | None":
         import numpy as np
 
-        from orion_oie.routing.linear import DAMAGE
+        from orion_oie.routing.linear.model import DAMAGE
 
         if self._folder is None:
             return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from cachetools import LRUCache
 
-from orion_oie.routing.compiled import compiled
+from orion_oie.routing.text.compiled import compiled
 
 SESSIONS = 10_000
 

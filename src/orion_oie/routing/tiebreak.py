@@ -13,7 +13,7 @@ from orion_oie.backends.base import GenerationJob, LoadedModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import DeadlineExceededError
 from orion_oie.models.specs import AgentSpec
-from orion_oie.routing.excerpt import excerpt
+from orion_oie.routing.text.excerpt import excerpt
 from orion_oie.schemas.requests import (
     GenerationOptions,
     Message,

@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping
 
 from orion_oie.models.specs import RouteFeature
-from orion_oie.routing.compiled import compiled
-from orion_oie.routing.language import Language
-from orion_oie.routing.segment_patterns import QUESTION_MARKS
-from orion_oie.routing.segments import Segments
+from orion_oie.routing.text.compiled import compiled
+from orion_oie.routing.text.language import Language
+from orion_oie.routing.text.segment_patterns import QUESTION_MARKS
+from orion_oie.routing.text.segments import Segments
 
 SIGNALS = (
     "non_english",

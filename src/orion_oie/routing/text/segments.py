@@ -10,9 +10,9 @@ from functools import cache
 from itertools import accumulate, groupby
 from typing import Literal, NamedTuple, cast
 
-from orion_oie.routing import segment_patterns as patterns
-from orion_oie.routing.compiled import compiled
-from orion_oie.routing.excerpt import excerpt
+from orion_oie.routing.text import segment_patterns as patterns
+from orion_oie.routing.text.compiled import compiled
+from orion_oie.routing.text.excerpt import excerpt
 
 PayloadKind = Literal["code", "table", "log", "quote", "document"]
 

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orion_oie.errors import OrionError
+from orion_oie.routing.decision import (
+    Patience,
+    Work,
+)
 from orion_oie.routing.profiles import Embedder, Prototypes, text_to_embed
-from orion_oie.routing.work import Patience, Work
 
 if TYPE_CHECKING:
-    from orion_oie.routing.linear import Floats, LinearModel
+    from orion_oie.routing.linear.model import (
+        Floats,
+        LinearModel,
+    )
 
 SURE_WITHOUT_EMBEDDING = 0.9  # what the stages before have to reach
 _RIVAL_AFFINITY = 0.3  # of a sure topic: from here on the vectors of examples may speak against it
@@ -45,7 +51,7 @@ class EmbeddingStage:
         the embedding raises."""
         import numpy as np
 
-        from orion_oie.routing.prompt import read
+        from orion_oie.routing.text.prompt import read
 
         read_of = [text_to_embed(read(text)) for text in texts]
         pieces = range(0, len(texts), _EMBEDDED_AT_ONCE)
@@ -115,7 +121,7 @@ def _fused(
         return both
     import numpy as np
 
-    from orion_oie.routing.linear import softmax
+    from orion_oie.routing.linear.model import softmax
 
     alone = softmax(logits * calibration.alone)
     apart = list(unseen)

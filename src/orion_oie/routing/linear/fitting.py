@@ -20,9 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.routing.linear import Floats, Head, LinearModel, softmax
-from orion_oie.routing.ngrams import BUCKETS
-from orion_oie.routing.prompt import Prompt, read
+from orion_oie.routing.linear.model import (
+    Floats,
+    Head,
+    LinearModel,
+    softmax,
+)
+from orion_oie.routing.text.ngrams import BUCKETS
+from orion_oie.routing.text.prompt import (
+    Prompt,
+    read,
+)
 
 PULL_OF_GRAMS = 0.05
 PULL_OF_SIGNALS = 1.5

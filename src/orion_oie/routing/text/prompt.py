@@ -7,12 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.models.specs import RouteFeature
-from orion_oie.routing.excerpt import excerpt
-from orion_oie.routing.features import measure
-from orion_oie.routing.language import Language, detect
-from orion_oie.routing.ngrams import Grams, grams
-from orion_oie.routing.segments import Segments, split
-from orion_oie.routing.signals import signals
+from orion_oie.routing.text.excerpt import excerpt
+from orion_oie.routing.text.features import measure
+from orion_oie.routing.text.language import (
+    Language,
+    detect,
+)
+from orion_oie.routing.text.ngrams import (
+    Grams,
+    grams,
+)
+from orion_oie.routing.text.segments import (
+    Segments,
+    split,
+)
+from orion_oie.routing.text.signals import signals
 
 
 @dataclass(frozen=True, eq=False)

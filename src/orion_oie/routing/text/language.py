@@ -9,8 +9,12 @@ import unicodedata
 from functools import cache
 from typing import NamedTuple
 
-from orion_oie.routing.excerpt import excerpt
-from orion_oie.routing.stopwords import ENDINGS, LETTERS, STOP_WORDS
+from orion_oie.routing.text.excerpt import excerpt
+from orion_oie.routing.text.stopwords import (
+    ENDINGS,
+    LETTERS,
+    STOP_WORDS,
+)
 
 _HEAD_CHARS, _TAIL_CHARS = 1500, 500
 _MIN_CONFIDENCE = 0.33

@@ -7,7 +7,7 @@ left to the linear model.
 import re
 from collections.abc import Mapping
 
-from orion_oie.routing.compiled import compiled
+from orion_oie.routing.text.compiled import compiled
 
 _LANGUAGES = (
     "arabic|bengali|bulgarian|catalan|chinese|croatian|czech|danish|dutch|english|estonian|finnish"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from orion_oie.routing.excerpt import excerpt
+from orion_oie.routing.text.excerpt import excerpt
 
 BITS = 15
 BUCKETS = 2 << BITS  # one table for words, one for pieces of words

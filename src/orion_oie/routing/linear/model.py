@@ -22,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.routing.ngrams import BUCKETS, Grams
-from orion_oie.routing.signals import SIGNALS
+from orion_oie.routing.text.ngrams import (
+    BUCKETS,
+    Grams,
+)
+from orion_oie.routing.text.signals import SIGNALS
 
 TOPICS = (
     "conversation",

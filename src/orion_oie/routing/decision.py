@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orion_oie.errors import DeadlineExceededError
-from orion_oie.routing.mixing import BESIDE_WEIGHTS, Claim, shares
 from orion_oie.routing.profiles import Profile
+from orion_oie.routing.topics import (
+    BESIDE_WEIGHTS,
+    Claim,
+    shares,
+)
 from orion_oie.schemas.results import RouteCandidate
 
 if TYPE_CHECKING:
-    from orion_oie.routing.linear import LinearModel
-    from orion_oie.routing.prompt import Prompt
+    from orion_oie.routing.linear.model import LinearModel
+    from orion_oie.routing.text.prompt import Prompt
 
 DECIMALS = 4
 _WISHED = 2.5  # added to the log-odds of a topic that is asked for outright

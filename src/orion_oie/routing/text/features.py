@@ -11,9 +11,14 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from orion_oie.models.specs import RouteFeature
-from orion_oie.routing.compiled import compiled
-from orion_oie.routing.excerpt import excerpt
-from orion_oie.routing.language import Language, detect, foreign_letter_share, has_foreign_script
+from orion_oie.routing.text.compiled import compiled
+from orion_oie.routing.text.excerpt import excerpt
+from orion_oie.routing.text.language import (
+    Language,
+    detect,
+    foreign_letter_share,
+    has_foreign_script,
+)
 
 
 class Cue(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from orion_oie.routing.fitting import Example
+from orion_oie.routing.linear.fitting import Example
 
 _ONE_IN = 5
 
