@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
+from orion_oie.embeddings.batching import BATCH_CHARACTERS
 from orion_oie.embeddings.cache import LeastUsedCache
-from orion_oie.embeddings.flights import BATCH_CHARACTERS
 from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.embeddings.sentence_transformer import SentenceTransformerEmbedder, hub_cache
 from orion_oie.embeddings.service import KEY_BYTES, EmbeddingService

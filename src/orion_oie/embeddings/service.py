@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from orion_oie.backends.base import EmbeddingModel
 from orion_oie.cancellation import CancelScope
+from orion_oie.embeddings.batching import (
+    Call,
+    Flight,
+    Flights,
+)
 from orion_oie.embeddings.cache import LeastUsedCache
-from orion_oie.embeddings.flights import Call, Flight, Flights
 from orion_oie.embeddings.vectors import checked, halves, unit_rows
 from orion_oie.errors import EngineClosedError, InvalidRequestError, OrionError
 from orion_oie.schemas.stats import EmbeddingStats
