@@ -14,7 +14,6 @@ from orion_oie import (
     RequestHandle,
     TokenEvent,
     cancellation,
-    scheduling,
 )
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 

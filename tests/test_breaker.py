@@ -19,12 +19,12 @@ from hypothesis.stateful import (
 )
 
 from orion_oie import errors
-from orion_oie.breaker import (
+from orion_oie.config import BreakerConfig
+from orion_oie.engine.breaker import (
     BreakerBoard,
     CircuitBreaker,
     is_fault,
 )
-from orion_oie.config import BreakerConfig
 from orion_oie.errors import (
     CircuitOpenError,
     GuardrailError,

@@ -25,13 +25,13 @@ from orion_oie import (
     OrionInferenceEngine,
     __version__,
     cli,
-    lifecycle,
 )
 from orion_oie.backends.llama.host import devices
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
 from orion_oie.compatibility import CompatibilityReport
 from orion_oie.config import DownloadConfig
+from orion_oie.engine import lifecycle
 from orion_oie.errors import RequestCancelledError
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.downloads.loopback import (

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.costs import cost_of
+from orion_oie.engine.costs import cost_of
 from orion_oie.models.specs import PriceSpec
 from orion_oie.schemas.results import Usage
 

@@ -21,11 +21,11 @@ from orion_oie import (
     EngineConfig,
     InsufficientMemoryError,
     ModelCorruptError,
-    scheduling,
 )
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope
+from orion_oie.engine.scheduling import queue
 from orion_oie.hardware.pressure import PressureLevel
 from orion_oie.hardware.probe import (
     ProcessMemory,
@@ -504,7 +504,7 @@ def on_machine(
 
     def make(machine: Machine, agents: Any, **config: Any) -> Any:
         seams = machine.seams(OFTEN_S)
-        monkeypatch.setattr("orion_oie.composition.Housekeeper", partial(Housekeeper, **seams))
+        monkeypatch.setattr("orion_oie.engine.build.Housekeeper", partial(Housekeeper, **seams))
         return make_engine(machine, agents, cache_dir=tmp_path / "cache", **config)
 
     return make
@@ -570,6 +570,6 @@ def test_a_watched_engine_that_is_forgotten_is_collected(on_machine: Callable[..
         gc.collect()
         return gone() is None
 
-    wait_until(is_gone, scheduling._IDLE_EXIT_S / 2)
+    wait_until(is_gone, queue._IDLE_EXIT_S / 2)
     assert machine.here == set()
-    wait_until(lambda: not watchers(), scheduling._IDLE_EXIT_S / 2)
+    wait_until(lambda: not watchers(), queue._IDLE_EXIT_S / 2)

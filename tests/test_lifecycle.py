@@ -13,8 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transitions import MachineError
 
-from orion_oie import lifecycle
-from orion_oie.lifecycle import TRANSITIONS, RequestLifecycle, RequestState
+from orion_oie.engine import lifecycle
+from orion_oie.engine.lifecycle import (
+    TRANSITIONS,
+    RequestLifecycle,
+    RequestState,
+)
 
 S = RequestState
 TOP = Path(__file__).parents[1]

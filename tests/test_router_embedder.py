@@ -16,8 +16,11 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.fake import FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
-from orion_oie.embeddings.router_embedder import PAUSE_S, RouterEmbedder
 from orion_oie.embeddings.shared import SharedEmbeddings
+from orion_oie.engine.router_embedder import (
+    PAUSE_S,
+    RouterEmbedder,
+)
 from orion_oie.errors import (
     CircuitOpenError,
     ContextOverflowError,

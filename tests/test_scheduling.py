@@ -14,11 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_turns import Budget, blocked, loadable
 
-from orion_oie import in_flight, scheduling
+from orion_oie.engine.scheduling import (
+    in_flight,
+)
+from orion_oie.engine.scheduling.in_flight import InFlight
+from orion_oie.engine.scheduling.policy import (
+    UNKNOWN,
+    ModelState,
+    Standing,
+)
+from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.errors import EngineClosedError, QueueFullError
-from orion_oie.in_flight import InFlight
-from orion_oie.scheduling import RequestQueue
-from orion_oie.turns import UNKNOWN, ModelState, Standing
 
 READY, FULL, LOADABLE, BLOCKED = ModelState
 
@@ -316,7 +322,7 @@ def test_served_items_are_not_kept(gate) -> None:
     queue.put(item)
     del item
     assert served.wait(BOUND_S)
-    wait_until(lambda: gone() is None, scheduling._IDLE_EXIT_S / 2)
+    wait_until(lambda: gone() is None, queue._IDLE_EXIT_S / 2)
 
 
 def test_a_refused_thread_leaves_the_queue_as_it_was(gate) -> None:

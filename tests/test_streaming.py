@@ -12,9 +12,7 @@ from helpers import BOUND_S, Running, run_all, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie.errors import InvalidRequestError, WorkerCrashedError
-from orion_oie.schemas.results import TokenEvent
-from orion_oie.streaming import (
+from orion_oie.engine.streaming import (
     Splitter,
     TextStream,
     split_sentences,
@@ -22,6 +20,8 @@ from orion_oie.streaming import (
     split_words,
     splitter_of,
 )
+from orion_oie.errors import InvalidRequestError, WorkerCrashedError
+from orion_oie.schemas.results import TokenEvent
 
 SPLITTERS = [split_tokens, split_words, split_sentences]
 texts = st.text(
@@ -475,7 +475,7 @@ def sleeps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         await _sleep(0)
 
     with monkeypatch.context() as patch:
-        patch.setattr("orion_oie.streaming.time.sleep", slept.append)
+        patch.setattr("orion_oie.engine.streaming.time.sleep", slept.append)
         patch.setattr("asyncio.sleep", sleep)
         yield slept
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orion_oie.fairness import Shares
-from orion_oie.turns import (
+from orion_oie.engine.scheduling.fairness import Shares
+from orion_oie.engine.scheduling.policy import (
     Decision,
     History,
     ModelState,

@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 
 from orion_oie import EngineConfig, OrionInferenceEngine
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
-from orion_oie.lifecycle import RequestLifecycle, RequestState
-from orion_oie.watchdog import Activity, stuck
+from orion_oie.engine.lifecycle import (
+    RequestLifecycle,
+    RequestState,
+)
+from orion_oie.engine.watchdog import (
+    Activity,
+    stuck,
+)
 
 MIB = 2**20
 

@@ -7,7 +7,9 @@ with OrionInferenceEngine() as engine:
 """
 
 from orion_oie.config import BreakerConfig, DownloadConfig, EngineConfig, ShardingConfig
-from orion_oie.engine import OrionInferenceEngine
+from orion_oie.engine.engine import OrionInferenceEngine
+from orion_oie.engine.lifecycle import RequestState
+from orion_oie.engine.request import RequestHandle
 from orion_oie.errors import (
     BudgetExceededError,
     CircuitOpenError,
@@ -35,7 +37,6 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
-from orion_oie.lifecycle import RequestState
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import (
     AgentModels,
@@ -46,7 +47,6 @@ from orion_oie.models.specs import (
     SourceSpec,
     VariantSpec,
 )
-from orion_oie.request import RequestHandle
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.plans import (
     Plan,

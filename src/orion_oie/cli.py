@@ -22,11 +22,11 @@ from orion_oie import (
     OrionError,
     OrionInferenceEngine,
     __version__,
-    lifecycle,
 )
 from orion_oie.backends.llama.host.devices import probe_devices
 from orion_oie.compatibility import compatibility, report_lines
 from orion_oie.console import cache_place, print_json, print_table, printable, registry_place
+from orion_oie.engine import lifecycle
 from orion_oie.hardware.machine import (
     detect,
     find_gpus,

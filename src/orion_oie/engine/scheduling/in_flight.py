@@ -11,7 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orion_oie.turns import UNKNOWN, ModelState, Standing
+from orion_oie.engine.scheduling.policy import (
+    UNKNOWN,
+    ModelState,
+    Standing,
+)
 
 SETTLE_S = 0.1
 

@@ -8,25 +8,25 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orion_oie import wiring
-from orion_oie.answering import Answerer
 from orion_oie.backends.base import Backend
-from orion_oie.breaker import BreakerBoard
 from orion_oie.cancellation import DeadlineTimer
 from orion_oie.config import EngineConfig
-from orion_oie.embeddings.router_embedder import RouterEmbedder
 from orion_oie.embeddings.shared import SharedEmbeddings
+from orion_oie.engine import reporting
+from orion_oie.engine.availability import Standings
+from orion_oie.engine.breaker import BreakerBoard
+from orion_oie.engine.chain import Answerer
+from orion_oie.engine.observer import Observer
+from orion_oie.engine.planner import Planner
+from orion_oie.engine.request import Request
+from orion_oie.engine.router_embedder import RouterEmbedder
+from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.models.registry import ModelRegistry
-from orion_oie.observer import Observer
-from orion_oie.planning import Planner
 from orion_oie.pool.memory_manager import Housekeeper
 from orion_oie.pool.pool import AgentPool
 from orion_oie.pool.preloader import Preloader
 from orion_oie.pool.variants import Placement
-from orion_oie.request import Request
 from orion_oie.routing.base import Router
-from orion_oie.scheduling import RequestQueue
-from orion_oie.standings import Standings
 from orion_oie.telemetry.counters import Counters
 from orion_oie.telemetry.events import EventLog
 
@@ -71,9 +71,9 @@ def rooms_of(
 ) -> Rooms:
     """All rooms of one engine. `serve` answers a request, on threads of the queue; `live` gives the
     requests that have not ended. Neither may hold the engine."""
-    cache = wiring.model_cache(config)
-    backend = backend or wiring.llama_backend(config, events, cache)
-    load = wiring.guarded_load(backend, breakers, events)
+    cache = reporting.model_cache(config)
+    backend = backend or reporting.llama_backend(config, events, cache)
+    load = reporting.guarded_load(backend, breakers, events)
     keeper = Housekeeper(config, backend, load, events, cache.root)
     pool, sizes, budget = keeper.pool, keeper.sizes, keeper.budget
     placement = Placement(registry, config, cache, sizes, budget.bytes, pool.is_here)
@@ -108,9 +108,9 @@ def rooms_of(
     if router is None:
         embedder = None
         if config.enable_neural_router and embeddings.name:
-            degraded = wiring.degraded_reporter(events)
+            degraded = reporting.degraded_reporter(events)
             embedder = RouterEmbedder(embeddings, pool, sizes, deadlines, degraded, clock)
-        router = wiring.hybrid_router(config, cache.root / "router", embedder, pool, deadlines)
+        router = reporting.hybrid_router(config, cache.root / "router", embedder, pool, deadlines)
     keeper.on_gone = preloader.note_gone
     answerer.on_use = lambda key, is_cold: preloader.note_use(key, is_cold=is_cold)
     return Rooms(

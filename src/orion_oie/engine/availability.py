@@ -1,10 +1,13 @@
 """How models stand with the memory, in the words of the queue. Decides nothing."""
 
 from orion_oie.backends.base import LoadSpec
+from orion_oie.engine.scheduling.policy import (
+    ModelState,
+    Standing,
+)
 from orion_oie.errors import OrionError
 from orion_oie.pool.pool import AgentPool
 from orion_oie.pool.sizes import ModelSizes
-from orion_oie.turns import ModelState, Standing
 
 
 class Standings:

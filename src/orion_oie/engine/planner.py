@@ -5,7 +5,7 @@ Loads, fetches and evicts nothing.
 """
 
 from orion_oie.backends.base import LoadSpec
-from orion_oie.breaker import BreakerBoard
+from orion_oie.engine.breaker import BreakerBoard
 from orion_oie.errors import OrionError
 from orion_oie.models.registry import Choice
 from orion_oie.pool.budget import MemoryBudget

@@ -13,8 +13,12 @@ from types import TracebackType
 from typing import Any
 
 from orion_oie.cancellation import CancelScope
+from orion_oie.engine.lifecycle import (
+    RequestLifecycle,
+    RequestState,
+)
+from orion_oie.engine.streaming import TextStream
 from orion_oie.errors import InvalidRequestError, RequestCancelledError
-from orion_oie.lifecycle import RequestLifecycle, RequestState
 from orion_oie.models.registry import Choice
 from orion_oie.schemas.requests import RequestOptions
 from orion_oie.schemas.results import (
@@ -29,7 +33,6 @@ from orion_oie.schemas.results import (
     TokenEvent,
     VariantReport,
 )
-from orion_oie.streaming import TextStream
 
 
 class RequestHandle:

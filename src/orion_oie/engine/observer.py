@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Collection, Mapping
 
-from orion_oie.breaker import BreakerBoard
 from orion_oie.config import EngineConfig
+from orion_oie.engine.availability import Standings
+from orion_oie.engine.breaker import BreakerBoard
+from orion_oie.engine.request import Request
+from orion_oie.engine.scheduling.queue import RequestQueue
+from orion_oie.engine.watchdog import (
+    Activity,
+    stuck,
+)
 from orion_oie.hardware import machine, probe
 from orion_oie.hardware.pressure import PressureLevel
 from orion_oie.pool.memory_manager import Housekeeper
-from orion_oie.request import Request
-from orion_oie.scheduling import RequestQueue
 from orion_oie.schemas.stats import (
     BreakerState,
     EmbeddingStats,
@@ -19,8 +24,6 @@ from orion_oie.schemas.stats import (
     RequestCounts,
     ResidentModel,
 )
-from orion_oie.standings import Standings
-from orion_oie.watchdog import Activity, stuck
 
 
 class Observer:

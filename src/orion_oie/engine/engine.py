@@ -15,12 +15,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from orion_oie import wiring
 from orion_oie.backends.base import Backend, Completion
-from orion_oie.breaker import BreakerBoard
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
-from orion_oie.costs import cost_of
+from orion_oie.engine import reporting
+from orion_oie.engine.breaker import BreakerBoard
+from orion_oie.engine.costs import cost_of
+from orion_oie.engine.request import (
+    Request,
+    RequestHandle,
+)
+from orion_oie.engine.streaming import (
+    ChunkBy,
+    TextStream,
+    splitter_of,
+)
 from orion_oie.errors import (
     EngineClosedError,
     InsufficientMemoryError,
@@ -34,7 +43,6 @@ from orion_oie.models.registry import (
     ModelRegistry,
     registry_of,
 )
-from orion_oie.request import Request, RequestHandle
 from orion_oie.routing.base import RouteContext, Router, SessionRouter
 from orion_oie.schemas.plans import Plan
 from orion_oie.schemas.requests import RequestOptions
@@ -49,7 +57,6 @@ from orion_oie.schemas.stats import (
     EngineStats,
     Health,
 )
-from orion_oie.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.telemetry.counters import Counters
 from orion_oie.telemetry.events import (
     EventLog,
@@ -91,7 +98,7 @@ class OrionInferenceEngine:
         self._events = events = EventLog(config.log_events, log_content=config.log_content)
         self._counters = Counters()
         self._breakers = BreakerBoard(
-            config.breaker, clock, wiring.breaker_reporter(events), config.enable_circuit_breaker
+            config.breaker, clock, reporting.breaker_reporter(events), config.enable_circuit_breaker
         )
         self._deadlines = DeadlineTimer()
         self._live: set[Request] = set()
@@ -100,7 +107,7 @@ class OrionInferenceEngine:
         # Idle threads must not keep a forgotten engine alive: they know it weakly.
         serve: weakref.ReferenceType[Callable[[Request], None]] = weakref.WeakMethod(self._serve)
         # All that answers questions: a mere `import orion_oie` should not pay for it.
-        from orion_oie.composition import rooms_of
+        from orion_oie.engine.build import rooms_of
 
         rooms = rooms_of(
             self.registry,
@@ -129,7 +136,7 @@ class OrionInferenceEngine:
         self._observer = rooms.observer
         self._router = rooms.router
         self._told_router = rooms.router if isinstance(rooms.router, SessionRouter) else None
-        self._feedback_on = wiring.feedback_on(config, self.registry)
+        self._feedback_on = reporting.feedback_on(config, self.registry)
         self._is_closed = False
         self._finalizer = weakref.finalize(self, self._backend.kill_all)
 
@@ -177,7 +184,7 @@ class OrionInferenceEngine:
     ) -> RequestHandle:
         """Ask and iterate over the answer while it is written.
 
-        chunk_by: "token", "word", "sentence" or a splitter (see `orion_oie.streaming.Splitter`).
+        chunk_by: "token", "word", "sentence" or a splitter (see `orion_oie.engine.streaming.Splitter`).
         typewriter_delay: pause in seconds after each piece that a reader takes.
         on_event: called with every `TokenEvent`, on a thread of its own; if it raises, the
         request ends.
@@ -276,7 +283,7 @@ class OrionInferenceEngine:
         Raises `ModelNotFoundError` for an unknown name, `DownloadError`, `DigestMismatchError`.
         """
         self._check_usable()
-        return wiring.pull(self.registry, self._cache, self.config, self._events, name)
+        return reporting.pull(self.registry, self._cache, self.config, self._events, name)
 
     def unload(self, agent_id: str) -> bool:
         """Free the idle models that an agent itself names, in whatever variant, also if others
@@ -366,7 +373,7 @@ class OrionInferenceEngine:
         is_streamed: bool = True,
     ) -> RequestHandle:
         self._check_usable()
-        handle = RequestHandle(stream, CancelScope(), wiring.state_reporter(self._events))
+        handle = RequestHandle(stream, CancelScope(), reporting.state_reporter(self._events))
         request = Request(handle, owner=self, is_streamed=is_streamed)
         self._counters.count("received")
         shown = query if isinstance(query, str) else f"<{type(query).__name__}>"

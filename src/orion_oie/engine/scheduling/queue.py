@@ -16,9 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from orion_oie.errors import EngineClosedError, QueueFullError
-from orion_oie.in_flight import InFlight
-from orion_oie.turns import (
+from orion_oie.engine.scheduling.in_flight import InFlight
+from orion_oie.engine.scheduling.policy import (
     UNKNOWN,
     Decision,
     History,
@@ -30,6 +29,7 @@ from orion_oie.turns import (
     order,
     why,
 )
+from orion_oie.errors import EngineClosedError, QueueFullError
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from orion_oie.fairness import AgentShares
+from orion_oie.engine.scheduling.fairness import AgentShares
 
 
 class ModelState(Enum):

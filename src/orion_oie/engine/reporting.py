@@ -15,14 +15,14 @@ from orion_oie.backends.base import (
     LoadedModel,
     LoadSpec,
 )
-from orion_oie.breaker import BreakerBoard
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.config import EngineConfig
+from orion_oie.engine.breaker import BreakerBoard
+from orion_oie.engine.lifecycle import RequestState
+from orion_oie.engine.request import RequestHandle
 from orion_oie.errors import OrionError
-from orion_oie.lifecycle import RequestState
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool.pool import AgentPool
-from orion_oie.request import RequestHandle
 from orion_oie.routing.base import Router
 from orion_oie.schemas.loading import (
     LoadPhase,

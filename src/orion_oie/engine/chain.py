@@ -9,15 +9,19 @@ from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 
-from orion_oie.agents import AgentFactory
 from orion_oie.backends.base import (
     Completion,
     GenerationJob,
     LoadSpec,
 )
-from orion_oie.breaker import BreakerBoard, is_fault
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
+from orion_oie.engine.agents import AgentFactory
+from orion_oie.engine.breaker import (
+    BreakerBoard,
+    is_fault,
+)
+from orion_oie.engine.request import Request
 from orion_oie.errors import (
     CircuitOpenError,
     InsufficientMemoryError,
@@ -33,7 +37,6 @@ from orion_oie.models.registry import (
 )
 from orion_oie.pool.pool import AgentPool
 from orion_oie.pool.variants import Placement
-from orion_oie.request import Request
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.results import (
     LoadReport,

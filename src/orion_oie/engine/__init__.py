@@ -1,0 +1,1 @@
+"""The orchestrator: the public calls, and the way of one request."""
