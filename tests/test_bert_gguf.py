@@ -20,7 +20,7 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.backends.llama.worker.embedder import Embedder
 from orion_oie.cancellation import CancelScope
-from orion_oie.cli import main
+from orion_oie.cli.main import main
 from orion_oie.errors import (
     InvalidRequestError,
     ModelCorruptError,

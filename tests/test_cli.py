@@ -24,12 +24,12 @@ from orion_oie import (
     OrionError,
     OrionInferenceEngine,
     __version__,
-    cli,
 )
 from orion_oie.backends.llama.host import devices
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli import main
-from orion_oie.compatibility import CompatibilityReport
+from orion_oie.cli.compatibility import CompatibilityReport
+from orion_oie.cli.main import main
 from orion_oie.config import DownloadConfig
 from orion_oie.engine import lifecycle
 from orion_oie.errors import RequestCancelledError
@@ -195,7 +195,9 @@ def test_it_has_an_entry_point() -> None:
 def test_it_starts_without_heavy_packages() -> None:
     """Importing the command line imports neither llama.cpp nor what only some commands need."""
     heavy = ["llama_cpp", "httpx", "rich", "huggingface_hub"]
-    script = f"import sys, orion_oie.cli; print([name for name in {heavy} if name in sys.modules])"
+    script = (
+        f"import sys, orion_oie.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
@@ -321,7 +323,7 @@ def test_pull_takes_its_limits_along(
 ) -> None:
     """`--limit-mb-per-s` and `--connections` reach the engine; what it refuses has status 1."""
     made: list[DownloadConfig] = []
-    real = cli._engine
+    real = main._engine
 
     def engine(*places: Any, **settings: Any) -> OrionInferenceEngine:
         made.append((made_one := real(*places, **settings)).config.download)

@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 
-from orion_oie.compatibility import CompatibilityReport, compatibility, report_lines
+from orion_oie.cli.compatibility import (
+    CompatibilityReport,
+    compatibility,
+    report_lines,
+)
 from orion_oie.hardware.machine import (
     Device,
     GpuTrace,

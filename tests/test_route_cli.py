@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 from minilm import write_minilm
 
 from orion_oie import EngineConfig, Message, ModelRegistry, OrionInferenceEngine, Route
-from orion_oie.cli import main
-from orion_oie.console import GLUE, print_table, print_wrapped
+from orion_oie.cli.console import (
+    GLUE,
+    print_table,
+    print_wrapped,
+)
+from orion_oie.cli.main import main
 from orion_oie.engine.router_embedder import RouterEmbedder
 from orion_oie.models.downloads.loopback import LoopbackServer
 from orion_oie.routing.base import RouteContext

@@ -2,6 +2,6 @@
 
 import sys
 
-from orion_oie.cli import main
+from orion_oie.cli.main import main
 
 sys.exit(main())

@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from orion_oie import ModelNotFoundError, OrionInferenceEngine
-from orion_oie.console import print_json, print_table, print_wrapped, printable, shortened
-from orion_oie.route_cli import engine_of, router_options, weights_place
+from orion_oie.cli.console import (
+    print_json,
+    print_table,
+    print_wrapped,
+    printable,
+    shortened,
+)
+from orion_oie.cli.route import (
+    engine_of,
+    router_options,
+    weights_place,
+)
 from orion_oie.routing.hybrid import FITTING_PULL
 from orion_oie.schemas.validation import did_you_mean
 

@@ -24,8 +24,23 @@ from orion_oie import (
     __version__,
 )
 from orion_oie.backends.llama.host.devices import probe_devices
-from orion_oie.compatibility import compatibility, report_lines
-from orion_oie.console import cache_place, print_json, print_table, printable, registry_place
+from orion_oie.cli.compatibility import (
+    compatibility,
+    report_lines,
+)
+from orion_oie.cli.console import (
+    cache_place,
+    print_json,
+    print_table,
+    printable,
+    registry_place,
+)
+from orion_oie.cli.route import route
+from orion_oie.cli.train import (
+    evaluate,
+    export_weights,
+    train,
+)
 from orion_oie.engine import lifecycle
 from orion_oie.hardware.machine import (
     detect,
@@ -42,10 +57,8 @@ from orion_oie.models.inventory import (
     fetched_files,
     inventory,
 )
-from orion_oie.route_cli import route
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry.progress import LoadDisplay
-from orion_oie.training_cli import evaluate, export_weights, train
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 

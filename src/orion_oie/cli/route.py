@@ -19,7 +19,7 @@ from orion_oie import (
     Route,
     RouteCandidate,
 )
-from orion_oie.console import (
+from orion_oie.cli.console import (
     GLUE,
     cache_place,
     print_json,
