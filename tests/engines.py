@@ -16,6 +16,7 @@ from orion_oie import (
     cancellation,
 )
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
+from orion_oie.engine.scheduling import queue as queue_module
 
 TEXT = "One fine answer."
 LONG = FakeAnswer("word " * 3000, delay_s=0.005)
@@ -72,7 +73,7 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
 @pytest.fixture
 def quick_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle threads end soon."""
-    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", 0.02)
+    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.02)
     monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", 0.02)
 
 

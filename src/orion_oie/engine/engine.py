@@ -184,7 +184,7 @@ class OrionInferenceEngine:
     ) -> RequestHandle:
         """Ask and iterate over the answer while it is written.
 
-        chunk_by: "token", "word", "sentence" or a splitter (see `orion_oie.engine.streaming.Splitter`).
+        chunk_by: "token", "word", "sentence" or a `orion_oie.engine.streaming.Splitter`.
         typewriter_delay: pause in seconds after each piece that a reader takes.
         on_event: called with every `TokenEvent`, on a thread of its own; if it raises, the
         request ends.

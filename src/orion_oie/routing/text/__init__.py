@@ -1,1 +1,1 @@
-"""What can be read in a prompt: its parts, language, words, shapes and features. No model, no numpy."""
+"""What can be read in a prompt: its parts, language, words and shapes. No model, no numpy."""

@@ -219,7 +219,7 @@ print(pid, flush=True)
 
 def host(model: Path, then: str) -> subprocess.Popen[str]:
     """A process that has an engine in the middle of an answer, then runs `then`."""
-    script = HOST.format(tests=str(Path(__file__).parent), model=str(model))
+    script = HOST.format(tests=str(Path(__file__).parents[2]), model=str(model))
     return subprocess.Popen(
         [sys.executable, "-c", script + textwrap.dedent(then)],
         stdout=subprocess.PIPE,
@@ -303,7 +303,7 @@ def test_a_forked_child_does_not_use_its_parents_engine(tiny_model: Path) -> Non
 def test_the_worker_imports_what_the_host_would(tiny_model: Path, tmp_path: Path) -> None:
     """A file in the working directory that shadows a standard module does not break workers."""
     (tmp_path / "queue.py").write_text("raise SystemExit('shadowed')\n")
-    script = HOST.format(tests=str(Path(__file__).parent), model=str(tiny_model))
+    script = HOST.format(tests=str(Path(__file__).parents[2]), model=str(tiny_model))
     process = subprocess.run(
         [sys.executable, "-P", "-c", script + "engine.shutdown(0)\n"],
         cwd=tmp_path,

@@ -21,7 +21,7 @@ from orion_oie.engine.lifecycle import (
 )
 
 S = RequestState
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 TRIGGERS = [trigger for trigger, _, _ in TRANSITIONS]
 FINAL = {S.SUCCESS, S.CANCELLED, S.ERROR}
 TO_THE_MODEL = ["validate", "route", "load", "generate"]

@@ -17,6 +17,7 @@ from test_turns import Budget, blocked, loadable
 from orion_oie.engine.scheduling import (
     in_flight,
 )
+from orion_oie.engine.scheduling import queue as queue_module
 from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.policy import (
     UNKNOWN,
@@ -62,7 +63,7 @@ class Gate:
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wake-up that gets lost is lost for good."""
-    monkeypatch.setattr(scheduling, "_RECHECK_S", 100 * BOUND_S)
+    monkeypatch.setattr(queue_module, "_RECHECK_S", 100 * BOUND_S)
     monkeypatch.setattr(in_flight, "SETTLE_S", 100 * BOUND_S)
 
 
@@ -76,7 +77,7 @@ def gate() -> Iterator[Gate]:
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Counts the serving threads of the test; they end soon when idle."""
-    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", 0.01)
+    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.01)
     before = set(threading.enumerate())
 
     def count() -> int:
@@ -222,7 +223,7 @@ def test_concurrency_is_reached_and_never_exceeded(gate) -> None:
 
 def test_an_idle_thread_is_used_before_a_new_one(gate, threads, monkeypatch) -> None:
     """One item after another is served by one thread, whatever the concurrency."""
-    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", BOUND_S)
+    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", BOUND_S)
     gate.opened.set()
     queue = OneModelQueue(gate, limit=10, concurrency=8)
     for count in range(1, 9):
@@ -234,7 +235,7 @@ def test_an_idle_thread_is_used_before_a_new_one(gate, threads, monkeypatch) -> 
 
 def test_all_idle_threads_are_used_before_a_new_one(gate, threads, monkeypatch) -> None:
     """Items that come at once are served by the threads that are idle, if these are enough."""
-    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", BOUND_S)
+    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", BOUND_S)
     queue = busy_queue(gate, concurrency=8)
     gate.opened.set()
     wait_until(lambda: queue._idle == 8)
@@ -280,7 +281,7 @@ def test_threads_end_when_idle_and_come_back(gate, threads) -> None:
 
 def test_no_item_is_lost_when_threads_give_up(threads, monkeypatch) -> None:
     """Items that come just when idle threads end are served, each once."""
-    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", 0.0002)
+    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.0002)
     served: list[int] = []
     queue = OneModelQueue(served.append, limit=10_000, concurrency=3)
 
@@ -322,7 +323,7 @@ def test_served_items_are_not_kept(gate) -> None:
     queue.put(item)
     del item
     assert served.wait(BOUND_S)
-    wait_until(lambda: gone() is None, queue._IDLE_EXIT_S / 2)
+    wait_until(lambda: gone() is None, queue_module._IDLE_EXIT_S / 2)
 
 
 def test_a_refused_thread_leaves_the_queue_as_it_was(gate) -> None:
@@ -364,7 +365,7 @@ def test_a_closed_queue_takes_nothing(gate) -> None:
 
 def test_close_ends_idle_threads(gate, threads, monkeypatch) -> None:
     """Closing wakes the idle threads, which end at once."""
-    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", 10 * BOUND_S)
+    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 10 * BOUND_S)
     queue = busy_queue(gate, concurrency=3)
     gate.opened.set()
     wait_until(lambda: queue._idle == 3)
@@ -393,7 +394,7 @@ def test_close_ends_the_thread_that_waits_for_a_change(gate, threads) -> None:
 def test_every_item_has_one_fate(threads, monkeypatch) -> None:
     """With puts, removals and a close at once, each item is served, removed, returned or refused,
     exactly one of them."""
-    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", 0.001)
+    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.001)
     for _ in range(15):
         fates: Counter[int] = Counter()
         lock = threading.Lock()
@@ -498,7 +499,7 @@ def test_what_cannot_be_served_waits_for_a_word(gate, threads) -> None:
 
 def test_what_waits_is_looked_at_again(gate, monkeypatch) -> None:
     """A change that nobody told of is found all the same."""
-    monkeypatch.setattr(scheduling, "_RECHECK_S", 0.01)
+    monkeypatch.setattr(queue_module, "_RECHECK_S", 0.01)
     models = Models(a=blocked("x"))
     queue = queue_for(gate, models)
     put_all(queue, "a")
@@ -832,7 +833,7 @@ def test_cold_models_share_one_place_in_turns() -> None:
 def test_no_wake_up_is_lost_in_any_pool(monkeypatch) -> None:
     """With random models, rooms, limits, priorities and removals, everything is served once, and
     whoever is dispatched finds room for its model."""
-    monkeypatch.setattr(scheduling, "_IDLE_EXIT_S", 0.001)
+    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.001)
     rng = random.Random(7)
     for seed in range(40):
         room = rng.randint(1, 4)

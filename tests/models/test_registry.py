@@ -37,7 +37,7 @@ from orion_oie.models.specs import (
 )
 from orion_oie.schemas.requests import SamplingDefaults
 
-TOP = Path(__file__).parents[1]
+TOP = Path(__file__).parents[2]
 LITE = "smollm2-135m-instruct"
 SHA = "0" * 64
 

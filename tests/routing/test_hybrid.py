@@ -41,7 +41,7 @@ from orion_oie.routing.text.signals import SIGNALS
 from orion_oie.schemas.requests import Message
 from orion_oie.schemas.results import Route
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIPPED = RegistryFile.model_validate_json((ROOT / "models.json").read_text("utf-8")).agents
 OWN = ROOT / "benchmarks" / "routing" / "own.jsonl"
 

@@ -13,7 +13,7 @@ from orion_oie.routing.linear.fitting import read_examples
 from orion_oie.routing.linear.model import TOPICS
 from orion_oie.routing.text.prompt import read
 
-SETS = Path(__file__).parents[1] / "benchmarks" / "routing"
+SETS = Path(__file__).parents[2] / "benchmarks" / "routing"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from orion_oie.routing.text.ngrams import BUCKETS
 from orion_oie.routing.text.prompt import read
 from orion_oie.routing.text.signals import SIGNALS
 
-OWN = Path(__file__).parents[1] / "benchmarks" / "routing" / "own.jsonl"
+OWN = Path(__file__).parents[3] / "benchmarks" / "routing" / "own.jsonl"
 TEA = ["brew green tea", "which tea is best cold", "a pot of tea", "tea leaves in the sink"]
 MILK = ["warm the milk", "is oat milk milk", "milk turns sour", "a glass of cold milk"]
 PAIRS = [Example(text, "tea") for text in TEA] + [Example(text, "milk") for text in MILK]

@@ -42,7 +42,7 @@ QUESTION = "Write a Python function that adds two numbers"
 MISLEADING = "Write a poem about Python the snake"
 VAGUE = "so, the thing with the boat again"
 TIME = re.compile(r"time      \d+\.\d ms; the first question of a process \d+ ms")
-OWN = Path(__file__).parents[1] / "benchmarks" / "routing" / "own.jsonl"
+OWN = Path(__file__).parents[2] / "benchmarks" / "routing" / "own.jsonl"
 MINILM = "all-minilm-l6-v2"
 
 Capture = pytest.CaptureFixture[str]

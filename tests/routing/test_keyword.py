@@ -20,7 +20,7 @@ from orion_oie.routing.keyword import FAR_FACTOR, KeywordRouter
 from orion_oie.schemas.results import Route
 
 THRESHOLD = 0.35
-MODELS_JSON = Path(__file__).parents[1] / "models.json"
+MODELS_JSON = Path(__file__).parents[2] / "models.json"
 AGENTS = RegistryFile.model_validate_json(MODELS_JSON.read_text(encoding="utf-8")).agents
 any_text = st.text(alphabet=st.characters(exclude_categories=()), max_size=400)
 

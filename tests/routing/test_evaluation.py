@@ -30,7 +30,7 @@ from orion_oie.routing.linear.fitting import (
 from orion_oie.routing.linear.model import TOPICS
 from orion_oie.schemas.results import Route
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OWN = ROOT / "benchmarks" / "routing" / "own.jsonl"
 
 

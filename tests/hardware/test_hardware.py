@@ -29,7 +29,7 @@ needs_affinity = pytest.mark.skipif(
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def computer(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Four cores of two threads each, all of them usable."""
     processor = Cpu("A CPU", ("AVX",), 4, FOUR_CORES)
     monkeypatch.setattr(cpu, "this_cpu", lambda: processor)
@@ -57,29 +57,29 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ],
 )
 def test_usable_cores(
-    machine: pytest.MonkeyPatch,
+    computer: pytest.MonkeyPatch,
     affinity: range,
     quota: float | None,
     logical: int,
     physical: int,
 ) -> None:
     """Affinity and the container's quota both count; never fewer than one."""
-    machine.setattr(os, "sched_getaffinity", lambda _pid: set(affinity))
-    machine.setattr(cgroup, "cpu_quota_cores", lambda _proc=None: quota)
+    computer.setattr(os, "sched_getaffinity", lambda _pid: set(affinity))
+    computer.setattr(cgroup, "cpu_quota_cores", lambda _proc=None: quota)
     assert machine.usable_cores() == logical
     assert machine.usable_physical_cores() == physical
 
 
-def test_usable_cores_where_little_is_told(machine: pytest.MonkeyPatch) -> None:
+def test_usable_cores_where_little_is_told(computer: pytest.MonkeyPatch) -> None:
     """Without lists of siblings, what is known of the whole machine bounds them; without affinity,
     all logical processors may be used."""
-    machine.setattr(cpu, "this_cpu", lambda: Cpu(physical_cores=4))
+    computer.setattr(cpu, "this_cpu", lambda: Cpu(physical_cores=4))
     assert machine.usable_physical_cores() == 4
-    machine.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    computer.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     assert machine.usable_physical_cores() == 2
-    machine.setattr(cpu, "this_cpu", Cpu)
+    computer.setattr(cpu, "this_cpu", Cpu)
     assert machine.usable_physical_cores() == 2
-    machine.delattr(os, "sched_getaffinity")
+    computer.delattr(os, "sched_getaffinity")
     assert machine.usable_cores() == 8
 
 
@@ -119,11 +119,11 @@ def test_this_machine() -> None:
     assert machine.Hardware.model_validate_json(found.model_dump_json()) == found
 
 
-def test_limits_of_a_container(machine: pytest.MonkeyPatch) -> None:
+def test_limits_of_a_container(computer: pytest.MonkeyPatch) -> None:
     """Quota and memory limit are named, and the memory is what the limit leaves."""
-    machine.setattr(cgroup, "cpu_quota_cores", lambda _proc=None: 1.5)
+    computer.setattr(cgroup, "cpu_quota_cores", lambda _proc=None: 1.5)
     limit = cgroup.MemoryLimit(limit_bytes=2_000, used_bytes=500, available_bytes=1_500)
-    machine.setattr(cgroup, "memory_limit", lambda _proc=None: limit)
+    computer.setattr(cgroup, "memory_limit", lambda _proc=None: limit)
     found = detect()
     assert (found.core_quota, found.usable_cores, found.logical_cores) == (1.5, 1, 8)
     assert found.memory_limit_bytes == found.memory_total_bytes == 2_000
@@ -132,7 +132,7 @@ def test_limits_of_a_container(machine: pytest.MonkeyPatch) -> None:
     assert found.devices == [own]
 
 
-def test_devices_are_llamas_and_there_is_always_a_cpu(machine: pytest.MonkeyPatch) -> None:
+def test_devices_are_llamas_and_there_is_always_a_cpu(computer: pytest.MonkeyPatch) -> None:
     """What llama.cpp names stays as it is; of a mere name no more is known."""
     gpu = Device(name="CUDA0", kind="cuda", description="A GPU", total_bytes=9, free_bytes=8)
     its_cpu = Device(name="CPU", kind="cpu", total_bytes=7, free_bytes=7)

@@ -25,7 +25,7 @@ from orion_oie import (
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope
-from orion_oie.engine.scheduling import queue
+from orion_oie.engine.scheduling import queue as queue_module
 from orion_oie.hardware.pressure import PressureLevel
 from orion_oie.hardware.probe import (
     ProcessMemory,
@@ -570,6 +570,6 @@ def test_a_watched_engine_that_is_forgotten_is_collected(on_machine: Callable[..
         gc.collect()
         return gone() is None
 
-    wait_until(is_gone, queue._IDLE_EXIT_S / 2)
+    wait_until(is_gone, queue_module._IDLE_EXIT_S / 2)
     assert machine.here == set()
-    wait_until(lambda: not watchers(), queue._IDLE_EXIT_S / 2)
+    wait_until(lambda: not watchers(), queue_module._IDLE_EXIT_S / 2)

@@ -42,7 +42,7 @@ from orion_oie import (
 from orion_oie.backends.base import GenerationJob
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.engine.request import Request
-from orion_oie.engine.scheduling import queue
+from orion_oie.engine.scheduling import queue as queue_module
 
 # Listeners
 
@@ -375,7 +375,7 @@ def test_a_forgotten_engine_is_collected(make_engine, is_used: bool) -> None:
         assert any(t.name.startswith("orion-request") for t in threading.enumerate())
     gone = weakref.ref(engine)
     del engine
-    wait_until(lambda: is_collected(gone), queue._IDLE_EXIT_S / 2)
+    wait_until(lambda: is_collected(gone), queue_module._IDLE_EXIT_S / 2)
     assert not any(model.is_alive() for model in backend._models)
 
 
@@ -386,7 +386,7 @@ def test_a_kept_handle_does_not_keep_the_engine(make_engine) -> None:
     assert [ended(handle).result().content for handle in handles] == [TEXT, TEXT]
     gone = weakref.ref(engine)
     del engine
-    wait_until(lambda: is_collected(gone), queue._IDLE_EXIT_S / 2)
+    wait_until(lambda: is_collected(gone), queue_module._IDLE_EXIT_S / 2)
     assert handles[0].text == TEXT
 
 
@@ -401,7 +401,7 @@ def test_a_running_request_keeps_its_engine(make_engine) -> None:
     assert not is_collected(gone)
     held.let_go.set()
     assert [handle.result(BOUND_S).content for handle in handles] == [TEXT] * 3
-    wait_until(lambda: is_collected(gone), queue._IDLE_EXIT_S / 2)
+    wait_until(lambda: is_collected(gone), queue_module._IDLE_EXIT_S / 2)
 
 
 def test_ended_requests_are_not_kept(make_engine) -> None:
@@ -417,7 +417,7 @@ def test_ended_requests_are_not_kept(make_engine) -> None:
         return sum(isinstance(t, (Request, RequestHandle)) and t.id in ids for t in things)
 
     assert len(ids) > 5
-    wait_until(lambda: left() == 0, queue._IDLE_EXIT_S / 2)
+    wait_until(lambda: left() == 0, queue_module._IDLE_EXIT_S / 2)
 
 
 def test_many_threads_leave_nothing_behind(make_engine, quick_exit) -> None:
@@ -563,7 +563,7 @@ _, status = os.waitpid(child, 0)
 print("refused", os.waitstatus_to_exitcode(status))
 print(engine.infer("Hello?").content)
 """
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": path},

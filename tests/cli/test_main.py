@@ -27,7 +27,7 @@ from orion_oie import (
 )
 from orion_oie.backends.llama.host import devices
 from orion_oie.cancellation import CancelScope
-from orion_oie.cli import main
+from orion_oie.cli import main as cli_module
 from orion_oie.cli.compatibility import CompatibilityReport
 from orion_oie.cli.main import main
 from orion_oie.config import DownloadConfig
@@ -187,7 +187,7 @@ def test_it_runs_as_a_module() -> None:
 
 def test_it_has_an_entry_point() -> None:
     """The package declares the command `orion-oie`, which is `main`."""
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     module, _, function = tomllib.loads(text)["project"]["scripts"]["orion-oie"].partition(":")
     assert getattr(sys.modules[module], function) is main
 
@@ -323,13 +323,13 @@ def test_pull_takes_its_limits_along(
 ) -> None:
     """`--limit-mb-per-s` and `--connections` reach the engine; what it refuses has status 1."""
     made: list[DownloadConfig] = []
-    real = main._engine
+    real = cli_module._engine
 
     def engine(*places: Any, **settings: Any) -> OrionInferenceEngine:
         made.append((made_one := real(*places, **settings)).config.download)
         return made_one
 
-    monkeypatch.setattr(cli, "_engine", engine)
+    monkeypatch.setattr(cli_module, "_engine", engine)
     assert (
         main(["pull", "local", "--limit-mb-per-s", "2.5", "--connections", "3", *shop.options]) == 0
     )
