@@ -1,5 +1,5 @@
 # make demo   install what the library needs and watch it answer
-# make test   run the tests        make lint   ruff and mypy
+# make test   run the tests        make lint   ruff, mypy and import rules
 # make bench  run every benchmark  make soak   two thousand requests against one worker
 # make clean  remove what these made
 
@@ -20,6 +20,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
 	@mkdir -p bench-results

@@ -1,5 +1,6 @@
 """What several test modules need: bounded waits, small registries, threads that report."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -173,3 +174,36 @@ def _model(model_id: str) -> dict[str, Any]:
             }
         },
     }
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 3 * BOUND_S
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so: {what}"
+        time.sleep(0.01)
+
+
+def one_model_registry(path: Path) -> ModelRegistry:
+    """A registry with one agent on one file."""
+    source = {"path": str(path)}
+    variant = {"quantization": "f16", "size_mb": 1, "min_ram_gb": 0.1, "source": source}
+    text = {
+        "version": "1",
+        "models": {
+            "tiny": {
+                "name": "Tiny",
+                "license": "apache-2.0",
+                "context_length": 2048,
+                "variants": {"f16": variant},
+            }
+        },
+        "agents": {
+            "conversation": {
+                "name": "C",
+                "description": "talks",
+                "system_prompt": "Be brief.",
+                "models": {"primary": "tiny"},
+            }
+        },
+    }
+    return ModelRegistry.parse(json.dumps(text), base=path.parent)

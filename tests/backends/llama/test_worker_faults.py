@@ -4,26 +4,24 @@ Real workers throughout; the host that dies is a child process of the test.
 """
 
 import gc
-import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import worker_processes
+from helpers import one_model_registry, until
 
 from orion_oie import (
     EngineConfig,
     Event,
-    ModelRegistry,
     OrionInferenceEngine,
     RequestHandle,
     WorkerCrashedError,
@@ -31,39 +29,6 @@ from orion_oie import (
 
 BOUND_S = 30.0
 LONG = "Go on and on."
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + BOUND_S
-    while not condition():
-        assert time.monotonic() < deadline, f"still not so: {what}"
-        time.sleep(0.01)
-
-
-def one_model_registry(path: Path) -> ModelRegistry:
-    """A registry with one agent on one file."""
-    source = {"path": str(path)}
-    variant = {"quantization": "f16", "size_mb": 1, "min_ram_gb": 0.1, "source": source}
-    text = {
-        "version": "1",
-        "models": {
-            "tiny": {
-                "name": "Tiny",
-                "license": "apache-2.0",
-                "context_length": 2048,
-                "variants": {"f16": variant},
-            }
-        },
-        "agents": {
-            "conversation": {
-                "name": "C",
-                "description": "talks",
-                "system_prompt": "Be brief.",
-                "models": {"primary": "tiny"},
-            }
-        },
-    }
-    return ModelRegistry.parse(json.dumps(text), base=path.parent)
 
 
 @pytest.fixture
@@ -207,7 +172,7 @@ HOST = """
 import os, signal, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_faults import one_model_registry
+from helpers import one_model_registry
 from orion_oie import OrionInferenceEngine
 engine = OrionInferenceEngine(one_model_registry(Path({model!r})))
 handle = engine.stream("Go on and on.", max_tokens=1900)

@@ -12,7 +12,7 @@ import pytest
 from helpers import BOUND_S, Clock, Running, no_more_threads, run_all, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_turns import Budget, blocked, loadable
+from test_policy import Budget, blocked, loadable
 
 from orion_oie.engine.scheduling import (
     in_flight,

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 from contracts import BOUND_S, INFO, Running, job, said
+from helpers import until
 from hypothesis import given
 from hypothesis import strategies as st
 from test_chat import conversation, rendered
-from test_faults import until
 from tiny import write_tiny_llama
 
 from orion_oie.backends.base import (
