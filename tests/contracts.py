@@ -15,8 +15,8 @@ import pytest
 from orion_oie.backends.base import (
     Backend,
     GenerationJob,
-    LoadedModel,
     LoadSpec,
+    LocalModel,
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
@@ -56,7 +56,7 @@ def job(question: str, history: tuple[Message, ...] = (), **options: object) -> 
 class Running:
     """A generation on a thread of its own."""
 
-    def __init__(self, model: LoadedModel, work: GenerationJob) -> None:
+    def __init__(self, model: LocalModel, work: GenerationJob) -> None:
         self.scope = CancelScope()
         self.started = threading.Event()
         self.pieces: list[str] = []
@@ -64,7 +64,7 @@ class Running:
         self._thread = threading.Thread(target=self._run, args=(model, work), daemon=True)
         self._thread.start()
 
-    def _run(self, model: LoadedModel, work: GenerationJob) -> None:
+    def _run(self, model: LocalModel, work: GenerationJob) -> None:
         def on_text(text: str, _tokens: int) -> None:
             self.pieces.append(text)
             self.started.set()
@@ -81,7 +81,7 @@ class Running:
         assert not self._thread.is_alive(), "the generation does not end"
 
 
-def said(model: LoadedModel, work: GenerationJob) -> str:
+def said(model: LocalModel, work: GenerationJob) -> str:
     """The whole answer to a job."""
     pieces: list[str] = []
     model.generate(work, CancelScope(), lambda text, _n: pieces.append(text))
@@ -103,11 +103,11 @@ class BackendContract:
     def long_job(self) -> GenerationJob:
         raise NotImplementedError
 
-    def crash(self, model: LoadedModel) -> None:
+    def crash(self, model: LocalModel) -> None:
         raise NotImplementedError
 
     @pytest.fixture
-    def model(self, backend: Backend, files: tuple[Path, ...]) -> Iterator[LoadedModel]:
+    def model(self, backend: Backend, files: tuple[Path, ...]) -> Iterator[LocalModel]:
         spec = LoadSpec(INFO, files, slots=4, context_length=2048)
         model = backend.load(spec, CancelScope(), lambda _fraction: None)
         yield model
@@ -145,7 +145,7 @@ class BackendContract:
         assert not footprint.is_measured
         parts = [value for value in asdict(footprint).values() if value is not False]
         assert all(part >= 0 for part in parts)
-        assert 0 < footprint.total_bytes <= footprint.most_bytes
+        assert 0 < footprint.total_bytes <= footprint.max_bytes
 
     def test_what_is_not_here_is_guessed(self, backend, tmp_path) -> None:
         """A model whose files are elsewhere takes at least the bytes that they are said to have."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from contracts import BackendContract, job
 
-from orion_oie.backends.base import Backend, GenerationJob, LoadedModel
+from orion_oie.backends.base import Backend, GenerationJob, LocalModel
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.backends.llama.host.loader import LlamaBackend
 
@@ -35,7 +35,7 @@ class TestFakeBackend(BackendContract):
     def long_job(self) -> GenerationJob:
         return job(LONG, max_tokens=400)
 
-    def crash(self, model: LoadedModel) -> None:
+    def crash(self, model: LocalModel) -> None:
         model.crash()
 
 
@@ -54,5 +54,5 @@ class TestLlamaBackend(BackendContract):
     def long_job(self) -> GenerationJob:
         return job(LONG, max_tokens=900)
 
-    def crash(self, model: LoadedModel) -> None:
+    def crash(self, model: LocalModel) -> None:
         os.kill(model.pid, signal.SIGKILL)

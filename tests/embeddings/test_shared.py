@@ -169,7 +169,7 @@ def test_it_makes_room_and_comes_back(folder: Path, tmp_path: Path) -> None:
         sizes = looking._keeper.sizes
         assert model is not None
         assert model.needed_bytes is not None
-        needed = max(model.needed_bytes, sizes.most_bytes(embedder))
+        needed = max(model.needed_bytes, sizes.max_bytes(embedder))
     others = pids()
     config = config_of(tmp_path, memory_budget=needed + 8 * MIB, enable_predictive_loading=False)
     with OrionInferenceEngine(registry, config) as engine:

@@ -222,7 +222,7 @@ def test_any_mix_of_models_ends_within_the_budget(make_engine: MakeEngine, seed:
     runs = run_all([lambda n=n: work(n) for n in range(6)])
     assert sum(run.join() for run in runs) > 100
     quiet(engine)
-    assert backend.most_bytes <= 120 * MIB
+    assert backend.max_bytes <= 120 * MIB
     for agent in "ABCDE":
         assert engine.infer("Hello?", agent=agent).content == "word " * 4
     quiet(engine)
@@ -525,7 +525,7 @@ def test_real_workers_stay_within_the_budget(real: OrionInferenceEngine) -> None
     budget = real.stats().memory.budget_bytes
     assert watch.looks > 10
     assert watch.most_workers == 2
-    assert watch.most_bytes <= budget * 1.05
+    assert watch.max_bytes <= budget * 1.05
     assert real.stats().memory.reserved_bytes <= budget
     assert len([e for e in real.export_logs() if e["event"] == "pool.evicted"]) >= 2
 

@@ -13,9 +13,9 @@ from orion_oie.models.formats.ggml_types import (
     TENSOR_TYPES,
 )
 from orion_oie.models.quantization import (
-    Candidate,
     QuantizationLevel,
     VariantChoice,
+    VariantOption,
     bits_per_weight,
     choose_variant,
     level_of,
@@ -28,24 +28,24 @@ LEVELS = list(QuantizationLevel)
 LAYOUTS = {kind.name: 8 * kind.type_size / kind.block_size for kind in TENSOR_TYPES.values()}
 
 
-def candidate(quantization: str, needed_mb: int | None, **more: Any) -> Candidate:
+def candidate(quantization: str, needed_mb: int | None, **more: Any) -> VariantOption:
     """A variant that is here, unless told otherwise, named like its quantization."""
     size_bytes = more.pop("size_mb", needed_mb) * MB
     needed_bytes = None if needed_mb is None else needed_mb * MB
     facts = {"is_here": True, **more}
-    return Candidate(quantization.lower(), quantization, size_bytes, needed_bytes, **facts)
+    return VariantOption(quantization.lower(), quantization, size_bytes, needed_bytes, **facts)
 
 
-def needs(one: Candidate) -> int:
+def needs(one: VariantOption) -> int:
     return one.size_bytes if one.needed_bytes is None else one.needed_bytes
 
 
 @st.composite
-def variants(draw: st.DrawFn, **fixed: Any) -> list[Candidate]:
+def variants(draw: st.DrawFn, **fixed: Any) -> list[VariantOption]:
     """Up to six variants of any size, here or not, of known and unknown quantizations."""
     names = draw(st.lists(st.sampled_from([*NAMES, "odd"]), max_size=6))
     return [
-        Candidate(
+        VariantOption(
             f"v{number}",
             name,
             draw(st.integers(1, 60)),
@@ -58,22 +58,22 @@ def variants(draw: st.DrawFn, **fixed: Any) -> list[Candidate]:
 
 
 @st.composite
-def real_variants(draw: st.DrawFn) -> list[Candidate]:
+def real_variants(draw: st.DrawFn) -> list[VariantOption]:
     """Variants that are here, of different quantizations: more bits need more memory."""
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=6))
     sizes = {name: int(10 * (bits_per_weight(name) or 0)) for name in names}
-    return [Candidate(name.lower(), name, sizes[name], sizes[name], True) for name in names]
+    return [VariantOption(name.lower(), name, sizes[name], sizes[name], True) for name in names]
 
 
 budgets = st.none() | st.integers(0, 70)
 wishes = st.sampled_from(["auto", *LEVELS])
 
 
-def found(choice: VariantChoice, candidates: list[Candidate]) -> Candidate | None:
+def found(choice: VariantChoice, candidates: list[VariantOption]) -> VariantOption | None:
     return next((c for c in candidates if c.variant == choice.variant), None)
 
 
-def fits(one: Candidate, budget: int | None, limit: int | None = None) -> bool:
+def fits(one: VariantOption, budget: int | None, limit: int | None = None) -> bool:
     in_budget = budget is None or needs(one) <= budget
     in_limit = limit is None or one.size_bytes <= limit
     return in_budget and in_limit and (one.is_here or one.can_be_fetched)
@@ -311,7 +311,7 @@ def test_the_reduction(name: str, size_mb: int, parameters: int | None, reductio
 
 @given(candidates=variants(), budget=budgets, limit=budgets, wanted=wishes)
 def test_what_is_chosen_fits(
-    candidates: list[Candidate], budget: int | None, limit: int | None, wanted: Any
+    candidates: list[VariantOption], budget: int | None, limit: int | None, wanted: Any
 ) -> None:
     """Something is chosen just when something fits, and it keeps to both limits."""
     choice = choose_variant(candidates, wanted=wanted, budget_bytes=budget, size_limit_bytes=limit)
@@ -328,7 +328,7 @@ def test_what_is_chosen_fits(
 
 @given(candidates=variants(is_here=True), budget=budgets, more=st.integers(0, 60))
 def test_more_memory_never_gets_less_quality(
-    candidates: list[Candidate], budget: int | None, more: int
+    candidates: list[VariantOption], budget: int | None, more: int
 ) -> None:
     """Of what is here: a larger budget gives the same or a better one, no limit the best."""
     sizes = [budget, budget and budget + more, None]
@@ -339,7 +339,7 @@ def test_more_memory_never_gets_less_quality(
 
 @given(candidates=real_variants(), wanted=wishes, budget=st.integers(0, 400), more=budgets)
 def test_more_memory_never_gets_less_quality_of_a_level(
-    candidates: list[Candidate], wanted: Any, budget: int, more: int | None
+    candidates: list[VariantOption], wanted: Any, budget: int, more: int | None
 ) -> None:
     """So it is for a level, too, where more bits need more memory."""
     chosen = [
@@ -352,7 +352,7 @@ def test_more_memory_never_gets_less_quality_of_a_level(
 
 @given(candidates=variants(), wanted=st.sampled_from(LEVELS), budget=budgets)
 def test_never_more_than_asked_for_without_need(
-    candidates: list[Candidate], wanted: QuantizationLevel, budget: int | None
+    candidates: list[VariantOption], wanted: QuantizationLevel, budget: int | None
 ) -> None:
     """The level is the highest that can be had up to the wanted one; a higher one, or none, only
     when there is no such."""
@@ -367,7 +367,7 @@ def test_never_more_than_asked_for_without_need(
 
 @given(candidates=variants(is_here=False), budget=budgets)
 def test_what_is_not_here_comes_in_the_order_of_the_registry(
-    candidates: list[Candidate], budget: int | None
+    candidates: list[VariantOption], budget: int | None
 ) -> None:
     """The first that fits and can be fetched."""
     usable = [c.variant for c in candidates if fits(c, budget)]

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from orion_oie.pool.eviction import (
     Limits,
     Resident,
+    availability_of,
     choose_relief,
     choose_victims,
-    what_to_wait_for,
 )
+from orion_oie.schemas.availability import ModelState
 
 resident_lists = st.lists(st.tuples(st.integers(0, 9).map(float), st.booleans()), max_size=8).map(
     lambda rows: [
@@ -142,14 +143,14 @@ def test_who_is_in_the_way_is_named(residents: list[Resident], size: int, budget
     """Once the models that are named are idle, there is room, if all of these go; nobody is named
     without need, or under the wrong heading."""
     limits = Limits(None, budget)
-    wait = what_to_wait_for(residents, limits, size)
-    if wait is None:
+    wait = availability_of(residents, limits, size)
+    if wait.state is ModelState.IMPOSSIBLE:
         pinned = sum(one.size_bytes for one in residents if one.is_pinned)
         assert pinned + size > budget
         return
     named = wait.blockers
     assert all(one.is_in_use for one in residents if one.key in named)
-    assert all(one.can_go for one in residents if one.key in wait.idle)
+    assert all(one.can_go for one in residents if one.key in wait.victims)
     idle = [
         Resident(
             o.key, o.last_used, o.is_in_use and o.key not in named, o.size_bytes, 1.0, o.is_pinned
@@ -158,9 +159,11 @@ def test_who_is_in_the_way_is_named(residents: list[Resident], size: int, budget
     ]
     assert choose_victims(idle, limits, size) is not None
     if choose_victims(residents, limits, size) is not None:
-        assert (wait.blockers, wait.idle) == ((), ())
+        assert wait.state is ModelState.LOADABLE
+        assert not wait.blockers
     else:
-        going = [*wait.blockers, *wait.idle]
+        assert wait.state is ModelState.BLOCKED
+        going = [*wait.displaced]
         held = sum(one.size_bytes for one in residents)
         assert wait.blockers
         assert held - freed(residents, going) + size <= budget

@@ -214,7 +214,7 @@ class House:
             self.world.load,
             None,
             self.note_gone,
-            size_of=sizes.most_bytes,
+            size_of=sizes.max_bytes,
             budget_bytes=lambda: budget,
         )
         placement = Placement(

@@ -37,7 +37,7 @@ def test_a_correction_says_what_was_seen(estimate: Footprint, peak: int) -> None
     parts = (new.weights_bytes, new.kv_bytes, new.compute_bytes, new.process_bytes)
     assert min(*parts, new.growth_bytes) >= 0
     if peak >= estimate.total_bytes:
-        assert new.most_bytes == max(peak, estimate.most_bytes)
+        assert new.most_bytes == max(peak, estimate.max_bytes)
     else:
         assert new.growth_bytes == estimate.growth_bytes
 
@@ -46,11 +46,11 @@ def test_what_was_measured_goes_over_the_estimate() -> None:
     """The next load of the same variant is reserved for what the last one took."""
     ledger = FootprintLedger()
     sizes = sizes_of(ledger, Footprint(100, 50, 30, 20, growth_bytes=10))
-    assert sizes.most_bytes(SPEC) == 210
+    assert sizes.max_bytes(SPEC) == 210
     sizes.note_peak(SPEC, 150)
     sizes.note_peak(SPEC, 140)
     assert sizes.footprint(SPEC).total_bytes == 150
-    assert sizes.most_bytes(SPEC) == 160
+    assert sizes.max_bytes(SPEC) == 160
 
 
 def test_other_settings_are_another_thing() -> None:

@@ -17,8 +17,8 @@ from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.base import (
     Completion,
     GenerationJob,
-    LoadedModel,
     LoadSpec,
+    LocalModel,
 )
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
@@ -64,7 +64,7 @@ class Model:
 
 def breaker_over(model: Any, limit_s: float = BOUND_S) -> TieBreaker:
     @contextmanager
-    def borrow() -> Iterator[LoadedModel | None]:
+    def borrow() -> Iterator[LocalModel | None]:
         yield model
 
     return TieBreaker(borrow, DEADLINES, limit_s)

@@ -1,10 +1,11 @@
-"""The contract of a backend: load a model, generate with it, close it.
+"""The contract of a backend, in two layers.
 
-Upper rooms import this file only; `engine.py` picks the concrete backend. Every backend passes
-the suite in tests/contracts.py.
+`Model` is what every backend offers: answer messages under a cancel scope, hand out text as it
+comes, and account for the tokens. `LocalModel` and `LocalBackend` add what only models in this
+machine's memory have: a load, a footprint, a process, an end.
 
-A `LoadedModel` answers several `generate` calls at once, from different threads. Every call
-ends with a `Completion`, or with an `OrionError`; the process that hosts it never dies of it.
+The packages above import this module alone; `engine/build.py` picks the concrete backend. Every
+backend passes the suite in tests/contracts.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import ShardingConfig
+from orion_oie.models.keys import ModelKey
 from orion_oie.models.specs import (
     PromptFormat,
     SourceSpec,
@@ -31,7 +33,7 @@ from orion_oie.schemas.results import (
     Usage,
 )
 
-if TYPE_CHECKING:  # not needed by who embeds nothing
+if TYPE_CHECKING:  # only embedding needs it
     import numpy as np
     from numpy.typing import NDArray
 
@@ -64,11 +66,11 @@ class LoadSpec:
     expected_bytes: int | None = None
     is_progressive: bool | None = None
     gpu_layers: int | None = None
+    key: ModelKey = field(init=False, compare=False, repr=False)
+    """The identity of what is loaded: two specs with one key share a worker."""
 
-    @property
-    def key(self) -> str:
-        """Identity of the loaded thing: two specs with one key share a worker."""
-        return f"{self.info.model_id}@{self.info.variant}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", ModelKey(self.info.model_id, self.info.variant))
 
 
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -106,7 +108,7 @@ class Footprint:
         return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.process_bytes
 
     @property
-    def most_bytes(self) -> int:
+    def max_bytes(self) -> int:
         """With all that it may take later."""
         return self.total_bytes + self.growth_bytes
 
@@ -173,11 +175,24 @@ OnText = Callable[[str, int], None]
 """Called with a piece of text and the number of tokens behind it; must return quickly."""
 
 
-class LoadedModel(Protocol):
-    """A model in memory."""
+class Model(Protocol):
+    """Answers messages. Several `generate` calls may run at once, on different threads."""
 
     @property
     def info(self) -> ModelInfo: ...
+
+    def generate(self, job: GenerationJob, scope: CancelScope, on_text: OnText) -> Completion:
+        """Answer a job. All `on_text` calls happen before this returns or raises.
+
+        Every call ends with a `Completion` or an `OrionError`: `ContextOverflowError`,
+        `InvalidRequestError`, `WorkerCrashedError`, `WorkerTimeoutError`, `ProviderError`, or the
+        error that `scope` was cancelled with. The calling process never dies of it.
+        """
+        ...
+
+
+class LocalModel(Model, Protocol):
+    """A model in this machine's memory."""
 
     @property
     def pid(self) -> int | None:
@@ -198,21 +213,13 @@ class LoadedModel(Protocol):
         """False once it crashed or was closed: load it again."""
         ...
 
-    def generate(self, job: GenerationJob, scope: CancelScope, on_text: OnText) -> Completion:
-        """Answer a job. All `on_text` calls happen before this returns or raises.
-
-        Raises `ContextOverflowError`, `InvalidRequestError`, `WorkerCrashedError`,
-        `WorkerTimeoutError`, or the error that `scope` was cancelled with.
-        """
-        ...
-
     def close(self, timeout_s: float = 10.0) -> None:
         """Free the model; what still runs fails with `EngineClosedError`. Idempotent."""
         ...
 
 
 class EmbeddingModel(Protocol):
-    """A model in memory that was loaded with `LoadSpec.is_embedding`."""
+    """A local model that was loaded with `LoadSpec.is_embedding`."""
 
     def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
         """Unit vectors of texts, shape (texts, dimensions), in their order.
@@ -223,14 +230,13 @@ class EmbeddingModel(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """Loads models. `may_take(size_bytes)`, which its owner sets, says whether so much memory may
-    be taken for what is kept ready beside the models."""
+class LocalBackend(Protocol):
+    """Loads models into this machine's memory."""
 
     may_take: Callable[[int], bool]
 
-    def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
-        """Load a model, fetching what is not here; blocks until it takes questions.
+    def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LocalModel:
+        """Load a model, fetching the files that are missing; blocks until it takes questions.
 
         That may be before all of it is here: `on_progress` goes on being called until it is
         complete. Raises `ModelNotFoundError`, `ModelCorruptError`, `DownloadError`,

@@ -128,7 +128,7 @@ class FakeBackend:
 
 
 class FakeModel:
-    """A fake in memory. See `LoadedModel`."""
+    """A fake in memory. See `LocalModel`."""
 
     pid = None
 
@@ -148,7 +148,7 @@ class FakeModel:
         return self._death is None
 
     def close(self, timeout_s: float = 10.0) -> None:  # noqa: ARG002 (nothing to wait for)
-        """See `LoadedModel.close`."""
+        """See `LocalModel.close`."""
         self._death = self._death or EngineClosedError(f"{self.info.model_id} was unloaded")
 
     def crash(self) -> None:
@@ -158,7 +158,7 @@ class FakeModel:
         )
 
     def generate(self, job: GenerationJob, scope: CancelScope, on_text: OnText) -> Completion:
-        """See `LoadedModel.generate`."""
+        """See `LocalModel.generate`."""
         self._check(scope)
         prompt_tokens = sum(len(_tokens(message.content)) + 1 for message in job.messages)
         limit = self._limit(job, prompt_tokens)

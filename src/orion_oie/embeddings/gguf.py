@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from orion_oie.backends.base import (
     EmbeddingModel,
-    LoadedModel,
     LoadSpec,
+    LocalModel,
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import EngineClosedError, InvalidRequestError, WorkerCrashedError
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Load = Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]
+Load = Callable[[LoadSpec, CancelScope, OnProgress], LocalModel]
 
 
-class _LoadedEmbeddingModel(LoadedModel, EmbeddingModel, Protocol):
+class _LoadedEmbeddingModel(LocalModel, EmbeddingModel, Protocol):
     """What `load` gives for a spec with `is_embedding`."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from orion_oie.backends.base import EmbeddingModel, LoadSpec
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import WorkerCrashedError
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.pool import ModelPool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class PooledEmbedder:
     """Embeds with the model of `spec()`, which is asked for each batch."""
 
-    def __init__(self, pool: AgentPool, spec: Callable[[], LoadSpec]) -> None:
+    def __init__(self, pool: ModelPool, spec: Callable[[], LoadSpec]) -> None:
         self._pool = pool
         self._spec = spec
 
     def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
         """See `EmbeddingModel.embed`. When the worker dies, a new one gets the same texts, once.
-        Raises what `AgentPool.acquire` raises, too."""
+        Raises what `ModelPool.acquire` raises, too."""
         for is_last in (False, True):
             spec = self._spec()
             with self._pool.acquire(spec, scope) as lease:

@@ -11,8 +11,8 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.config import EngineConfig
 from orion_oie.errors import EngineClosedError, ModelNotFoundError
 from orion_oie.models.registry import ModelRegistry
-from orion_oie.pool.pool import AgentPool
-from orion_oie.pool.variants import Placement
+from orion_oie.pool.pool import ModelPool
+from orion_oie.pool.variants import VariantSelector
 
 if TYPE_CHECKING:  # with numpy, for who embeds something
     from orion_oie.embeddings.service import EmbeddingService
@@ -25,11 +25,15 @@ class SharedEmbeddings:
     """Makes the service once. Thread-safe."""
 
     def __init__(
-        self, registry: ModelRegistry, config: EngineConfig, placement: Placement, pool: AgentPool
+        self,
+        registry: ModelRegistry,
+        config: EngineConfig,
+        variants: VariantSelector,
+        pool: ModelPool,
     ) -> None:
         self._registry = registry
         self._config = config
-        self._placement = placement
+        self._variants = variants
         self._pool = pool
         self._lock = threading.Lock()
         self._service: EmbeddingService | None = None
@@ -109,7 +113,7 @@ class SharedEmbeddings:
         return (i for i, model in self._registry.models.items() if model.type == "embedding")
 
     def _spec(self, model_id: str) -> LoadSpec:
-        return self._placement.embedding_spec(model_id)
+        return self._variants.embedding_spec(model_id)
 
     def _reserved_bytes(self, model_id: str) -> int:
         residents = self._pool.residents().values()

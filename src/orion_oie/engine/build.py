@@ -1,130 +1,261 @@
-"""The rooms of one engine, made and wired to each other.
+"""Builds the parts of one engine, from the bottom to the top.
 
-Imported with the first engine instead of with the library: a mere `import orion_oie` should not pay
-for all of them. None of the rooms knows the engine, so a forgotten one can be collected.
+Imported with the first engine instead of with the library, so that a mere `import orion_oie` does not
+pay for all of it. The only module that names a concrete backend.
 """
 
-from collections.abc import Callable, Collection
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
 
-from orion_oie.backends.base import Backend
+from orion_oie.backends.base import LocalBackend
 from orion_oie.cancellation import DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.embeddings.shared import SharedEmbeddings
-from orion_oie.engine import reporting
-from orion_oie.engine.availability import Standings
+from orion_oie.engine.availability import WantedModels
 from orion_oie.engine.breaker import BreakerBoard
-from orion_oie.engine.chain import Answerer
+from orion_oie.engine.chain import ModelChain
+from orion_oie.engine.loading import guarded_load, pull
 from orion_oie.engine.observer import Observer
+from orion_oie.engine.pipeline import FeedbackOn, Pipeline, serve
 from orion_oie.engine.planner import Planner
-from orion_oie.engine.request import Request
+from orion_oie.engine.request import Queued
 from orion_oie.engine.router_embedder import RouterEmbedder
 from orion_oie.engine.scheduling.queue import RequestQueue
+from orion_oie.engine.signal import Signal
+from orion_oie.hardware import probe
+from orion_oie.hardware.machine import default_slots
+from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import ModelRegistry
-from orion_oie.pool.memory_manager import Housekeeper
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.background import BackgroundLoader
+from orion_oie.pool.files import ModelFiles
+from orion_oie.pool.memory_manager import MemoryManager
+from orion_oie.pool.pool import ModelPool
 from orion_oie.pool.preloader import Preloader
-from orion_oie.pool.variants import Placement
+from orion_oie.pool.variants import VariantSelector
 from orion_oie.routing.base import Router
+from orion_oie.schemas.stats import BreakerState
+from orion_oie.schemas.version import __version__
 from orion_oie.telemetry.counters import Counters
-from orion_oie.telemetry.events import EventLog
-
-if TYPE_CHECKING:
-    from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import BreakerChanged, EngineStarted, ModelLog, WorkerCrashed
 
 _MODELS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Rooms:
-    """What an engine works with."""
+class Parts:
+    """What an engine works with. None of it knows the engine, so a forgotten one is collected."""
 
-    cache: "ModelCache"
-    backend: Backend
-    keeper: Housekeeper
-    pool: AgentPool
-    placement: Placement
-    answerer: Answerer
-    standings: Standings
-    queue: RequestQueue[Request]
+    events: EventLog
+    counters: Counters
+    breakers: BreakerBoard
+    backend: LocalBackend
+    memory: MemoryManager
+    variants: VariantSelector
+    queue: RequestQueue[Queued]
+    chain: ModelChain
     preloader: Preloader
     embeddings: SharedEmbeddings
-    planner: Planner
     observer: Observer
-    router: Router
+    pipeline: Pipeline
+    pull: Callable[[str], tuple[Path, ...]]
 
 
-def rooms_of(
+def resolved(config: EngineConfig) -> EngineConfig:
+    """The configuration with the settings filled in that depend on the machine."""
+    if config.serving.slots is not None:
+        return config
+    serving = config.serving.model_copy(update={"slots": default_slots()})
+    return config.model_copy(update={"serving": serving})
+
+
+def build(
     registry: ModelRegistry,
     config: EngineConfig,
-    backend: Backend | None,
+    backend: LocalBackend | None,
     router: Router | None,
-    *,
-    deadlines: DeadlineTimer,
-    events: EventLog,
-    counters: Counters,
-    breakers: BreakerBoard,
-    serve: Callable[[Request], None],
-    live: Callable[[], Collection[Request]],
     clock: Callable[[], float],
-) -> Rooms:
-    """All rooms of one engine. `serve` answers a request, on threads of the queue; `live` gives the
-    requests that have not ended. Neither may hold the engine."""
-    cache = reporting.model_cache(config)
-    backend = backend or reporting.llama_backend(config, events, cache)
-    load = reporting.guarded_load(backend, breakers, events)
-    keeper = Housekeeper(config, backend, load, events, cache.root)
-    pool, sizes, budget = keeper.pool, keeper.sizes, keeper.budget
-    placement = Placement(registry, config, cache, sizes, budget.bytes, pool.is_here)
-    answerer = Answerer(registry, config, placement, pool, breakers, events, counters)
-    standings = Standings(pool, sizes)
-    # A few more than it has slots for, so that one that is free has its next request at once.
-    per_model = config.slots + config.slots // 4
-    queue: RequestQueue[Request] = RequestQueue(
-        serve,
-        limit=config.max_queue,
-        state_of=standings.standing,
-        per_model=per_model,
-        max_threads=per_model * (config.max_models or _MODELS_AT_ONCE),
-        turn_s=config.model_turn_s,
-        aging_s=config.priority_aging_s,
+) -> Parts:
+    """All parts of one engine, by a `resolved` configuration."""
+    # What happened, and what is paused
+    events = EventLog(config.logs.max_events, log_content=config.logs.include_content)
+    counters = Counters()
+    breakers = BreakerBoard(config.breaker, clock, partial(_report_breaker, events))
+    deadlines = DeadlineTimer()
+    # Models in memory
+    cache = ModelCache(config.download.cache_dir)
+    backend = backend or _llama_backend(config, events, cache)
+    files = ModelFiles(registry, config, cache, backend.footprint)
+    evicted: Signal[[str]] = Signal()
+    changed: Signal[[]] = Signal()
+    memory = MemoryManager(
+        config,
+        backend,
+        guarded_load(backend, breakers, events),
+        events,
+        cache.root,
+        files=files,
+        on_evicted=evicted,
+        on_changed=changed,
     )
-    pool.on_changed = queue.notify
+    pool, sizes, budget = memory.pool, memory.sizes, memory.budget
+    variants = VariantSelector(registry, config, files, sizes, budget.bytes, pool.is_resident)
+    background = BackgroundLoader(pool)
+    # Requests
+    wanted = WantedModels(pool)
+    queue = _queue(config, wanted)
+    changed.connect(queue.notify)
     preloader = Preloader(
         config,
-        placement,
+        variants,
         pool,
-        sizes,
         budget,
         events,
-        is_calm=keeper.is_calm,
+        is_calm=memory.is_calm,
         is_anything_waiting=lambda: len(queue) > 0,
         is_paused=lambda model_id: breakers.paused_s(model_id) > 0,
-        load_ahead=answerer.load_ahead,
+        load_ahead=background.load,
         clock=clock,
     )
-    embeddings = SharedEmbeddings(registry, config, placement, pool)
+    evicted.connect(preloader.note_gone)
+    chain = ModelChain(
+        registry,
+        config,
+        variants,
+        memory,
+        background,
+        breakers,
+        events,
+        counters,
+        on_use=preloader.note_use,
+    )
+    embeddings = SharedEmbeddings(registry, config, variants, pool)
     if router is None:
         embedder = None
-        if config.enable_neural_router and embeddings.name:
-            degraded = reporting.degraded_reporter(events)
-            embedder = RouterEmbedder(embeddings, pool, sizes, deadlines, degraded, clock)
-        router = reporting.hybrid_router(config, cache.root / "router", embedder, pool, deadlines)
-    keeper.on_gone = preloader.note_gone
-    answerer.on_use = lambda key, is_cold: preloader.note_use(key, is_cold=is_cold)
-    return Rooms(
-        cache=cache,
-        backend=backend,
-        keeper=keeper,
-        pool=pool,
-        placement=placement,
-        answerer=answerer,
-        standings=standings,
+        if "embeddings" in config.router.stages and embeddings.name:
+            embedder = RouterEmbedder(embeddings, memory, deadlines, events, clock)
+        router = _hybrid_router(config, cache.root / "router", embedder, pool, deadlines)
+    pipeline = Pipeline(
+        registry,
+        config,
+        router=router,
+        variants=variants,
+        wanted=wanted,
         queue=queue,
+        chain=chain,
+        planner=Planner(pool, budget, breakers),
+        preloader=preloader,
+        deadlines=deadlines,
+        counters=counters,
+        events=events,
+        feedback_on=_feedback_on(config, registry),
+    )
+    events.publish(EngineStarted(version=__version__, pid=os.getpid()))
+    return Parts(
+        events=events,
+        counters=counters,
+        breakers=breakers,
+        backend=backend,
+        memory=memory,
+        variants=variants,
+        queue=queue,
+        chain=chain,
         preloader=preloader,
         embeddings=embeddings,
-        planner=Planner(placement, pool, sizes, budget, breakers),
-        observer=Observer(config, keeper, standings, queue, breakers, live),
-        router=router,
+        observer=Observer(config, memory, wanted, queue, breakers),
+        pipeline=pipeline,
+        pull=partial(pull, registry, cache, config, events),
     )
+
+
+def _queue(config: EngineConfig, wanted: WantedModels) -> RequestQueue[Queued]:
+    # A few more than a model has slots for, so that a free slot has its next request at once.
+    slots = config.serving.slot_count
+    per_model = slots + slots // 4
+    return RequestQueue(
+        serve,
+        limit=config.serving.max_queue,
+        availability_of=wanted.availability,
+        per_model=per_model,
+        max_threads=per_model * (config.memory.max_models or _MODELS_AT_ONCE),
+        turn_s=config.serving.model_turn_s,
+        aging_s=config.serving.priority_aging_s,
+    )
+
+
+def _llama_backend(config: EngineConfig, events: EventLog, cache: ModelCache) -> LocalBackend:
+    """The backend that is used unless the application brings one."""
+    # Sockets and processes: an engine with another backend should not pay for them.
+    from orion_oie.backends.llama.host.loader import LlamaBackend, LoaderSettings
+
+    return LlamaBackend(
+        LoaderSettings(
+            load_timeout_s=config.loading.timeout_s,
+            cancel_grace_s=config.serving.cancel_grace_s,
+            is_progressive=config.loading.strategy == "progressive",
+            download=config.download,
+            sharding=config.loading.sharding,
+            snapshot_bytes=config.memory.prefix_store_bytes,
+        ),
+        cache=cache,
+        is_calm=probe.is_calm if config.loading.keep_spare_worker else None,
+        on_log=lambda level, line, model_id: events.publish(
+            ModelLog(model_id=model_id, line=line, level=level)
+        ),
+        on_crash=lambda model_id, error: events.publish(
+            WorkerCrashed(model_id=model_id, error=error.message)
+        ),
+    )
+
+
+def _hybrid_router(
+    config: EngineConfig,
+    folder: Path,
+    embedder: RouterEmbedder | None,
+    pool: ModelPool,
+    deadlines: DeadlineTimer,
+) -> Router:
+    """The router that is used unless the application brings one; it keeps vectors in `folder`.
+
+    Raises `InvalidRequestError` for a file of weights that holds none.
+    """
+    from orion_oie.routing.hybrid import HybridRouter
+
+    model, tie_break = None, None
+    settings, stages = config.router, config.router.stages
+    if settings.weights is not None:
+        from orion_oie.routing.linear.model import load_model  # with numpy
+
+        model = load_model(Path(settings.weights).expanduser())
+    if "tie_break" in stages:
+        from orion_oie.routing.tiebreak import TieBreaker
+
+        tie_break = TieBreaker(pool.borrow, deadlines)
+    return HybridRouter(
+        settings.threshold,
+        model=model,
+        embedder=embedder,
+        enable_linear="linear" in stages,
+        enable_wishes="explicit" in stages,
+        enable_hints="hints" in stages,
+        enable_sessions="sessions" in stages,
+        folder=folder,
+        residency_s=settings.residency_s,
+        tie_break=tie_break,
+    )
+
+
+def _feedback_on(config: EngineConfig, registry: ModelRegistry) -> FeedbackOn:
+    if config.router.feedback is None:
+        return lambda _query, _route: None
+    from orion_oie.routing.feedback import FeedbackStore, RouteFeedback
+
+    store = FeedbackStore(config.router.feedback)
+    return lambda query, route: RouteFeedback.on(store, registry.agent, query, route)
+
+
+def _report_breaker(events: EventLog, name: str, old: BreakerState, new: BreakerState) -> None:
+    events.publish(BreakerChanged(breaker=name, old=old.value, new=new.value))

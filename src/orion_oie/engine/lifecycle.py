@@ -1,7 +1,8 @@
 """The states of a request and the moves between them.
 
-One shared `transitions` machine drives every request. A move that the table does not allow is
-a bug in the engine and raises `transitions.MachineError`. Nothing here knows what a state does.
+One `transitions` machine holds the table. Every move is looked up in what it compiled; firing its
+own triggers would take most of the time of a request. A move that the table does not allow is a bug
+in the engine and raises `transitions.MachineError`. This module does not know what a state does.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from enum import StrEnum
 from time import monotonic
 from typing import Any
 
-from transitions import Machine
+from transitions import Machine, MachineError
 
 
 class RequestState(StrEnum):
@@ -56,16 +57,20 @@ _PROGRESS_AT = {
     _S.SUCCESS: 100,
 }
 
+_PROGRESS_CEILING = {_S.LOADING_AGENT: 40, _S.INFERENCING: 99}
+
 _machine = Machine(
     model=None,
     states=RequestState,
     transitions=TRANSITIONS,
     initial=RequestState.IDLE,
     auto_transitions=False,
-    send_event=True,
-    before_state_change="_leave",
-    after_state_change="_enter",
 )
+_DESTINATIONS = {
+    (RequestState[source], trigger): RequestState[moves[0].dest]
+    for trigger, event in _machine.events.items()
+    for source, moves in event.transitions.items()
+}
 
 
 class RequestLifecycle:
@@ -75,26 +80,31 @@ class RequestLifecycle:
     after every move. `clock` gives seconds.
     """
 
-    state: RequestState
-    trigger: Callable[[str], bool]  # put there by the machine
-
     def __init__(
         self,
         on_change: Callable[[RequestState, RequestState], None],
         clock: Callable[[], float] = monotonic,
     ) -> None:
+        self.state = RequestState.IDLE
         self._on_change = on_change
         self._clock = clock
         self._entered_at = self._advanced_at = clock()
         self._spent_ms: dict[str, float] = {}
         self._progress = 0.0
-        _machine.add_model(self)
 
     def move(self, trigger: str) -> None:
         """Fire a trigger of `TRANSITIONS`; raises `transitions.MachineError` if illegal here."""
-        self.trigger(trigger)
-        if self.state.is_final:
-            _machine.remove_model(self)
+        old = self.state
+        new = _DESTINATIONS.get((old, trigger))
+        if new is None:
+            raise MachineError(f"Can't trigger event {trigger} from state {old.name}!")
+        now = self._clock()
+        self._spent_ms[old.value] = self._spent_ms.get(old.value, 0.0) + self._since_entry_ms(now)
+        self._entered_at = self._advanced_at = now
+        self.state = new
+        if new in _PROGRESS_AT:
+            self._progress = float(_PROGRESS_AT[new])
+        self._on_change(old, new)
 
     @property
     def progress(self) -> float:
@@ -104,7 +114,7 @@ class RequestLifecycle:
     def advance(self, fraction: float) -> None:
         """Report how much of the current state is done, from 0 to 1."""
         self._advanced_at = self._clock()
-        ceiling = {_S.LOADING_AGENT: 40, _S.INFERENCING: 99}.get(self.state)
+        ceiling = _PROGRESS_CEILING.get(self.state)
         if ceiling is not None:
             floor = _PROGRESS_AT[self.state]
             reached = floor + (ceiling - floor) * min(max(fraction, 0.0), 1.0)
@@ -118,21 +128,12 @@ class RequestLifecycle:
         """Milliseconds spent in each state that was visited, the current one included."""
         spent = dict(self._spent_ms)
         if not self.state.is_final:
-            spent[self.state.value] = spent.get(self.state.value, 0.0) + self._since_entry_ms()
+            name = self.state.value
+            spent[name] = spent.get(name, 0.0) + self._since_entry_ms(self._clock())
         return spent
 
-    def _since_entry_ms(self) -> float:
-        return (self._clock() - self._entered_at) * 1e3
-
-    def _leave(self, _event: Any) -> None:
-        name = self.state.value
-        self._spent_ms[name] = self._spent_ms.get(name, 0.0) + self._since_entry_ms()
-        self._entered_at = self._advanced_at = self._clock()
-
-    def _enter(self, event: Any) -> None:
-        if self.state in _PROGRESS_AT:
-            self._progress = float(_PROGRESS_AT[self.state])
-        self._on_change(RequestState[event.transition.source], self.state)
+    def _since_entry_ms(self, now: float) -> float:
+        return (now - self._entered_at) * 1e3
 
 
 def mermaid() -> str:

@@ -1,11 +1,11 @@
 """Looks at the parts of an engine, for its statistics and its health. Changes nothing."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
 
 from orion_oie.config import EngineConfig
-from orion_oie.engine.availability import Standings
+from orion_oie.engine.availability import WantedModels
 from orion_oie.engine.breaker import BreakerBoard
-from orion_oie.engine.request import Request
+from orion_oie.engine.request import Queued, Request
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.engine.watchdog import (
     Activity,
@@ -13,7 +13,7 @@ from orion_oie.engine.watchdog import (
 )
 from orion_oie.hardware import machine, probe
 from orion_oie.hardware.pressure import PressureLevel
-from orion_oie.pool.memory_manager import Housekeeper
+from orion_oie.pool.memory_manager import MemoryManager
 from orion_oie.schemas.stats import (
     BreakerState,
     EmbeddingStats,
@@ -27,83 +27,82 @@ from orion_oie.schemas.stats import (
 
 
 class Observer:
-    """Looks at the parts of an engine. `live` gives the requests that have not ended."""
+    """Looks at the parts of an engine. `live` are the requests that have not ended."""
 
     def __init__(
         self,
         config: EngineConfig,
-        keeper: Housekeeper,
-        standings: Standings,
-        queue: RequestQueue[Request],
+        memory: MemoryManager,
+        wanted: WantedModels,
+        queue: RequestQueue[Queued],
         breakers: BreakerBoard,
-        live: Callable[[], Collection[Request]],
     ) -> None:
         self._config = config
-        self._keeper = keeper
-        self._standings = standings
+        self._memory = memory
+        self._wanted = wanted
         self._queue = queue
         self._breakers = breakers
-        self._live = live
 
     def stats(
         self,
+        live: Sequence[Request],
         requests: RequestCounts,
         prediction: PredictionStats,
         embeddings: EmbeddingStats | None,
     ) -> EngineStats:
         """All of it, now."""
-        models = {key: _model_stats(one) for key, one in self._keeper.pool.residents().items()}
+        models = {key: _model_stats(one) for key, one in self._memory.pool.residents().items()}
         waiting = len(self._queue)
         return EngineStats(
             requests=requests,
             waiting=waiting,
-            running=max(0, len(self._live()) - waiting),
+            running=max(0, len(live) - waiting),
             models=models,
-            memory=self._memory(models),
+            memory=self._memory_stats(models),
             prediction=prediction,
             breakers=self._breakers.stats(),
             hardware=machine.detect([stats.model.device for stats in models.values()]),
             embeddings=embeddings,
         )
 
-    def reasons(self) -> list[str]:
+    def reasons(self, live: Sequence[Request]) -> list[str]:
         """What is not as it should be."""
         reasons = [
             f"{name} is {stats.state.value} after {stats.consecutive_failures} failures"
             for name, stats in self._breakers.stats().items()
             if stats.state is not BreakerState.CLOSED
         ]
-        if len(self._queue) >= self._config.max_queue:
-            reasons.append(f"the queue is full ({self._config.max_queue} requests)")
-        if self._keeper.monitor.level >= PressureLevel.HIGH:
-            reasons += self._keeper.monitor.recommendations()
-        return reasons + stuck(self._activities(), self._config.stuck_after_s)
+        if len(self._queue) >= self._config.serving.max_queue:
+            reasons.append(f"the queue is full ({self._config.serving.max_queue} requests)")
+        if self._memory.monitor.level >= PressureLevel.HIGH:
+            reasons += self._memory.monitor.recommendations()
+        return reasons + stuck(self._activities(live), self._config.serving.stuck_after_s)
 
-    def _memory(self, models: Mapping[str, ModelStats]) -> MemoryStats:
+    def _memory_stats(self, models: Mapping[str, ModelStats]) -> MemoryStats:
         system = probe.system_memory()
-        latest = self._keeper.monitor.latest
-        self._keeper.budget.refresh()
+        latest = self._memory.monitor.latest
+        self._memory.budget.refresh()
         return MemoryStats(
-            pressure=self._keeper.monitor.level.value,
-            budget_bytes=self._keeper.budget.bytes(),
-            is_budget_automatic=self._keeper.budget.is_automatic,
-            reserved_bytes=self._keeper.pool.reserved_bytes,
+            pressure=self._memory.monitor.level.value,
+            budget_bytes=self._memory.budget.bytes(),
+            is_budget_automatic=self._memory.budget.is_automatic,
+            reserved_bytes=self._memory.pool.reserved_bytes,
             workers_bytes=sum(one.memory_bytes or 0 for one in models.values()),
             total_bytes=system.total_bytes,
             available_bytes=system.available_bytes,
             limited_by=system.limited_by,
             cache_bytes=None if latest is None else latest.cache_bytes,
-            recommendations=self._keeper.monitor.recommendations(),
+            recommendations=self._memory.monitor.recommendations(),
         )
 
-    def _activities(self) -> list[Activity]:
-        residents = self._keeper.pool.residents()
-        waiting = {one.item: one for one in self._queue.waiting()}
+    def _activities(self, live: Sequence[Request]) -> list[Activity]:
+        residents = self._memory.pool.residents()
+        waiting = {one.item.request: one for one in self._queue.waiting()}
         activities = []
-        for request in self._live():
+        for request in live:
             queued = waiting.get(request)
             key = queued.model if queued is not None else request.target
-            standing = None if queued is None else self._standings.standing(queued.model)
+            found = None if queued is None else self._wanted.availability(queued.model)
             resident = residents.get(key)
             activities.append(
                 Activity(
@@ -113,7 +112,7 @@ class Observer:
                     model=key or None,
                     pid=None if resident is None else resident.pid,
                     why="" if queued is None else queued.reason,
-                    blockers=frozenset() if standing is None else standing.blockers,
+                    blockers=frozenset() if found is None else found.blockers,
                 )
             )
         return activities

@@ -4,19 +4,14 @@ and what would have to go. The counterpart of the receipt, before the fact.
 Loads, fetches and evicts nothing.
 """
 
-from orion_oie.backends.base import LoadSpec
+from collections.abc import Sequence
+
 from orion_oie.engine.breaker import BreakerBoard
-from orion_oie.errors import OrionError
-from orion_oie.models.registry import Choice
 from orion_oie.pool.budget import MemoryBudget
-from orion_oie.pool.pool import AgentPool
-from orion_oie.pool.sizes import ModelSizes
-from orion_oie.pool.variants import Placement
-from orion_oie.schemas.plans import (
-    Plan,
-    PlannedModel,
-    VariantChoice,
-)
+from orion_oie.pool.candidate import Candidate
+from orion_oie.pool.pool import ModelPool
+from orion_oie.schemas.availability import ModelState
+from orion_oie.schemas.plans import Plan, PlannedModel
 from orion_oie.schemas.results import Route
 
 # Of a model that was never loaded here: a process, and files that lie in the system's cache.
@@ -27,38 +22,29 @@ _READ_BYTES_PER_S = 1.5e9
 class Planner:
     """Makes plans from what an engine decides with."""
 
-    def __init__(
-        self,
-        placement: Placement,
-        pool: AgentPool,
-        sizes: ModelSizes,
-        budget: MemoryBudget,
-        breakers: BreakerBoard,
-    ) -> None:
-        self._placement = placement
+    def __init__(self, pool: ModelPool, budget: MemoryBudget, breakers: BreakerBoard) -> None:
         self._pool = pool
-        self._sizes = sizes
         self._budget = budget
         self._breakers = breakers
 
     def plan(
         self,
         route: Route,
-        choices: list[Choice],
-        order: list[Choice],
+        candidates: Sequence[Candidate],
+        order: Sequence[Candidate],
         *,
         waiting: int = 0,
         images: int = 0,
     ) -> Plan:
-        """What would become of a request that was routed. `order`: those of the choices that can be
+        """The plan of a request that was routed. `order`: those of the candidates that can be
         loaded, in the order in which they would be tried; `waiting`: requests before it; `images`:
         how many it comes with."""
         self._budget.refresh()
         budget_bytes = self._budget.bytes()
-        models = {choice: self._planned(choice, order, budget_bytes) for choice in choices}
+        models = {one.key: self._planned(one, order, budget_bytes) for one in candidates}
         if images:
             blind = {"why_not": "it cannot read images"}
-            models = {choice: one.model_copy(update=blind) for choice, one in models.items()}
+            models = {key: one.model_copy(update=blind) for key, one in models.items()}
         plan = Plan(
             route=route,
             model=None,
@@ -67,71 +53,69 @@ class Planner:
             waiting=waiting,
             considered=list(models.values()),
         )
-        for choice in order:
-            if not models[choice].why_not:
-                return plan.model_copy(update=self._steps(choice, models[choice]))
+        for one in order:
+            if not models[one.key].why_not:
+                return plan.model_copy(update=self._steps(one, models[one.key]))
         return plan
 
-    def wait_s(self, spec: LoadSpec) -> float | None:
+    def wait_s(self, candidate: Candidate) -> float | None:
         """Seconds until a model could begin to answer, as far as loading goes: 0 when all of it is
-        in memory, None where nobody knows, because it would have to be fetched.
-
-        Raises `ModelNotFoundError`, `ModelCorruptError` for files that are none.
-        """
-        if self._pool.is_ready(spec.key):
+        in memory, None where nobody knows: it would have to be fetched, or cannot be read."""
+        if self._pool.is_ready(candidate.key):
             return 0.0
-        if spec.source is not None:
+        if not candidate.is_on_disk or candidate.footprint is None:
             return None
-        size_bytes = sum(file.stat().st_size for file in spec.files if file.exists())
-        return self._sizes.load_s(spec) or _START_S + size_bytes / _READ_BYTES_PER_S
+        size_bytes = candidate.footprint.weights_bytes
+        return candidate.load_s or _START_S + size_bytes / _READ_BYTES_PER_S
 
-    def _planned(self, choice: Choice, order: list[Choice], budget_bytes: int) -> PlannedModel:
-        key = f"{choice.model_id}@{choice.variant}"
-        is_loaded = self._pool.room_for(key, 0).is_here
-        needed_bytes, is_measured, why_not = None, False, ""
-        paused_s = self._breakers.paused_s(choice.model_id)
-        if choice not in order:
-            why_not = choice.why_unavailable
-        else:
-            try:
-                footprint = self._sizes.footprint(self._placement.load_spec(choice))
-            except OrionError as error:
-                why_not = error.message
-            else:
-                needed_bytes, is_measured = footprint.most_bytes, footprint.is_measured
-                if paused_s:
-                    why_not = f"it failed and is paused for {paused_s:.1f} s more"
-                elif choice.role == "primary" and order[0].role == "lite":
-                    why_not = "it is loaded meanwhile, and answers when it is in memory"
-                elif not is_loaded and needed_bytes > budget_bytes:
-                    why_not = f"it needs {needed_bytes} bytes of a budget of {budget_bytes}"
-                elif not self._pool.room_for(key, needed_bytes).is_possible:
-                    why_not = f"it needs {needed_bytes} bytes, and what is pinned leaves less"
+    def _planned(
+        self, one: Candidate, order: Sequence[Candidate], budget_bytes: int
+    ) -> PlannedModel:
+        found = self._pool.availability(one.key, one.max_bytes or 0)
+        is_loaded = found.state is ModelState.READY
         return PlannedModel(
-            agent_id=choice.agent_id,
-            model_id=choice.model_id,
-            role=choice.role,
-            variant=choice.picked or VariantChoice(variant=choice.variant, reason=""),
-            is_here=choice.files is not None,
+            agent_id=one.agent_id,
+            model_id=one.model_id,
+            role=one.role,
+            variant=one.variant,
+            is_here=one.is_on_disk,
             is_loaded=is_loaded,
-            needed_bytes=needed_bytes,
-            is_measured=is_measured,
-            why_not=why_not,
+            needed_bytes=one.max_bytes if one in order else None,
+            is_measured=one in order and one.footprint is not None and one.footprint.is_measured,
+            why_not=self._why_not(one, order, budget_bytes, found.state),
         )
 
-    def _steps(self, choice: Choice, model: PlannedModel) -> dict[str, object]:
-        spec = self._placement.load_spec(choice)
-        wait_s = self.wait_s(spec)
+    def _why_not(
+        self, one: Candidate, order: Sequence[Candidate], budget_bytes: int, state: ModelState
+    ) -> str:
+        """The reason that a model would not answer; empty if it would."""
+        paused_s = self._breakers.paused_s(one.model_id)
+        if one not in order:
+            return one.why_unavailable
+        if one.max_bytes is None:
+            return one.why_unreadable
+        if paused_s:
+            return f"it failed and is paused for {paused_s:.1f} s more"
+        if one.role == "primary" and order[0].role == "lite":
+            return "it is loaded meanwhile, and answers when it is in memory"
+        if state is not ModelState.READY and one.max_bytes > budget_bytes:
+            return f"it needs {one.max_bytes} bytes of a budget of {budget_bytes}"
+        if state is ModelState.IMPOSSIBLE:
+            return f"it needs {one.max_bytes} bytes, and what is pinned leaves less"
+        return ""
+
+    def _steps(self, one: Candidate, model: PlannedModel) -> dict[str, object]:
+        wait_s = self.wait_s(one)
         if model.is_loaded:
             return {"model": model, "answer_in_s": wait_s}
-        assert model.needed_bytes is not None
-        room = self._pool.room_for(spec.key, model.needed_bytes)
+        found = self._pool.availability(one.key, one.max_bytes or 0)
+        is_loadable = found.state is ModelState.LOADABLE
         return {
             "model": model,
             "loads": True,
-            "evicts": list(room.victims or ()),
-            "waits_for": list(room.blockers),
-            "fetch_bytes": 0 if model.is_here else spec.expected_bytes or 0,
+            "evicts": sorted(found.victims) if is_loadable else [],
+            "waits_for": sorted(found.blockers),
+            "fetch_bytes": 0 if model.is_here else one.load_spec.expected_bytes or 0,
             "load_s": wait_s,
-            "answer_in_s": wait_s if room.victims is not None else None,
+            "answer_in_s": wait_s if is_loadable else None,
         }

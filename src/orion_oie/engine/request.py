@@ -1,25 +1,26 @@
-"""One request: the caller's handle, and the working record behind it.
+"""The stages of a request on its way, and the record that they share.
 
-The handle only shows and asks; the engine moves the request. Synchronous and asynchronous use
-are views of the same handle.
+    Request   what the caller's handle shows: its text, its state, its end
+    Checked   question and options, found to be in order
+    Routed    which agent answers, and with which models
+    Queued    waits for its turn with the first of them
+    Answer    what a model of the chain made of it
+
+Stages are immutable: each is made from the one before. What is gathered along the way, for the
+receipt, is in the request's `Account`. Every request has one writer at a time: the caller's thread
+until it is queued, then the serving thread (or the thread that takes it back out of the queue).
 """
 
-import os
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any
 
+from orion_oie.backends.base import Completion
 from orion_oie.cancellation import CancelScope
-from orion_oie.engine.lifecycle import (
-    RequestLifecycle,
-    RequestState,
-)
+from orion_oie.engine.lifecycle import RequestLifecycle, RequestState
 from orion_oie.engine.streaming import TextStream
-from orion_oie.errors import InvalidRequestError, RequestCancelledError
-from orion_oie.models.registry import Choice
+from orion_oie.pool.candidate import Candidate
 from orion_oie.schemas.requests import RequestOptions
 from orion_oie.schemas.results import (
     Consideration,
@@ -29,211 +30,54 @@ from orion_oie.schemas.results import (
     Outcome,
     Receipt,
     Route,
-    StreamStats,
-    TokenEvent,
     VariantReport,
 )
 
 
-class RequestHandle:
-    """A running request: wait for it, iterate over its text, await it, cancel it.
+_LoadingEnd = tuple[Future[ModelInfo] | None, ModelInfo | BaseException]
 
-    As a context manager it cancels on exit what has not ended by then.
-    """
-
-    def __init__(
-        self,
-        stream: TextStream,
-        scope: CancelScope,
-        on_state: Callable[["RequestHandle", RequestState, RequestState], None],
-    ) -> None:
-        self.id = os.urandom(6).hex()
-        self._stream = stream
-        self._scope = scope
-        self._lifecycle = RequestLifecycle(lambda old, new: on_state(self, old, new))
-        self._receipt: Receipt | None = None
-        self._position: Callable[[], int | None] = lambda: None
-        self._complete_loading: Future[ModelInfo] = Future()
-        self._complete_loading.set_running_or_notify_cancel()  # nobody may cancel it
-        self._future: Future[InferenceResult] = Future()
-        self._future.set_running_or_notify_cancel()
-        # The first callback: those of the application find the stream ended.
-        self._future.add_done_callback(lambda future: stream.close(future.exception()))
-
-    @property
-    def state(self) -> RequestState:
-        return self._lifecycle.state
-
-    @property
-    def progress(self) -> float:
-        """0 to 100."""
-        return self._lifecycle.progress
-
-    @property
-    def queue_position(self) -> int | None:
-        """The place among the requests that wait, 1 for the next; None when it does not wait. An
-        estimate: nobody knows who will come, or how long others take."""
-        return self._position()
-
-    @property
-    def text(self) -> str:
-        """The text received so far."""
-        return self._stream.text
-
-    @property
-    def stats(self) -> StreamStats:
-        """Tokens, time to first token and speed so far."""
-        return self._stream.stats()
-
-    @property
-    def receipt(self) -> Receipt | None:
-        """The account of the request once it has ended, well or not; None before."""
-        return self._receipt
-
-    @property
-    def complete_loading(self) -> Future[ModelInfo]:
-        """Done when the request has ended and nothing goes on in the background on its account:
-        when the model that arrived under it waits for nothing more, or the one that a lite model
-        stood in for is in memory. Gives that model, or the error that kept it away."""
-        return self._complete_loading
-
-    def done(self) -> bool:
-        """True once there is a result or an error."""
-        return self._future.done()
-
-    def result(self, timeout: float | None = None) -> InferenceResult:
-        """Wait for the answer; raises the request's error, or `TimeoutError` after `timeout`
-        seconds, which leaves the request running."""
-        return self._future.result(timeout)
-
-    def cancel(self) -> bool:
-        """End the request wherever it is; False when it had ended before."""
-        return not self.done() and self._scope.cancel(
-            RequestCancelledError(f"request {self.id} was cancelled", request_id=self.id)
-        )
-
-    def add_done_callback(self, callback: Callable[["RequestHandle"], Any]) -> None:
-        """Call `callback(handle)` when the request has ended, on the thread that ends it."""
-        self._future.add_done_callback(lambda _future: callback(self))
-
-    def feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
-        """Call `on_event` with every event, on a thread of its own; if it raises, the request
-        ends with `InvalidRequestError`."""
-        threading.Thread(
-            target=self._feed, args=(on_event,), name="orion-events", daemon=True
-        ).start()
-
-    def _feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
-        events = iter(self._stream)
-        while True:
-            try:
-                event = next(events)
-            except StopIteration:
-                return
-            except Exception:  # noqa: BLE001 (the request's own error: result() raises it)
-                return
-            try:
-                on_event(event)
-            except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
-                failure = InvalidRequestError(f"on_event raised {type(error).__name__}: {error}")
-                failure.__cause__ = error
-                self._scope.cancel(failure)
-                return
-
-    def __iter__(self) -> Iterator[TokenEvent]:
-        return iter(self._stream)
-
-    def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        return self._stream.__aiter__()
-
-    def __await__(self) -> Generator[Any, None, InferenceResult]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> InferenceResult:
-        import asyncio  # a tenth of the library's import time; only asynchronous callers need it
-
-        try:
-            return await asyncio.wrap_future(self._future)
-        except asyncio.CancelledError:
-            self.cancel()
-            raise
-
-    def __enter__(self) -> "RequestHandle":
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
-    async def __aenter__(self) -> "RequestHandle":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.cancel()
-
-    def __repr__(self) -> str:
-        return f"<RequestHandle {self.id} {self.state.value} {self.progress:.0f}%>"
+_making_futures = threading.Lock()
 
 
-@dataclass(eq=False)
-class Request:
-    """What the engine knows of a request while it is on its way.
+@dataclass(slots=True)
+class Account:
+    """What the receipt of a request will say, as far as it is known. `loading` is done when nothing
+    goes on in the background that began under this request: the load of its model, or of the one
+    that it stood in for."""
 
-    `owner` keeps the engine alive until the request has ended.
-    """
-
-    handle: RequestHandle
-    owner: object
-    query: str = ""
-    options: RequestOptions = field(default_factory=RequestOptions)
-    queued_at: float = 0.0
-    queue_ms: float = 0.0
-    route_ms: float = 0.0
-    load_ms: float = 0.0
-    is_streamed: bool = True
     route: Route | None = None
-    choices: list[Choice] = field(default_factory=list)
-    target: str = ""  # the key of the model that it waits for or uses
     considered: list[Consideration] = field(default_factory=list)
     model: ModelInfo | None = None
     seed: int = 0
+    load_ms: float = 0.0
     is_cold: bool = False
     load: LoadReport | None = None
-    loading: Future[ModelInfo] | None = None
     variant: VariantReport | None = None
     evicted: list[str] = field(default_factory=list)
     replays: int = 0
     dropped_turns: int = 0
     removed_characters: int = 0
+    loading: Future[ModelInfo] | None = None
 
-    def __post_init__(self) -> None:
-        self.id = self.handle.id
-        self.stream = self.handle._stream
-        self.scope = self.handle._scope
-        self.lifecycle = self.handle._lifecycle
-        self.stop_watching: Callable[[], None] = lambda: None
-
-    def consider(self, choice: Choice, outcome: Outcome, reason: str, error: str = "") -> None:
-        """Note what became of a choice."""
+    def consider(
+        self, candidate: Candidate, outcome: Outcome, reason: str, error: str = ""
+    ) -> None:
+        """Note what became of a candidate."""
         self.considered.append(
             Consideration(
-                agent_id=choice.agent_id,
-                model_id=choice.model_id,
-                role=choice.role,
+                agent_id=candidate.agent_id,
+                model_id=candidate.model_id,
+                role=candidate.role,
                 outcome=outcome,
                 reason=reason,
                 error=error or None,
             )
         )
 
-    def receipt(self) -> Receipt:
-        """The account of the request so far."""
+    def receipt(self, request_id: str, state_ms: dict[str, float]) -> Receipt:
+        """The account so far."""
         return Receipt(
-            request_id=self.id,
+            request_id=request_id,
             route=self.route,
             considered=self.considered,
             model=self.model,
@@ -245,37 +89,146 @@ class Request:
             replays=self.replays,
             dropped_turns=self.dropped_turns,
             removed_characters=self.removed_characters,
-            state_ms=self.lifecycle.state_ms(),
+            state_ms=state_ms,
         )
 
-    def succeed(self, result: InferenceResult) -> None:
-        """Hand the result to whoever waits."""
-        self.owner = None
-        self.handle._position = lambda: None
-        assert self.model is not None
-        self.handle._receipt = result.receipt
-        self.handle._future.set_result(result)
-        _forward(self.loading, self.handle._complete_loading, self.model)
+
+class Request:
+    """One request from its call to its end.
+
+    `is_streamed` is False when nobody looks at the answer before it is complete. `target` is the
+    key of the model that it waits for or uses, empty before it is known. `on_state(request_id, old,
+    new)` is called after each change of its state.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        stream: TextStream,
+        on_state: Callable[[str, RequestState, RequestState], None],
+        *,
+        is_streamed: bool,
+    ) -> None:
+        self.id = request_id
+        self.stream = stream
+        self.is_streamed = is_streamed
+        self.scope = CancelScope()
+        self.lifecycle = RequestLifecycle(lambda old, new: on_state(request_id, old, new))
+        self.account = Account()
+        self.target = ""
+        self.has_deadline = False
+        self.session_id: str | None = None
+        self.receipt: Receipt | None = None
+        self.future: Future[InferenceResult] = Future()
+        self.future.set_running_or_notify_cancel()  # nobody may cancel it
+        # The first callback: those of the application find the stream ended.
+        self.future.add_done_callback(lambda future: stream.close(future.exception()))
+        self._complete_loading: Future[ModelInfo] | None = None
+        self._loading_end: _LoadingEnd | None = None
+        self._position: Callable[[], int | None] | None = None
+        self._stop_watching: Callable[[], None] | None = None
+
+    def enqueue(
+        self, position: Callable[[], int | None], on_cancel: Callable[[], None]
+    ) -> None:
+        """From now on it waits: at `position()`, until `on_cancel` takes it back if its scope is
+        cancelled."""
+        self._position = position
+        self._stop_watching = self.scope.on_cancel(on_cancel)
+
+    @property
+    def queue_position(self) -> int | None:
+        """The place among the requests that wait, 1 for the next; None when it does not wait."""
+        position = self._position
+        return None if position is None else position()
+
+    def leave(self) -> None:
+        """It waits no more, nor may anything of it keep the engine alive."""
+        self._position = None
+        if self._stop_watching is not None:
+            self._stop_watching()
+            self._stop_watching = None
+
+    def succeed(self, result: InferenceResult, model: ModelInfo) -> None:
+        """Hand the result to those who wait."""
+        self.receipt = result.receipt
+        self.future.set_result(result)
+        self._end_loading(model)
 
     def fail(self, error: BaseException) -> None:
-        """Hand the error to whoever waits."""
+        """Hand the error to those who wait."""
         if isinstance(error, StopIteration):  # a coroutine that awaits it would never end
             error = RuntimeError(f"a backend or a router raised {error!r}").with_traceback(
                 error.__traceback__
             )
-        self.owner = None
-        self.handle._position = lambda: None
-        self.handle._receipt = self.receipt()
-        self.handle._future.set_exception(error)
-        _forward(self.loading, self.handle._complete_loading, error)
+        self.receipt = self.account.receipt(self.id, self.lifecycle.state_ms())
+        self.future.set_exception(error)
+        self._end_loading(error)
+
+    def complete_loading(self) -> Future[ModelInfo]:
+        """Done when the request has ended and nothing goes on in the background on its account."""
+        with _making_futures:
+            future = self._complete_loading
+            if future is not None:
+                return future
+            future = self._complete_loading = Future()
+            future.set_running_or_notify_cancel()  # nobody may cancel it
+            end = self._loading_end
+        if end is not None:
+            _forward(end, future)
+        return future
+
+    def _end_loading(self, otherwise: ModelInfo | BaseException) -> None:
+        with _making_futures:  # few look at it: it is made when somebody does
+            end = self._loading_end = self.account.loading, otherwise
+            future = self._complete_loading
+        if future is not None:
+            _forward(end, future)
 
 
-def _forward(
-    source: Future[ModelInfo] | None,
-    target: Future[ModelInfo],
-    otherwise: ModelInfo | BaseException,
-) -> None:
-    """Let `target` end as `source` does; at once if there is none."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A question that may be routed. `seed` is the caller's, or one that was drawn."""
+
+    query: str
+    options: RequestOptions
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A question with the agent that answers it. `candidates` are the models of the agent's chain,
+    best first, those that are not available included."""
+
+    checked: Checked
+    route: Route
+    candidates: tuple[Candidate, ...]
+    route_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Queued:
+    """A request in its queue. `serve` answers it; it keeps the engine's parts alive until then.
+    `queued_at` is in seconds of `time.perf_counter`."""
+
+    request: Request
+    routed: Routed
+    queued_at: float
+    serve: Callable[["Queued"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a model answered."""
+
+    candidate: Candidate
+    model: ModelInfo
+    completion: Completion
+
+
+def _forward(end: _LoadingEnd, target: Future[ModelInfo]) -> None:
+    """Let `target` end as the loading does; at once, with the rest of `end`, if there is none."""
+    loading, otherwise = end
 
     def copy(ended: Future[ModelInfo]) -> None:
         error = ended.exception()
@@ -284,8 +237,8 @@ def _forward(
         else:
             target.set_result(ended.result())
 
-    if source is not None:
-        source.add_done_callback(copy)
+    if loading is not None:
+        loading.add_done_callback(copy)
     elif isinstance(otherwise, BaseException):
         target.set_exception(otherwise)
     else:

@@ -24,7 +24,7 @@ from orion_oie.errors import (
     OrionError,
     WorkerError,
 )
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.pool import ModelPool
 from orion_oie.pool.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class RouterEmbedder:
     def __init__(
         self,
         embeddings: SharedEmbeddings,
-        pool: AgentPool,
+        pool: ModelPool,
         sizes: ModelSizes,
         deadlines: DeadlineTimer,
         on_degraded: Callable[[str, OrionError], None],
@@ -133,7 +133,7 @@ class RouterEmbedder:
         """Raise where it could be in memory only in turns with another model that is there."""
         if spec is None:
             return
-        room = self._pool.room_for(spec.key, self._sizes.most_bytes(spec))
+        room = self._pool.room_for(spec.key, self._sizes.max_bytes(spec))
         others = [self._pool.spec(key) for key in self._pool.residents()]
         if room.victims is None or (
             room.victims and not all(self._pool.can_hold([spec, one]) for one in others if one)

@@ -192,6 +192,11 @@ class TextStream:
         return self._is_observed
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the model behind the text of this attempt."""
+        return self._tokens
+
+    @property
     def first_text_ms(self) -> float | None:
         """Milliseconds from the start of the stream to the first text of this attempt."""
         first_at = self._first_at  # a restart on another thread may take it away

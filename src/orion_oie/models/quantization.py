@@ -80,7 +80,7 @@ def _key(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class VariantOption:
     """A variant that may be chosen; its model's variants come in the order of the registry.
 
     size_bytes: of its files. needed_bytes: memory that it takes when it is loaded; None counts as
@@ -101,7 +101,7 @@ class Candidate:
 
 
 def choose_variant(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[VariantOption],
     *,
     wanted: QuantizationLevel | Wanted = "auto",
     budget_bytes: int | None = None,
@@ -139,10 +139,10 @@ def choose_variant(
     )
 
 
-_Obstacles = dict[Candidate, str]
+_Obstacles = dict[VariantOption, str]
 
 
-def _obstacle(one: Candidate, budget: int | None, size_limit: int | None, where: str) -> str:
+def _obstacle(one: VariantOption, budget: int | None, size_limit: int | None, where: str) -> str:
     """Why a variant cannot be used; empty when it can."""
     if not one.is_here and not one.can_be_fetched:
         return "is not here and cannot be fetched"
@@ -155,7 +155,7 @@ def _obstacle(one: Candidate, budget: int | None, size_limit: int | None, where:
     return ""
 
 
-def _choose_freely(usable: list[Candidate], obstacles: _Obstacles) -> tuple[Candidate, str]:
+def _choose_freely(usable: list[VariantOption], obstacles: _Obstacles) -> tuple[VariantOption, str]:
     here = [c for c in usable if c.is_here]
     if here:
         return _best(here), "the best quality of what is here and fits"
@@ -165,8 +165,8 @@ def _choose_freely(usable: list[Candidate], obstacles: _Obstacles) -> tuple[Cand
 
 
 def _choose_level(
-    usable: list[Candidate], obstacles: _Obstacles, wanted: QuantizationLevel
-) -> tuple[Candidate, str]:
+    usable: list[VariantOption], obstacles: _Obstacles, wanted: QuantizationLevel
+) -> tuple[VariantOption, str]:
     levels = {c: level_of(c.quantization) for c in obstacles}
     at = _LEVELS.index(wanted)
     for level in (*_LEVELS[at::-1], *_LEVELS[at + 1 :], None):
@@ -184,7 +184,7 @@ def _choose_level(
     return chosen, f"{found or f'there is no {wanted} variant'}; {outcome}"
 
 
-def _best(group: list[Candidate]) -> Candidate:
+def _best(group: list[VariantOption]) -> VariantOption:
     return max(group, key=lambda one: quality_of(one.quantization))  # of equals the first
 
 
@@ -199,7 +199,7 @@ def _why_none(obstacles: _Obstacles) -> str:
 
 
 def _considered(
-    one: Candidate, chosen: Candidate | None, wanted: str, obstacle: str
+    one: VariantOption, chosen: VariantOption | None, wanted: str, obstacle: str
 ) -> ConsideredVariant:
     if one is chosen:
         reason = "chosen" if one.is_here else "chosen; it has to be fetched"
@@ -216,7 +216,7 @@ def _considered(
     )
 
 
-def _why_not(one: Candidate, chosen: Candidate, wanted: str) -> str:
+def _why_not(one: VariantOption, chosen: VariantOption, wanted: str) -> str:
     """What speaks for the chosen one over another that could be used."""
     if chosen.is_here and not one.is_here:
         return f"would have to be fetched; {chosen.variant} is here"
@@ -227,7 +227,7 @@ def _why_not(one: Candidate, chosen: Candidate, wanted: str) -> str:
     return f"fits too; the registry has {chosen.variant} first"
 
 
-def _reduction(one: Candidate, parameter_count: int | None) -> float | None:
+def _reduction(one: VariantOption, parameter_count: int | None) -> float | None:
     if parameter_count:
         bits: float | None = 8 * one.size_bytes / parameter_count
     else:

@@ -7,6 +7,7 @@ ever downloaded or imported here.
 import importlib.util
 import json
 import os
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
     from orion_oie.models.downloads.cache import ModelCache
 
 ChoiceRole = Literal["primary", "lite", "fallback"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChainLink:
+    """One model of an agent's chain: whose model it is, and in which role."""
+
+    agent_id: str
+    model_id: str
+    role: ChoiceRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +92,21 @@ def first_here(_agent_id: str, _model_id: str, variants: Sequence[VariantState])
     return VariantChoice(variant=fetchable.name, reason="none is here")
 
 
+@dataclass(frozen=True, slots=True)
+class _Chains:
+    """The chains of agents that were asked for, in one state of the registry."""
+
+    data: RegistryFile
+    by_agent: dict[str, tuple[ChainLink, ...]]
+
+
 class ModelRegistry:
     """Agents, models and providers. Changes are seen by the next request."""
 
     def __init__(self, data: RegistryFile, base: Path) -> None:
         self._data = data
         self._base = base
+        self._chains = _Chains(data, {})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ModelRegistry":
@@ -125,7 +144,7 @@ class ModelRegistry:
     @property
     def models(self) -> Mapping[str, ModelSpec]:
         """All models, the custom ones included."""
-        return {**self._data.models, **self._data.custom_models}
+        return ChainMap(self._data.models, self._data.custom_models)
 
     @property
     def providers(self) -> Mapping[str, ProviderSpec]:
@@ -168,13 +187,21 @@ class ModelRegistry:
         agents, those of the conversation agent last. What was fetched lies in `cache`; None looks
         for nothing that would have to be. `pick` chooses a variant of each.
         """
-        choices: list[Choice] = []
-        seen: set[str] = set()
-        for agent, role, model_id in self._chain(agent_id):
-            if model_id not in seen:
-                seen.add(model_id)
-                choices.append(self._choice(agent, role, model_id, cache, pick))
-        return choices
+        return [self._choice(link, cache, pick) for link in self.chain(agent_id)]
+
+    def chain(self, agent_id: str) -> tuple[ChainLink, ...]:
+        """The models that may answer for an agent, best first, each once: see `resolve`. Looks at
+        no file. Raises `UnknownAgentError`."""
+        chains = self._chains
+        if chains.data is not self._data:  # the registry was changed
+            chains = self._chains = _Chains(self._data, {})
+        known = chains.by_agent.get(agent_id)
+        if known is None:
+            links: dict[str, ChainLink] = {}
+            for link in self._links(agent_id):
+                links.setdefault(link.model_id, link)
+            known = chains.by_agent[agent_id] = tuple(links.values())
+        return known
 
     def find_source(self, name: str) -> tuple[str, str, SourceSpec]:
         """What a name stands for: model, variant and source of an agent's primary model, of a
@@ -241,18 +268,18 @@ class ModelRegistry:
             **{key: value for key, value in schema.items() if key != "title"},
         }
 
-    def _chain(self, agent_id: str) -> Iterator[tuple[str, ChoiceRole, str]]:
+    def _links(self, agent_id: str) -> Iterator[ChainLink]:
         visited: set[str] = set()
         current: str | None = agent_id
         while current is not None and current not in visited:
             visited.add(current)
             spec = self.agent(current)
             is_own = current == agent_id
-            yield current, "primary" if is_own else "fallback", spec.models.primary
+            yield ChainLink(current, spec.models.primary, "primary" if is_own else "fallback")
             if spec.models.lite is not None:
-                yield current, "lite" if is_own else "fallback", spec.models.lite
+                yield ChainLink(current, spec.models.lite, "lite" if is_own else "fallback")
             for model_id in spec.models.fallback:
-                yield current, "fallback", model_id
+                yield ChainLink(current, model_id, "fallback")
             current = spec.fallback_agent
             if current is None and CONVERSATION in self._data.agents:
                 current = CONVERSATION
@@ -264,14 +291,8 @@ class ModelRegistry:
             for name, spec in self.model(model_id).variants.items()
         ]
 
-    def _choice(
-        self,
-        agent_id: str,
-        role: ChoiceRole,
-        model_id: str,
-        cache: "ModelCache | None",
-        pick: Pick,
-    ) -> Choice:
+    def _choice(self, link: ChainLink, cache: "ModelCache | None", pick: Pick) -> Choice:
+        agent_id, model_id, role = link.agent_id, link.model_id, link.role
         states = self.variants(model_id, cache)
         picked = pick(agent_id, model_id, states)
         chosen = next(state for state in states if state.name == picked.variant)

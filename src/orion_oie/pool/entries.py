@@ -1,5 +1,5 @@
-"""What the pool keeps of each model, and what it gives to those who want one. Shapes, and the
-errors for whom there is no room; who gets what is the pool's business.
+"""The records of the pool: an entry for each model, a lease for each user, a ticket for each who
+waits for memory; and the errors of those who get none. The pool decides.
 """
 
 import time
@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from orion_oie.backends.base import (
-    LoadedModel,
     LoadSpec,
+    LocalModel,
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InsufficientMemoryError
@@ -26,27 +26,11 @@ LEAST_RELOAD_S = 1.0
 class Lease:
     """A model that is kept in memory while the lease is held."""
 
-    model: LoadedModel
+    model: LocalModel
     is_cold: bool
     load_ms: float
     evicted: tuple[str, ...]
     reserved_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Whether a model could be used now.
-
-    `victims`: what would be unloaded for it; empty when it is in memory. None: it must wait, until
-    the models of `blockers` are idle, while those of `idle` stay so, or until there is more memory
-    if that names none; unless it is not possible at all, beside what is pinned.
-    """
-
-    is_here: bool
-    victims: tuple[str, ...] | None = ()
-    blockers: tuple[str, ...] = ()
-    idle: tuple[str, ...] = ()
-    is_possible: bool = True
 
 
 @dataclass(eq=False)
@@ -62,7 +46,7 @@ class Entry:
     scope: CancelScope = field(default_factory=CancelScope)
     users: int = 0
     progress: LoadProgress | None = None
-    model: LoadedModel | None = None
+    model: LocalModel | None = None
     error: BaseException | None = None
     has_answered: bool = False
     is_leaving: bool = False  # an abandoned load that ends, or a model that is being freed
@@ -85,7 +69,7 @@ class Entry:
 
     @property
     def is_free(self) -> bool:
-        """True when all of it is here, it writes, and it could answer one more at once."""
+        """True when all of it is in memory, it writes text, and it takes one more request."""
         is_usable = not self.is_leaving and not self.spec.is_embedding
         return is_usable and self.users < self.spec.slots and self.is_ready
 
@@ -96,8 +80,8 @@ class Entry:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A place in the line of those who wait for room; for a patient one nobody else waits. One with
-    `may_evict` does not wait itself."""
+    """A place in the line for memory. Nobody waits behind a patient one. One with `may_evict` does
+    not wait itself."""
 
     is_patient: bool
     may_evict: Collection[str] | None = None
@@ -109,7 +93,7 @@ def check_leave(spec: LoadSpec, ticket: Ticket, victims: Collection[str] | None)
     """Raise when a model is not wanted at the cost of these victims, or of waiting (None)."""
     leave = ticket.may_evict
     if leave is not None and (victims is None or not set(victims) <= set(leave)):
-        raise InsufficientMemoryError(f"there is no room for {spec.key} just now", model=spec.key)
+        raise InsufficientMemoryError(f"there is no memory for {spec.key} just now", model=spec.key)
 
 
 def too_large(

@@ -1,15 +1,17 @@
-"""Which loaded models must go. Pure: decides, unloads nothing.
+"""Chooses the loaded models that make way. Pure: decides, unloads nothing.
 
 Idle models go, never one that is in use or pinned; no more of them than needed, and among equally
-many those whose loss is least: what it takes to load a model again, times how soon it is likely to
-be wanted, which is one over how long ago it was. With equal loads, the longest unused goes.
+large sets the one whose loss is least. The loss of a model is the time it takes to load it again,
+divided by how long ago it was used. With equal load times, the longest unused goes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-# Above, sets are built step by step instead of compared with each other: 2^12 are 4,096.
+from orion_oie.schemas.availability import Availability, ModelState
+
+# Above this many, a set is built step by step: comparing all of them would be 2^12 = 4,096 sets.
 _COMPARED_AT_MOST = 12
 
 
@@ -44,11 +46,8 @@ class Limits:
 def choose_victims(
     residents: Sequence[Resident], limits: Limits, size_bytes: int = 0
 ) -> list[str] | None:
-    """Keys of the idle models whose removal leaves room for one more of `size_bytes`, the longest
-    unused first.
-
-    None when that would not be enough: see `what_to_wait_for`.
-    """
+    """Keys of the idle models whose removal leaves space for one more of `size_bytes`, the longest
+    unused first. None when that would not be enough: see `availability_of`."""
     excess, shortage_bytes = 0, 0
     if limits.models is not None:
         excess = len(residents) + 1 - limits.models
@@ -58,26 +57,21 @@ def choose_victims(
     return _smallest_set(residents, excess, shortage_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """What would have to go for one more: the models in use that have to become idle first
-    (`blockers`), and those that are idle already and have to stay so (`idle`)."""
-
-    blockers: tuple[str, ...] = ()
-    idle: tuple[str, ...] = ()
-
-
-def what_to_wait_for(
+def availability_of(
     residents: Sequence[Resident], limits: Limits, size_bytes: int = 0
-) -> Wait | None:
-    """What to wait for where `choose_victims` finds too little that can go; nothing where it finds
-    enough. None when no waiting would help.
+) -> Availability:
+    """How a model of `size_bytes` that is not among the residents could be loaded.
 
-    While they are in use the answer stays the same, whoever uses them: else none would ever become
-    idle for somebody who waits for all of them.
+    1. LOADABLE: the idle models named as victims make enough space.
+    2. BLOCKED: the blockers have to become idle first, and the victims have to stay idle.
+    3. IMPOSSIBLE: it would not fit if everything that is not pinned went.
+
+    While the blockers are in use the answer stays the same, whoever uses them: else none would
+    ever become idle for a request that waits for all of them.
     """
-    if choose_victims(residents, limits, size_bytes) is not None:
-        return Wait()
+    victims = choose_victims(residents, limits, size_bytes)
+    if victims is not None:
+        return Availability(ModelState.LOADABLE, frozenset(victims))
     newest = max((r.last_used for r in residents), default=0.0)
     # One that is in use costs more to wait for than any idle one is worth.
     imagined = [
@@ -86,12 +80,9 @@ def what_to_wait_for(
     ]
     going = choose_victims(imagined, limits, size_bytes)
     if going is None:
-        return None
-    in_use = {resident.key for resident in residents if resident.is_in_use}
-    return Wait(
-        tuple(key for key in going if key in in_use),
-        tuple(key for key in going if key not in in_use),
-    )
+        return Availability(ModelState.IMPOSSIBLE)
+    in_use = frozenset(resident.key for resident in residents if resident.is_in_use)
+    return Availability(ModelState.BLOCKED, frozenset(going) - in_use, in_use & frozenset(going))
 
 
 def choose_relief(residents: Sequence[Resident], wanted_bytes: int) -> list[str]:

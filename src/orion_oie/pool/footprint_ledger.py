@@ -41,6 +41,7 @@ class FootprintLedger:
         self._writing = threading.Lock()
         self._records: dict[str, Record] | None = None
         self._written: dict[str, Record] = {}
+        self.revision = 0  # grows with everything new that is noted
 
     def get(self, identity: str) -> Record:
         """What is known of a model; a record of zeros if nothing is."""
@@ -54,6 +55,7 @@ class FootprintLedger:
             record = records.pop(identity, Record())
             if resident_bytes > record.peak_bytes:
                 record = Record(resident_bytes, record.load_s)
+                self.revision += 1
             records[identity] = record  # the last seen are kept
 
     def note_load(self, identity: str, load_s: float) -> None:
@@ -62,6 +64,7 @@ class FootprintLedger:
             records = self._known()
             record = records.pop(identity, Record())
             records[identity] = Record(record.peak_bytes, load_s)
+            self.revision += 1
 
     def save(self) -> None:
         """Write what is new, if it is worth it. The file is the old one or the complete new one."""

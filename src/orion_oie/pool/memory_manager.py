@@ -1,4 +1,4 @@
-"""Keeps the machine well: how much models may take, what they take, and what goes under pressure.
+"""Keeps memory in order: how much models may take, what they take, and what goes under pressure.
 
     before a load:  what the model will take, what there is
     every 2 s:      what workers take -> the pool's books, the ledger; the level of pressure
@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from orion_oie.backends.base import (
-    Backend,
-    LoadedModel,
     LoadSpec,
+    LocalBackend,
+    LocalModel,
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
@@ -33,13 +33,14 @@ from orion_oie.hardware.probe import (
 )
 from orion_oie.hardware.sample import MemorySample
 from orion_oie.pool.budget import MemoryBudget
+from orion_oie.pool.files import ModelFiles
 from orion_oie.pool.footprint_ledger import (
     FILE_NAME,
     FootprintLedger,
 )
 from orion_oie.pool.pool import (
-    AgentPool,
     Load,
+    ModelPool,
 )
 from orion_oie.pool.sizes import ModelSizes
 from orion_oie.schemas.loading import OnProgress
@@ -49,27 +50,33 @@ _EVERYTHING = 2**62
 _STALE_S = 2.0
 
 
-class Housekeeper:
+class MemoryManager:
     """The budget, the sizes and the monitor of one engine, and the pool that keeps to them.
 
-    The monitor runs while there are workers, and while memory is short. `cache_dir` is where models
-    and measurements lie. `on_gone(key)` hears of each model that was evicted. The readers and the
-    seconds between two looks are the monitor's.
+    The monitor runs while there are workers, and while memory is short. `files` are looked at again
+    with each of its samples. `cache_dir` holds fetched models and measurements. `on_evicted(key)`
+    and `on_changed()` are called like those of the pool. The readers and the seconds between two
+    samples are the monitor's.
     """
 
     def __init__(
         self,
         config: EngineConfig,
-        backend: Backend,
+        backend: LocalBackend,
         load: Load,
         events: EventLog,
         cache_dir: Path,
         *,
+        files: ModelFiles | None = None,
+        on_evicted: Callable[[str], None] = lambda _key: None,
+        on_changed: Callable[[], None] = lambda: None,
         interval_s: float = 2.0,
         read_system: Callable[[], SystemMemory] = probe.system_memory,
         read_process: Callable[[int], ProcessMemory | None] = probe.process_memory,
     ) -> None:
         self._events = events
+        self._files = files
+        self._on_evicted = on_evicted
         self._is_closed = False
         self._ledger = FootprintLedger(cache_dir / FILE_NAME, self._warn)
         self.sizes = ModelSizes(backend.footprint, self._ledger)
@@ -87,11 +94,11 @@ class Housekeeper:
         self.budget = MemoryBudget(config.memory_budget, self._held_bytes, read_system=read_system)
         backend.may_take = self.may_take
         self._load = load
-        self.on_gone: Callable[[str], None] = lambda _key: None
-        self.pool = AgentPool(
+        self.pool = ModelPool(
             self._timed_load,
             config.max_models,
-            self._on_evicted,
+            on_evicted=self._note_evicted,
+            on_changed=on_changed,
             size_of=self._size_of,
             budget_bytes=self.budget.bytes,
             has_memory=self.has_memory,
@@ -104,6 +111,12 @@ class Housekeeper:
     def may_take(self, size_bytes: int) -> bool:
         """True while so much is left of the budget."""
         return self.pool.reserved_bytes + size_bytes <= self.budget.bytes()
+
+    def can_hold(self, sizes_bytes: Mapping[str, int]) -> bool:
+        """See `ModelPool.can_hold`, by what the machine has now."""
+        self._look()
+        self.budget.refresh()
+        return self.pool.can_hold(sizes_bytes)
 
     def is_calm(self) -> bool:
         """True while something may be loaded ahead of need."""
@@ -121,8 +134,8 @@ class Housekeeper:
         self._look()
         self.budget.refresh()
         try:
-            return self.sizes.most_bytes(spec)
-        except OrionError:  # the load says what is wrong with its files, and its breaker counts it
+            return self.sizes.max_bytes(spec)
+        except OrionError:  # the load reports what is wrong with its files
             return 0
 
     def _look(self) -> None:
@@ -137,7 +150,7 @@ class Housekeeper:
 
     def _timed_load(
         self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress
-    ) -> LoadedModel:
+    ) -> LocalModel:
         self._watch()
         started = time.monotonic()
         model = self._load(spec, scope, on_progress)
@@ -152,9 +165,9 @@ class Housekeeper:
         except OrionError as error:  # its files were replaced under it
             self._warn(f"what {spec.key} takes cannot be kept: {error.message}")
 
-    def _on_evicted(self, key: str) -> None:
+    def _note_evicted(self, key: str) -> None:
         self._events.publish("pool.evicted", key=key)
-        self.on_gone(key)
+        self._on_evicted(key)
 
     def _held_bytes(self) -> int:
         sample = self.monitor.latest
@@ -201,6 +214,8 @@ class Housekeeper:
             if has_answered:
                 self._keep(spec, partial(self.sizes.note_peak, spec, memory.resident_bytes))
         self._ledger.save()
+        if self._files is not None:
+            self._files.look_again()
         if not self.budget.is_automatic:  # else what counts is the pressure, not the books
             self.pool.trim()
         if sample.level >= PressureLevel.HIGH:

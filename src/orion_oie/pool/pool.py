@@ -10,12 +10,12 @@ How large a model will be, how much memory there is and who must go is decided e
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from orion_oie.backends.base import (
-    LoadedModel,
     LoadSpec,
+    LocalModel,
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import EngineClosedError, InsufficientMemoryError, RequestCancelledError
@@ -23,7 +23,6 @@ from orion_oie.pool.entries import (
     LEAST_RELOAD_S,
     Entry,
     Lease,
-    Room,
     Ticket,
     check_leave,
     too_large,
@@ -31,22 +30,23 @@ from orion_oie.pool.entries import (
 from orion_oie.pool.eviction import (
     Limits,
     Resident,
+    availability_of,
     choose_relief,
     choose_victims,
-    what_to_wait_for,
 )
+from orion_oie.schemas.availability import READY, Availability, ModelState
 from orion_oie.schemas.loading import (
     LoadProgress,
     OnProgress,
 )
 from orion_oie.schemas.stats import ResidentModel
 
-Load = Callable[[LoadSpec, CancelScope, OnProgress], LoadedModel]
+Load = Callable[[LoadSpec, CancelScope, OnProgress], LocalModel]
 
 _PRESSURE_POLL_S = 0.5
 
 
-class AgentPool:
+class ModelPool:
     """Loaded models by `LoadSpec.key`. `on_evicted(key)` is called with no lock held, and so is
     `on_changed()`, when a model came, went, or became idle.
 
@@ -61,8 +61,9 @@ class AgentPool:
         self,
         load: Load,
         max_models: int | None = None,
-        on_evicted: Callable[[str], None] = lambda _key: None,
         *,
+        on_evicted: Callable[[str], None] = lambda _key: None,
+        on_changed: Callable[[], None] = lambda: None,
         size_of: Callable[[LoadSpec], int] = lambda _spec: 0,
         budget_bytes: Callable[[], int | None] = lambda: None,
         has_memory: Callable[[], bool] = lambda: True,
@@ -72,6 +73,7 @@ class AgentPool:
         self._load = load
         self._max_models = max_models
         self._on_evicted = on_evicted
+        self._on_changed = on_changed
         self._size_of = size_of
         self._budget_bytes = budget_bytes
         self._has_memory = has_memory
@@ -81,7 +83,6 @@ class AgentPool:
         self._changed = threading.Condition()
         self._entries: dict[str, Entry] = {}
         self._pinned: set[str] = set()
-        self.on_changed: Callable[[], None] = lambda: None
         self._uses = 0
         self._is_closed = False
 
@@ -123,7 +124,7 @@ class AgentPool:
             undo()
 
     @contextmanager
-    def borrow(self) -> Iterator[LoadedModel | None]:
+    def borrow(self) -> Iterator[LocalModel | None]:
         """Hold the largest model that could write something at once; None when there is none.
         Nothing is loaded or evicted for it, and nobody is waited for."""
         with self._changed:
@@ -151,7 +152,7 @@ class AgentPool:
                 if self._entries.get(key) is entry:
                     del self._entries[key]
                 self._changed.notify_all()
-            self.on_changed()
+            self._on_changed()
         return True
 
     def relieve(self, wanted_bytes: int) -> list[str]:
@@ -180,27 +181,26 @@ class AgentPool:
         with self._changed:
             self._pinned.discard(key)
             self._changed.notify_all()
-        self.on_changed()
+        self._on_changed()
 
-    def room_for(self, key: str, size_bytes: int) -> Room:
-        """Whether a model of this size could be used now, and what would have to go for it."""
+    def availability(self, key: str, size_bytes: int) -> Availability:
+        """How a request for a model of this size would fare now; FULL is for the queue to find."""
         with self._changed:
             self._drop_dead()
             entry = self._entries.get(key)
             if entry is not None and not entry.is_leaving:
-                return Room(is_here=True)
+                return READY
             if not self._has_memory():
-                return Room(False, None)
+                return Availability(ModelState.SHORT)
             residents, limits = self._as_residents(), self._limits()
             settled = self._as_residents(is_settled=True)
-        victims = choose_victims(residents, limits, size_bytes)
-        if victims is not None:
-            return Room(False, tuple(victims))
-        wait = what_to_wait_for(residents, limits, size_bytes)
-        if wait is None:
-            is_possible = what_to_wait_for(settled, limits, size_bytes) is not None
-            return Room(False, None, is_possible=is_possible)
-        return Room(False, None, wait.blockers, wait.idle)
+        found = availability_of(residents, limits, size_bytes)
+        if found.state is not ModelState.IMPOSSIBLE:
+            return found
+        later = availability_of(settled, limits, size_bytes)
+        if later.state is ModelState.IMPOSSIBLE:
+            return later
+        return Availability(ModelState.SHORT)  # until what is being unloaded is gone
 
     def note_answer(self, key: str) -> None:
         """A model that is held has answered: from now on it takes what it takes in use."""
@@ -226,16 +226,17 @@ class AgentPool:
             entry = self._entries.get(key)
             return None if entry is None else entry.spec
 
-    def can_hold(self, specs: Sequence[LoadSpec]) -> bool:
-        """Whether all of these may be in memory at the same time, if nothing else is."""
-        sizes = [self._known_size(spec.key) for spec in specs]
-        total = sum(
-            self._size_of(spec) if size is None else size
-            for spec, size in zip(specs, sizes, strict=True)
-        )
+    def can_hold(self, sizes_bytes: Mapping[str, int]) -> bool:
+        """True when all of these models, by key, may be in memory at the same time, if nothing else
+        is. Of those that are in memory, what is reserved for them counts."""
+        total_bytes = 0
+        for key, size_bytes in sizes_bytes.items():
+            known_bytes = self._known_size(key)
+            total_bytes += size_bytes if known_bytes is None else known_bytes
         limits = self._limits()
-        is_too_many = limits.models is not None and len(specs) > limits.models
-        return not is_too_many and (limits.memory_bytes is None or total <= limits.memory_bytes)
+        is_too_many = limits.models is not None and len(sizes_bytes) > limits.models
+        is_too_large = limits.memory_bytes is not None and total_bytes > limits.memory_bytes
+        return not is_too_many and not is_too_large
 
     def note_size(self, key: str, measured_bytes: int) -> None:
         """A model takes more than was reserved for it: count that from now on."""
@@ -251,7 +252,7 @@ class AgentPool:
             self._drop_dead()
             return sum(resident.size_bytes for resident in self._as_residents())
 
-    def is_here(self, key: str) -> bool:
+    def is_resident(self, key: str) -> bool:
         """True when a model is in memory, or on its way there."""
         return self._known_size(key) is not None
 
@@ -344,9 +345,10 @@ class AgentPool:
         `InsufficientMemoryError` when that would not help either."""
         limits = self._limits()
         victims = choose_victims(self._as_residents(), limits, size_bytes)
-        settled = self._as_residents(is_settled=True)
-        if victims is None and what_to_wait_for(settled, limits, size_bytes) is None:
-            raise too_large(spec.key, size_bytes, limits, settled)
+        if victims is None:
+            settled = self._as_residents(is_settled=True)
+            if availability_of(settled, limits, size_bytes).state is ModelState.IMPOSSIBLE:
+                raise too_large(spec.key, size_bytes, limits, settled)
         return victims
 
     def _check_patience(self, spec: LoadSpec, ticket: Ticket) -> None:
@@ -415,7 +417,7 @@ class AgentPool:
                 entry.progress = progress
                 self._changed.notify_all()
 
-        model: LoadedModel | None = None
+        model: LocalModel | None = None
         error: BaseException | None = None
         try:
             for key, victim in removed:
@@ -437,11 +439,11 @@ class AgentPool:
                 del self._entries[entry.spec.key]
             is_orphaned = self._is_closed
             self._changed.notify_all()
-        self.on_changed()
+        self._on_changed()
         if is_orphaned and model is not None:
             model.close(0.0)
 
-    def _await_load(self, entry: Entry, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
+    def _await_load(self, entry: Entry, scope: CancelScope, on_progress: OnProgress) -> LocalModel:
         shown: LoadProgress | None = None
         while True:
             with self._changed:
@@ -466,6 +468,6 @@ class AgentPool:
             is_idle = entry.users == 0
             self._changed.notify_all()
         if is_idle:
-            self.on_changed()
+            self._on_changed()
         if is_abandoned:
             entry.scope.cancel(RequestCancelledError("nobody waits for this load any more"))

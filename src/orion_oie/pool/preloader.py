@@ -9,31 +9,35 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 
+from orion_oie.backends.base import LoadSpec
 from orion_oie.config import EngineConfig
-from orion_oie.errors import OrionError
-from orion_oie.models.registry import Choice
+from orion_oie.errors import UnknownAgentError
 from orion_oie.pool.budget import MemoryBudget
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.candidate import Candidate
+from orion_oie.pool.pool import ModelPool
 from orion_oie.pool.prediction import (
     NextAgentPredictor,
     PreloadLedger,
     should_preload,
 )
-from orion_oie.pool.sizes import ModelSizes
-from orion_oie.pool.variants import Placement
+from orion_oie.pool.variants import VariantSelector
+from orion_oie.schemas.availability import ModelState
 from orion_oie.schemas.results import ModelInfo
 from orion_oie.schemas.stats import PredictionStats
 from orion_oie.telemetry.events import EventLog
 
-LoadAhead = Callable[[Choice, Collection[str]], "Future[ModelInfo]"]
+LoadAhead = Callable[[LoadSpec, Collection[str]], "Future[ModelInfo]"]
 """Begins to load a model, at the cost of no others than these."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
-    choice: Choice
-    size_bytes: int
-    victims: tuple[str, ...] | None
+class _Prospect:
+    """A model that may be asked for next. `victims` would have to go for it; None: it cannot be
+    loaded now."""
+
+    candidate: Candidate
+    max_bytes: int
+    victims: frozenset[str] | None
 
 
 class Preloader:
@@ -44,9 +48,8 @@ class Preloader:
     def __init__(
         self,
         config: EngineConfig,
-        placement: Placement,
-        pool: AgentPool,
-        sizes: ModelSizes,
+        variants: VariantSelector,
+        pool: ModelPool,
         budget: MemoryBudget,
         events: EventLog,
         *,
@@ -57,9 +60,8 @@ class Preloader:
         clock: Callable[[], float],
     ) -> None:
         self._is_enabled = config.enable_predictive_loading
-        self._placement = placement
+        self._variants = variants
         self._pool = pool
-        self._sizes = sizes
         self._budget = budget
         self._events = events
         self._is_calm = is_calm
@@ -74,7 +76,7 @@ class Preloader:
         if self._is_enabled:
             self._predictor.observe(agent_id, session_id)
 
-    def note_use(self, key: str, *, is_cold: bool) -> None:
+    def note_use(self, key: str, is_cold: bool) -> None:
         """A request got its model; `is_cold`: it had to be loaded."""
         if self._ledger.is_ahead(key):
             self._ledger.used(key)
@@ -104,15 +106,15 @@ class Preloader:
         if not self._is_enabled or self._is_anything_waiting() or not self._is_calm():
             return
         predictions = self._predictor.predict(session_id, agent_id)
-        candidates: dict[str, _Candidate] = {}
+        prospects: dict[str, _Prospect] = {}
         key_of_agent: dict[str, str] = {}
         for prediction in predictions:
-            found = self._candidate(prediction.agent_id)
+            found = self._prospect(prediction.agent_id)
             if found is not None:
-                key = self._placement.load_spec(found.choice).key
+                key = found.candidate.key
                 key_of_agent[prediction.agent_id] = key
-                candidates[key] = found
-        if not candidates:
+                prospects[key] = found
+        if all(self._pool.is_resident(key) for key in prospects):
             return
         residents = self._pool.residents()
         probability = {
@@ -129,8 +131,11 @@ class Preloader:
             },
             key_of_agent,
             free_bytes=self._budget.bytes() - sum(sizes.values()),
-            footprints_bytes={**{k: c.size_bytes for k, c in candidates.items()}, **sizes},
-            victims={key: one.victims for key, one in candidates.items()},
+            footprints_bytes={**{k: one.max_bytes for k, one in prospects.items()}, **sizes},
+            victims={
+                key: None if one.victims is None else tuple(one.victims)
+                for key, one in prospects.items()
+            },
             is_calm=self._is_calm(),
             is_anything_waiting=self._is_anything_waiting(),
             is_enabled=self._is_enabled,
@@ -144,24 +149,23 @@ class Preloader:
             agent_id=decision.agent_id,
             probability=round(decision.probability, 2),
         )
-        chosen = candidates[decision.key]
-        loading = self._load_ahead(chosen.choice, chosen.victims or ())
+        chosen = prospects[decision.key]
+        loading = self._load_ahead(chosen.candidate.load_spec, chosen.victims or ())
         loading.add_done_callback(partial(self._note_load, decision.key))
 
     def _note_load(self, key: str, loading: "Future[ModelInfo]") -> None:
         if loading.exception() is not None:
             self._ledger.gone(key)
 
-    def _candidate(self, agent_id: str) -> _Candidate | None:
-        """The model that would answer for an agent, if it is here and nothing is wrong with it."""
+    def _prospect(self, agent_id: str) -> _Prospect | None:
+        """The model that would answer for an agent, if it is on this machine and can be loaded."""
         try:
-            choices = self._placement.choices(agent_id)
-            choice = next((c for c in choices if c.files and not self._is_paused(c.model_id)), None)
-            if choice is None:
-                return None
-            spec = self._placement.load_spec(choice)
-            size_bytes = self._sizes.most_bytes(spec)
-        except OrionError:  # an agent that is no more, files that are none: nobody asked for them
+            candidates = self._variants.candidates(agent_id)
+        except UnknownAgentError:  # the registry has it no more
             return None
-        room = self._pool.room_for(spec.key, size_bytes)
-        return _Candidate(choice, size_bytes, room.victims)
+        for one in candidates:
+            if one.is_on_disk and one.max_bytes is not None and not self._is_paused(one.model_id):
+                found = self._pool.availability(one.key, one.max_bytes)
+                may_load = found.state in (ModelState.READY, ModelState.LOADABLE)
+                return _Prospect(one, one.max_bytes, found.victims if may_load else None)
+        return None

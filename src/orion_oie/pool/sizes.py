@@ -17,19 +17,28 @@ class ModelSizes:
         self._footprint = footprint
         self._ledger = ledger
 
+    @property
+    def revision(self) -> int:
+        """A number that grows whenever something new was measured."""
+        return self._ledger.revision
+
     def footprint(self, spec: LoadSpec) -> Footprint:
         """What a model takes. Raises `ModelNotFoundError`, `ModelCorruptError`."""
-        estimate = self._footprint(spec)
+        return self.corrected(spec, self._footprint(spec))
+
+    def corrected(self, spec: LoadSpec, estimate: Footprint) -> Footprint:
+        """An estimate of the backend, corrected by what earlier loads took. Reads no file."""
         peak_bytes = self._ledger.get(_identity(spec, estimate)).peak_bytes
         return corrected(estimate, peak_bytes) if peak_bytes else estimate
 
-    def most_bytes(self, spec: LoadSpec) -> int:
+    def max_bytes(self, spec: LoadSpec) -> int:
         """What is reserved for a model."""
-        return self.footprint(spec).most_bytes
+        return self.footprint(spec).max_bytes
 
-    def load_s(self, spec: LoadSpec) -> float | None:
-        """Seconds that its last load took; None if it was never loaded from files that are here."""
-        return self._ledger.get(_identity(spec, self._footprint(spec))).load_s or None
+    def load_s(self, spec: LoadSpec, footprint: Footprint) -> float | None:
+        """Seconds that its last load from local files took; None if there was none. Any footprint
+        of the model will do, corrected or not."""
+        return self._ledger.get(_identity(spec, footprint)).load_s or None
 
     def note_peak(self, spec: LoadSpec, resident_bytes: int) -> None:
         """A model that answers was seen to take so much."""

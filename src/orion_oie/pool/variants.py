@@ -1,262 +1,301 @@
-"""Which variant of each model an agent gets, and how it is loaded: by the registry, the agent's
-presets, what is here, and what fits.
+"""Chooses the variant of each model that an agent gets, and gathers the candidates of its chain: by
+the registry, the agent's presets, the files on this machine, and what fits.
 
 Decides by `quantization.choose_variant`; loads nothing and evicts nothing.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from orion_oie.backends.base import LoadSpec
+from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.config import EngineConfig, ShardingConfig
-from orion_oie.errors import (
-    InsufficientMemoryError,
-    InvalidRequestError,
-    ModelNotFoundError,
-    OrionError,
-)
-from orion_oie.models.quantization import (
-    Candidate,
-    choose_variant,
-    level_of,
-)
-from orion_oie.models.registry import (
-    Choice,
-    ModelRegistry,
-    VariantState,
-)
-from orion_oie.models.specs import (
-    AgentSpec,
-    ModelSpec,
-    VariantSpec,
-)
+from orion_oie.errors import InsufficientMemoryError, InvalidRequestError, ModelNotFoundError
+from orion_oie.models.quantization import VariantOption, choose_variant, level_of
+from orion_oie.models.registry import ChainLink, ModelRegistry
+from orion_oie.models.specs import AgentSpec, VariantSpec
+from orion_oie.pool.candidate import Candidate
+from orion_oie.pool.files import LOOK_AGAIN_S, Look, ModelFiles, VariantFiles
 from orion_oie.pool.sizes import ModelSizes
 from orion_oie.schemas.plans import VariantChoice
-from orion_oie.schemas.results import (
-    ModelInfo,
-    VariantReport,
-)
+from orion_oie.schemas.results import VariantReport
 from orion_oie.schemas.units import in_mib
 
-if TYPE_CHECKING:  # nothing of it is needed before something is fetched
-    from orion_oie.models.downloads.cache import ModelCache
-
 _BYTES_PER_MB = 10**6
+_FOR_EVER = float("inf")
 
 
-class Placement:
-    """The choices of one engine. `budget_bytes` is what models may take, `is_resident(key)` says
-    what is in memory: a variant that is there stays the chosen one while it fits."""
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The candidates of one agent, and what they were chosen from."""
+
+    agent: AgentSpec
+    looks: tuple[Look, ...]
+    revision: int
+    candidates: tuple[Candidate, ...]
+
+
+class VariantSelector:
+    """The candidates of one engine's agents.
+
+    `budget_bytes()` is what models may take; `is_resident(key)` says whether a model is in memory
+    or on its way there: a variant that is stays the chosen one while it fits.
+    """
 
     def __init__(
         self,
         registry: ModelRegistry,
         config: EngineConfig,
-        cache: "ModelCache",
+        files: ModelFiles,
         sizes: ModelSizes,
         budget_bytes: Callable[[], int],
         is_resident: Callable[[str], bool],
     ) -> None:
         self._registry = registry
         self._config = config
-        self._cache = cache
+        self._files = files
         self._sizes = sizes
         self._budget_bytes = budget_bytes
         self._is_resident = is_resident
-        self._last: dict[tuple[str, str], tuple[object, VariantChoice]] = {}
+        self._picks: dict[tuple[str, str], tuple[object, VariantChoice]] = {}
+        self._chosen: dict[str, _Chosen] = {}
 
-    def choices(self, agent_id: str) -> list[Choice]:
-        """The models that may answer for an agent, best first; see `ModelRegistry.resolve`. Of a
-        model of which no variant fits, the smallest is among them: whoever loads it hears why not.
+    def candidates(self, agent_id: str, *, is_fresh: bool = False) -> tuple[Candidate, ...]:
+        """The models that may answer for an agent, best first, each in one variant. Of a model of
+        which no variant fits, the smallest is among them: its load says why not.
+
+        How recently the files were looked at:
+        1. now, if `is_fresh`;
+        2. at any time, if the best candidate is in memory: it answers, whatever else there is;
+        3. a few seconds ago at most, if another one is in memory;
+        4. now, if none is: somebody waits for a load anyway.
+
+        Raises `UnknownAgentError`.
         """
-        return self._registry.resolve(agent_id, self._cache, self._pick)
+        agent = self._registry.agent(agent_id)
+        last = self._chosen.get(agent_id)
+        if last is None or last.agent is not agent or is_fresh:
+            return self._choose(agent_id, agent, max_age_s=0.0)
+        best = last.candidates[0]
+        if best.is_available and self._is_resident(best.key):
+            if last.revision == self._sizes.revision and self._fits(best):
+                return last.candidates
+            return self._choose(agent_id, agent, max_age_s=_FOR_EVER)
+        is_any_resident = any(self._is_resident(one.key) for one in last.candidates)
+        return self._choose(agent_id, agent, max_age_s=LOOK_AGAIN_S if is_any_resident else 0.0)
 
-    def load_spec(self, choice: Choice) -> LoadSpec:
-        """What to load for a choice that is available."""
-        files = choice.files
-        if files is None:
-            assert choice.source is not None
-            files = self._cache.paths(choice.source)
-        agent = self._registry.agent(choice.agent_id)
-        model = self._registry.model(choice.model_id)
-        variant = model.variants.get(choice.variant)
-        if variant is None:
-            raise ModelNotFoundError(
-                f"'{choice.model_id}' has no variant '{choice.variant}' any more; ask again",
-                model_id=choice.model_id,
+    def _fits(self, candidate: Candidate) -> bool:
+        return candidate.max_bytes is None or candidate.max_bytes <= self._budget_bytes()
+
+    def _choose(
+        self, agent_id: str, agent: AgentSpec, max_age_s: float
+    ) -> tuple[Candidate, ...]:
+        links = self._registry.chain(agent_id)
+        looks = tuple(self._files.of(link.model_id, max_age_s) for link in links)
+        revision = self._sizes.revision
+        last = self._chosen.get(agent_id)
+        is_known = (
+            last is not None
+            and last.agent is agent
+            and last.revision == revision
+            and len(last.looks) == len(looks)
+            and all(
+                a.variants is b.variants and a.model is b.model
+                for a, b in zip(last.looks, looks, strict=True)
             )
-        return LoadSpec(
-            info=_info(choice.model_id, choice.variant, model),
-            files=files,
-            source=choice.source,
-            sharding=self._sharding(agent, variant),
-            slots=self._config.slots,
-            context_length=self._config.context_length,
-            threads=self._config.threads,
-            gpu_layers=_gpu_layers(self._config),
-            parked_bytes=self._config.parked_bytes,
-            prompt_format=model.prompt_format,
-            expected_bytes=int(variant.size_mb * _BYTES_PER_MB),
-            is_progressive=self.loading_strategy(choice.agent_id) == "progressive",
+        )
+        if last is not None and is_known:
+            picks = [self._pick(link, look) for link, look in zip(links, looks, strict=True)]
+            chosen = zip(last.candidates, picks, strict=True)
+            if all(one.variant is pick for one, pick in chosen):
+                return last.candidates
+        candidates = tuple(
+            self._candidate(link, look) for link, look in zip(links, looks, strict=True)
+        )
+        self._chosen[agent_id] = _Chosen(agent, looks, revision, candidates)
+        return candidates
+
+    def _candidate(self, link: ChainLink, look: Look) -> Candidate:
+        picked = self._pick(link, look)
+        chosen = next(one for one in look.variants if one.state.name == picked.variant)
+        agent = self._registry.agent(link.agent_id)
+        is_progressive = self.loading_strategy(link.agent_id) == "progressive"
+        spec, footprint, load_s = chosen.spec, None, None
+        if spec is not None:
+            spec = replace(
+                spec,
+                sharding=self._sharding(agent, chosen.state.spec),
+                is_progressive=is_progressive,
+            )
+            if chosen.estimate is not None:
+                footprint = self._sizes.corrected(spec, chosen.estimate)
+                load_s = self._sizes.load_s(spec, chosen.estimate)
+        why_unavailable = ""
+        if not chosen.is_on_disk:
+            why_unavailable = "; ".join(
+                f"{one.state.name}: {one.state.why_not_here}" for one in look.variants
+            )
+        return Candidate(
+            agent_id=link.agent_id,
+            model_id=link.model_id,
+            role=link.role,
+            variant=picked,
+            key=chosen.key,
+            quantization=chosen.state.spec.quantization,
+            spec=spec,
+            footprint=footprint,
+            load_s=load_s,
+            is_on_disk=chosen.is_on_disk,
+            is_available=self._can_be_used(chosen),
+            is_progressive=is_progressive,
+            why_unavailable=why_unavailable,
+            why_unreadable=chosen.why_unreadable,
+            price=look.model.price,
         )
 
     def embedding_spec(self, model_id: str) -> LoadSpec:
-        """What to load to embed texts with a model of the registry, in its first variant that is
-        here. Raises `ModelNotFoundError`, `InvalidRequestError` for a model of another type."""
+        """How to load a model of the registry to embed texts, in its first variant on this machine.
+
+        Raises `ModelNotFoundError`, `InvalidRequestError` for a model of another type.
+        """
         model = self._registry.model(model_id)
         if model.type != "embedding":
             raise InvalidRequestError(f"'{model_id}' is a {model.type}, not an embedding model")
-        states = self._registry.variants(model_id, self._cache)
-        state = next((state for state in states if state.files is not None), None)
-        if state is None or state.files is None:
-            reasons = "; ".join(f"{state.name}: {state.why_not_here}" for state in states)
+        look = self._files.of(model_id, _FOR_EVER)
+        chosen = _first_on_disk(look)
+        if chosen is None or not self._is_resident(chosen.key):
+            look = self._files.of(model_id)
+            chosen = _first_on_disk(look)
+        if chosen is None or chosen.spec is None:
+            reasons = "; ".join(f"{v.state.name}: {v.state.why_not_here}" for v in look.variants)
             raise ModelNotFoundError(
                 f"the embedding model '{model_id}' is not on this machine: {reasons}; fetch it "
                 f"with 'orion-oie pull {model_id}'",
                 model_id=model_id,
             )
-        return LoadSpec(
-            info=_info(model_id, state.name, model),
-            files=state.files,
-            threads=self._config.threads,
-            gpu_layers=_gpu_layers(self._config),
-            is_embedding=True,
-            expected_bytes=int(state.spec.size_mb * _BYTES_PER_MB),
-        )
+        return chosen.spec
 
     def loading_strategy(self, agent_id: str) -> str:
-        """How an agent's models are loaded."""
+        """How an agent's models are loaded: "progressive" or "sequential"."""
         agent = self._registry.agent(agent_id)
         return agent.loading_strategy or self._config.loading_strategy
 
-    def report(self, choice: Choice, reserved_bytes: int) -> VariantReport:
-        """The variant of a choice, for a receipt."""
-        quantization = self._registry.model(choice.model_id).variants[choice.variant].quantization
-        picked = choice.picked
+    def report(self, candidate: Candidate, reserved_bytes: int) -> VariantReport:
+        """The variant of a candidate, for a receipt."""
         return VariantReport(
-            quantization=quantization,
-            level=level_of(quantization),
-            reduction=None if picked is None else picked.reduction,
-            reason="" if picked is None else picked.reason,
+            quantization=candidate.quantization,
+            level=level_of(candidate.quantization),
+            reduction=candidate.variant.reduction,
+            reason=candidate.variant.reason,
             reserved_bytes=reserved_bytes,
             budget_bytes=self._budget_bytes(),
         )
 
-    def explained(self, error: InsufficientMemoryError, choice: Choice) -> InsufficientMemoryError:
+    def explained(
+        self, error: InsufficientMemoryError, candidate: Candidate
+    ) -> InsufficientMemoryError:
         """The same error, with the variants of the model that would fit."""
         budget_bytes = error.details.get("budget_bytes")
         if budget_bytes is None:
             return error
-        there_bytes = budget_bytes - error.details["pinned_bytes"]
-        if error.details["needed_bytes"] <= there_bytes:
+        left_bytes = budget_bytes - error.details["pinned_bytes"]
+        if error.details["needed_bytes"] <= left_bytes:
             return error  # it is not for its size
-        states = self._registry.variants(choice.model_id, self._cache)
-        candidates = self._candidates(choice.agent_id, choice.model_id, states)
         fitting = [
-            candidate
-            for candidate, state in zip(candidates, states, strict=True)
-            if (candidate.is_here or state.is_fetchable)
-            and candidate.memory_bytes <= there_bytes
-            and candidate.variant != choice.variant
+            option
+            for option in self._options(self._files.of(candidate.model_id))
+            if (option.is_here or option.can_be_fetched)
+            and option.memory_bytes <= left_bytes
+            and option.variant != candidate.key.variant
         ]
         if fitting:
             listed = ", ".join(
-                f"{c.variant} ({in_mib(c.memory_bytes)}{'' if c.is_here else ', to be fetched'})"
-                for c in fitting
+                f"{o.variant} ({in_mib(o.memory_bytes)}{'' if o.is_here else ', to be fetched'})"
+                for o in fitting
             )
             advice = f"of its variants, this would fit: {listed}"
         else:
             advice = "none of its other variants would fit"
         return InsufficientMemoryError(
             f"{error.message}; {advice}",
-            **{**error.details, "would_fit": [c.variant for c in fitting]},
+            **{**error.details, "would_fit": [option.variant for option in fitting]},
         )
 
     def _sharding(self, agent: AgentSpec, variant: VariantSpec) -> ShardingConfig:
-        told = agent.sharding or variant.sharding
-        if told is None:
+        preset = agent.sharding or variant.sharding
+        if preset is None:
             return self._config.sharding
-        update = {"num_shards": told.num_shards, "initial_shards": told.initial_shards}
+        update = {"num_shards": preset.num_shards, "initial_shards": preset.initial_shards}
         if agent.sharding is not None and "enabled" in agent.sharding.model_fields_set:
             update["enabled"] = agent.sharding.enabled
         return self._config.sharding.model_copy(update=update)
 
-    def _pick(
-        self, agent_id: str, model_id: str, variants: Sequence[VariantState]
-    ) -> VariantChoice:
-        agent = self._registry.agent(agent_id)
-        limit_mb = agent.optimized_size
-        usable = [state for state in variants if self._can_be_used(state)]
-        # What a variant needs is not among it: that is measured again and again.
-        asked = (
-            agent.quantization,
-            limit_mb,
-            [(state.name, state.spec, state.files is not None) for state in variants],
-        )
-        last_asked, last = self._last.get((agent_id, model_id), (None, None))
-        if last is not None and last_asked == asked:
-            if len(usable) <= 1:
+    # -- one model's variant
+
+    def _pick(self, link: ChainLink, look: Look) -> VariantChoice:
+        """The variant of a model for an agent.
+
+        1. The same as last time while nothing changed and there is no other to choose, or while it
+           is in memory and fits.
+        2. Else what `choose_variant` finds among those that can be used.
+        3. Else the smallest one, so that its load explains why it does not fit.
+        """
+        agent = self._registry.agent(link.agent_id)
+        asked = (look.variants, agent.quantization, agent.optimized_size)
+        last_asked, last = self._picks.get((link.agent_id, link.model_id), (None, None))
+        if last is not None and _is_same(asked, last_asked):
+            usable = sum(map(self._can_be_used, look.variants))
+            if usable <= 1:
                 return last
-            chosen = next(state for state in variants if state.name == last.variant)
-            if self._is_resident(f"{model_id}@{last.variant}"):
-                needed_bytes = self._needed_bytes(agent_id, model_id, chosen)
-                if needed_bytes is None or needed_bytes <= self._budget_bytes():
+            chosen = next(one for one in look.variants if one.state.name == last.variant)
+            if self._is_resident(chosen.key):
+                footprint = self._corrected(chosen)
+                if footprint is None or footprint.max_bytes <= self._budget_bytes():
                     return last
-        candidates = self._candidates(agent_id, model_id, variants)
-        budget_bytes = self._budget_bytes()
+        limit_mb = agent.optimized_size
+        options = self._options(look)
         choice = choose_variant(
-            candidates,
+            options,
             wanted=agent.quantization,
-            budget_bytes=budget_bytes,
+            budget_bytes=self._budget_bytes(),
             size_limit_bytes=None if limit_mb is None else int(limit_mb * _BYTES_PER_MB),
         )
         if choice.variant is None:
-            had = [c for c in candidates if c.is_here or c.can_be_fetched] or candidates
-            smallest = min(had, key=lambda c: (not c.is_here, c.memory_bytes))
+            usable_options = [o for o in options if o.is_here or o.can_be_fetched] or options
+            smallest = min(usable_options, key=lambda o: (not o.is_here, o.memory_bytes))
             choice = choice.model_copy(update={"variant": smallest.variant})
-        self._last[agent_id, model_id] = asked, choice
+        if last is not None and choice == last:
+            choice = last  # those who compare see that nothing changed
+        self._picks[link.agent_id, link.model_id] = asked, choice
         return choice
 
-    def _candidates(
-        self, agent_id: str, model_id: str, variants: Sequence[VariantState]
-    ) -> list[Candidate]:
-        return [
-            Candidate(
-                variant=state.name,
-                quantization=state.spec.quantization,
-                size_bytes=int(state.spec.size_mb * _BYTES_PER_MB),
-                needed_bytes=self._needed_bytes(agent_id, model_id, state),
-                is_here=state.files is not None,
-                can_be_fetched=state.files is None and self._can_be_used(state),
+    def _options(self, look: Look) -> list[VariantOption]:
+        options = []
+        for one in look.variants:
+            footprint = self._corrected(one)
+            options.append(
+                VariantOption(
+                    variant=one.state.name,
+                    quantization=one.state.spec.quantization,
+                    size_bytes=int(one.state.spec.size_mb * _BYTES_PER_MB),
+                    needed_bytes=None if footprint is None else footprint.max_bytes,
+                    is_here=one.is_on_disk,
+                    can_be_fetched=not one.is_on_disk and self._can_be_used(one),
+                )
             )
-            for state in variants
-        ]
+        return options
 
-    def _can_be_used(self, state: VariantState) -> bool:
-        return state.files is not None or (state.is_fetchable and self._config.auto_download)
+    def _can_be_used(self, one: VariantFiles) -> bool:
+        return one.is_on_disk or (one.state.is_fetchable and self._config.auto_download)
 
-    def _needed_bytes(self, agent_id: str, model_id: str, state: VariantState) -> int | None:
-        source = state.spec.source if state.is_fetchable else None
-        if state.files is None and source is None:
+    def _corrected(self, one: VariantFiles) -> Footprint | None:
+        if one.spec is None or one.estimate is None:
             return None
-        spec = self.load_spec(
-            Choice(agent_id, model_id, "primary", state.name, state.files, source=source)
-        )
-        try:
-            return self._sizes.most_bytes(spec)
-        except OrionError:  # whoever loads it hears what is wrong with its files
-            return None
+        return self._sizes.corrected(one.spec, one.estimate)
 
 
-def _gpu_layers(config: EngineConfig) -> int | None:
-    return None if config.gpu_layers == "auto" else config.gpu_layers
+def _is_same(asked: tuple[object, ...], last: object) -> bool:
+    return isinstance(last, tuple) and last[0] is asked[0] and last[1:] == asked[1:]
 
 
-def _info(model_id: str, variant: str, model: ModelSpec) -> ModelInfo:
-    return ModelInfo(
-        model_id=model_id,
-        variant=variant,
-        name=model.name,
-        version=model.version,
-        license=model.license,
-    )
+def _first_on_disk(look: Look) -> VariantFiles | None:
+    return next((one for one in look.variants if one.is_on_disk), None)

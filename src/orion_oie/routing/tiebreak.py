@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from orion_oie.backends.base import GenerationJob, LoadedModel
+from orion_oie.backends.base import GenerationJob, LocalModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import DeadlineExceededError
 from orion_oie.models.specs import AgentSpec
@@ -36,7 +36,7 @@ class TieBreaker:
 
     def __init__(
         self,
-        borrow: Callable[[], AbstractContextManager[LoadedModel | None]],
+        borrow: Callable[[], AbstractContextManager[LocalModel | None]],
         deadlines: DeadlineTimer,
         limit_s: float = LIMIT_S,
     ) -> None:
@@ -68,7 +68,7 @@ class TieBreaker:
 
 
 def _log_odds(
-    model: LoadedModel, query: str, a: AgentSpec, b: AgentSpec, scope: CancelScope
+    model: LocalModel, query: str, a: AgentSpec, b: AgentSpec, scope: CancelScope
 ) -> float | None:
     """The logarithm of how much more probable the letter of `a` is; None without probabilities."""
     question = excerpt(query, *_QUESTION_CHARS)

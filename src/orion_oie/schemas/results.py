@@ -181,6 +181,10 @@ class InferenceResult(Schema):
     logprobs: list[TokenLogprob] | None = None
     _feedback: Callable[[str], None] | None = PrivateAttr(default=None)
 
+    def take_feedback(self, keep: Callable[[str], None] | None) -> None:
+        """Have `feedback` call `keep(correct_agent)`; None keeps none."""
+        self._feedback = keep
+
     def feedback(self, correct_agent: str) -> None:
         """Keep the question as an example of what an agent should answer, for training the router.
 

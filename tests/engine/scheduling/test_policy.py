@@ -13,31 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.engine.scheduling.fairness import Shares
-from orion_oie.engine.scheduling.policy import (
-    Decision,
-    History,
-    ModelState,
-    Settings,
-    Standing,
-    Waiting,
-    choose,
-    order,
-    why,
-)
+from orion_oie.engine.scheduling.lines import Line, Lines, Waiting
+from orion_oie.engine.scheduling.policy import Decision, History, Settings, choose, order, why
+from orion_oie.schemas.availability import Availability, ModelState
 
-READY, FULL, LOADABLE, BLOCKED = ModelState
+READY, FULL = ModelState.READY, ModelState.FULL
+LOADABLE, BLOCKED = ModelState.LOADABLE, ModelState.BLOCKED
 USUAL = Settings(turn_s=10.0, aging_s=30.0)
-IN_MEMORY = Standing(READY)
-NO_PLACE = Standing(FULL)
-NOT_HERE = Standing(LOADABLE)
+IN_MEMORY = Availability(READY)
+NO_PLACE = Availability(FULL)
+NOT_HERE = Availability(LOADABLE)
 
 
-def blocked(*blockers: str) -> Standing:
-    return Standing(BLOCKED, blockers=frozenset(blockers))
+def blocked(*blockers: str) -> Availability:
+    return Availability(BLOCKED, blockers=frozenset(blockers))
 
 
-def loadable(*evicts: str) -> Standing:
-    return Standing(LOADABLE, evicts=frozenset(evicts))
+def loadable(*evicts: str) -> Availability:
+    return Availability(LOADABLE, victims=frozenset(evicts))
 
 
 def asks(
@@ -52,13 +45,21 @@ def asks(
     return Waiting(seq, model, agent, session, priority, at)
 
 
+def line(*requests: Waiting) -> Line:
+    """The line of some requests for one model."""
+    whole = Line(0, requests[0].model)
+    for one in requests:
+        whole.add(one)
+    return whole
+
+
 def decide(
     waiting: Sequence[Waiting],
-    standings: dict[str, Standing],
+    availability: dict[str, Availability],
     now: float,
     history: History | None = None,
 ) -> Decision:
-    return choose(waiting, standings, history or History(), now, USUAL)
+    return choose(waiting, availability, history or History(), now, USUAL)
 
 
 def picked(*given: object) -> int | None:
@@ -69,7 +70,7 @@ def picked(*given: object) -> int | None:
 def loaded(model: str, at: float) -> History:
     """A history in which a model was loaded at that time for its first request."""
     history = History()
-    history.note(asks(0, model), [], at, is_load=True)
+    history.note(asks(0, model), Lines(), at, is_load=True)
     return history
 
 
@@ -88,7 +89,7 @@ class Budget:
     def _size(self, model: str) -> int:
         return self._sizes.get(model, 1)
 
-    def standing(self, model: str) -> Standing:
+    def availability(self, model: str) -> Availability:
         if model in self.users:
             return IN_MEMORY
         missing = self._size(model) + sum(map(self._size, self.users)) - self._room
@@ -102,14 +103,14 @@ class Budget:
                     missing -= self._size(other)
         assert missing <= 0, "it is larger than the room"
         state = BLOCKED if blockers else LOADABLE
-        return Standing(state, frozenset(evicts), frozenset(blockers))
+        return Availability(state, frozenset(evicts), frozenset(blockers))
 
     def enter(self, model: str) -> bool:
         """Use a model; True when that loads it."""
-        standing = self.standing(model)
-        assert standing.state is not BLOCKED, "whoever is dispatched finds room"
-        is_load = standing.state is LOADABLE
-        for other in standing.evicts:
+        availability = self.availability(model)
+        assert availability.state is not BLOCKED, "whoever is dispatched finds room"
+        is_load = availability.state is LOADABLE
+        for other in availability.victims:
             del self.users[other]
         if is_load:
             self.loads.append(model)
@@ -190,16 +191,18 @@ class Simulation:
 
     def _dispatch(self) -> bool:
         running = Counter(model for _, _, model in self._ends)
-        standings = {
-            model: NO_PLACE if running[model] >= self._per_model else self.budget.standing(model)
+        availability = {
+            model: self.budget.availability(model)
+            if running[model] < self._per_model
+            else NO_PLACE
             for model in {one.model for one in self.waiting.values()}
         }
         waiting = list(self.waiting.values())
-        pick = choose(waiting, standings, self._history, self.now, self._settings).pick
+        pick = choose(waiting, availability, self._history, self.now, self._settings).pick
         if pick is None:
             return False
         is_load = self.budget.enter(pick.model)
-        self._history.note(pick, waiting, self.now, is_load=is_load)
+        self._history.note(pick, Lines(waiting), self.now, is_load=is_load)
         ends_at = self.now + self._service_s() + self._load_s * is_load
         heapq.heappush(self._ends, (ends_at, pick.seq, pick.model))
         del self.waiting[pick.seq]
@@ -229,8 +232,8 @@ def test_waiting_makes_up_for_priority(waited_s: float, seq: int) -> None:
 def test_age_is_not_lent() -> None:
     """An old request that cannot run lifts no other of its class over a higher class."""
     waiting = [asks(1, "a"), asks(2, "b", 50.0), asks(3, "b", 50.0, priority=1)]
-    for standing in (NO_PLACE, blocked("c")):
-        assert picked(waiting, {"a": standing, "b": IN_MEMORY}, 50.0) == 3
+    for availability in (NO_PLACE, blocked("c")):
+        assert picked(waiting, {"a": availability, "b": IN_MEMORY}, 50.0) == 3
 
 
 def test_lower_classes_use_what_higher_ones_cannot() -> None:
@@ -253,7 +256,7 @@ def test_what_is_in_memory_comes_first() -> None:
 
 
 def test_a_model_that_nobody_knows_is_tried() -> None:
-    """A model without a standing is loaded like others."""
+    """A model without a availability is loaded like others."""
     assert picked([asks(1, "?")], {}, 0.0) == 1
     assert picked([asks(1, "?"), asks(2, "a")], {"a": IN_MEMORY}, 0.0) == 2
 
@@ -262,18 +265,18 @@ def test_a_model_that_nobody_knows_is_tried() -> None:
 def test_the_longest_overdue_comes_first(now: float, seq: int) -> None:
     """After `turn_s` without service a model comes before what is in memory, the longest first."""
     waiting = [asks(1, "b", 0.0), asks(2, "a", 0.0), asks(3, "c", 3.0)]
-    standings = {"a": NOT_HERE, "b": NOT_HERE, "c": IN_MEMORY}
+    availability = {"a": NOT_HERE, "b": NOT_HERE, "c": IN_MEMORY}
     history = History()
-    history.note(asks(0, "b"), [], 2.0, is_load=False)  # so b is overdue at 12
-    history.note(asks(0, "c"), [], 3.0, is_load=False)
-    assert picked(waiting, standings, now, history) == seq
-    assert picked(waiting, {**standings, "a": NO_PLACE}, 12.0, history) == 1
+    history.note(asks(0, "b"), Lines(), 2.0, is_load=False)  # so b is overdue at 12
+    history.note(asks(0, "c"), Lines(), 3.0, is_load=False)
+    assert picked(waiting, availability, now, history) == seq
+    assert picked(waiting, {**availability, "a": NO_PLACE}, 12.0, history) == 1
 
 
 def test_an_unused_model_is_not_overdue() -> None:
     """The time before anybody wanted a model does not count."""
     history = History()
-    history.note(asks(0, "a"), [], 0.0, is_load=True)
+    history.note(asks(0, "a"), Lines(), 0.0, is_load=True)
     waiting = [asks(1, "b", 99.0), asks(2, "a", 100.0)]
     assert picked(waiting, {"a": NOT_HERE, "b": IN_MEMORY}, 100.0, history) == 1
 
@@ -289,26 +292,26 @@ def test_a_loaded_model_gets_its_turn(now: float, seq: int) -> None:
 def test_a_turn_protects_only_what_would_go() -> None:
     """An overdue model that fits beside the one in its turn, or evicts another, is loaded."""
     waiting = [asks(1, "a", 0.0), asks(2, "b", 1.0)]
-    for standing in (loadable(), loadable("c")):
-        assert picked(waiting, {"a": standing, "b": IN_MEMORY}, 15.0, loaded("b", 10.0)) == 1
+    for availability in (loadable(), loadable("c")):
+        assert picked(waiting, {"a": availability, "b": IN_MEMORY}, 15.0, loaded("b", 10.0)) == 1
     alone = [asks(1, "a", 0.0), asks(2, "b", 1.0, priority=-1)]
-    standings = {"a": loadable("b"), "b": IN_MEMORY}
-    assert picked(alone, standings, 15.0, loaded("b", 10.0)) == 1
+    availability = {"a": loadable("b"), "b": IN_MEMORY}
+    assert picked(alone, availability, 15.0, loaded("b", 10.0)) == 1
 
 
 def test_who_waits_for_a_turn_is_not_overtaken_by_loads() -> None:
     """While an overdue model waits for the turn of another to end, nothing else is loaded."""
     waiting = [asks(1, "big", 0.0), asks(2, "a", 1.0), asks(3, "b", 2.0)]
-    standings = {"big": loadable("b", "c"), "a": loadable("c"), "b": IN_MEMORY}
-    assert picked(waiting, standings, 15.0, loaded("b", 10.0)) == 3
-    assert picked(waiting, standings, 20.0, loaded("b", 10.0)) == 1
+    availability = {"big": loadable("b", "c"), "a": loadable("c"), "b": IN_MEMORY}
+    assert picked(waiting, availability, 15.0, loaded("b", 10.0)) == 3
+    assert picked(waiting, availability, 20.0, loaded("b", 10.0)) == 1
 
 
-def test_standings_that_contradict_each_other_stop_nobody() -> None:
+def test_availability_that_contradict_each_other_stop_nobody() -> None:
     """A model that another would evict, and that is not in memory all the same, has no turn."""
     waiting = [asks(1, "a", 0.0), asks(2, "b", 1.0)]
-    standings = {"a": loadable("b"), "b": NOT_HERE}
-    assert picked(waiting, standings, 15.0, loaded("b", 10.0)) == 1
+    availability = {"a": loadable("b"), "b": NOT_HERE}
+    assert picked(waiting, availability, 15.0, loaded("b", 10.0)) == 1
 
 
 # Who is held back
@@ -323,24 +326,24 @@ def test_nobody_is_held_back_for_a_moment() -> None:
 def test_the_overdue_get_room() -> None:
     """An overdue blocked model holds back exactly the models that have to become idle."""
     waiting = [asks(1, "a"), asks(2, "b"), asks(3, "c", 9.0)]
-    standings = {"a": blocked("b"), "b": IN_MEMORY, "c": IN_MEMORY}
+    availability = {"a": blocked("b"), "b": IN_MEMORY, "c": IN_MEMORY}
     history = History()
-    history.note(asks(0, "b"), [], 9.0, is_load=False)
-    decision = decide(waiting, standings, 10.0, history)
+    history.note(asks(0, "b"), Lines(), 9.0, is_load=False)
+    decision = decide(waiting, availability, 10.0, history)
     assert decision.pick == waiting[2]
     assert decision.holds == {"b": "a"}
-    assert picked(waiting[:2], standings, 10.0, history) is None
+    assert picked(waiting[:2], availability, 10.0, history) is None
 
 
 def test_a_higher_class_gets_room_at_once() -> None:
     """A blocked model of a higher class holds back the lower classes without being overdue."""
     waiting = [asks(1, "a", priority=1), asks(2, "b"), asks(3, "c")]
-    standings = {"a": blocked("b"), "b": IN_MEMORY, "c": IN_MEMORY}
-    decision = decide(waiting, standings, 0.0)
+    availability = {"a": blocked("b"), "b": IN_MEMORY, "c": IN_MEMORY}
+    decision = decide(waiting, availability, 0.0)
     assert decision.pick == waiting[2]
     assert decision.holds == {"b": "a"}
     same = [replace(waiting[0], priority=0), *waiting[1:]]
-    assert decide(same, standings, 0.0).pick == waiting[1]
+    assert decide(same, availability, 0.0).pick == waiting[1]
 
 
 def test_a_lower_class_holds_nobody_above_it() -> None:
@@ -354,21 +357,21 @@ def test_a_lower_class_holds_nobody_above_it() -> None:
 def test_room_that_is_to_come_is_kept() -> None:
     """Behind a model that waits for room nothing else is loaded; before it, as ever."""
     waiting = [asks(1, "a", 1.0), asks(2, "b", 2.0)]
-    standings = {"a": blocked("c"), "b": NOT_HERE}
-    assert picked(waiting, standings, 5.0) == 2
-    decision = decide(waiting, standings, 11.0)
+    availability = {"a": blocked("c"), "b": NOT_HERE}
+    assert picked(waiting, availability, 5.0) == 2
+    decision = decide(waiting, availability, 11.0)
     assert decision.pick is None
     assert decision.holds == {"c": "a", "b": "a"}
-    assert picked([asks(1, "a", 1.0), asks(0, "b", 0.5)], standings, 11.0) == 0
+    assert picked([asks(1, "a", 1.0), asks(0, "b", 0.5)], availability, 11.0) == 0
 
 
 def test_a_turn_is_not_cut_short_by_its_own_class() -> None:
     """An overdue model waits for the turn of the one that has the room, then holds it back."""
     waiting = [asks(1, "a"), asks(2, "b")]
-    standings = {"a": blocked("b"), "b": IN_MEMORY}
+    availability = {"a": blocked("b"), "b": IN_MEMORY}
     history = loaded("b", 8.0)
-    assert picked(waiting, standings, 17.0, history) == 2
-    assert decide(waiting, standings, 18.0, history).holds == {"b": "a"}
+    assert picked(waiting, availability, 17.0, history) == 2
+    assert decide(waiting, availability, 18.0, history).holds == {"b": "a"}
 
 
 @pytest.mark.parametrize(("now", "seq"), [(19.9, 2), (20.0, None)])
@@ -376,19 +379,19 @@ def test_room_is_not_kept_empty_during_a_turn(now: float, seq: int | None) -> No
     """Of several models that have to go, none is held back while one of them, idle or not, has its
     turn; then all of them are, so that they do not take turns in being used."""
     waiting = [asks(1, "big", 0.0), asks(2, "a", 1.0), asks(3, "b", 2.0)]
-    needs_both = Standing(BLOCKED, evicts=frozenset("b"), blockers=frozenset("a"))
-    standings = {"big": needs_both, "a": IN_MEMORY, "b": IN_MEMORY}
+    needs_both = Availability(BLOCKED, victims=frozenset("b"), blockers=frozenset("a"))
+    availability = {"big": needs_both, "a": IN_MEMORY, "b": IN_MEMORY}
     history = loaded("b", 10.0)
     for model in "ab":
-        history.note(asks(0, model), [], 14.0, is_load=False)
-    assert picked(waiting, standings, now, history) == seq
+        history.note(asks(0, model), Lines(), 14.0, is_load=False)
+    assert picked(waiting, availability, now, history) == seq
 
 
 def test_only_what_is_blocked_holds_back() -> None:
     """A model that can be loaded, or whose blockers nobody names, holds back nothing."""
     waiting = [asks(1, "a", priority=1), asks(2, "b"), asks(3, "c")]
     assert decide(waiting, {"a": loadable("b")}, 50.0).holds == {}
-    decision = decide(waiting, {"a": Standing(BLOCKED, evicts=frozenset("b"))}, 50.0)
+    decision = decide(waiting, {"a": Availability(BLOCKED, victims=frozenset("b"))}, 50.0)
     assert decision.pick == waiting[1]
     assert decision.holds == {}
 
@@ -610,11 +613,11 @@ def test_a_copy_is_its_own(level: str) -> None:
     first, second = (replace(asks(n, "a"), **{level: f"{n}"}) for n in (1, 2))  # type: ignore[arg-type]
     history = History()
     for one in (first, second):
-        history.note(one, [first, second], 0.0, is_load=False)
+        history.note(one, Lines([first, second]), 0.0, is_load=False)
     copy = history.copy()
-    copy.note(first, [first, second], 5.0, is_load=True)
-    assert copy.fairest([first, second]) == second
-    assert history.fairest([first, second]) == first
+    copy.note(first, Lines([first, second]), 5.0, is_load=True)
+    assert copy.fairest(line(first, second)) == second
+    assert history.fairest(line(first, second)) == first
     assert copy.is_in_turn("a", 5.0, 1.0)
     assert copy.unserved_since("a", 0.0) == 5.0
     assert not history.is_in_turn("a", 5.0, 1.0)
@@ -631,7 +634,7 @@ def test_forgotten_sessions_take_no_memory() -> None:
 
 # The decision itself
 
-standings_of = st.sampled_from(
+availability_of = st.sampled_from(
     [IN_MEMORY, NO_PLACE, NOT_HERE, loadable("a"), loadable("b", "c"), blocked("a"), blocked("b")]
 )
 anybody = st.builds(
@@ -649,43 +652,43 @@ crowds = st.lists(anybody, max_size=25, unique_by=lambda one: one.seq)
 def some_history(noted: Sequence[Waiting]) -> History:
     history = History()
     for number, one in enumerate(noted):
-        history.note(one, noted, one.arrived_at, is_load=number % 3 == 0)
+        history.note(one, Lines(noted), one.arrived_at, is_load=number % 3 == 0)
     return history
 
 
 @given(
     waiting=crowds,
     noted=crowds,
-    standings=st.dictionaries(st.sampled_from("abcd"), standings_of),
+    availability=st.dictionaries(st.sampled_from("abcd"), availability_of),
     seed=st.randoms(use_true_random=False),
 )
 def test_choosing_is_deterministic(
     waiting: list[Waiting],
     noted: list[Waiting],
-    standings: dict[str, Standing],
+    availability: dict[str, Availability],
     seed: random.Random,
 ) -> None:
     """The same question in another order gets the same answer, and asking changes nothing."""
     history = some_history(noted)
-    decision = decide(waiting, standings, 50.0, history)
+    decision = decide(waiting, availability, 50.0, history)
     shuffled = seed.sample(waiting, len(waiting))
-    order(shuffled, standings, history, 50.0, USUAL)
-    assert decide(shuffled, standings, 50.0, history) == decision
+    order(shuffled, availability, history, 50.0, USUAL)
+    assert decide(shuffled, availability, 50.0, history) == decision
 
 
 @given(
     waiting=crowds,
     noted=crowds,
-    standings=st.dictionaries(st.sampled_from("abcd"), standings_of),
+    availability=st.dictionaries(st.sampled_from("abcd"), availability_of),
 )
 def test_what_is_picked_can_run(
-    waiting: list[Waiting], noted: list[Waiting], standings: dict[str, Standing]
+    waiting: list[Waiting], noted: list[Waiting], availability: dict[str, Availability]
 ) -> None:
     """The pick is one of those that wait and has a model that could serve it; if nothing is picked,
     everything is full, blocked or held back."""
-    decision = decide(waiting, standings, 50.0, some_history(noted))
+    decision = decide(waiting, availability, 50.0, some_history(noted))
     may_run = [
-        one for one in waiting if standings.get(one.model, NOT_HERE).state in (READY, LOADABLE)
+        one for one in waiting if availability.get(one.model, NOT_HERE).state in (READY, LOADABLE)
     ]
     if decision.pick is not None:
         assert decision.pick in may_run
@@ -694,7 +697,7 @@ def test_what_is_picked_can_run(
     needy = {
         one.model
         for one in waiting
-        if standings.get(one.model, NOT_HERE).state in (BLOCKED, LOADABLE)
+        if availability.get(one.model, NOT_HERE).state in (BLOCKED, LOADABLE)
     }
     assert set(decision.holds.values()) <= needy
 
@@ -702,48 +705,48 @@ def test_what_is_picked_can_run(
 @given(
     waiting=crowds,
     noted=crowds,
-    standings=st.dictionaries(st.sampled_from("abcd"), standings_of),
+    availability=st.dictionaries(st.sampled_from("abcd"), availability_of),
 )
 def test_the_order_has_everybody_once(
-    waiting: list[Waiting], noted: list[Waiting], standings: dict[str, Standing]
+    waiting: list[Waiting], noted: list[Waiting], availability: dict[str, Availability]
 ) -> None:
     """The whole order names each once, and begins with who is next when nothing is in the way."""
     history = some_history(noted)
-    ordered = order(waiting, standings, history, 50.0, USUAL)
+    ordered = order(waiting, availability, history, 50.0, USUAL)
     assert sorted(ordered, key=lambda one: one.seq) == sorted(waiting, key=lambda one: one.seq)
-    states = {standings.get(one.model, NOT_HERE).state for one in waiting}
+    states = {availability.get(one.model, NOT_HERE).state for one in waiting}
     if waiting and not states & {FULL, BLOCKED}:
-        assert ordered[0] == decide(waiting, standings, 50.0, history).pick
+        assert ordered[0] == decide(waiting, availability, 50.0, history).pick
 
 
 def test_the_order_groups_models() -> None:
     """Positions foresee that a model which was loaded serves all its requests."""
     waiting = [asks(number, "abc"[number % 3]) for number in range(9)]
-    for standings in (
+    for availability in (
         {"a": loadable("x"), "b": loadable("x"), "c": loadable("x")},
         {"a": NO_PLACE, "b": blocked("a"), "c": blocked("a")},
     ):
-        ordered = order(waiting, standings, History(), 1.0, USUAL)
+        ordered = order(waiting, availability, History(), 1.0, USUAL)
         assert "".join(one.model for one in ordered) == "aaabbbccc"
-    overdue = order(waiting, standings, loaded("a", 95.0), 100.0, USUAL)
+    overdue = order(waiting, availability, loaded("a", 95.0), 100.0, USUAL)
     assert "".join(one.model for one in overdue) == "aaabbbccc"
-    standings = {"a": IN_MEMORY, "b": loadable("a"), "c": NO_PLACE}
+    availability = {"a": IN_MEMORY, "b": loadable("a"), "c": NO_PLACE}
     history = History()
     for model in "ac":
-        history.note(asks(0, model), [], 95.0, is_load=False)
-    goes = order(waiting, standings, history, 100.0, USUAL)
+        history.note(asks(0, model), Lines(), 95.0, is_load=False)
+    goes = order(waiting, availability, history, 100.0, USUAL)
     assert "".join(one.model for one in goes) == "bcbcbcaaa"
 
 
 def test_why_it_waits() -> None:
     """The reason names what the request waits for."""
     waiting = [asks(1, "a"), asks(2, "b"), asks(3, "c"), asks(4, "d"), asks(5, "d")]
-    standings = {"a": blocked("b"), "b": IN_MEMORY, "c": NO_PLACE, "d": IN_MEMORY}
+    availability = {"a": blocked("b"), "b": IN_MEMORY, "c": NO_PLACE, "d": IN_MEMORY}
     history = History()
     for model in "bcd":
-        history.note(asks(0, model), [], 9.0, is_load=False)
-    decision = decide(waiting, standings, 12.0, history)
-    assert [why(one, standings, decision) for one in waiting] == [
+        history.note(asks(0, model), Lines(), 9.0, is_load=False)
+    decision = decide(waiting, availability, 12.0, history)
+    assert [why(one, availability, decision) for one in waiting] == [
         "'a' is not in memory, and waits until 'b' can make room",
         "'b' is held back so that 'a' gets room",
         "'c' answers as many requests as it may at once",
@@ -755,10 +758,10 @@ def test_why_it_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("models", "priorities", "standing"),
+    ("models", "priorities", "availability"),
     [(1, 1, IN_MEMORY), (256, 1, blocked("m0")), (64, 200, NOT_HERE), (256, 1, loadable("m0"))],
 )
-def test_choosing_is_quick(models: int, priorities: int, standing: Standing) -> None:
+def test_choosing_is_quick(models: int, priorities: int, availability: Availability) -> None:
     """Among 256 requests, however they differ, it takes less than 2 ms."""
     waiting = [
         asks(
@@ -771,11 +774,11 @@ def test_choosing_is_quick(models: int, priorities: int, standing: Standing) -> 
         )
         for number in range(256)
     ]
-    standings = {one.model: standing for one in waiting}
+    availability = {one.model: availability for one in waiting}
     history = some_history(waiting)
     best_s = 1.0
     for _ in range(30):
         began_at = time.perf_counter()
-        decide(waiting, standings, 20.0, history)
+        decide(waiting, availability, 20.0, history)
         best_s = min(best_s, time.perf_counter() - began_at)
     assert best_s < 2e-3

@@ -19,15 +19,12 @@ from orion_oie.engine.scheduling import (
 )
 from orion_oie.engine.scheduling import queue as queue_module
 from orion_oie.engine.scheduling.in_flight import InFlight
-from orion_oie.engine.scheduling.policy import (
-    UNKNOWN,
-    ModelState,
-    Standing,
-)
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.errors import EngineClosedError, QueueFullError
+from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
 
-READY, FULL, LOADABLE, BLOCKED = ModelState
+READY, FULL = ModelState.READY, ModelState.FULL
+LOADABLE, BLOCKED = ModelState.LOADABLE, ModelState.BLOCKED
 
 
 class Item:
@@ -95,7 +92,7 @@ class OneModelQueue(RequestQueue[Any]):
         super().__init__(
             serve,
             limit=limit,
-            state_of=lambda _model: Standing(READY),
+            availability_of=lambda _model: Availability(READY),
             per_model=concurrency,
             max_threads=concurrency,
             **more,
@@ -378,15 +375,15 @@ def test_close_ends_the_thread_that_waits_for_a_change(gate, threads) -> None:
     for is_asking in (False, True):
         queue: RequestQueue[Item]
 
-        def state_of(_model: str) -> Standing:
+        def state_of(_model: str) -> Availability:
             if is_asking:  # noqa: B023 (it is asked in this round)
                 Running(queue.close).join()  # noqa: B023
             return blocked("x")
 
-        queue = RequestQueue(gate, limit=1, state_of=state_of, per_model=1, max_threads=1)
+        queue = RequestQueue(gate, limit=1, availability_of=state_of, per_model=1, max_threads=1)
         queue.put(Item(), model="a")
         if not is_asking:
-            wait_until(lambda queue=queue: queue._standings)
+            wait_until(lambda queue=queue: queue._availability)
             assert len(queue.close()) == 1
         wait_until(lambda: threads() == 0)
 
@@ -447,18 +444,18 @@ def test_put_does_not_wait(gate) -> None:
 class Models:
     """Standings that a test sets."""
 
-    def __init__(self, **standings: Standing | None) -> None:
-        self.standings = standings
+    def __init__(self, **availability: Availability | None) -> None:
+        self.availability = availability
 
-    def __call__(self, model: str) -> Standing | None:
-        return self.standings[model]
+    def __call__(self, model: str) -> Availability | None:
+        return self.availability[model]
 
 
 def queue_for(
     gate: Gate, models: Models, *, limit: int = 100, per_model: int = 1, **more: Any
 ) -> RequestQueue[Item]:
     more = {"max_threads": 4, **more}
-    return RequestQueue(gate, limit=limit, state_of=models, per_model=per_model, **more)
+    return RequestQueue(gate, limit=limit, availability_of=models, per_model=per_model, **more)
 
 
 def put_all(queue: RequestQueue[Item], names: str, **facts: Any) -> list[Item]:
@@ -471,7 +468,7 @@ def put_all(queue: RequestQueue[Item], names: str, **facts: Any) -> list[Item]:
 
 def test_a_full_model_leaves_room_for_others(gate) -> None:
     """`per_model` requests of one model run at once, and others beside them; then the next."""
-    queue = queue_for(gate, Models(a=Standing(READY), b=Standing(READY)))
+    queue = queue_for(gate, Models(a=Availability(READY), b=Availability(READY)))
     put_all(queue, "aaab")
     wait_until(lambda: sorted(gate.names) == ["a", "b"])
     assert len(queue) == 2
@@ -483,7 +480,7 @@ def test_a_full_model_leaves_room_for_others(gate) -> None:
 
 def test_what_cannot_be_served_waits_for_a_word(gate, threads) -> None:
     """A blocked model's requests wait, on one thread however many, and run when told to."""
-    models = Models(a=blocked("x"), b=Standing(READY))
+    models = Models(a=blocked("x"), b=Availability(READY))
     queue = queue_for(gate, models)
     gate.opened.set()
     put_all(queue, "aaaaaaaa")
@@ -491,7 +488,7 @@ def test_what_cannot_be_served_waits_for_a_word(gate, threads) -> None:
     put_all(queue, "b")
     wait_until(lambda: gate.names == ["b"] and queue._busy == 0)
     wait_until(lambda: threads() == 1)
-    models.standings["a"] = Standing(READY)
+    models.availability["a"] = Availability(READY)
     assert gate.names == ["b"]
     queue.notify()
     wait_until(lambda: gate.names == ["b"] + ["a"] * 8)
@@ -504,19 +501,19 @@ def test_what_waits_is_looked_at_again(gate, monkeypatch) -> None:
     queue = queue_for(gate, models)
     put_all(queue, "a")
     wait_until(lambda: queue._is_deciding)
-    models.standings["a"] = Standing(READY)
+    models.availability["a"] = Availability(READY)
     wait_until(lambda: gate.names == ["a"])
 
 
 def test_taking_a_blocked_item_back_frees_those_it_held(gate) -> None:
     """When what others were held back for goes away, they are served."""
     clock = Clock()
-    models = Models(a=blocked("b"), b=Standing(READY))
+    models = Models(a=blocked("b"), b=Availability(READY))
     queue = queue_for(gate, models, turn_s=10.0, clock=clock)
     [item] = put_all(queue, "a")
     clock.now += 20.0
     put_all(queue, "b")
-    wait_until(lambda: "b" in queue._standings)
+    wait_until(lambda: "b" in queue._availability)
     assert queue.waiting()[1].reason == "'b' is held back so that 'a' gets room"
     assert gate.names == []
     queue.remove(item)
@@ -524,17 +521,17 @@ def test_taking_a_blocked_item_back_frees_those_it_held(gate) -> None:
 
 
 def test_a_word_while_it_decides_is_heard(gate) -> None:
-    """A change that is told after the standing was asked and before the decision counts."""
+    """A change that is told after the availability was asked and before the decision counts."""
     queue: RequestQueue[Item]
-    standings = [Standing(READY), blocked("x")]
+    answers = [Availability(READY), blocked("x")]
 
-    def state_of(_model: str) -> Standing:
-        standing = standings.pop()
-        if standing.state is BLOCKED:
+    def state_of(_model: str) -> Availability:
+        found = answers.pop()
+        if found.state is BLOCKED:
             Running(queue.notify).join()  # it also shows that no lock is held here
-        return standing
+        return found
 
-    queue = RequestQueue(gate, limit=1, state_of=state_of, per_model=1, max_threads=1)
+    queue = RequestQueue(gate, limit=1, availability_of=state_of, per_model=1, max_threads=1)
     queue.put(Item("a"), model="a")
     wait_until(lambda: gate.names == ["a"])
 
@@ -544,32 +541,32 @@ def test_an_item_that_comes_while_it_decides_is_asked_about(gate) -> None:
     queue: RequestQueue[Item]
     asked: list[str] = []
 
-    def state_of(model: str) -> Standing:
+    def state_of(model: str) -> Availability:
         asked.append(model)
         if len(asked) == 1:
             queue.put(Item("b"), model="b")
         return blocked("x")
 
-    queue = RequestQueue(gate, limit=9, state_of=state_of, per_model=1, max_threads=1)
+    queue = RequestQueue(gate, limit=9, availability_of=state_of, per_model=1, max_threads=1)
     queue.put(Item("a"), model="a")
-    wait_until(lambda: "b" in queue._standings)
+    wait_until(lambda: "b" in queue._availability)
     assert "b" in asked
     assert len(queue.close()) == 2
     assert gate.names == []
 
 
-def test_a_bug_in_the_standings_does_not_end_the_queue(gate, monkeypatch) -> None:
+def test_a_bug_in_the_availability_does_not_end_the_queue(gate, monkeypatch) -> None:
     """An error while it asks is reported as any of a thread; the next item has all served."""
     problems: list[object] = []
     monkeypatch.setattr(threading, "excepthook", lambda told: problems.append(told.exc_type))
-    standings: list[Standing] = []
+    availability: list[Availability] = []
     queue: RequestQueue[Item] = RequestQueue(
-        gate, limit=9, state_of=lambda _model: standings[-1], per_model=2, max_threads=2
+        gate, limit=9, availability_of=lambda _model: availability[-1], per_model=2, max_threads=2
     )
     put_all(queue, "a")
     wait_until(lambda: problems == [IndexError])
     wait_until(lambda: queue._threads == 0)
-    standings.append(Standing(READY))
+    availability.append(Availability(READY))
     put_all(queue, "b")
     wait_until(lambda: sorted(gate.names) == ["a", "b"])
 
@@ -579,19 +576,19 @@ def test_what_ends_while_it_decides_is_asked_about(gate) -> None:
     queue: RequestQueue[Item]
     is_evicted = threading.Event()
 
-    def state_of(model: str) -> Standing:
+    def state_of(model: str) -> Availability:
         if model == "a" or is_evicted.is_set():
-            return Standing(READY) if model == "a" else blocked("a")
+            return Availability(READY) if model == "a" else blocked("a")
         gate.opened.set()
         wait_until(lambda: queue._busy == 0)
         is_evicted.set()
-        return Standing(READY)
+        return Availability(READY)
 
-    queue = RequestQueue(gate, limit=9, state_of=state_of, per_model=1, max_threads=2)
+    queue = RequestQueue(gate, limit=9, availability_of=state_of, per_model=1, max_threads=2)
     queue.put(Item("a"), model="a")
     wait_until(lambda: gate.running == 1)
     queue.put(Item("b"), model="b")
-    wait_until(lambda: "b" in queue._standings)
+    wait_until(lambda: "b" in queue._availability)
     assert len(queue.close()) == 1
     assert gate.names == ["a"]
 
@@ -605,13 +602,13 @@ def test_an_unknown_model_is_tried(gate) -> None:
 
 def test_one_cold_model_after_the_other(gate) -> None:
     """Until a load shows, nothing else is loaded into the room that it takes; then what fits."""
-    models = Models(a=loadable(), b=loadable(), c=Standing(READY))
+    models = Models(a=loadable(), b=loadable(), c=Availability(READY))
     queue = queue_for(gate, models)
     put_all(queue, "abc")
     wait_until(lambda: gate.running == 2)
     assert [one.model for one in queue.waiting()] == ["b"]
     assert "'b' is not in memory" in queue.waiting()[0].reason
-    models.standings["a"] = Standing(READY)
+    models.availability["a"] = Availability(READY)
     queue.notify()
     wait_until(lambda: gate.running == 3)
 
@@ -620,13 +617,13 @@ def test_loads_are_asked_about_first(gate) -> None:
     """A load under way is asked about before what it may evict: so an answer that says it is there
     comes before answers that know who went."""
     asked: list[str] = []
-    models = Models(a=Standing(READY), b=loadable("a"))
+    models = Models(a=Availability(READY), b=loadable("a"))
 
-    def state_of(model: str) -> Standing | None:
+    def state_of(model: str) -> Availability | None:
         asked.append(model)
         return models(model)
 
-    queue = RequestQueue(gate, limit=9, state_of=state_of, per_model=2, max_threads=2)
+    queue = RequestQueue(gate, limit=9, availability_of=state_of, per_model=2, max_threads=2)
     queue.put(Item("b"), model="b")
     wait_until(lambda: gate.names == ["b"])
     queue.put(Item("a"), model="a")
@@ -645,7 +642,7 @@ def test_a_turn_counts_from_the_load(gate) -> None:
     clock.now += 5.0
     put_all(queue, "b")
     wait_until(lambda: gate.names == ["b"])
-    models.standings |= {"a": loadable("b"), "b": Standing(READY)}
+    models.availability |= {"a": loadable("b"), "b": Availability(READY)}
     put_all(queue, "b")
     clock.now += 7.0
     gate.opened.set()
@@ -684,7 +681,7 @@ def test_a_refused_thread_while_serving_loses_nothing(gate) -> None:
 def test_positions_and_reasons(gate) -> None:
     """What waits is listed in its order, with its place, its time and why it waits."""
     clock = Clock()
-    models = Models(a=Standing(READY), b=blocked("a"), c=Standing(READY))
+    models = Models(a=Availability(READY), b=blocked("a"), c=Availability(READY))
     queue = queue_for(gate, models, max_threads=2, clock=clock)
     [running] = put_all(queue, "a")
     wait_until(lambda: gate.running == 1)
@@ -730,7 +727,7 @@ def test_the_blocked_do_not_count_as_about_to_run(gate) -> None:
     """Free threads do not make room in the queue for what they cannot serve."""
     queue = queue_for(gate, Models(a=blocked("x")), limit=2)
     put_all(queue, "aa")
-    wait_until(lambda: queue._standings)
+    wait_until(lambda: queue._availability)
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
         put_all(queue, "a")
     queue.close()
@@ -738,11 +735,11 @@ def test_the_blocked_do_not_count_as_about_to_run(gate) -> None:
 
 def test_the_held_do_not_count_as_about_to_run(gate) -> None:
     """Nor do free threads make room for what is held back, or for what others have the threads."""
-    models = Models(a=blocked("b"), b=Standing(READY), c=Standing(READY))
+    models = Models(a=blocked("b"), b=Availability(READY), c=Availability(READY))
     queue = queue_for(gate, models, limit=2)
     put_all(queue, "a", priority=1)
     put_all(queue, "b")
-    wait_until(lambda: "b" in queue._standings)
+    wait_until(lambda: "b" in queue._availability)
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
         put_all(queue, "b")
     queue.close()
@@ -794,9 +791,9 @@ class Pool:
         self._rng = random.Random(seed)
         self._lock = threading.Lock()
 
-    def standing(self, model: str) -> Standing:
+    def availability(self, model: str) -> Availability:
         with self._lock:
-            return self.budget.standing(model)
+            return self.budget.availability(model)
 
     def serve(self, item: Item) -> None:
         model = str(item.name)
@@ -822,7 +819,7 @@ def test_cold_models_share_one_place_in_turns() -> None:
     """A burst of requests for three models with room for one loads each of them once."""
     pool = Pool(Budget(1), 0)
     pool.queue = RequestQueue(
-        pool.serve, limit=100, state_of=pool.standing, per_model=2, max_threads=6
+        pool.serve, limit=100, availability_of=pool.availability, per_model=2, max_threads=6
     )
     items = put_all(pool.queue, "abc" * 10)
     wait_until(lambda: len(pool.served) == len(items))
@@ -842,7 +839,7 @@ def test_no_wake_up_is_lost_in_any_pool(monkeypatch) -> None:
         pool.queue = queue = RequestQueue(
             pool.serve,
             limit=1000,
-            state_of=pool.standing,
+            availability_of=pool.availability,
             per_model=rng.randint(1, 3),
             max_threads=rng.randint(1, 6),
             turn_s=rng.choice([0.0, 0.002, 0.05]),
@@ -878,7 +875,7 @@ def test_no_wake_up_is_lost_in_any_pool(monkeypatch) -> None:
 # What is in flight
 
 
-def judged(flight: InFlight, **told: Standing) -> dict[str, Standing]:
+def judged(flight: InFlight, **told: Availability) -> dict[str, Availability]:
     return flight.judge(told, told)
 
 
@@ -886,19 +883,19 @@ def test_a_dispatched_load_is_seen_before_it_shows() -> None:
     """The model that is on its way takes more requests, others wait; then what is told counts."""
     flight = InFlight(per_model=2)
     flight.begin("a", loadable("c"), now=0.0)
-    told = {"a": loadable("c"), "b": loadable("c"), "c": Standing(READY), "d": UNKNOWN}
+    told = {"a": loadable("c"), "b": loadable("c"), "c": Availability(READY), "d": UNKNOWN}
     assert flight.judge(told, told) == {
-        "a": Standing(READY),
-        "b": Standing(BLOCKED),
-        "c": Standing(BLOCKED),
+        "a": Availability(READY),
+        "b": Availability(BLOCKED),
+        "c": Availability(BLOCKED),
         "d": UNKNOWN,
     }
-    flight.begin("a", Standing(READY), now=0.01)
-    assert judged(flight, a=loadable("c"), b=loadable("c"))["a"] == Standing(FULL)
+    flight.begin("a", Availability(READY), now=0.01)
+    assert judged(flight, a=loadable("c"), b=loadable("c"))["a"] == Availability(FULL)
     assert flight.loads == ["a"]
     flight.settle({"a": loadable("c")}, now=0.05)
     assert flight.loads == ["a"]
-    flight.settle({"a": Standing(READY)}, now=0.05)
+    flight.settle({"a": Availability(READY)}, now=0.05)
     assert flight.loads == []
     assert judged(flight, b=blocked("a"), c=loadable())["b"] == blocked("a")
 
@@ -906,9 +903,9 @@ def test_a_dispatched_load_is_seen_before_it_shows() -> None:
 def test_what_is_in_use_goes_on_beside_a_load() -> None:
     """A model that answers a request cannot be the one that goes, and takes more."""
     flight = InFlight(per_model=2)
-    flight.begin("c", Standing(READY), now=0.0)
+    flight.begin("c", Availability(READY), now=0.0)
     flight.begin("a", loadable("x"), now=0.0)
-    assert judged(flight, c=Standing(READY)) == {"c": Standing(READY)}
+    assert judged(flight, c=Availability(READY)) == {"c": Availability(READY)}
 
 
 def test_a_load_that_fails_is_over() -> None:
@@ -918,7 +915,7 @@ def test_a_load_that_fails_is_over() -> None:
     flight.begin("?", UNKNOWN, now=0.0)
     assert judged(flight, b=loadable("x")) == {"b": loadable("x")}
     flight.begin("a", loadable("x"), now=0.0)
-    assert judged(flight, b=loadable("x")) == {"b": Standing(BLOCKED)}
+    assert judged(flight, b=loadable("x")) == {"b": Availability(BLOCKED)}
     flight.end("a")
     assert judged(flight, b=loadable("x")) == {"b": loadable("x")}
 
@@ -928,8 +925,8 @@ def test_a_second_request_outlives_the_load() -> None:
     load has shown and the first one has ended."""
     flight = InFlight(per_model=2)
     flight.begin("a", loadable(), now=0.0)
-    flight.begin("a", Standing(READY), now=0.01)
-    flight.settle({"a": Standing(READY)}, now=0.02)
+    flight.begin("a", Availability(READY), now=0.01)
+    flight.settle({"a": Availability(READY)}, now=0.02)
     flight.end("a")
     assert judged(flight, b=loadable("a"))["b"] == blocked("a")
 
@@ -937,15 +934,15 @@ def test_a_second_request_outlives_the_load() -> None:
 def test_a_model_that_was_just_dispatched_does_not_go() -> None:
     """What is about to be used counts as in use, until it shows, ends, or some time has passed."""
     flight = InFlight(per_model=2)
-    flight.begin("a", Standing(READY), now=0.0)
+    flight.begin("a", Availability(READY), now=0.0)
     told = {"b": loadable("a", "c")}
-    assert flight.judge(told, told) == {"b": Standing(BLOCKED, frozenset("c"), frozenset("a"))}
+    assert flight.judge(told, told) == {"b": Availability(BLOCKED, frozenset("c"), frozenset("a"))}
     assert flight.settles_in_s(0.05) == pytest.approx(in_flight.SETTLE_S - 0.05)
     flight.settle(told, now=in_flight.SETTLE_S)
     assert flight.judge(told, told) == told
-    flight.begin("a", Standing(READY), now=1.0)
+    flight.begin("a", Availability(READY), now=1.0)
     flight.end("a")
-    assert flight.judge(told, told) == {"b": Standing(BLOCKED, frozenset("c"), frozenset("a"))}
+    assert flight.judge(told, told) == {"b": Availability(BLOCKED, frozenset("c"), frozenset("a"))}
     flight.end("a")
     assert flight.judge(told, told) == told
 
@@ -954,8 +951,8 @@ def test_places_are_counted() -> None:
     """A model has as many places as it may have requests, whatever is told of it."""
     flight = InFlight(per_model=2)
     assert flight.places("a") == 2
-    for standing in (Standing(READY), UNKNOWN):
-        flight.begin("a", standing, now=0.0)
+    for availability in (Availability(READY), UNKNOWN):
+        flight.begin("a", availability, now=0.0)
     assert flight.places("a") == 0
     assert judged(flight, a=blocked("b"))["a"].state is FULL
     flight.end("a")

@@ -53,8 +53,10 @@ class AgentShares:
         return new
 
     def next_of(self, asking: Iterable[tuple[str, str | None]]) -> tuple[str, str | None]:
-        """Whose turn it is among (agent, session) pairs; of equals, who comes first here."""
+        """The (agent, session) pair whose turn it is; of equals, the first."""
         pairs = dict.fromkeys(asking)
+        if len(pairs) == 1:
+            return next(iter(pairs))
         agent = min(dict.fromkeys(agent for agent, _ in pairs), key=self._agents.start)
         sessions = self._sessions.get(agent) or Shares()
         own = (session for other, session in pairs if other == agent)

@@ -1,68 +1,25 @@
 """Whose turn it is: which waiting request is served next, and which are held back. Pure.
 
-- The class of requests whose oldest one has the largest `priority * aging_s + seconds waited` comes
-  first: a low priority waits longer, never for ever.
-- In a class, models in memory come before those to be loaded. A model that was not served for
-  `turn_s` although it was wanted is overdue: the longest overdue comes first, but a model that was
-  loaded less than `turn_s` ago is not evicted for it while requests of its class wait.
-- Where a model has to wait until others are idle, requests for those are held back, and nothing
-  behind it is loaded into the room that is to come: in lower classes, and in its own if overdue.
-- Among the requests for one model, agents share evenly, in each agent its sessions: `fairness.py`.
+1. Requests of one priority are a class. First comes the class whose oldest request has the largest
+   `priority * aging_s + seconds waited`: a low priority waits longer, never for ever.
+2. In a class, models in memory come before those to be loaded. A model that was not served for
+   `turn_s` although it was wanted is overdue: the longest overdue comes first, but a model that was
+   loaded less than `turn_s` ago is not evicted for it while requests of its class wait.
+3. Where a model has to wait until others are idle, requests for those are held back, and nothing
+   behind it is loaded into the memory that is to come: in lower classes, and in its own if overdue.
+4. Among the requests for one model, agents share evenly, and in each agent its sessions: see
+   `fairness.py`.
 
-It has no lock, no thread and no clock, does not know how long anything takes, and evicts nothing.
-Times are seconds of one clock.
+It has no lock, no thread and no clock, knows no durations, and evicts nothing. Times are seconds of
+one clock.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from orion_oie.engine.scheduling.fairness import AgentShares
-
-
-class ModelState(Enum):
-    """Whether a request for a model could be served now."""
-
-    READY = "ready"  # in memory or being loaded, and takes one more request
-    FULL = "full"  # in memory or being loaded, and has its fill of running requests
-    LOADABLE = "loadable"  # not in memory, could be loaded now: at most idle models have to go
-    BLOCKED = "blocked"  # not in memory, and something in use must end before it can be loaded
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How a model stands with the memory.
-
-    evicts: the idle models that have to go for it; empty if there is room.
-    blockers: of a BLOCKED model, those in use that have to go as well, when they are idle. As long
-        as these are in use, name the same ones each time: else none of them is awaited to the end.
-    """
-
-    state: ModelState
-    evicts: frozenset[str] = frozenset()
-    blockers: frozenset[str] = frozenset()
-
-    @property
-    def goers(self) -> frozenset[str]:
-        """All that have to go for it."""
-        return self.evicts | self.blockers
-
-
-# Of a model that nothing is known of: it is tried. Others that are loadable are not this object.
-UNKNOWN = Standing(ModelState.LOADABLE)
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A waiting request: `seq` numbers arrivals, a higher priority comes first, and all requests
-    without a session are one session."""
-
-    seq: int
-    model: str
-    agent: str
-    session: str | None
-    priority: int
-    arrived_at: float
+from orion_oie.engine.scheduling.lines import Line, Lines, Waiting
+from orion_oie.schemas.availability import READY, UNKNOWN, Availability, ModelState
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +57,14 @@ class History:
         new._shares = {model: shares.copy() for model, shares in self._shares.items()}
         return new
 
-    def note(self, pick: Waiting, waiting: Iterable[Waiting], now: float, *, is_load: bool) -> None:
-        """`pick` out of `waiting` is being served from now on; `is_load`: its model is loaded for
+    def note(self, pick: Waiting, lines: Lines, now: float, *, is_load: bool) -> None:
+        """`pick` out of `lines` is being served from now on; `is_load`: its model is loaded for
         it."""
         self._dispatched_at[pick.model] = now
         if is_load:
             self._loaded_at[pick.model] = now
-        asking = ((one.agent, one.session) for one in waiting if one.model == pick.model)
         shares = self._shares.setdefault(pick.model, AgentShares())
-        shares.serve((pick.agent, pick.session), asking)
+        shares.serve(pick.flow, lines.flows(pick.model))
 
     def unserved_since(self, model: str, arrived_at: float) -> float:
         """Since when a model is wanted and not served, if its oldest request came at that time."""
@@ -119,51 +75,60 @@ class History:
         loaded_at = self._loaded_at.get(model)
         return loaded_at is not None and now - loaded_at < turn_s
 
-    def fairest(self, requests: Sequence[Waiting]) -> Waiting:
-        """The one of these requests for one model, oldest first, whose turn it is."""
-        shares = self._shares.get(requests[0].model) or AgentShares()
-        agent, session = shares.next_of((one.agent, one.session) for one in requests)
-        return next(one for one in requests if (one.agent, one.session) == (agent, session))
+    def fairest(self, line: Line) -> Waiting:
+        """The request of a line whose turn it is."""
+        shares = self._shares.get(line.model) or AgentShares()
+        return line.oldest_of(shares.next_of(line.flows()))
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The requests of one class for one model, oldest first."""
+    """The requests of one class for one model."""
 
-    requests: list[Waiting]
-    standing: Standing
+    line: Line
+    oldest: Waiting
+    availability: Availability
     unserved_since: float
     is_overdue: bool
 
     @property
     def model(self) -> str:
-        return self.requests[0].model
+        return self.line.model
 
     @property
     def rank(self) -> tuple[int, float, int]:
         """Groups of a class are served in this order."""
-        oldest = self.requests[0].seq
         if self.is_overdue:
-            return (0, self.unserved_since, oldest)
-        return (_RANKS[self.standing.state], 0.0, oldest)
+            return (0, self.unserved_since, self.oldest.seq)
+        return (_RANKS.get(self.availability.state, _TRIED), 0.0, self.oldest.seq)
 
 
-_RANKS = {ModelState.READY: 1, ModelState.LOADABLE: 2, ModelState.BLOCKED: 3}
+_TRIED = 2  # what a load is begun for, whatever comes of it
+_RANKS = {ModelState.READY: 1, ModelState.BLOCKED: 3}
 
 
 def choose(
-    waiting: Iterable[Waiting],
-    standings: Mapping[str, Standing],
+    waiting: Lines | Iterable[Waiting],
+    availability: Mapping[str, Availability],
     history: History,
     now: float,
     settings: Settings,
 ) -> Decision:
-    """Which of the waiting requests is served next, if any can be. The order of `waiting` does not
-    matter; a model without a standing is taken to be loadable."""
+    """The request to serve next, if any can be.
+
+    1. Sort the lines into classes, without models that are full, and rank them (`_classes`).
+    2. In each class find the groups that can be served, and note what the others hold back
+       (`_runnable`).
+    3. Of the classes with such groups take the first, of its groups the first, and of the group the
+       request whose turn it is.
+
+    The order of `waiting` does not matter; a model of unknown availability is taken to be loadable.
+    """
+    lines = waiting if isinstance(waiting, Lines) else Lines(waiting)
     holds: dict[str, str] = {}
     runnable: list[list[_Group]] = []
-    for groups in _classes(waiting, standings, history, now, settings):
-        may_run = _held_or_runnable(groups, holds, history, now, settings)
+    for groups in _classes(lines, availability, history, now, settings):
+        may_run = _runnable(groups, holds, history, now, settings)
         if may_run:
             runnable.append(may_run)
     if not runnable:
@@ -172,130 +137,141 @@ def choose(
     group = min(runnable, key=lambda groups: _class_order(groups, settings))[0]
     if group.is_overdue:
         reason = f"'{group.model}' was not served for {now - group.unserved_since:.1f} s"
-    elif group.standing.state is ModelState.READY:
+    elif group.availability.state is ModelState.READY:
         reason = f"'{group.model}' is in memory"
     else:
         reason = f"'{group.model}' can be loaded, and nothing before it can be served"
-    return Decision(history.fairest(group.requests), reason, holds)
+    return Decision(history.fairest(group.line), reason, holds)
 
 
 def _classes(
-    waiting: Iterable[Waiting],
-    standings: Mapping[str, Standing],
+    lines: Lines,
+    availability: Mapping[str, Availability],
     history: History,
     now: float,
     settings: Settings,
 ) -> list[list[_Group]]:
     """The classes in their order, each with its groups in theirs; without what is full."""
-    classes: dict[int, dict[str, list[Waiting]]] = {}
-    for one in sorted(waiting, key=lambda one: one.seq):
-        if standings.get(one.model, UNKNOWN).state is not ModelState.FULL:
-            classes.setdefault(one.priority, {}).setdefault(one.model, []).append(one)
     sorted_classes = []
-    for models in classes.values():
+    for its_lines in lines.classes():
         groups = []
-        for model, requests in models.items():
-            since = history.unserved_since(model, requests[0].arrived_at)
-            is_overdue = now - since >= settings.turn_s
-            groups.append(_Group(requests, standings.get(model, UNKNOWN), since, is_overdue))
-        sorted_classes.append(sorted(groups, key=lambda group: group.rank))
+        for line in its_lines:
+            found = availability.get(line.model, UNKNOWN)
+            if found.state is ModelState.FULL:
+                continue
+            oldest = line.oldest
+            since = history.unserved_since(line.model, oldest.arrived_at)
+            groups.append(_Group(line, oldest, found, since, now - since >= settings.turn_s))
+        if groups:
+            sorted_classes.append(sorted(groups, key=lambda group: group.rank))
     return sorted(sorted_classes, key=lambda groups: _class_order(groups, settings))
 
 
 def _class_order(groups: list[_Group], settings: Settings) -> tuple[float, int]:
     """Smaller comes first. `now` would change all alike."""
-    oldest = min((group.requests[0] for group in groups), key=lambda one: one.seq)
+    oldest = min((group.oldest for group in groups), key=lambda one: one.seq)
     return (oldest.arrived_at - oldest.priority * settings.aging_s, -oldest.priority)
 
 
-def _held_or_runnable(
+def _runnable(
     groups: list[_Group],
     holds: dict[str, str],
     history: History,
     now: float,
     settings: Settings,
 ) -> list[_Group]:
-    """Those groups of a class that could be served now. Adds to `holds` what they hold back."""
+    """Those groups of a class, in their order, that could be served now. Adds to `holds` what they
+    hold back.
+
+    1. BLOCKED: cannot be served. The memory that is to come is kept for the first of these, and
+       what has to go for it is held back, unless one of those is in its turn.
+    2. To be loaded while memory is kept for another model: held back.
+    3. To be loaded at the cost of a model in its turn: waits, and the memory is kept for it.
+    4. Anything else that is not held back: can be served.
+    5. In the end, all that has to go for blocked models is held back in lower classes.
+    """
     in_turn = {
         group.model
         for group in groups
-        if group.standing.state is ModelState.READY
+        if group.availability.state is ModelState.READY
         and history.is_in_turn(group.model, now, settings.turn_s)
     }
-    kept_for = next(iter(holds.values()), None)  # the room that is to come
+    kept_for = next(iter(holds.values()), None)
     may_run: list[_Group] = []
     for group in groups:
-        model, standing = group.model, group.standing
-        if standing.state is ModelState.BLOCKED:
-            if standing.blockers:
+        model, found = group.model, group.availability
+        if found.state is ModelState.BLOCKED:
+            if found.blockers:
                 kept_for = kept_for or model
-                if not standing.goers & in_turn:
+                if not found.displaced & in_turn:
                     _hold(group, holds)
-        elif standing.state is ModelState.LOADABLE and kept_for is not None:
+        elif found.is_loadable and kept_for is not None:
             holds.setdefault(model, kept_for)
-        elif standing.evicts & in_turn:
+        elif found.victims & in_turn:
             kept_for = model
         elif model not in holds:
             may_run.append(group)
     for group in groups:
-        _hold(group, holds)  # the others that are blocked hold back lower classes only
+        _hold(group, holds)
     return may_run
 
 
 def _hold(group: _Group, holds: dict[str, str]) -> None:
     """Keep what has to go for a blocked model from being used again, the idle ones included."""
-    if group.standing.blockers:
-        for key in group.standing.goers:
+    if group.availability.blockers:
+        for key in group.availability.displaced:
             holds.setdefault(key, group.model)
 
 
 def order(
-    waiting: Iterable[Waiting],
-    standings: Mapping[str, Standing],
+    waiting: Lines | Iterable[Waiting],
+    availability: Mapping[str, Availability],
     history: History,
     now: float,
     settings: Settings,
 ) -> list[Waiting]:
     """All of them in the order in which they would be served if no other came, and what is full
     or blocked now were not when it is its turn. An estimate: it knows no durations."""
-    left = {one.seq: one for one in waiting}
-    models = {one.model for one in left.values()}
-    later = {model: _once_idle(standings.get(model, UNKNOWN)) for model in models}
+    left = Lines(waiting)
+    models = set(left.counts)
+    later = {model: _once_idle(availability.get(model, UNKNOWN)) for model in models}
     history = history.copy()
     ordered: list[Waiting] = []
-    while left:
-        pick = choose(left.values(), later, history, now, settings).pick
-        assert pick is not None, "nothing is full or blocked"
-        gone = later[pick.model].evicts
-        is_load = later[pick.model].state is ModelState.LOADABLE
-        history.note(pick, left.values(), now, is_load=is_load)
+    while len(left):
+        pick = choose(left, later, history, now, settings).pick
+        if pick is None:
+            raise RuntimeError("nothing can be served although nothing is full or blocked")
+        gone = later[pick.model].victims
+        is_load = later[pick.model].is_loadable
+        history.note(pick, left, now, is_load=is_load)
         if is_load:
-            later[pick.model] = Standing(ModelState.READY)
-            for model in models - {pick.model}:  # it has the place of those that went
+            later[pick.model] = READY
+            for model in models - {pick.model}:  # it takes the memory of those that went
                 if model in gone:
-                    later[model] = Standing(ModelState.LOADABLE, evicts=frozenset({pick.model}))
-                elif later[model].evicts & gone:
-                    evicts = later[model].evicts - gone | {pick.model}
-                    later[model] = Standing(ModelState.LOADABLE, evicts=evicts)
-        ordered.append(left.pop(pick.seq))
+                    later[model] = Availability(ModelState.LOADABLE, frozenset({pick.model}))
+                elif later[model].victims & gone:
+                    victims = later[model].victims - gone | {pick.model}
+                    later[model] = Availability(ModelState.LOADABLE, victims)
+        ordered.append(pick)
+        left.remove(pick)
     return ordered
 
 
-def _once_idle(standing: Standing) -> Standing:
-    if standing.state is ModelState.FULL:
-        return Standing(ModelState.READY)
-    if standing.state is ModelState.BLOCKED:
-        return Standing(ModelState.LOADABLE, evicts=standing.goers)
-    return standing
+def _once_idle(found: Availability) -> Availability:
+    if found.state is ModelState.FULL:
+        return READY
+    if found.state is ModelState.BLOCKED:
+        return Availability(ModelState.LOADABLE, found.displaced)
+    return found
 
 
-def why(one: Waiting, standings: Mapping[str, Standing], decision: Decision) -> str:
-    """A sentence: why a request waits."""
-    standing = standings.get(one.model, UNKNOWN)
-    if standing.state is ModelState.FULL:
+def why(one: Waiting, availability: Mapping[str, Availability], decision: Decision) -> str:
+    """The reason that a request waits, in a sentence."""
+    found = availability.get(one.model, UNKNOWN)
+    if found.state is ModelState.FULL:
         return f"'{one.model}' answers as many requests as it may at once"
-    if standing.state is ModelState.BLOCKED:
-        names = ", ".join(f"'{key}'" for key in sorted(standing.blockers)) or "other models"
+    if found.state is ModelState.BLOCKED:
+        names = ", ".join(f"'{key}'" for key in sorted(found.blockers)) or "other models"
         return f"'{one.model}' is not in memory, and waits until {names} can make room"
     if decision.pick == one:
         return "it is next"

@@ -1,40 +1,32 @@
 """The queue of requests: bounded, and served by threads that exist only while there is work.
 
-Which request is next is decided in `turns.py`, from what the queue knows (who waits, who runs) and
-from what it is told of the models. It loads nothing and knows no memory. A thread without work ends
-after a while, so an engine that nobody uses has none.
+`policy.py` decides which request is next, from what the queue knows (who waits, what runs) and from
+the availability of the models. The queue loads nothing and knows no memory. A thread without work
+ends after a while, so an engine that nobody uses has none.
 
-At any time at most one idle thread decides, with no lock held while it asks for the models'
-standings. While something waits there is such a thread, unless all of them are busy.
+At any time at most one thread decides, with no lock held while it asks for the availability of the
+models. While something waits there is such a thread, unless all of them are busy. When it finds
+nothing that can be served, it waits for news; a thread that has just served a request takes its
+place, decides at once, and gives the place back: so a served request costs no change of threads.
 """
 
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from orion_oie.engine.scheduling.in_flight import InFlight
-from orion_oie.engine.scheduling.policy import (
-    UNKNOWN,
-    Decision,
-    History,
-    ModelState,
-    Settings,
-    Standing,
-    Waiting,
-    choose,
-    order,
-    why,
-)
+from orion_oie.engine.scheduling.lines import Lines, Waiting
+from orion_oie.engine.scheduling.policy import Decision, History, Settings, choose, order, why
 from orion_oie.errors import EngineClosedError, QueueFullError
+from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
 
 T = TypeVar("T")
 
 _IDLE_EXIT_S = 5.0
-_RECHECK_S = 1.0  # what waits is looked at as often, should nobody have said that a model changed
+_RECHECK_S = 1.0  # how often what waits is looked at if no change is reported
 _SMOOTHING = 0.2  # weight of the latest service time in the mean
 
 
@@ -58,16 +50,26 @@ class _Service:
     began_at: float
 
 
+class _Seat:
+    """Where one thread waits: for work, or for news while it is the one that decides."""
+
+    def __init__(self, lock: "threading.RLock") -> None:
+        self.awake = threading.Condition(lock)
+        self.awaits_news = False  # decides, and is to be woken by news
+        self.is_asleep = False  # waits for news, or did until another thread took its place
+
+
 class RequestQueue(Generic[T]):
     """Runs `serve(item)` for every item: at most `max_threads` at the same time, `per_model` of
     them for one model. `limit` items may wait beside those that are about to be served.
 
-    state_of: how a model stands, None if it is unknown, which counts as loadable. It need not know
-        of running requests: FULL is found out here. Whatever changes its answers calls `notify`.
-    turn_s, aging_s: see `turns.Settings`. clock: seconds.
+    availability_of: how a model stands, None if it is unknown, which counts as loadable. It need
+        not know of running requests: FULL is found out by the queue. Whatever changes its answers
+        calls `notify`.
+    turn_s, aging_s: see `policy.Settings`. clock: seconds.
 
-    Neither `serve` nor `state_of` should raise. Both are called with no lock held, and the threads
-    hold nothing else.
+    Neither `serve` nor `availability_of` should raise. Both are called with no lock held, and the
+    threads hold nothing else.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class RequestQueue(Generic[T]):
         serve: Callable[[T], None],
         *,
         limit: int,
-        state_of: Callable[[str], Standing | None],
+        availability_of: Callable[[str], Availability | None],
         per_model: int,
         max_threads: int,
         turn_s: float = 10.0,
@@ -84,23 +86,24 @@ class RequestQueue(Generic[T]):
     ) -> None:
         self._serve = serve
         self._limit = limit
-        self._state_of = state_of
+        self._availability_of = availability_of
         self._max_threads = max_threads
         self._settings = Settings(turn_s, aging_s)
         self._clock = clock
-        lock = threading.RLock()
-        self._work = threading.Condition(lock)  # idle threads wait for something to decide
-        self._news = threading.Condition(lock)  # the one that decides waits for a change
+        self._lock = threading.RLock()
         self._changes = self._ends = 0
         self._arrivals = 0
+        self._lines = Lines()
         self._waiting: dict[int, tuple[Waiting, T]] = {}
+        self._seq_of: dict[int, int] = {}  # by the identity of the item
         self._in_flight = InFlight(per_model)
         self._history = History()
-        self._standings: dict[str, Standing] = {}  # at the last decision, as its holds
+        self._availability: dict[str, Availability] = {}  # at the last decision, as its holds
         self._decision = Decision(None, "", {})
         self._mean_service_s: float | None = None
         self._threads = self._idle = self._busy = 0
-        self._is_deciding = False
+        self._free_seats: list[_Seat] = []  # of threads that wait for work, the last one on top
+        self._decider: _Seat | None = None
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -118,9 +121,9 @@ class RequestQueue(Generic[T]):
         """Add an item; `priority` is higher for what is more urgent.
 
         Raises `EngineClosedError`, or `QueueFullError` with the numbers and, once anything was
-        served, the time in which to expect room.
+        served, the time in which to expect a place.
         """
-        with self._work:
+        with self._lock:
             if self._is_closed:
                 raise EngineClosedError("the engine was shut down")
             waiting = len(self._waiting) - self._about_to_run()
@@ -129,56 +132,61 @@ class RequestQueue(Generic[T]):
             if not self._idle and self._threads < self._max_threads:
                 self._start_thread()
             self._arrivals += 1
-            now = self._clock()
-            one = Waiting(self._arrivals, model, agent, session, priority, now)
+            one = Waiting(self._arrivals, model, agent, session, priority, self._clock())
+            self._lines.add(one)
             self._waiting[one.seq] = (one, item)
-            self._tell()
+            self._seq_of[id(item)] = one.seq
+            self._note_change()
 
     def remove(self, item: T) -> bool:
         """Take back an item that is still waiting; False when it is not."""
-        with self._work:
-            for seq, (_, other) in self._waiting.items():
-                if other is item:
-                    del self._waiting[seq]
-                    self._tell()  # it may have held others back
-                    return True
-            return False
+        with self._lock:
+            seq = self._seq_of.get(id(item))
+            if seq is None:
+                return False
+            self._pop(seq)
+            self._note_change()  # it may have held others back
+            return True
 
     def close(self) -> list[T]:
         """Refuse new items and return those that will not be served, in their order."""
-        with self._work:
+        with self._lock:
             self._is_closed = True
             left, self._waiting = self._waiting, {}
+            lines, self._lines = self._lines, Lines()
+            self._seq_of.clear()
             self._changes += 1
-            self._work.notify_all()
-            self._news.notify_all()
-            standings, history, now = self._standings, self._history.copy(), self._clock()
-        ordered = order((one for one, _ in left.values()), standings, history, now, self._settings)
+            for seat in self._free_seats:
+                seat.awake.notify()
+            if self._decider is not None:
+                self._decider.awake.notify()
+            availability, history, now = self._availability, self._history.copy(), self._clock()
+        ordered = order(lines, availability, history, now, self._settings)
         return [left[one.seq][1] for one in ordered]
 
     def notify(self) -> None:
-        """Decide again: a model's standing has changed. May be called with locks held that
-        `state_of` takes."""
-        with self._work:
-            self._tell()
+        """Decide again: the availability of a model has changed. May be called with locks held
+        that `availability_of` takes."""
+        with self._lock:
+            self._note_change()
 
     def position(self, item: T) -> int | None:
         """The place of an item among those that wait, 1 for the next; None when it does not wait.
-        An estimate: it knows neither durations nor who will come."""
+        An estimate: it knows neither durations nor later arrivals."""
         return next((one.position for one in self.waiting() if one.item is item), None)
 
     def waiting(self) -> list[WaitingItem[T]]:
-        """What waits, in the order in which it would be served now, and why it waits."""
-        with self._work:
+        """The items that wait, in the order in which they would be served now, and why they do."""
+        with self._lock:
             models = self._to_ask()
-        told = self._ask(models)
-        with self._work:
+        shown = self._ask(models)
+        with self._lock:
             now, history, settings = self._clock(), self._history.copy(), self._settings
-            items = {seq: both for seq, both in self._waiting.items() if both[0].model in told}
-            standings = self._in_flight.judge(told, {one.model for one, _ in items.values()})
+            items = {seq: both for seq, both in self._waiting.items() if both[0].model in shown}
+            availability = self._in_flight.judge(shown, {one.model for one, _ in items.values()})
             limit_reached = self._busy >= self._max_threads
-        everybody = [one for one, _ in items.values()]
-        decision = choose(everybody, standings, history, now, settings)
+        lines = Lines(one for one, _ in items.values())
+        decision = choose(lines, availability, history, now, settings)
         running = f"{self._max_threads} requests are served, which is the limit"
         return [
             WaitingItem(
@@ -187,25 +195,28 @@ class RequestQueue(Generic[T]):
                 one.priority,
                 position,
                 max(0.0, now - one.arrived_at),
-                running if limit_reached else why(one, standings, decision),
+                running if limit_reached else why(one, availability, decision),
             )
-            for position, one in enumerate(order(everybody, standings, history, now, settings), 1)
+            for position, one in enumerate(order(lines, availability, history, now, settings), 1)
         ]
 
     # -- how much may wait
 
     def _about_to_run(self) -> int:
-        """How many items free threads are going to take: these do not wait for room."""
+        """The number of items that free threads are going to take: these need no place."""
         if len(self._waiting) < self._limit:
             return 0
         free = self._max_threads - self._busy
-        wanted = Counter(one.model for one, _ in self._waiting.values())
-        return min(free, sum(min(n, self._places(model)) for model, n in wanted.items()))
+        wanted = self._lines.counts.items()
+        return min(free, sum(min(n, self._places(model)) for model, n in wanted))
 
     def _places(self, model: str) -> int:
-        if self._standings.get(model, UNKNOWN).blockers or model in self._decision.holds:
+        if self._availability.get(model, UNKNOWN).blockers or model in self._decision.holds:
             return 0
         return self._in_flight.places(model)
+
+    def _has_places(self) -> bool:
+        return any(map(self._in_flight.places, self._lines.counts))
 
     def _full(self, waiting: int) -> QueueFullError:
         details: dict[str, float] = {"waiting": waiting, "limit": self._limit}
@@ -224,65 +235,116 @@ class RequestQueue(Generic[T]):
 
     def _start_thread(self) -> None:
         name = f"orion-request-{self._threads + 1}"
+        seat = _Seat(self._lock)
         threading.Thread(
-            target=_run, args=(self._next, self._serve), name=name, daemon=True
+            target=_run, args=(self._next, self._serve, seat), name=name, daemon=True
         ).start()
         self._threads += 1
         self._idle += 1
 
-    def _tell(self) -> None:
+    def _note_change(self) -> None:
         """Something has changed: have it decided on."""
         self._changes += 1
-        (self._news if self._is_deciding else self._work).notify()
+        if self._decider is not None:
+            if self._decider.awaits_news:
+                self._decider.awake.notify()
+        elif self._free_seats:
+            self._free_seats.pop().awake.notify()
 
-    def _next(self, ended: _Service | None) -> tuple[T, _Service] | None:
+    def _next(self, seat: _Seat, ended: _Service | None) -> tuple[T, _Service] | None:
         """The next item; None when the thread should end. `ended` is what it has served."""
-        with self._work:
-            if ended is not None:
-                self._note_end(ended)
+        with self._lock:
+            relieved = None if ended is None else self._take_place(seat, ended)
         while True:
-            with self._work:
-                if not self._await_work():
+            with self._lock:
+                if self._decider is not seat and not self._await_work(seat):
                     self._threads -= 1
                     self._idle -= 1
                     return None
-                self._is_deciding = True
                 changes, ends, models = self._changes, self._ends, self._to_ask()
             try:
-                told = self._ask(models)
+                shown = self._ask(models)
             except BaseException:  # a bug: it ends this thread, and must not end the queue
-                with self._work:
-                    self._is_deciding = False
+                with self._lock:
+                    self._decider = None
                     self._threads -= 1
                     self._idle -= 1
                 raise
-            with self._work:
-                # What has begun and ended meanwhile may have evicted what was told to be ready.
-                taken = self._take(told) if self._ends == ends else None
-                if taken is None and self._changes == changes:
-                    settled_s = max(0.001, self._in_flight.settles_in_s(self._clock()))
-                    self._news.wait(min(_RECHECK_S, settled_s))
-                self._is_deciding = False
+            with self._lock:
+                # What has begun and ended meanwhile may have evicted what was shown to be ready.
+                taken = self._take(shown) if self._ends == ends else None
                 if taken is not None:
-                    self._hand_on()
+                    self._hand_on(relieved)
                     return taken
+                if self._changes == changes:
+                    relieved = None
+                    self._await_news(seat)
 
-    def _await_work(self) -> bool:
-        """Wait until something waits and nobody decides on it; False when the thread should end."""
-        while self._is_deciding or not self._waiting:
+    def _take_place(self, seat: _Seat, ended: _Service) -> "_Seat | None":
+        """Note the end of a service, and become the one that decides if there is something to
+        decide. Returns the seat of the thread whose place was taken, if one waited for news."""
+        self._note_end(ended)
+        self._changes += 1
+        decider = self._decider
+        if not self._waiting or (decider is not None and not decider.awaits_news):
+            return None
+        self._decider = seat
+        if decider is not None:
+            decider.awaits_news = False
+            self._free_seats.append(decider)
+        return decider
+
+    def _await_work(self, seat: _Seat) -> bool:
+        """Become the one that decides, once something waits and nobody else does; False when the
+        thread should end."""
+        while self._decider is not None or not self._waiting:
             if self._is_closed:
                 return False
-            if not self._work.wait(_IDLE_EXIT_S) and (self._is_deciding or not self._waiting):
+            if not self._await(seat, _IDLE_EXIT_S) and (
+                self._decider is not None or not self._waiting
+            ):
                 return False
+        self._decider = seat
         return True
 
-    def _hand_on(self) -> None:
-        """Before the thread that has decided serves, see to it that another one decides."""
+    def _await(self, seat: _Seat, timeout_s: float) -> bool:
+        """Wait for work; False after `timeout_s` seconds without any."""
+        self._free_seats.append(seat)
+        is_awake = seat.awake.wait(timeout_s)
+        if seat in self._free_seats:
+            self._free_seats.remove(seat)
+        return is_awake
+
+    def _await_news(self, seat: _Seat) -> None:
+        """Wait until there may be something to decide. Another thread may take the place."""
+        if not self._waiting:
+            self._decider = None
+            return
+        settled_s = max(0.001, self._in_flight.settles_in_s(self._clock()))
+        seat.awaits_news = seat.is_asleep = True
+        seat.awake.wait(min(_RECHECK_S, settled_s))
+        seat.awaits_news = seat.is_asleep = False
+        if seat in self._free_seats:
+            self._free_seats.remove(seat)
+
+    def _hand_on(self, relieved: "_Seat | None") -> None:
+        """Before the thread that has decided serves, see to it that another one decides.
+
+        1. The thread whose place it took gets it back, asleep, if all that waits is for models
+           that have their fill of requests: nothing can be served before the next one ends.
+        2. Else a thread that waits for work is woken.
+        3. Else a new one is started.
+        """
+        self._decider = None
         if not self._waiting:
             return
-        if self._idle:
-            self._work.notify()
-        elif self._threads < self._max_threads:
+        if relieved is not None and relieved.is_asleep and not self._has_places():
+            self._free_seats.remove(relieved)
+            relieved.awaits_news = True
+            self._decider = relieved
+        elif self._free_seats:
+            self._free_seats.pop().awake.notify()
+        elif not self._idle and self._threads < self._max_threads:
             try:
                 self._start_thread()
             except RuntimeError:  # the system gives none: this thread comes back and goes on
@@ -296,45 +358,55 @@ class RequestQueue(Generic[T]):
         self._idle += 1
         self._in_flight.end(ended.model)
         self._ends += 1
-        self._tell()
 
     # -- deciding
 
     def _to_ask(self) -> list[str]:
-        """The models whose standings are needed. Loads under way come first: one that shows is
+        """The models whose availability is needed. Loads under way come first: one that shows is
         known before the models are asked about that it evicted."""
-        wanted = (one.model for one, _ in self._waiting.values())
-        return list(dict.fromkeys([*self._in_flight.loads, *wanted]))
+        return list(dict.fromkeys([*self._in_flight.loads, *self._lines.counts]))
 
-    def _ask(self, models: list[str]) -> dict[str, Standing]:
+    def _ask(self, models: list[str]) -> dict[str, Availability]:
         """Called with no lock held."""
-        return {model: self._state_of(model) or UNKNOWN for model in models}
+        return {model: self._availability_of(model) or UNKNOWN for model in models}
 
-    def _take(self, told: dict[str, Standing]) -> tuple[T, _Service] | None:
-        """Choose among the items whose models' standings are told."""
+    def _take(self, shown: dict[str, Availability]) -> tuple[T, _Service] | None:
+        """Take the item that is next out of those that wait, if any can be served."""
         now = self._clock()
-        self._in_flight.settle(told, now)
-        waiting = [one for one, _ in self._waiting.values() if one.model in told]
-        self._standings = self._in_flight.judge(told, {one.model for one in waiting})
-        self._decision = choose(waiting, self._standings, self._history, now, self._settings)
+        self._in_flight.settle(shown, now)
+        wanted = self._lines.counts
+        self._availability = self._in_flight.judge(shown, [m for m in wanted if m in shown])
+        later = {model: _NOT_ASKED for model in wanted if model not in shown}
+        self._decision = choose(
+            self._lines, {**self._availability, **later}, self._history, now, self._settings
+        )
         pick = self._decision.pick
         if pick is None:
             return None
-        standing = self._standings[pick.model]
-        is_load = standing.state is ModelState.LOADABLE
-        self._history.note(pick, waiting, now, is_load=is_load)
-        self._in_flight.begin(pick.model, standing, now)
+        found = self._availability[pick.model]
+        self._history.note(pick, self._lines, now, is_load=found.is_loadable)
+        self._in_flight.begin(pick.model, found, now)
         self._idle -= 1
         self._busy += 1
-        return self._waiting.pop(pick.seq)[1], _Service(pick.model, now)
+        return self._pop(pick.seq), _Service(pick.model, now)
+
+    def _pop(self, seq: int) -> T:
+        one, item = self._waiting.pop(seq)
+        self._lines.remove(one)
+        del self._seq_of[id(item)]
+        return item
+
+
+_NOT_ASKED = Availability(ModelState.FULL)  # keeps a model out of this decision
 
 
 def _run(
-    next_item: Callable[[_Service | None], tuple[T, _Service] | None],
+    next_item: Callable[[_Seat, _Service | None], tuple[T, _Service] | None],
     serve: Callable[[T], None],
+    seat: _Seat,
 ) -> None:
     ended: _Service | None = None
-    while (taken := next_item(ended)) is not None:
+    while (taken := next_item(seat, ended)) is not None:
         item, ended = taken
         del taken
         serve(item)

@@ -240,7 +240,7 @@ def test_what_is_parked_is_growth(tmp_path: Path) -> None:
     assert none.total_bytes == some.total_bytes == default.total_bytes
     assert some.growth_bytes - none.growth_bytes == 10 * MIB
     assert default.growth_bytes - none.growth_bytes == default.kv_bytes
-    assert some.most_bytes == some.total_bytes + some.growth_bytes
+    assert some.max_bytes == some.total_bytes + some.growth_bytes
 
 
 def test_threads_and_an_idle_worker_count(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_guess_is_near(tmp_path: Path, megabytes: int, shape: dict[str, int]) 
     told = footprint([read_header(file)], use, this_cpu().features)
     guess = guessed(megabytes * 1_000_000, use, is_arriving=False)
     assert guess.total_bytes == pytest.approx(told.total_bytes, rel=1 / 3)
-    assert guessed(megabytes * 1_000_000, use).most_bytes > guess.most_bytes
+    assert guessed(megabytes * 1_000_000, use).max_bytes > guess.max_bytes
 
 
 # -- what the backend says
@@ -334,7 +334,7 @@ def test_a_model_that_is_elsewhere_is_guessed(tmp_path: Path) -> None:
     assert told.total_bytes > 10**9
     plain = LlamaBackend(LoaderSettings(is_progressive=False)).footprint(spec)
     assert plain.total_bytes == told.total_bytes
-    assert plain.most_bytes < told.most_bytes
+    assert plain.max_bytes < told.max_bytes
     with pytest.raises(ModelNotFoundError, match="its size is not known"):
         LlamaBackend().footprint(spec_of(tmp_path / "far.gguf", source=source))
 
@@ -497,7 +497,7 @@ def test_copied_weights_are_there_once(copied: Path, monkeypatch: pytest.MonkeyP
     answers are the same."""
     runs = spent_runs([read_header(copied)], this_cpu().features)
     # What lies at the end of the file, llama.cpp gives back by itself.
-    most_bytes = 0.8 * sum(end - start for _, start, end in runs)
+    max_bytes = 0.8 * sum(end - start for _, start, end in runs)
     question, backend = "hello world, hello world", LlamaBackend()
     with monkeypatch.context() as patch:
         patch.setattr(loader, "spent_runs", lambda _headers, _features: [])
@@ -508,9 +508,9 @@ def test_copied_weights_are_there_once(copied: Path, monkeypatch: pytest.MonkeyP
     model = loaded(backend, spec_of(copied))
     try:
         assert ask(model, question, 40) == answer
-        wait_until(lambda: file_bytes(model) < before - most_bytes)
+        wait_until(lambda: file_bytes(model) < before - max_bytes)
         assert ask(model, question, 40) == answer
-        assert file_bytes(model) < before - most_bytes
+        assert file_bytes(model) < before - max_bytes
     finally:
         model.close()
 

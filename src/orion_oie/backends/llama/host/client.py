@@ -80,7 +80,7 @@ class _Pending:
 
 
 class LlamaModel:
-    """A model in a worker process. See `LoadedModel`.
+    """A model in a worker process. See `LocalModel`.
 
     `load` sends it on its way; `on_log(level, line, model_id)` and `on_crash(model_id, error)` are
     called on the reader thread. `governor` divides the cores among the models that compute.
@@ -221,7 +221,7 @@ class LlamaModel:
             raise error
 
     def generate(self, job: GenerationJob, scope: CancelScope, on_text: OnText) -> Completion:
-        """See `LoadedModel.generate`."""
+        """See `LocalModel.generate`."""
         if self._spec.is_embedding:
             raise InvalidRequestError(f"{self._spec.key} was loaded to embed, not to generate")
         request = {
@@ -302,7 +302,7 @@ class LlamaModel:
         return pending.answer
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """See `LoadedModel.close`."""
+        """See `LocalModel.close`."""
         with self._lock:
             self._is_closing = True
         if timeout_s > 0:

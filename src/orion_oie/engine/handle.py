@@ -1,0 +1,149 @@
+"""The caller's view of a request: wait for it, iterate over its text, await it, cancel it.
+
+It shows and asks; the pipeline moves the request. Synchronous and asynchronous use are views of the
+same handle.
+"""
+
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+from orion_oie.engine.lifecycle import RequestState
+from orion_oie.engine.request import Request
+from orion_oie.errors import InvalidRequestError, RequestCancelledError
+from orion_oie.schemas.results import InferenceResult, ModelInfo, Receipt, StreamStats, TokenEvent
+
+
+class RequestHandle:
+    """A running request: wait for it, iterate over its text, await it, cancel it.
+
+    As a context manager it cancels on exit what has not ended by then.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    @property
+    def id(self) -> str:
+        """The name of the request in events and receipts."""
+        return self._request.id
+
+    @property
+    def state(self) -> RequestState:
+        return self._request.lifecycle.state
+
+    @property
+    def progress(self) -> float:
+        """0 to 100."""
+        return self._request.lifecycle.progress
+
+    @property
+    def queue_position(self) -> int | None:
+        """The place among the requests that wait, 1 for the next; None when it does not wait. An
+        estimate: nobody knows who will come, or how long others take."""
+        return self._request.queue_position
+
+    @property
+    def text(self) -> str:
+        """The text received so far."""
+        return self._request.stream.text
+
+    @property
+    def stats(self) -> StreamStats:
+        """Tokens, time to first token and speed so far."""
+        return self._request.stream.stats()
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """The account of the request once it has ended, well or not; None before."""
+        return self._request.receipt
+
+    @property
+    def complete_loading(self) -> Future[ModelInfo]:
+        """Done when the request has ended and nothing goes on in the background on its account:
+        when the model that arrived under it waits for nothing more, or the one that a lite model
+        stood in for is in memory. Gives that model, or the error that kept it away."""
+        return self._request.complete_loading()
+
+    def done(self) -> bool:
+        """True once there is a result or an error."""
+        return self._request.future.done()
+
+    def result(self, timeout: float | None = None) -> InferenceResult:
+        """Wait for the answer; raises the request's error, or `TimeoutError` after `timeout`
+        seconds, which leaves the request running."""
+        return self._request.future.result(timeout)
+
+    def cancel(self) -> bool:
+        """End the request wherever it is; False when it had ended before."""
+        return not self.done() and self._request.scope.cancel(
+            RequestCancelledError(f"request {self.id} was cancelled", request_id=self.id)
+        )
+
+    def add_done_callback(self, callback: Callable[["RequestHandle"], Any]) -> None:
+        """Call `callback(handle)` when the request has ended, on the thread that ends it."""
+        self._request.future.add_done_callback(lambda _future: callback(self))
+
+    def feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
+        """Call `on_event` with every event, on a thread of its own; if it raises, the request
+        ends with `InvalidRequestError`."""
+        threading.Thread(
+            target=self._feed, args=(on_event,), name="orion-events", daemon=True
+        ).start()
+
+    def _feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
+        events = iter(self._request.stream)
+        while True:
+            try:
+                event = next(events)
+            except StopIteration:
+                return
+            except Exception:  # noqa: BLE001 (the request's own error: result() raises it)
+                return
+            try:
+                on_event(event)
+            except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
+                failure = InvalidRequestError(f"on_event raised {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                self._request.scope.cancel(failure)
+                return
+
+    def __iter__(self) -> Iterator[TokenEvent]:
+        return iter(self._request.stream)
+
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        return self._request.stream.__aiter__()
+
+    def __await__(self) -> Generator[Any, None, InferenceResult]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> InferenceResult:
+        import asyncio  # a tenth of the library's import time; only asynchronous callers need it
+
+        try:
+            return await asyncio.wrap_future(self._request.future)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def __enter__(self) -> "RequestHandle":
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> "RequestHandle":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    def __repr__(self) -> str:
+        return f"<RequestHandle {self.id} {self.state.value} {self.progress:.0f}%>"

@@ -1,0 +1,394 @@
+"""The way of a request, from the call to the result.
+
+    on the caller's thread     check -> route -> enqueue
+    on a serving thread        the chain of models -> finish
+
+Text is sanitized on its way out, piece by piece. Each decision is made elsewhere: in the guardrails,
+the router, the queue and the pool.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from orion_oie.cancellation import DeadlineTimer
+from orion_oie.config import EngineConfig
+from orion_oie.engine.availability import WantedModels
+from orion_oie.engine.chain import ModelChain
+from orion_oie.engine.costs import cost_of
+from orion_oie.engine.handle import RequestHandle
+from orion_oie.engine.lifecycle import RequestState
+from orion_oie.engine.planner import Planner
+from orion_oie.engine.request import Answer, Checked, Queued, Request, Routed
+from orion_oie.engine.scheduling.queue import RequestQueue
+from orion_oie.engine.streaming import TextStream
+from orion_oie.errors import (
+    EngineClosedError,
+    InvalidRequestError,
+    OrionError,
+    RequestCancelledError,
+    described,
+)
+from orion_oie.guardrails import requests
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.pool.preloader import Preloader
+from orion_oie.pool.variants import VariantSelector
+from orion_oie.routing.base import RouteContext, Router, SessionRouter
+from orion_oie.schemas.plans import Plan
+from orion_oie.schemas.requests import RequestOptions
+from orion_oie.schemas.results import InferenceResult, Route, Timings
+from orion_oie.telemetry.counters import Counters
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import (
+    Level,
+    RequestCancelled,
+    RequestFailed,
+    RequestReceived,
+    RequestRouted,
+    RequestStateChanged,
+    RequestSucceeded,
+)
+
+FeedbackOn = Callable[[str, Route], Callable[[str], None] | None]
+"""What takes feedback on a route to a question; None where nothing is to be kept."""
+
+
+class Pipeline:
+    """Takes requests, and sees each to its end. Thread-safe, as its parts are.
+
+    The requests that it has taken keep it, and with it the models, until they have ended; its idle
+    threads do not.
+    """
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        config: EngineConfig,
+        *,
+        router: Router,
+        variants: VariantSelector,
+        wanted: WantedModels,
+        queue: RequestQueue[Queued],
+        chain: ModelChain,
+        planner: Planner,
+        preloader: Preloader,
+        deadlines: DeadlineTimer,
+        counters: Counters,
+        events: EventLog,
+        feedback_on: FeedbackOn,
+    ) -> None:
+        self._registry = registry
+        self._max_query_chars = config.guardrails.max_query_chars
+        self._router = router
+        self._session_router = router if isinstance(router, SessionRouter) else None
+        self._variants = variants
+        self._wanted = wanted
+        self._queue = queue
+        self._chain = chain
+        self._planner = planner
+        self._preloader = preloader
+        self._deadlines = deadlines
+        self._counters = counters
+        self._events = events
+        self._feedback_on = feedback_on
+        self._random = random.Random()  # seeded by the system
+        self._live = LiveRequests()
+
+    @property
+    def router(self) -> Router:
+        """What chooses agents."""
+        return self._router
+
+    def live(self) -> list[Request]:
+        """The requests that have not ended."""
+        return self._live.all()
+
+    def submit(
+        self,
+        query: str,
+        options: Mapping[str, Any],
+        stream: TextStream,
+        *,
+        is_streamed: bool = True,
+    ) -> RequestHandle:
+        """Take a request as far as the queue. The handle raises what is wrong with it.
+
+        Raises `EngineClosedError`.
+        """
+        request_id = f"{self._random.getrandbits(48):012x}"
+        request = Request(request_id, stream, self._note_state, is_streamed=is_streamed)
+        self._live.add(request)
+        self._counters.count("received")
+        shown = query if isinstance(query, str) else f"<{type(query).__name__}>"
+        self._events.publish(RequestReceived(request_id=request_id, query=shown))
+        is_queued = False
+        try:
+            checked = self._check(request, query, options)
+            routed = self._route(request, checked)
+            is_queued = True  # from now on it may be ended by another thread
+            self._enqueue(request, routed)
+        except Exception as error:  # noqa: BLE001 (also a bug in a router: the handle raises it)
+            self._end(request, error)
+        except BaseException as error:  # Ctrl-C
+            if is_queued:
+                RequestHandle(request).cancel()
+            else:
+                self._end(request, error)
+            raise
+        return RequestHandle(request)
+
+    def plan(self, query: str, options: Mapping[str, Any]) -> Plan:
+        """What would become of a request. Raises what is wrong with it."""
+        checked = requests.checked_options(dict(options))
+        question = requests.checked_query(query, checked, self._max_query_chars)
+        route = self._route_of(question, checked, is_trial=True)
+        candidates = self._variants.candidates(route.agent_id, is_fresh=True)
+        return self._planner.plan(
+            route,
+            candidates,
+            self._chain.order(candidates),
+            waiting=len(self._queue),
+            images=len(checked.images),
+        )
+
+    def close(self, timeout_s: float) -> None:
+        """Refuse new requests, fail the waiting ones, give running ones `timeout_s` seconds, then
+        cancel them."""
+        closed = EngineClosedError("the engine was shut down")
+        self._live.close()
+        for queued in self._queue.close():
+            self._end(queued.request, closed)
+        self._live.wait_for_none(timeout_s)
+        for request in self._live.all():
+            request.scope.cancel(closed)
+
+    def wait_for_none(self, timeout_s: float) -> None:
+        """Wait until all requests have ended, for `timeout_s` seconds at most."""
+        self._live.wait_for_none(timeout_s)
+
+    # -- on the caller's thread: check -> route -> enqueue
+
+    def _check(self, request: Request, query: str, options: Mapping[str, Any]) -> Checked:
+        request.lifecycle.move("validate")
+        checked = requests.checked_options(dict(options))
+        if checked.deadline is not None:
+            self._deadlines.watch(request.scope, checked.deadline)
+            request.has_deadline = True
+        request.session_id = checked.session_id
+        question = requests.checked_query(query, checked, self._max_query_chars)
+        seed = self._random.getrandbits(31) if checked.seed is None else checked.seed
+        request.account.seed = seed
+        return Checked(question, checked, seed)
+
+    def _route(self, request: Request, checked: Checked) -> Routed:
+        request.lifecycle.move("route")
+        started = time.perf_counter()
+        route = self._route_of(checked.query, checked.options)
+        request.account.route = route
+        self._preloader.note_request(route.agent_id, checked.options.session_id)
+        candidates = self._variants.candidates(route.agent_id)
+        route_ms = (time.perf_counter() - started) * 1e3
+        self._events.publish(
+            RequestRouted(
+                request_id=request.id,
+                agent_id=route.agent_id,
+                confidence=route.confidence,
+                stages=route.stages,
+                text=route.reason,
+            )
+        )
+        return Routed(checked, route, candidates, route_ms)
+
+    def _route_of(self, query: str, options: RequestOptions, *, is_trial: bool = False) -> Route:
+        if options.agent is not None:
+            self._registry.agent(options.agent)
+            return Route(agent_id=options.agent, confidence=1.0, reason="asked for by name")
+        context = RouteContext(
+            images=len(options.images),
+            session_id=options.session_id,
+            history=options.conversation_history,
+            wait_s=self.wait_s,
+            # A router that is told of each answer must not remember routes as well.
+            is_trial=is_trial or self._session_router is not None,
+            may_load=not is_trial,
+            # Half of the request's time at most: the rest is for its answer.
+            limit_s=None if options.deadline is None else options.deadline / 2,
+        )
+        return self._router.route(query, self._registry.agents, context)
+
+    def wait_s(self, agent_id: str) -> float | None:
+        """Seconds until an agent's model could begin to answer, None where nobody knows."""
+        try:
+            target = self._chain.target(self._variants.candidates(agent_id))
+        except OrionError:  # an agent that the registry has no more
+            return None
+        return None if target is None else self._planner.wait_s(target)
+
+    def _enqueue(self, request: Request, routed: Routed) -> None:
+        request.lifecycle.move("load")
+        queued = Queued(request, routed, time.perf_counter(), self._serve)
+        target = self._chain.target(routed.candidates)
+        if target is not None:
+            request.target = self._wanted.announce(target)
+        queue = self._queue
+        request.enqueue(lambda: queue.position(queued), lambda: self._end_if_waiting(queued))
+        queue.put(
+            queued,
+            model=request.target,
+            agent=routed.route.agent_id,
+            session=routed.checked.options.session_id,
+            priority=routed.checked.options.priority,
+        )
+        if request.scope.error is not None:
+            self._end_if_waiting(queued)  # it came before there was anything to take back
+
+    def _end_if_waiting(self, queued: Queued) -> None:
+        error = queued.request.scope.error
+        if error is not None and self._queue.remove(queued):
+            self._end(queued.request, error)
+
+    # -- on a serving thread: the chain of models -> finish
+
+    def _serve(self, queued: Queued) -> None:
+        request, routed = queued.request, queued.routed
+        queue_ms = (time.perf_counter() - queued.queued_at) * 1e3
+        try:
+            request.scope.check()
+            answer = self._chain.run(request, routed)
+            self._finish(request, routed, answer, queue_ms)
+        except BaseException as error:  # noqa: BLE001 (it must reach the caller, not this thread)
+            self._end(request, error)
+
+    def _finish(
+        self, request: Request, routed: Routed, answer: Answer, queue_ms: float
+    ) -> None:
+        stream, completion, candidate = request.stream, answer.completion, answer.candidate
+        options = routed.checked.options
+        stream.flush()
+        request.account.dropped_turns = completion.dropped_turns
+        result = InferenceResult(
+            content=stream.joined(),
+            agent_id=candidate.agent_id,
+            model_id=candidate.model_id,
+            model_version=answer.model.version,
+            variant=candidate.key.variant,
+            confidence=routed.route.confidence,
+            finish_reason=completion.finish_reason,
+            usage=completion.usage,
+            timings=Timings(
+                queue_ms=queue_ms + completion.wait_ms,
+                route_ms=routed.route_ms,
+                load_ms=request.account.load_ms,
+                ttft_ms=stream.first_text_ms,
+                total_ms=(time.perf_counter() - stream.started_at) * 1e3,
+                tokens_per_second=completion.tokens_per_second,
+            ),
+            receipt=request.account.receipt(request.id, request.lifecycle.state_ms()),
+            cost=cost_of(completion.usage, candidate.price),
+            logprobs=None if options.logprobs is None else list(completion.logprobs),
+        )
+        result.take_feedback(self._feedback_on(routed.checked.query, routed.route))
+        self._note_turn(request, candidate.agent_id)
+        request.lifecycle.move("succeed")
+        self._counters.answered(candidate.agent_id, completion.usage)
+        self._forget(request)
+        self._events.publish(
+            RequestSucceeded(
+                request_id=request.id,
+                agent_id=result.agent_id,
+                model_id=result.model_id,
+                completion_tokens=result.usage.completion_tokens,
+                total_ms=round(result.timings.total_ms, 1),
+                content=result.content,
+            )
+        )
+        request.succeed(result, answer.model)
+        self._preloader.consider(routed.route.agent_id, options.session_id)
+
+    # -- the end of a request, wherever it comes
+
+    def _end(self, request: Request, error: BaseException) -> None:
+        """End a request without an answer."""
+        is_cancelled = isinstance(error, RequestCancelledError)
+        route = request.account.route
+        if route is not None and request.stream.has_text and request.stream.is_observed:
+            self._note_turn(request, route.agent_id)  # the beginning of the answer was read
+        request.lifecycle.move("cancel" if is_cancelled else "fail")
+        if is_cancelled:
+            self._counters.count("cancelled")
+        else:
+            self._counters.failed(error)
+        self._forget(request)
+        if is_cancelled:
+            self._events.publish(RequestCancelled(request_id=request.id, error=described(error)))
+        else:
+            self._events.publish(_failure(request.id, error))
+        request.fail(error)
+
+    def _note_turn(self, request: Request, agent_id: str) -> None:
+        """Report to the router which agent a conversation is with."""
+        if request.session_id is not None and self._session_router is not None:
+            self._session_router.note(request.session_id, agent_id)
+
+    def _forget(self, request: Request) -> None:
+        request.leave()
+        if request.has_deadline:
+            self._deadlines.forget(request.scope)
+        self._live.discard(request)
+
+    def _note_state(self, request_id: str, old: RequestState, new: RequestState) -> None:
+        self._events.publish(RequestStateChanged(request_id=request_id, old=old, new=new))
+
+
+class LiveRequests:
+    """The requests of one engine that have not ended."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._requests: set[Request] = set()
+        self._is_closed = False
+
+    def all(self) -> list[Request]:
+        """The requests now."""
+        with self._changed:
+            return list(self._requests)
+
+    def add(self, request: Request) -> None:
+        """Count a request in. Raises `EngineClosedError` after `close`."""
+        with self._changed:
+            if self._is_closed:
+                raise EngineClosedError("the engine was shut down; make a new one")
+            self._requests.add(request)
+
+    def discard(self, request: Request) -> None:
+        """Count a request out: it has ended."""
+        with self._changed:
+            self._requests.discard(request)
+            if not self._requests:
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Take no more requests."""
+        with self._changed:
+            self._is_closed = True
+
+    def wait_for_none(self, timeout_s: float) -> None:
+        """Wait until there is none, for `timeout_s` seconds at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._requests, timeout_s)
+
+
+def serve(queued: Queued) -> None:
+    """Answer a request of whatever pipeline. The threads of a queue know no more than this."""
+    queued.serve(queued)
+
+
+def _failure(request_id: str, error: BaseException) -> RequestFailed:
+    """The event of a failed request. Messages that may quote the caller count as content."""
+    level: Level = "info" if isinstance(error, OrionError) else "error"
+    name = type(error).__name__
+    if type(error) is InvalidRequestError or not isinstance(error, OrionError):
+        return RequestFailed(request_id=request_id, error=name, text=str(error), level=level)
+    return RequestFailed(request_id=request_id, error=described(error), level=level)

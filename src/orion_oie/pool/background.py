@@ -1,0 +1,61 @@
+"""Loads that go on in the background: for requests to come, while others are answered."""
+
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from typing import TypeVar
+
+from orion_oie.backends.base import LoadSpec
+from orion_oie.cancellation import CancelScope
+from orion_oie.models.keys import ModelKey
+from orion_oie.pool.pool import ModelPool
+from orion_oie.schemas.results import ModelInfo
+
+T = TypeVar("T")
+
+
+def run_in_background(function: Callable[[], T], name: str) -> "Future[T]":
+    """Call `function` on a daemon thread of this name. The future gets what it returns or raises,
+    and the `RuntimeError` of a system that gives no more threads."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # nobody may cancel it
+
+    def run() -> None:
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 (handed to those who wait)
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as error:
+        future.set_exception(error)
+    return future
+
+
+class BackgroundLoader:
+    """Has models loaded into the pool without holding them. Thread-safe."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._loads: dict[ModelKey, Future[ModelInfo]] = {}
+
+    def load(
+        self, spec: LoadSpec, may_evict: Collection[str] | None = None
+    ) -> "Future[ModelInfo]":
+        """Load a model; one that is on its way is loaded once. The future is done when nothing of
+        the load goes on any more. `may_evict`: see `ModelPool.acquire`."""
+        with self._lock:
+            known = self._loads.get(spec.key)
+            if known is None or known.done():
+                known = run_in_background(lambda: self._load(spec, may_evict), "orion-background")
+                self._loads[spec.key] = known
+            return known
+
+    def _load(self, spec: LoadSpec, may_evict: Collection[str] | None) -> ModelInfo:
+        with self._pool.acquire(spec, CancelScope(), is_patient=True, may_evict=may_evict) as lease:
+            completion = lease.model.completion
+        return completion.result()

@@ -1,0 +1,50 @@
+"""A model that may answer for an agent, with all that the stations of a request ask of it."""
+
+from dataclasses import dataclass
+
+from orion_oie.backends.base import Footprint, LoadSpec
+from orion_oie.models.keys import ModelKey
+from orion_oie.models.registry import ChoiceRole
+from orion_oie.models.specs import PriceSpec
+from orion_oie.schemas.plans import VariantChoice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One model of an agent's chain, in the variant chosen for it. Chosen once, then carried along.
+
+    `agent_id` is the agent whose model it is: the routed one, or one that it falls back to. `spec`
+    says how to load it; None when there is nothing to load. `footprint` is the memory it would take;
+    None when its files cannot be read: `why_unreadable`, as its load will report. `load_s` is the duration of its
+    last load from local files in seconds, None if there was none. `is_on_disk` is False for a model
+    that would have to be fetched first; one that must not be fetched is not `is_available`, and
+    `why_unavailable` says why.
+    """
+
+    agent_id: str
+    model_id: str
+    role: ChoiceRole
+    variant: VariantChoice
+    key: ModelKey
+    quantization: str
+    spec: LoadSpec | None
+    footprint: Footprint | None
+    load_s: float | None
+    is_on_disk: bool
+    is_available: bool
+    is_progressive: bool
+    why_unavailable: str = ""
+    why_unreadable: str = ""
+    price: PriceSpec | None = None
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Memory in bytes to reserve for it; None when that cannot be worked out."""
+        return None if self.footprint is None else self.footprint.max_bytes
+
+    @property
+    def load_spec(self) -> LoadSpec:
+        """How to load it. Raises `ValueError` for a candidate that is not available."""
+        if self.spec is None:
+            raise ValueError(f"{self.key} cannot be loaded: {self.why_unavailable}")
+        return self.spec

@@ -1,0 +1,151 @@
+"""The files of models as they were when they were last looked at, so that a request need not look.
+
+Looking means the file system, the search for installed packages and the headers of GGUF files. The
+memory manager looks again every two seconds while models are in memory.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orion_oie.backends.base import Footprint, LoadSpec
+from orion_oie.config import EngineConfig
+from orion_oie.errors import OrionError
+from orion_oie.models.keys import ModelKey
+from orion_oie.models.registry import ModelRegistry, VariantState
+from orion_oie.models.specs import ModelSpec
+from orion_oie.schemas.results import ModelInfo
+
+if TYPE_CHECKING:  # nothing of it is needed before something is fetched
+    from orion_oie.models.downloads.cache import ModelCache
+
+LOOK_AGAIN_S = 5.0
+_BYTES_PER_MB = 10**6
+
+
+@dataclass(frozen=True, slots=True)
+class VariantFiles:
+    """One variant of a model, and what there is of it. `spec` and `estimate` are None where there
+    is nothing to load and where its size cannot be worked out."""
+
+    key: ModelKey
+    state: VariantState
+    spec: LoadSpec | None
+    estimate: Footprint | None
+    why_unreadable: str = ""
+
+    @property
+    def is_on_disk(self) -> bool:
+        return self.state.files is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """What was seen of all variants of a model at one time, in seconds of the monotonic clock."""
+
+    model: ModelSpec
+    variants: tuple[VariantFiles, ...]
+    at_s: float
+
+
+class ModelFiles:
+    """Looks at the files of the registry's models. `footprint` reads headers; it may raise."""
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        config: EngineConfig,
+        cache: "ModelCache",
+        footprint: Callable[[LoadSpec], Footprint],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._config = config
+        self._cache = cache
+        self._footprint = footprint
+        self._clock = clock
+        self._looks: dict[str, Look] = {}
+
+    def of(self, model_id: str, max_age_s: float = LOOK_AGAIN_S) -> Look:
+        """The variants of a model as they were at most `max_age_s` seconds ago.
+
+        Raises `ModelNotFoundError` for a model that the registry does not have.
+        """
+        model = self._registry.model(model_id)
+        look = self._looks.get(model_id)
+        if (
+            look is None
+            or look.model is not model
+            or (max_age_s != float("inf") and self._clock() - look.at_s > max_age_s)
+        ):
+            look = self._look(model_id, model, look)
+        return look
+
+    def look_again(self) -> None:
+        """Look at everything that was looked at before."""
+        for model_id in list(self._looks):
+            try:
+                self.of(model_id, max_age_s=0.0)
+            except OrionError:  # the registry has it no more
+                self._looks.pop(model_id, None)
+
+    def _look(self, model_id: str, model: ModelSpec, last: Look | None) -> Look:
+        at_s = self._clock()
+        seen = tuple(
+            self._seen(model_id, model, state)
+            for state in self._registry.variants(model_id, self._cache)
+        )
+        if last is not None and last.model is model and last.variants == seen:
+            look = Look(model, last.variants, at_s)  # those who compare see that nothing changed
+        else:
+            look = Look(model, seen, at_s)
+        self._looks[model_id] = look
+        return look
+
+    def _seen(self, model_id: str, model: ModelSpec, state: VariantState) -> VariantFiles:
+        key = ModelKey(model_id, state.name)
+        spec = self._spec(key, model, state)
+        if spec is None:
+            return VariantFiles(key, state, None, None)
+        try:
+            return VariantFiles(key, state, spec, self._footprint(spec))
+        except OrionError as error:  # its load reports it, if it comes to that
+            return VariantFiles(key, state, spec, None, error.message)
+
+    def _spec(self, key: ModelKey, model: ModelSpec, state: VariantState) -> LoadSpec | None:
+        """How to load a variant, as far as the agent does not matter."""
+        source = state.spec.source if state.is_fetchable else None
+        files: tuple[Path, ...] | None = state.files
+        if files is None:
+            if source is None:
+                return None
+            files = self._cache.paths(source)
+        info = ModelInfo(
+            model_id=key.model_id,
+            variant=key.variant,
+            name=model.name,
+            version=model.version,
+            license=model.license,
+        )
+        expected_bytes = int(state.spec.size_mb * _BYTES_PER_MB)
+        gpu_layers = None if self._config.gpu_layers == "auto" else self._config.gpu_layers
+        spec = LoadSpec(
+            info=info,
+            files=files,
+            threads=self._config.threads,
+            gpu_layers=gpu_layers,
+            expected_bytes=expected_bytes,
+        )
+        if model.type == "embedding":
+            return replace(spec, is_embedding=True)
+        return replace(
+            spec,
+            source=source,
+            slots=self._config.slots,
+            context_length=self._config.context_length,
+            parked_bytes=self._config.parked_bytes,
+            prompt_format=model.prompt_format,
+            sharding=self._config.sharding,
+        )
