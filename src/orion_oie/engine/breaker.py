@@ -86,6 +86,15 @@ class CircuitBreaker:
                 self._rejected += 1
                 raise self._rejection()
 
+    def note_failure(self) -> None:
+        """Count a failure of an operation that runs without `guard`."""
+        self._failed(self._generation)
+
+    def note_success(self) -> None:
+        """Close after a success of an operation that runs without `guard`."""
+        if self._state is not BreakerState.CLOSED:
+            self.reset()
+
     def reset(self) -> None:
         """Forget everything and close."""
         with self._lock:

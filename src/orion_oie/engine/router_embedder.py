@@ -1,8 +1,9 @@
 """The shared embedding model as the router uses it: a route must not wait for it for long.
 
-Fetches nothing, and takes no room for it that the models in memory need for themselves. What cannot
-be had in time is an error, upon which the question is routed without; then the model is left alone
-for a while. A load that takes longer than a route may wait goes on for the questions to come.
+Fetches nothing, and takes no memory for it that the models in memory need for themselves. If it
+does not answer in time, that is an error, upon which the question is routed without it; then a
+circuit breaker leaves the model alone for a while. A load that takes longer than a route may wait
+goes on for the questions to come.
 """
 
 import math
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.cancellation import CancelScope, DeadlineTimer
+from orion_oie.config import BreakerConfig
 from orion_oie.embeddings.shared import SharedEmbeddings
+from orion_oie.engine.breaker import CircuitBreaker
 from orion_oie.errors import (
     CircuitOpenError,
     DeadlineExceededError,
@@ -23,9 +26,14 @@ from orion_oie.errors import (
     InvalidRequestError,
     OrionError,
     WorkerError,
+    described,
 )
-from orion_oie.pool.pool import ModelPool
-from orion_oie.pool.sizes import ModelSizes
+from orion_oie.pool.background import run_in_background
+from orion_oie.pool.memory_manager import MemoryManager
+from orion_oie.schemas.availability import ModelState
+from orion_oie.schemas.stats import BreakerState
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import RouterDegraded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,32 +49,32 @@ _LOOK_AGAIN_S = 5.0
 class RouterEmbedder:
     """See `routing.profiles.Embedder`. Thread-safe.
 
-    `on_degraded(stage, error)` is called when it begins to fail, and not again before it works.
-    A route waits `limit_s` for the model at most; after a failure it is not asked for `PAUSE_S`.
+    It publishes `router.degraded` when it begins to fail, and not again before it works. A route
+    waits `limit_s` for the model at most; after a failure it is not asked for `PAUSE_S`.
     """
 
     def __init__(
         self,
         embeddings: SharedEmbeddings,
-        pool: ModelPool,
-        sizes: ModelSizes,
+        memory: MemoryManager,
         deadlines: DeadlineTimer,
-        on_degraded: Callable[[str, OrionError], None],
+        events: EventLog,
         clock: Callable[[], float] = time.monotonic,
         limit_s: float = LIMIT_S,
     ) -> None:
         self._embeddings = embeddings
-        self._pool = pool
-        self._sizes = sizes
+        self._pool = memory.pool
+        self._sizes = memory.sizes
         self._deadlines = deadlines
-        self._on_degraded = on_degraded
+        self._events = events
         self._clock = clock
         self._limit_s = limit_s
         self._lock = threading.Lock()
         self._looked_at: float | None = None
         self._is_here = False
-        self._is_degraded = False
-        self._failure: tuple[float, OrionError] | None = None  # when, and of what
+        config = BreakerConfig(failure_threshold=1, reset_timeout_s=PAUSE_S)
+        self._breaker = CircuitBreaker("embedding", config, clock, self._note_breaker)
+        self._failure: OrionError | None = None  # the last one
         self._loading: Future[None] | None = None
 
     @property
@@ -75,7 +83,7 @@ class RouterEmbedder:
         return self._embeddings.name
 
     def is_ready(self) -> bool:
-        """Whether the model's files are here; looks at them every few seconds only."""
+        """True when the model's files are on this machine; looks every few seconds only."""
         now = self._clock()
         if self._looked_at is None or now - self._looked_at >= _LOOK_AGAIN_S:
             try:
@@ -88,7 +96,7 @@ class RouterEmbedder:
         return self._is_here
 
     def is_loaded(self) -> bool:
-        """Whether it could embed at once."""
+        """True when it could embed at once."""
         try:
             return self._is_loaded(self._embeddings.spec())
         except OrionError:
@@ -99,7 +107,7 @@ class RouterEmbedder:
 
         Raises what the model raises, `DeadlineExceededError` when it takes longer than the limit
         of the embedder or than `limit_s` (which says nothing about the model),
-        `InsufficientMemoryError` when its room is needed for others, `CircuitOpenError` for a while
+        `InsufficientMemoryError` when its memory is needed for others, `CircuitOpenError` for a while
         after a failure. With a `limit_s` of infinity it takes as long as it takes, also after a
         failure.
         """
@@ -111,14 +119,14 @@ class RouterEmbedder:
         try:
             spec = self._embeddings.spec()
             if not self._is_loaded(spec):
-                self._check_room(spec)
+                self._check_memory(spec)
                 self._load(limit_s)
             vectors = self._embed(texts, until - time.monotonic(), limit_s)
         except OrionError as error:
             if not (is_hurried and isinstance(error, DeadlineExceededError)):
                 self._note_failure(error)
             raise
-        self._note_success()
+        self._breaker.note_success()
         return vectors
 
     # -- loading it
@@ -129,17 +137,25 @@ class RouterEmbedder:
         loading = self._loading  # of a model in this process, the pool knows nothing
         return loading is not None and loading.done() and loading.exception() is None
 
-    def _check_room(self, spec: LoadSpec | None) -> None:
+    def _check_memory(self, spec: LoadSpec | None) -> None:
         """Raise where it could be in memory only in turns with another model that is there."""
         if spec is None:
             return
-        room = self._pool.room_for(spec.key, self._sizes.max_bytes(spec))
-        others = [self._pool.spec(key) for key in self._pool.residents()]
-        if room.victims is None or (
-            room.victims and not all(self._pool.can_hold([spec, one]) for one in others if one)
-        ):
+        max_bytes = self._sizes.max_bytes(spec)
+        found = self._pool.availability(spec.key, max_bytes)
+        is_free = found.state is ModelState.READY or (
+            found.state is ModelState.LOADABLE
+            and (
+                not found.victims
+                or all(
+                    self._pool.can_hold({spec.key: max_bytes, key: one.reserved_bytes})
+                    for key, one in self._pool.residents().items()
+                )
+            )
+        )
+        if not is_free:
             raise InsufficientMemoryError(
-                f"there is no room for {spec.key} beside the models in memory", model=spec.key
+                f"there is no memory for {spec.key} beside the models in memory", model=spec.key
             )
 
     def _load(self, limit_s: float) -> None:
@@ -147,27 +163,17 @@ class RouterEmbedder:
         with self._lock:
             loading = self._loading
             if loading is None or loading.done():
-                loading = self._loading = Future()
-                thread = threading.Thread(
-                    target=self._run_load, args=(loading,), name="orion-router", daemon=True
-                )
-                try:
-                    thread.start()
-                except RuntimeError as error:  # no more threads
-                    loading.set_exception(WorkerError(f"nothing can be loaded now: {error}"))
+                loading = self._loading = run_in_background(self._run_load, "orion-router")
         try:
             loading.result(None if limit_s == math.inf else limit_s)
         except TimeoutError:
             raise self._too_late(limit_s) from None
+        except RuntimeError as error:  # no more threads
+            raise WorkerError(f"nothing can be loaded now: {error}") from error
 
-    def _run_load(self, loading: "Future[None]") -> None:
-        try:
-            self._embeddings.service().embed(["load"], user=_USER)
-        except BaseException as error:  # noqa: BLE001 (handed to those who wait for the load)
-            loading.set_exception(error)
-        else:
-            loading.set_result(None)
-            self._failure = None  # it took too long for somebody, and now it is here
+    def _run_load(self) -> None:
+        self._embeddings.service().embed(["load"], user=_USER)
+        self._breaker.note_success()  # it took too long for somebody, and now it is here
 
     # -- using it
 
@@ -191,25 +197,22 @@ class RouterEmbedder:
     # -- failures
 
     def _check_pause(self) -> None:
-        failure = self._failure
-        if failure is None:
-            return
-        left_s = failure[0] + PAUSE_S - self._clock()
-        if left_s > 0:
+        try:
+            self._breaker.check()
+        except CircuitOpenError as error:
+            wait_s = error.details["retry_after_s"]
+            reason = "it failed" if self._failure is None else self._failure.message
             raise CircuitOpenError(
-                f"{failure[1].message}; it is tried again in {left_s:.0f} s", retry_after_s=left_s
-            )
+                f"{reason}; it is tried again in {wait_s:.0f} s", retry_after_s=wait_s
+            ) from None
 
     def _note_failure(self, error: OrionError) -> None:
         if isinstance(error, (InvalidRequestError, EngineClosedError)):
             return  # of this text alone, or nothing is routed any more
         self._looked_at = None
-        with self._lock:
-            self._failure = (self._clock(), error)
-            is_new, self._is_degraded = not self._is_degraded, True
-        if is_new:
-            self._on_degraded("embedding", error)
+        self._failure = error
+        self._breaker.note_failure()
 
-    def _note_success(self) -> None:
-        with self._lock:
-            self._failure, self._is_degraded = None, False
+    def _note_breaker(self, old: BreakerState, new: BreakerState) -> None:
+        if old is BreakerState.CLOSED and new is BreakerState.OPEN and self._failure is not None:
+            self._events.publish(RouterDegraded(stage="embedding", error=described(self._failure)))
