@@ -90,25 +90,24 @@ class OrionInferenceEngine:
         router: Router | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config = config = config or EngineConfig()
+        # All that answers questions: a mere `import orion_oie` should not pay for it.
+        from orion_oie.engine.build import resolved, rooms_of
+
+        self.config = config = resolved(config or EngineConfig())
         self.registry = registry_of(registry)
-        for agent_id in config.pinned:
+        for agent_id in config.memory.pinned:
             self.registry.agent(agent_id)
         self._pid = os.getpid()
-        self._events = events = EventLog(config.log_events, log_content=config.log_content)
+        logs = config.logs
+        self._events = events = EventLog(logs.max_events, log_content=logs.include_content)
         self._counters = Counters()
-        self._breakers = BreakerBoard(
-            config.breaker, clock, reporting.breaker_reporter(events), config.enable_circuit_breaker
-        )
+        self._breakers = BreakerBoard(config.breaker, clock, reporting.breaker_reporter(events))
         self._deadlines = DeadlineTimer()
         self._live: set[Request] = set()
         self._live_changed = threading.Condition()
         live = self._live
         # Idle threads must not keep a forgotten engine alive: they know it weakly.
         serve: weakref.ReferenceType[Callable[[Request], None]] = weakref.WeakMethod(self._serve)
-        # All that answers questions: a mere `import orion_oie` should not pay for it.
-        from orion_oie.engine.build import rooms_of
-
         rooms = rooms_of(
             self.registry,
             config,
@@ -233,7 +232,7 @@ class OrionInferenceEngine:
         self._pool.close(timeout)
         self._backend.kill_all()
         with self._live_changed:
-            self._live_changed.wait_for(lambda: not self._live, self.config.cancel_grace_s)
+            self._live_changed.wait_for(lambda: not self._live, self.config.serving.cancel_grace_s)
         self._finalizer.detach()
         self._events.publish("engine.closed")
 
@@ -245,7 +244,8 @@ class OrionInferenceEngine:
         """
         self._check_usable()
         checked = requests.checked_options(options)
-        question = requests.checked_query(query, checked, self.config.max_query_chars)
+        max_chars = self.config.guardrails.max_query_chars
+        question = requests.checked_query(query, checked, max_chars)
         route = self._route_of(question, checked, is_trial=True)
         choices = self._choices(route.agent_id)
         order = self._answerer.order(choices)
@@ -399,7 +399,8 @@ class OrionInferenceEngine:
         request.options = requests.checked_options(options)
         if request.options.deadline is not None:
             self._deadlines.watch(request.scope, request.options.deadline)
-        request.query = requests.checked_query(query, request.options, self.config.max_query_chars)
+        max_chars = self.config.guardrails.max_query_chars
+        request.query = requests.checked_query(query, request.options, max_chars)
         seed = request.options.seed
         request.seed = int.from_bytes(os.urandom(4)) // 2 if seed is None else seed
 

@@ -82,7 +82,7 @@ def check_text(text: str, where: str, max_chars: int) -> None:
     if len(text) > max_chars:
         raise InvalidRequestError(
             f"{where} has {len(text)} characters, the limit is {max_chars}; shorten it or raise "
-            "EngineConfig(max_query_chars=...)",
+            "EngineConfig.guardrails.max_query_chars",
             characters=len(text),
             limit=max_chars,
         )
