@@ -14,6 +14,7 @@ from orion_oie import ModelInfo, OrionInferenceEngine, PredictionStats, WorkerEr
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.cancellation import CancelScope
+from orion_oie.engine.build import resolved
 from orion_oie.errors import InsufficientMemoryError
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import Choice
@@ -208,7 +209,7 @@ class House:
         self.paused: set[str] = set()
         self.loaded: list[tuple[str, tuple[str, ...]]] = []
         self.clock = Clock()
-        config = config_with(predictive=is_enabled)
+        config = resolved(config_with(predictive=is_enabled))
         sizes = ModelSizes(self.footprint, FootprintLedger())
         self.pool = AgentPool(
             self.world.load,

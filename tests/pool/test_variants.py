@@ -431,7 +431,7 @@ def test_the_packaged_registry_can_be_placed(tmp_path: Path) -> None:
     registry = ModelRegistry.packaged()
     cache = ModelCache(tmp_path)
     sizes = ModelSizes(LlamaBackend(cache=cache).footprint, FootprintLedger())
-    config = config_with(download={"auto": True})
+    config = resolved(config_with(download={"auto": True}))
     placement = Placement(registry, config, cache, sizes, lambda: 4 * 10**9, lambda _key: False)
     for agent_id in registry.agents:
         for choice in placement.choices(agent_id):
