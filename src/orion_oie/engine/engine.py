@@ -10,10 +10,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from orion_oie.backends.base import Backend, Completion
 from orion_oie.cancellation import CancelScope, DeadlineTimer
@@ -45,7 +45,7 @@ from orion_oie.models.registry import (
 )
 from orion_oie.routing.base import RouteContext, Router, SessionRouter
 from orion_oie.schemas.plans import Plan
-from orion_oie.schemas.requests import RequestOptions
+from orion_oie.schemas.requests import RequestOptions, RequestOptionsDict
 from orion_oie.schemas.results import (
     InferenceResult,
     ModelInfo,
@@ -146,13 +146,8 @@ class OrionInferenceEngine:
 
     # -- the public calls: all of them are views of submit()
 
-    def infer(self, query: str, **options: Any) -> InferenceResult:
-        """Ask and wait for the answer.
-
-        Options: agent, images, conversation_history, session_id, system_prompt, temperature, top_p,
-        top_k, min_p, repeat_penalty, seed, max_tokens, stop, logit_bias, json_schema, grammar,
-        logprobs, deadline (seconds, covers everything), priority, local_only, on_overflow,
-        on_stream_failure: see `RequestOptions`.
+    def infer(self, query: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
+        """Ask and wait for the answer. `RequestOptions` describes each option.
 
         Raises `InvalidRequestError` and its kin for a request that must be changed, `ModelError`
         and `WorkerError` when no model could answer, `CircuitOpenError`, `QueueFullError`,
@@ -165,7 +160,7 @@ class OrionInferenceEngine:
             handle.cancel()  # Ctrl-C while waiting: nobody wants the answer any more
             raise
 
-    def submit(self, query: str, **options: Any) -> RequestHandle:
+    def submit(self, query: str, **options: Unpack[RequestOptionsDict]) -> RequestHandle:
         """Ask and go on. What is wrong with the request is raised by the handle.
 
         Raises `EngineClosedError`.
@@ -179,7 +174,7 @@ class OrionInferenceEngine:
         chunk_by: ChunkBy = "token",
         typewriter_delay: float = 0.0,
         on_event: Callable[[TokenEvent], None] | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptionsDict],
     ) -> RequestHandle:
         """Ask and iterate over the answer while it is written.
 
@@ -194,13 +189,28 @@ class OrionInferenceEngine:
             handle.feed(on_event)
         return handle
 
-    async def ainfer(self, query: str, **options: Any) -> InferenceResult:
+    async def ainfer(self, query: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
         """`infer` for asynchronous callers; cancelling the task cancels the request."""
         return await self._submit(query, options, TextStream(), is_streamed=False)
 
-    async def astream(self, query: str, **options: Any) -> AsyncIterator[TokenEvent]:
+    async def astream(
+        self,
+        query: str,
+        *,
+        chunk_by: ChunkBy = "token",
+        typewriter_delay: float = 0.0,
+        on_event: Callable[[TokenEvent], None] | None = None,
+        **options: Unpack[RequestOptionsDict],
+    ) -> AsyncIterator[TokenEvent]:
         """`stream` for asynchronous callers; leaving the loop cancels the request."""
-        async with self.stream(query, **options) as handle:
+        handle = self.stream(
+            query,
+            chunk_by=chunk_by,
+            typewriter_delay=typewriter_delay,
+            on_event=on_event,
+            **options,
+        )
+        async with handle:
             async for event in handle:
                 yield event
 
@@ -236,7 +246,7 @@ class OrionInferenceEngine:
         self._finalizer.detach()
         self._events.publish("engine.closed")
 
-    def plan(self, query: str, **options: Any) -> Plan:
+    def plan(self, query: str, **options: Unpack[RequestOptionsDict]) -> Plan:
         """What `infer` would do with the same arguments now: the route, the model and its variant,
         what would be loaded and evicted for it. Does none of it.
 
@@ -367,7 +377,7 @@ class OrionInferenceEngine:
     def _submit(
         self,
         query: str,
-        options: dict[str, Any],
+        options: Mapping[str, object],
         stream: TextStream,
         *,
         is_streamed: bool = True,
@@ -394,7 +404,7 @@ class OrionInferenceEngine:
             raise
         return handle
 
-    def _validate(self, request: Request, query: str, options: dict[str, Any]) -> None:
+    def _validate(self, request: Request, query: str, options: Mapping[str, object]) -> None:
         request.lifecycle.move("validate")
         request.options = requests.checked_options(options)
         if request.options.deadline is not None:
