@@ -649,7 +649,14 @@ def test_help_names_options_and_commands(capsys: Capture) -> None:
     """`route --help` is about the question and lists the commands; each has its own."""
     out = printed(capsys, "--help")
     assert "Usage: orion-oie route QUESTION [OPTIONS]" in out
-    for word in ("--session-turn", "--image", "--weights", "router_weights", "evaluate", "export"):
+    for word in (
+        "--session-turn",
+        "--image",
+        "--weights",
+        "RouterConfig(weights=",
+        "evaluate",
+        "export",
+    ):
         assert word in out
     assert "how many images are attached" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
