@@ -130,11 +130,11 @@ class ModelFiles:
             license=model.license,
         )
         expected_bytes = int(state.spec.size_mb * _BYTES_PER_MB)
-        gpu_layers = None if self._config.gpu_layers == "auto" else self._config.gpu_layers
+        gpu_layers = None if self._config.serving.gpu_layers == "auto" else self._config.serving.gpu_layers
         spec = LoadSpec(
             info=info,
             files=files,
-            threads=self._config.threads,
+            threads=self._config.serving.threads,
             gpu_layers=gpu_layers,
             expected_bytes=expected_bytes,
         )
@@ -143,9 +143,9 @@ class ModelFiles:
         return replace(
             spec,
             source=source,
-            slots=self._config.slots,
-            context_length=self._config.context_length,
-            parked_bytes=self._config.parked_bytes,
+            slots=self._config.serving.slot_count,
+            context_length=self._config.serving.context_length,
+            parked_bytes=self._config.memory.host_cache_bytes,
             prompt_format=model.prompt_format,
-            sharding=self._config.sharding,
+            sharding=self._config.loading.sharding,
         )

@@ -91,12 +91,12 @@ class MemoryManager:
             on_sample=self._on_sample,
             on_level=self._on_level,
         )
-        self.budget = MemoryBudget(config.memory_budget, self._held_bytes, read_system=read_system)
+        self.budget = MemoryBudget(config.memory.budget, self._held_bytes, read_system=read_system)
         backend.may_take = self.may_take
         self._load = load
         self.pool = ModelPool(
             self._timed_load,
-            config.max_models,
+            config.memory.max_models,
             on_evicted=self._note_evicted,
             on_changed=on_changed,
             size_of=self._size_of,

@@ -59,7 +59,7 @@ class Preloader:
         load_ahead: LoadAhead,
         clock: Callable[[], float],
     ) -> None:
-        self._is_enabled = config.enable_predictive_loading
+        self._is_enabled = config.loading.predictive
         self._variants = variants
         self._pool = pool
         self._budget = budget

@@ -177,7 +177,7 @@ class VariantSelector:
     def loading_strategy(self, agent_id: str) -> str:
         """How an agent's models are loaded: "progressive" or "sequential"."""
         agent = self._registry.agent(agent_id)
-        return agent.loading_strategy or self._config.loading_strategy
+        return agent.loading_strategy or self._config.loading.strategy
 
     def report(self, candidate: Candidate, reserved_bytes: int) -> VariantReport:
         """The variant of a candidate, for a receipt."""
@@ -223,11 +223,11 @@ class VariantSelector:
     def _sharding(self, agent: AgentSpec, variant: VariantSpec) -> ShardingConfig:
         preset = agent.sharding or variant.sharding
         if preset is None:
-            return self._config.sharding
+            return self._config.loading.sharding
         update = {"num_shards": preset.num_shards, "initial_shards": preset.initial_shards}
         if agent.sharding is not None and "enabled" in agent.sharding.model_fields_set:
             update["enabled"] = agent.sharding.enabled
-        return self._config.sharding.model_copy(update=update)
+        return self._config.loading.sharding.model_copy(update=update)
 
     # -- one model's variant
 
@@ -285,7 +285,7 @@ class VariantSelector:
         return options
 
     def _can_be_used(self, one: VariantFiles) -> bool:
-        return one.is_on_disk or (one.state.is_fetchable and self._config.auto_download)
+        return one.is_on_disk or (one.state.is_fetchable and self._config.download.auto)
 
     def _corrected(self, one: VariantFiles) -> Footprint | None:
         if one.spec is None or one.estimate is None:
