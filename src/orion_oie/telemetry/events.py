@@ -143,7 +143,7 @@ class RequestSucceeded(Event):
     completion_tokens: int
     """Tokens of the answer."""
     total_ms: float
-    """Time from the call to the last token, in milliseconds."""
+    """Time from the call to the answer, in milliseconds."""
     content: Content
     """The answer."""
 
@@ -307,7 +307,7 @@ class RouterDegraded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolEvicted(Event):
-    """Published when a model was unloaded to free memory for another."""
+    """Published when an idle model was unloaded because its memory was needed."""
 
     name = "pool.evicted"
 
@@ -341,7 +341,7 @@ class MemoryPressure(Event):
     total_bytes: int
     """All memory of the machine or the container."""
     limited_by: Literal["system", "cgroup"]
-    """Whether the machine or its control group sets the limit."""
+    """Origin of the limit: the machine or its control group."""
     workers_bytes: int
     """Memory that the workers take."""
     advice: list[str]
