@@ -22,6 +22,7 @@ from orion_oie import (
     ModelRegistry,
     OrionInferenceEngine,
 )
+from orion_oie.telemetry.events import ModelLoading
 from orion_oie.telemetry.progress import LoadDisplay
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
@@ -46,9 +47,9 @@ class Clock:
         self.last_byte_s: float | None = None
 
     def note(self, event: Event) -> None:
-        if event.name == "model.loading" and self.last_byte_s is None:
-            total = event.fields["bytes_total"]
-            if total and event.fields["bytes_loaded"] == total:
+        if isinstance(event, ModelLoading) and self.last_byte_s is None:
+            progress = event.progress
+            if progress.bytes_total and progress.bytes_loaded == progress.bytes_total:
                 self.last_byte_s = time.perf_counter() - self.asked_at
 
 

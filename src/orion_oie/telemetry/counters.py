@@ -1,4 +1,4 @@
-"""Counts of what an engine did. Only counts: events are `logs.py`'s."""
+"""Counts of what an engine did. Events are in `events.py`."""
 
 import threading
 
