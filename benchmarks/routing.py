@@ -65,7 +65,7 @@ Agents = Mapping[str, AgentSpec]
 # What a process takes before and after its first routes.
 CHILD = """
 import json, psutil, sys
-from orion_oie.registry import ModelRegistry
+from orion_oie.models.registry import ModelRegistry
 agents = ModelRegistry.load(sys.argv[1]).agents
 process = psutil.Process()
 before = process.memory_full_info()

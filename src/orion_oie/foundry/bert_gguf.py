@@ -4,7 +4,6 @@ llama.cpp embeds with it and torch is not needed.
 The only importer of `gguf`. It quantizes by rounding, and fetches nothing.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from orion_oie.foundry.bert_folder import (
     BertFolder,
     read_bert_folder,
 )
+from orion_oie.models.files import replacing
 from orion_oie.models.formats.safetensors import Safetensors
 
 Quantization = Literal["f32", "f16", "q8_0"]
@@ -62,21 +62,17 @@ def write_bert_gguf(folder: Path, out: Path, *, quantization: Quantization = "f1
     gguf = _library()
     model = read_bert_folder(folder)
     weights = Safetensors(model.weights)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with closing(gguf.GGUFWriter(partial, "bert")) as writer:
-            _add_settings(writer, gguf, model, quantization, out.stem)
-            _add_vocabulary(writer, gguf, model)
-            for name, tensor, is_matrix in _tensors(model, weights):
-                _add_tensor(writer, gguf, name, tensor, quantization if is_matrix else "f32")
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(out, sync=True) as fresh,
+        closing(gguf.GGUFWriter(fresh, "bert")) as writer,
+    ):
+        _add_settings(writer, gguf, model, quantization, out.stem)
+        _add_vocabulary(writer, gguf, model)
+        for name, tensor, is_matrix in _tensors(model, weights):
+            _add_tensor(writer, gguf, name, tensor, quantization if is_matrix else "f32")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     return out
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
+from orion_oie.models.files import atomic_write
 from orion_oie.models.specs import (
     CONVERSATION,
     AgentSpec,
@@ -219,17 +220,8 @@ class ModelRegistry:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the registry. The file is either the old one or the complete new one."""
-        path = Path(path)
         text = self._data.model_dump_json(indent=2, exclude_defaults=True) + "\n"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        atomic_write(Path(path), text, sync=True)
 
     @staticmethod
     def json_schema() -> dict[str, Any]:

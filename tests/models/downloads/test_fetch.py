@@ -966,8 +966,8 @@ PULL = """
 import sys
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.specs import SourceSpec
 
 root, url = sys.argv[1:]
 source = SourceSpec(url=url, shards=["file"])

@@ -164,9 +164,9 @@ if is_of_the_hub:
     sys.exit()
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.cache import ModelCache
+from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.errors import OrionError
-from orion_oie.specs import SourceSpec
+from orion_oie.models.specs import SourceSpec
 
 try:
     config = DownloadConfig(connections=1, retries=0)

@@ -9,10 +9,11 @@ they come from.
 import enum
 import json
 import mmap
-import os
 from pathlib import Path
 from struct import Struct
 from typing import Any
+
+from orion_oie.models.files import atomic_write
 
 BLOCK_BYTES = 256 << 10
 
@@ -70,9 +71,7 @@ class ArrivalMap:
             raise ValueError(f"facts of {len(said)} bytes do not fit into a map")
         header = _HEADER.pack(_MAGIC, _VERSION, block_bytes, size, ArrivalState.ARRIVING)
         content = header.ljust(_FACTS_AT, b"\0") + said.ljust(_HEADER_BYTES - _FACTS_AT, b"\0")
-        fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-        fresh.write_bytes(content + bytes(-(-size // block_bytes)))
-        os.replace(fresh, path)
+        atomic_write(path, content + bytes(-(-size // block_bytes)))
         return cls.open(path, is_writable=True)
 
     @classmethod

@@ -43,11 +43,16 @@ from orion_oie.models.downloads.parts import (
 )
 from orion_oie.models.downloads.ranges import RemoteFile
 from orion_oie.models.downloads.sources import locate
+from orion_oie.models.files import (
+    TEMPORARY_SUFFIX,
+    atomic_write,
+    replacing,
+)
 from orion_oie.models.specs import SourceSpec
 
 _HASH_BYTES = 1 << 20
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_HELPERS = (".lock", ".part.map", ".new", ".link")  # files that say something of others
+_HELPERS = (".lock", ".part.map", TEMPORARY_SUFFIX)  # files that say something of others
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +285,7 @@ class ModelCache:
             if record is not None:
                 records[key] = record
             text = json.dumps({k: asdict(r) for k, r in sorted(records.items())}, indent=2) + "\n"
-            fresh = self._records.with_name(f"{self._records.name}.{os.getpid()}.part")
-            fresh.write_text(text, encoding="utf-8")
-            os.replace(fresh, self._records)
+            atomic_write(self._records, text)
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -392,10 +395,8 @@ def _folder_name(source: SourceSpec) -> str:
 def _link(path: Path, there: Path) -> None:
     """Let a file of the cache be one that lies elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.link")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(there.resolve())
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        fresh.symlink_to(there.resolve())
 
 
 def _record_of(fetched: Fetched) -> Record:
