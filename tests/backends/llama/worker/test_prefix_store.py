@@ -612,7 +612,7 @@ def fail_with(code: int) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.parametrize("function", ["os.replace", "os.open"])
+@pytest.mark.parametrize("function", ["os.replace", f"{prefix_store.__name__}._open_private"])
 def test_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     """It is reported and nothing is left over, not even by others; the next save is as ever."""
     path = store.save()
