@@ -40,7 +40,7 @@ from orion_oie.routing.text.prompt import read
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ROOT / "benchmarks" / "routing" / "train.jsonl"
-OUT = ROOT / "src" / "orion_oie" / "routing" / "weights.npz"
+OUT = ROOT / "src" / "orion_oie" / "routing" / "linear" / "weights.npz"
 VECTORS = ROOT / "bench-results" / "vectors"
 HEAD = "all-minilm-l6-v2"
 FOLDS = 6
