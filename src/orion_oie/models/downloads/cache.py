@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+
+from platformdirs import user_cache_path
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -95,13 +96,10 @@ class Verified:
 
 
 def default_root() -> Path:
-    """`ORION_CACHE_DIR`, or the user's folder for caches."""
+    """`ORION_CACHE_DIR`, or `orion-oie` in the user's folder for caches."""
     if named := os.environ.get("ORION_CACHE_DIR"):
         return Path(named).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "orion-oie"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "orion-oie"
+    return user_cache_path("orion-oie", appauthor=False)
 
 
 class ModelCache:
