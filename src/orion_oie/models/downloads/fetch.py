@@ -19,10 +19,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.errors import DigestMismatchError, DownloadError, RequestCancelledError
+from orion_oie.errors import DigestMismatchError, DownloadError, RequestCancelledError, described
 from orion_oie.models.downloads.arrival import (
     ArrivalMap,
     ArrivalState,
@@ -49,6 +50,10 @@ from orion_oie.models.downloads.ranges import (
     retry_after,
     total_size,
 )
+from orion_oie.schemas.units import size_text
+
+if TYPE_CHECKING:  # an extra, and slow to import
+    import httpx
 
 # One request asks for at most this much: enough to make round trips cheap, little enough that
 # ranges that arrive side by side arrive nearly in order. Towards the end they become smaller, so
@@ -60,6 +65,7 @@ _HASH_BYTES = 256 << 10
 _POLL_S = 0.01
 _READ_AHEAD_BYTES = 2 << 20
 _LONGEST_HOLD_S = 0.5  # between looks at whether it is over
+_SHORTEST_BACKOFF_S = 0.25
 _LONGEST_BACKOFF_S = 20.0
 _SPARE_BYTES = 16 << 20
 
@@ -81,7 +87,19 @@ class _Chunk:
     part: Part
     start: int
     end: int
-    failures: int = 0
+
+
+_Result = TypeVar("_Result")
+
+
+class _PassingError(Exception):
+    """A failure after which the same request may succeed: the server asks for a pause of `wait_s`
+    seconds; `count` attempts in a row ended like this."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+        self.count = 0
 
 
 class Download:
@@ -185,8 +203,7 @@ class Download:
             ahead = _blocks(part.arrival, start, min(start + _READ_AHEAD_BYTES, part.size))
             missing = itertools.takewhile(lambda b: not part.arrival.has_block(b), ahead)
             chunk = _Chunk(part, start, part.arrival.bounds(max(missing))[1])
-            while chunk.start < chunk.end:
-                self._attempt(chunk)
+            self._fetch_chunk(chunk)
         return os.pread(part.descriptor, length, offset)
 
     # -- all of it
@@ -329,35 +346,39 @@ class Download:
 
     def _fetch_all(self) -> None:
         while (chunk := self._next_chunk()) is not None:
-            while chunk.start < chunk.end:
-                self._attempt(chunk)
+            self._fetch_chunk(chunk)
 
-    # -- one range
+    # -- attempts
 
-    def _attempt(self, chunk: _Chunk) -> None:
-        """Fetch a range; what can be tried again is, after a while, from where it ended."""
+    def _retry(
+        self, attempt: Callable[[], _Result], position: Callable[[], int] = lambda: 0
+    ) -> _Result:
+        """The result of an attempt that is repeated, with growing pauses, while it fails in a way
+        that may pass.
+
+        Raises the last `_PassingError` after `retries` further failures in a row; an attempt that
+        moves `position` forward begins a new row.
+        """
         import httpx
 
-        self._stop_if_over()
-        before = chunk.start
-        try:
-            reason, wait_s = self._fetch(chunk)
-        except httpx.TransportError as error:
-            reason, wait_s = f"{type(error).__name__}: {error}", 0.0
-        if chunk.start == chunk.end:
-            return
-        self._stop_if_over()
-        chunk.failures = 0 if chunk.start > before else chunk.failures + 1
-        if chunk.failures > self._config.retries:
-            url = chunk.part.file.url
-            raise DownloadError(
-                f"{url} failed {chunk.failures} times in a row at byte {chunk.start} "
-                f"({reason}); what arrived is kept: try again later",
-                url=url,
-                offset=chunk.start,
-            )
-        backoff = min(_LONGEST_BACKOFF_S, 0.25 * 2.0**chunk.failures) * random.uniform(0.5, 1.0)
-        self._pause(max(backoff, wait_s))
+        failures = 0
+        while True:
+            self._stop_if_over()
+            before = position()
+            try:
+                return attempt()
+            except httpx.TransportError as error:
+                failure = _PassingError(described(error))
+            except _PassingError as error:
+                failure = error
+            self._stop_if_over()
+            failures = 0 if position() > before else failures + 1
+            if failures > self._config.retries:
+                failure.count = failures
+                raise failure
+            backoff_s = min(_LONGEST_BACKOFF_S, _SHORTEST_BACKOFF_S * 2.0**failures)
+            # Threads that failed together should not come back together.
+            self._pause(max(failure.wait_s, backoff_s * random.uniform(0.5, 1.0)))
 
     def _pause(self, seconds: float) -> None:
         ends_at = time.monotonic() + seconds
@@ -366,13 +387,28 @@ class Download:
             if self._ended.wait(min(left, 0.2)):
                 self._stop_if_over()
 
-    def _fetch(self, chunk: _Chunk) -> tuple[str, float]:
-        """One request; gives why some bytes may still be missing, and the seconds to wait before
-        the next that the server asks for."""
+    # -- one range
+
+    def _fetch_chunk(self, chunk: _Chunk) -> None:
+        """Fetch a range; after a failure that may pass, go on from where it ended."""
+        try:
+            self._retry(lambda: self._request(chunk), lambda: chunk.start)
+        except _PassingError as error:
+            url = chunk.part.file.url
+            raise DownloadError(
+                f"{url} failed {error.count} times in a row at byte {chunk.start} "
+                f"({error}); what arrived is kept: try again later",
+                url=url,
+                offset=chunk.start,
+            ) from error
+
+    def _request(self, chunk: _Chunk) -> None:
+        """Make one request for what is missing of a range. Raises `_PassingError`."""
         part = chunk.part
+        if chunk.start == chunk.end:  # the last request failed behind its last byte
+            return
         with self._client.ask(part.file, chunk.start, chunk.end) as response:
-            if response.status_code in RETRIED:
-                return f"status {response.status_code}", retry_after(response)
+            _check_passing(response)
             size = total_size(response, part.file.url, chunk.start)
             if size != part.size or etag_of(response, part.file) != part.etag:
                 self._discard(part)
@@ -382,7 +418,8 @@ class Download:
                     url=part.file.url,
                 )
             self._store(chunk, response.iter_raw())
-        return "it did not send all of it", 0.0
+        if chunk.start < chunk.end:
+            raise _PassingError("it did not send all of it")
 
     def _store(self, chunk: _Chunk, pieces: Iterable[bytes]) -> None:
         """Write what comes, a block at a time; a block that is not whole is not kept."""
@@ -433,37 +470,31 @@ class Download:
             os.ftruncate(descriptor, size)
 
     def _probe(self, file: RemoteFile) -> tuple[int, str | None]:
-        """Size and name of a file's content, by asking for its first byte."""
-        import httpx
+        """The size and the ETag of a file, by a request for its first byte."""
+        try:
+            return self._retry(lambda: self._request_first_byte(file))
+        except _PassingError as error:
+            raise DownloadError(
+                f"{file.url} cannot be reached ({error}, {error.count} times); check the address "
+                "and the network",
+                url=file.url,
+            ) from error
 
-        for attempt in range(self._config.retries + 1):
-            self._stop_if_over()
-            try:
-                with self._client.ask(file, 0, 1) as response:
-                    if response.status_code not in RETRIED:
-                        found = total_size(response, file.url, 0), etag_of(response, file)
-                        # The byte and its end: else the connection could not be used again.
-                        list(itertools.islice(response.iter_raw(), 2))
-                        return found
-                    wait_s, reason = retry_after(response), f"status {response.status_code}"
-            except httpx.TransportError as error:
-                wait_s, reason = 0.0, f"{type(error).__name__}: {error}"
-            if attempt < self._config.retries:
-                self._pause(max(wait_s, min(_LONGEST_BACKOFF_S, 0.25 * 2.0**attempt)))
-        self._stop_if_over()
-        raise DownloadError(
-            f"{file.url} cannot be reached ({reason}, {attempt + 1} times); check the address and "
-            "the network",
-            url=file.url,
-        )
+    def _request_first_byte(self, file: RemoteFile) -> tuple[int, str | None]:
+        with self._client.ask(file, 0, 1) as response:
+            _check_passing(response)
+            found = total_size(response, file.url, 0), etag_of(response, file)
+            # The byte and its end: else the connection could not be used again.
+            list(itertools.islice(response.iter_raw(), 2))
+            return found
 
     def _check_space(self, missing: int) -> None:
         folder = self._files[0].path.parent
         free = shutil.disk_usage(folder).free
         if missing + _SPARE_BYTES > free:
             raise DownloadError(
-                f"{missing / 1e6:.0f} MB are to be fetched into {folder}, but only "
-                f"{free / 1e6:.0f} MB are free there: make room, or choose another cache_dir",
+                f"{size_text(missing)} are to be fetched into {folder}, but only "
+                f"{size_text(free)} are free there: make room, or choose another cache_dir",
                 needed_bytes=missing,
                 free_bytes=free,
             )
@@ -517,6 +548,12 @@ class Download:
     def _discard(self, part: Part) -> None:
         part.arrival.state = ArrivalState.FAILED
         remove_part(part.file.path)
+
+
+def _check_passing(response: "httpx.Response") -> None:
+    """Raise `_PassingError` for a status after which the same request may succeed."""
+    if response.status_code in RETRIED:
+        raise _PassingError(f"status {response.status_code}", retry_after(response))
 
 
 def _blocks(arrival: ArrivalMap, start: int, end: int) -> range:

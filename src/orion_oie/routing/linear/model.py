@@ -232,7 +232,9 @@ def empty_model(topics: tuple[str, ...] = TOPICS) -> LinearModel:
 @cache
 def shipped_model() -> LinearModel:
     """The model that comes with the package."""
-    return _read(BytesIO((files("orion_oie.routing.linear") / "weights.npz").read_bytes()), "weights.npz")
+    return _read(
+        BytesIO((files("orion_oie.routing.linear") / "weights.npz").read_bytes()), "weights.npz"
+    )
 
 
 def load_model(path: str | os.PathLike[str]) -> LinearModel:
