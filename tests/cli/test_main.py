@@ -17,6 +17,11 @@ from typing import Any
 
 import pytest
 from helpers import wait_until
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 from tiny import CHATML, write_tiny_llama
 
 from orion_oie import (
@@ -34,11 +39,6 @@ from orion_oie.config import DownloadConfig
 from orion_oie.engine import lifecycle
 from orion_oie.errors import RequestCancelledError
 from orion_oie.models.downloads.cache import ModelCache
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
-)
 from orion_oie.models.formats.gguf import read_header
 
 COMMAND = [sys.executable, "-m", "orion_oie"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback import LoopbackServer
 from minilm import write_minilm
 
 from orion_oie import EngineConfig, Message, ModelRegistry, OrionInferenceEngine, Route
@@ -24,7 +25,6 @@ from orion_oie.cli.console import (
 )
 from orion_oie.cli.main import main
 from orion_oie.engine.router_embedder import RouterEmbedder
-from orion_oie.models.downloads.loopback import LoopbackServer
 from orion_oie.routing.base import RouteContext
 from orion_oie.routing.evaluation import judged, score
 from orion_oie.routing.hybrid import HybridRouter

@@ -16,6 +16,10 @@ from typing import IO
 
 import pytest
 from helpers import BOUND_S, Running, run_all, wait_until
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+)
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -34,10 +38,6 @@ from orion_oie.models.downloads.cache import (
 from orion_oie.models.downloads.fetch import (
     CHUNK_BYTES,
     Download,
-)
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
 )
 from orion_oie.models.downloads.parts import (
     map_path,

@@ -21,6 +21,11 @@ from typing import Any
 
 import pytest
 from helpers import BOUND_S, Running, wait_until
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -38,11 +43,6 @@ from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.downloads.fetch import (
     CHUNK_BYTES,
     Download,
-)
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
 )
 from orion_oie.models.downloads.parts import (
     map_path,

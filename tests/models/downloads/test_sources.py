@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -20,11 +25,6 @@ from orion_oie.errors import DownloadError
 from orion_oie.models.downloads.cache import (
     ModelCache,
     Record,
-)
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
 )
 from orion_oie.models.downloads.sources import locate
 from orion_oie.models.specs import SourceSpec
