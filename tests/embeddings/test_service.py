@@ -720,7 +720,7 @@ def test_an_unused_service_has_plain_statistics(scripted: Scripted) -> None:
 def test_importing_the_library_brings_no_heavy_package() -> None:
     """Neither the front door nor the shapes of the statistics import what computes."""
     script = (
-        "import sys, orion_oie, orion_oie.embeddings.stats; "
+        "import sys, orion_oie, orion_oie.schemas.stats; "
         "print(*({'numpy', 'torch', 'sentence_transformers', 'cachetools'} & set(sys.modules)))"
     )
     done = subprocess.run(
