@@ -32,9 +32,9 @@ from orion_oie import (
 )
 from orion_oie.backends.llama.host import devices
 from orion_oie.cancellation import CancelScope
-from orion_oie.cli import main as cli_module
 from orion_oie.cli.compatibility import CompatibilityReport
 from orion_oie.cli.main import main
+from orion_oie.cli.places import Places
 from orion_oie.config import DownloadConfig
 from orion_oie.engine import lifecycle
 from orion_oie.errors import RequestCancelledError
@@ -323,13 +323,13 @@ def test_pull_takes_its_limits_along(
 ) -> None:
     """`--limit-mb-per-s` and `--connections` reach the engine; what it refuses has status 1."""
     made: list[DownloadConfig] = []
-    real = cli_module._engine
+    real = Places.engine
 
-    def engine(*places: Any, **settings: Any) -> OrionInferenceEngine:
-        made.append((made_one := real(*places, **settings)).config.download)
+    def engine(places: Places, **settings: Any) -> OrionInferenceEngine:
+        made.append((made_one := real(places, **settings)).config.download)
         return made_one
 
-    monkeypatch.setattr(cli_module, "_engine", engine)
+    monkeypatch.setattr(Places, "engine", engine)
     assert (
         main(["pull", "local", "--limit-mb-per-s", "2.5", "--connections", "3", *shop.options]) == 0
     )

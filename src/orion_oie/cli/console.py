@@ -1,29 +1,24 @@
-"""What the modules of the command line share: options that name places, and printing."""
+"""Printing, and reading of options, for all commands."""
 
 import json
 import shutil
 import textwrap
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from typing import Any
 
 import click
 
 from orion_oie.guardrails import sanitize
 
-cache_place = click.option(
-    "--cache-dir",
-    type=click.Path(path_type=Path),
-    help="where fetched models lie; default: ORION_CACHE_DIR, or the user's cache folder",
-)
-
-registry_place = click.option(
-    "--registry", type=click.Path(path_type=Path), help="models.json; default: the packaged one"
-)
-
 GLUE = "\u00a0"
 """A space at which `print_wrapped` breaks no line."""
 
 _NARROW, _WIDE = 60, 100
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given a value."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def print_json(value: object) -> None:

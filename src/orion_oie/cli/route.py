@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import click
 
 from orion_oie import (
-    EngineConfig,
     Message,
     OrionInferenceEngine,
     Route,
@@ -21,13 +20,12 @@ from orion_oie import (
 )
 from orion_oie.cli.console import (
     GLUE,
-    cache_place,
     print_json,
     print_table,
     print_wrapped,
-    registry_place,
     shortened,
 )
+from orion_oie.cli.places import Places, cache_place, pass_places, registry_place
 from orion_oie.guardrails.requests import check_query
 from orion_oie.routing.base import RouteContext
 
@@ -105,21 +103,15 @@ def router_options(command: _Command) -> _Command:
 
 
 def engine_of(
-    registry: Path | None,
-    cache_dir: Path | None,
-    embedding_model: str | None,
-    no_embeddings: bool,
-    weights: Path | None,
+    places: Places, embedding_model: str | None, no_embeddings: bool, weights: Path | None
 ) -> OrionInferenceEngine:
-    config = EngineConfig(
-        cache_dir=cache_dir,
-        slots=1,
-        keep_warm=False,
+    """An engine whose router is what the options say. Raises `ModelNotFoundError` for an embedding
+    model that the registry does not have."""
+    engine = places.engine(
         embedding_model=embedding_model,
         enable_neural_router=not no_embeddings,
         router_weights=weights,
     )
-    engine = OrionInferenceEngine(registry, config)
     from orion_oie.embeddings.shared import SENTENCE_TRANSFORMERS  # here with every engine
 
     if embedding_model is not None and not embedding_model.startswith(SENTENCE_TRANSFORMERS):
@@ -143,8 +135,15 @@ def engine_of(
 @click.option("--json", "is_json", is_flag=True, help="as JSON")
 @weights_place
 @router_options
+@pass_places
 def explain(
-    question: str, images: int, turns: Sequence[str], is_json: bool, **settings: Any
+    places: Places,
+    /,
+    question: str,
+    images: int,
+    turns: Sequence[str],
+    is_json: bool,
+    **settings: Any,
 ) -> None:
     """Say which agent a question goes to, and why; see `orion-oie route --help`."""
     if question == "-":
@@ -154,7 +153,7 @@ def explain(
         history=[Message(role="user", content=turn) for turn in turns],
         is_trial=True,
     )
-    with engine_of(**settings) as engine:
+    with engine_of(places, **settings) as engine:
         check_query(question, engine.config.max_query_chars)
         agents, started = engine.registry.agents, time.perf_counter()
         # Nearly the same, but another text: a vector that is remembered would look too fast.

@@ -21,12 +21,14 @@ from orion_oie.cli.console import (
     printable,
     shortened,
 )
+from orion_oie.cli.places import Places, pass_places
 from orion_oie.cli.route import (
     engine_of,
     router_options,
     weights_place,
 )
 from orion_oie.routing.hybrid import FITTING_PULL
+from orion_oie.schemas.units import size_text
 from orion_oie.schemas.validation import did_you_mean
 
 if TYPE_CHECKING:  # with numpy, which most commands do without
@@ -78,7 +80,8 @@ def _place_to_write(_context: click.Context, _parameter: click.Parameter, path: 
     help="how strongly they are held where they are; less follows the prompts more",
 )
 @router_options
-def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None:
+@pass_places
+def train(places: Places, /, files: Sequence[str], out: Path, pull: float, **settings: Any) -> None:
     """Draw the router's weights towards labelled prompts.
 
     A line of a file is {"text": ..., "label": AGENT}, with "labels": [...] where several agents
@@ -95,7 +98,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
 
     examples = _read(files)
     rest, held = split(examples)
-    with engine_of(**settings) as engine:
+    with engine_of(places, **settings) as engine:
         router, agents = _hybrid(engine), engine.registry.agents
         missing = _load_embeddings(engine)
         if missing is not None:
@@ -106,7 +109,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
             router.fit(rest, agents, pull=pull)
         after = judged(router, held, agents)
     started = time.perf_counter()
-    with engine_of(**settings) as engine:  # the weights to begin with again
+    with engine_of(places, **settings) as engine:  # the weights to begin with again
         is_embedding = engine.config.enable_neural_router and _load_embeddings(engine) is None
         router = _hybrid(engine)
         model = router.fit(examples, engine.registry.agents, pull=pull)
@@ -122,7 +125,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
     if held:
         _print_change(before, after)
     print_wrapped(
-        f"{path} ({path.stat().st_size / 1e6:.1f} MB): learned from all {len(examples)} prompts "
+        f"{path} ({size_text(path.stat().st_size)}): learned from all {len(examples)} prompts "
         f"in {seconds:.1f} s"
     )
 
@@ -209,7 +212,7 @@ def export_weights(out: Path) -> None:
     from orion_oie.routing.linear.model import shipped_model
 
     path = shipped_model().save(out)
-    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    click.echo(f"{path} ({size_text(path.stat().st_size)})")
 
 
 # -- judging
@@ -223,7 +226,10 @@ def export_weights(out: Path) -> None:
 @click.option("--json", "is_json", is_flag=True, help="as JSON")
 @weights_place
 @router_options
-def evaluate(files: Sequence[str], errors: int, is_json: bool, **settings: Any) -> None:
+@pass_places
+def evaluate(
+    places: Places, /, files: Sequence[str], errors: int, is_json: bool, **settings: Any
+) -> None:
     """Say how well labelled prompts are routed, each by itself.
 
     A line of a file is {"text": ..., "label": AGENT}, with "labels": [...] where several agents
@@ -234,7 +240,7 @@ def evaluate(files: Sequence[str], errors: int, is_json: bool, **settings: Any) 
     examples = _read(files)
     if not examples:
         raise click.UsageError("there is no prompt in these files")
-    with engine_of(**settings) as engine:
+    with engine_of(places, **settings) as engine:
         agents = engine.registry.agents
         found = judged(engine.router, examples, agents)
     wrong = sorted(
