@@ -13,7 +13,7 @@ import click
 from orion_oie import ModelNotFoundError
 from orion_oie.cli.console import given, print_json, print_table
 from orion_oie.cli.places import Places, both_places, cache_place, pass_places
-from orion_oie.models.inventory import Entry, fetched_files, inventory
+from orion_oie.models.inventory import InventoryEntry, fetched_files, inventory
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry.progress import LoadDisplay
 
@@ -112,7 +112,7 @@ def prune(places: Places, keep_gb: float | None) -> None:
         click.echo(f"{file.path}: {size_text(file.arrived_bytes)} removed")
 
 
-def _cells(entry: Entry) -> list[str]:
+def _cells(entry: InventoryEntry) -> list[str]:
     percent = f" {100 * entry.arrived_bytes / max(1, entry.size_bytes):.0f} %"
     return [
         entry.name,
@@ -123,7 +123,7 @@ def _cells(entry: Entry) -> list[str]:
     ]
 
 
-def _entry_facts(entry: Entry) -> dict[str, object]:
+def _entry_facts(entry: InventoryEntry) -> dict[str, object]:
     used = None if entry.last_used is None else _date(entry.last_used).isoformat(" ", "seconds")
     return {**asdict(entry), "last_used": used}
 

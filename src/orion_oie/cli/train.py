@@ -139,7 +139,8 @@ def _read(files: Sequence[str]) -> "list[Example]":
 def _hybrid(engine: OrionInferenceEngine) -> "HybridRouter":
     from orion_oie.routing.hybrid import HybridRouter
 
-    assert isinstance(engine.router, HybridRouter), "it was made without another one"
+    if not isinstance(engine.router, HybridRouter):
+        raise TypeError(f"a {type(engine.router).__name__} learns no weights")
     return engine.router
 
 

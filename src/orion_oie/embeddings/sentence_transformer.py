@@ -23,6 +23,7 @@ from orion_oie.errors import (
     ModelCorruptError,
     ModelError,
     ModelNotFoundError,
+    described,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _load(name: str) -> "SentenceTransformer":
         return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     except Exception as error:  # what a damaged folder raises is anybody's guess
         raise ModelCorruptError(
-            f"sentence-transformers cannot load {folder}: {type(error).__name__}: {error}",
+            f"sentence-transformers cannot load {folder}: {described(error)}",
             path=str(folder),
         ) from error
 

@@ -86,7 +86,7 @@ def pull(
     """Fetch what a name stands for, telling how far it is; see `OrionInferenceEngine.pull`."""
     model_id, variant, source = registry.find_source(name)
     key = f"{model_id}@{variant}"
-    if source.kind not in ("url", "hub"):
+    if not source.is_remote:
         return registry.local_files(source, key)
 
     def report(download: "Download | None", phase: LoadPhase = "downloading") -> None:

@@ -21,7 +21,7 @@ from orion_oie.models.specs import (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InventoryEntry:
     """A variant of the registry (`MODEL@VARIANT`), or what is left over: a fetched file of none.
 
     `arrived_bytes` of about `size_bytes` are here. `last_used` is in seconds since the epoch.
@@ -36,7 +36,7 @@ class Entry:
     is_leftover: bool = False
 
 
-def inventory(registry: ModelRegistry, cache: ModelCache) -> list[Entry]:
+def inventory(registry: ModelRegistry, cache: ModelCache) -> list[InventoryEntry]:
     """All variants of the registry, then what else lies in the cache."""
     files = {file.path: file for file in cache.files()}
     entries = []
@@ -44,7 +44,7 @@ def inventory(registry: ModelRegistry, cache: ModelCache) -> list[Entry]:
     for model_id, model in registry.models.items():
         for variant, spec in model.variants.items():
             key = f"{model_id}@{variant}"
-            if spec.source.kind in ("url", "hub"):
+            if spec.source.is_remote:
                 paths = cache.paths(spec.source)
                 known.update(paths)
                 own = [files[path] for path in paths if path in files]
@@ -73,7 +73,7 @@ def fetched_files(
         fetched = {
             key: cache.paths(source)
             for key, source in _variants(registry, name)
-            if source.kind in ("url", "hub")
+            if source.is_remote
         }
         if not fetched:
             raise ModelNotFoundError(f"{name} was not fetched: its files are not the cache's")
@@ -90,31 +90,35 @@ def _variants(registry: ModelRegistry, name: str) -> Iterator[tuple[str, SourceS
         yield f"{model_id}@{other}", spec.source
 
 
-def _fetched(key: str, spec: VariantSpec, cache: ModelCache, files: list[CachedFile]) -> Entry:
+def _fetched(
+    key: str, spec: VariantSpec, cache: ModelCache, files: list[CachedFile]
+) -> InventoryEntry:
     arrived, total = cache.arrived(spec.source)
     used = max((file.last_used for file in files), default=None)
     paths = cache.find(spec.source)
     if paths is not None:
-        return Entry(key, "downloaded", total, arrived, used, str(paths[0]))
+        return InventoryEntry(key, "downloaded", total, arrived, used, str(paths[0]))
     size = max(total, int(spec.size_mb * 1e6))  # of a file that was not begun, nothing is known
     where = spec.source.url or f"hub:{spec.source.hub}"
-    return Entry(key, "partial" if arrived else "not downloaded", size, arrived, used, where)
+    return InventoryEntry(
+        key, "partial" if arrived else "not downloaded", size, arrived, used, where
+    )
 
 
-def _local(key: str, spec: VariantSpec, registry: ModelRegistry) -> Entry:
+def _local(key: str, spec: VariantSpec, registry: ModelRegistry) -> InventoryEntry:
     try:
         paths = registry.local_files(spec.source, key)
     except ModelNotFoundError:
         where = spec.source.path or f"package {spec.source.package}"
-        return Entry(key, "not here", int(spec.size_mb * 1e6), 0, None, where)
+        return InventoryEntry(key, "not here", int(spec.size_mb * 1e6), 0, None, where)
     size = sum(path.stat().st_size for path in paths)
-    return Entry(key, "here", size, size, None, str(paths[0]))
+    return InventoryEntry(key, "here", size, size, None, str(paths[0]))
 
 
-def _of_no_model(file: CachedFile, cache: ModelCache) -> Entry:
+def _of_no_model(file: CachedFile, cache: ModelCache) -> InventoryEntry:
     name = file.path.relative_to(cache.root).as_posix()
     state: Literal["partial", "of no model"] = (
         "partial" if file.state == "partial" else "of no model"
     )
     where = str(file.path)
-    return Entry(name, state, file.size, file.arrived_bytes, file.last_used, where, True)
+    return InventoryEntry(name, state, file.size, file.arrived_bytes, file.last_used, where, True)

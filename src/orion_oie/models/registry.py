@@ -66,7 +66,7 @@ class VariantState:
 
     @property
     def is_fetchable(self) -> bool:
-        return self.files is None and self.spec.source.kind in ("url", "hub")
+        return self.files is None and self.spec.source.is_remote
 
 
 Pick = Callable[[str, str, Sequence[VariantState]], VariantChoice]

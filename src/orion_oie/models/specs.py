@@ -84,6 +84,11 @@ class SourceSpec(Spec):
             return "url"
         return "hub" if self.hub is not None else "package"
 
+    @property
+    def is_remote(self) -> bool:
+        """True when the files are fetched over HTTP and kept in the cache."""
+        return self.url is not None or self.hub is not None
+
 
 class ShardingSpec(Spec):
     """How a variant is split, and how many shards must be here before anything is computed; goes

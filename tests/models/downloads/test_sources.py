@@ -23,8 +23,8 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
 from orion_oie.errors import DownloadError
 from orion_oie.models.downloads.cache import (
+    FileRecord,
     ModelCache,
-    Record,
 )
 from orion_oie.models.downloads.sources import locate
 from orion_oie.models.specs import SourceSpec
@@ -227,7 +227,7 @@ class User:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
-    def record(self, path: Path) -> Record:
+    def record(self, path: Path) -> FileRecord:
         return self.cache.records()[path.relative_to(self.cache.root).as_posix()]
 
 

@@ -57,7 +57,7 @@ _HELPERS = (".lock", ".part.map", TEMPORARY_SUFFIX)  # files that say something 
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FileRecord:
     """What is known of a file that was complete once. `is_expected`: the digest is what the
     registry or the hub named, and not only what came first."""
 
@@ -79,7 +79,7 @@ class CachedFile:
     size: int
     arrived_bytes: int
     last_used: float
-    record: Record | None
+    record: FileRecord | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class ModelCache:
         self.snapshots = self.root / "snapshots"
         self._models = self.root / "models"
         self._records = self.root / "models.lock.json"
-        self._read_records: tuple[tuple[int, int], dict[str, Record]] = (0, 0), {}
+        self._read_records: tuple[tuple[int, int], dict[str, FileRecord]] = (0, 0), {}
 
     # -- where things are
 
@@ -251,12 +251,12 @@ class ModelCache:
 
     # -- what is known
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, FileRecord]:
         """What is known of files, by path under the cache's root. Raises `DownloadError` when the
         file that says so is damaged."""
         try:
             raw = json.loads(self._records.read_text(encoding="utf-8"))
-            return {key: Record(**record) for key, record in raw.items()}
+            return {key: FileRecord(**record) for key, record in raw.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -265,7 +265,7 @@ class ModelCache:
                 "files are taken as they come"
             ) from error
 
-    def _known(self) -> dict[str, Record]:
+    def _known(self) -> dict[str, FileRecord]:
         """`records`, read again only after a change."""
         try:
             facts = self._records.stat()
@@ -276,7 +276,7 @@ class ModelCache:
             self._read_records = version, self.records()
         return self._read_records[1]
 
-    def _write_record(self, key: str, record: Record | None) -> None:
+    def _write_record(self, key: str, record: FileRecord | None) -> None:
         with locked(self._records, CancelScope(), lambda: None):
             records = self.records()
             records.pop(key, None)
@@ -382,7 +382,8 @@ def _folder_name(source: SourceSpec) -> str:
     if source.hub is not None:
         revision = source.revision or "main"
         return _UNSAFE.sub("-", f"hub--{source.hub.replace('/', '--')}--{revision}")
-    assert source.url is not None
+    if source.url is None:
+        raise ValueError(f"a '{source.kind}' source has no folder in the cache")
     digest = hashlib.sha256(source.url.encode()).hexdigest()[:12]
     host = None
     with contextlib.suppress(ValueError):  # what is wrong with it is told when it is fetched
@@ -397,10 +398,10 @@ def _link(path: Path, there: Path) -> None:
         fresh.symlink_to(there.resolve())
 
 
-def _record_of(fetched: Fetched) -> Record:
+def _record_of(fetched: Fetched) -> FileRecord:
     file: RemoteFile = fetched.file
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Record(
+    return FileRecord(
         fetched.sha256, fetched.size, file.url, file.revision, file.sha256 is not None, now
     )
 

@@ -31,18 +31,17 @@ def locate(source: SourceSpec, paths: tuple[Path, ...], pinned: str | None = Non
     `pinned` is the commit that the first files of the source came from. Raises `DownloadError`.
     """
     if source.url is not None:
-        return _at_url(source, paths)
+        return _at_url(source, source.url, paths)
     if source.hub is not None:
-        return _on_hub(source, paths, pinned)
+        return _on_hub(source, source.hub, paths, pinned)
     raise DownloadError(f"a '{source.kind}' source cannot be fetched")
 
 
-def _at_url(source: SourceSpec, paths: tuple[Path, ...]) -> Located:
-    assert source.url is not None
-    if not source.url.lower().startswith(("http://", "https://")):
-        raise DownloadError(f"{source.url}: only http and https can be fetched", url=source.url)
+def _at_url(source: SourceSpec, url: str, paths: tuple[Path, ...]) -> Located:
+    if not url.lower().startswith(("http://", "https://")):
+        raise DownloadError(f"{url}: only http and https can be fetched", url=url)
     digests: list[str | None] = [*source.sha256] or [None] * len(paths)
-    base = source.url.rstrip("/")
+    base = url.rstrip("/")
     remote = tuple(
         RemoteFile(f"{base}/{quote(name)}", path, digest)
         for name, path, digest in zip(source.shards, paths, digests, strict=True)
@@ -50,20 +49,21 @@ def _at_url(source: SourceSpec, paths: tuple[Path, ...]) -> Located:
     return Located(remote, {})
 
 
-def _on_hub(source: SourceSpec, paths: tuple[Path, ...], pinned: str | None) -> Located:
-    assert source.hub is not None
+def _on_hub(
+    source: SourceSpec, repository: str, paths: tuple[Path, ...], pinned: str | None
+) -> Located:
     hub = _hub_library()
     revision = pinned or source.revision  # and from the first file on, its commit
     digests: list[str | None] = [*source.sha256] or [None] * len(paths)
     local: dict[Path, Path] = {}
     remote: list[RemoteFile] = []
     for name, path, digest in zip(source.files, paths, digests, strict=True):
-        cached = _cached_by_hub(hub, source.hub, name, revision, digest)
+        cached = _cached_by_hub(hub, repository, name, revision, digest)
         if cached is not None:
             local[path] = cached
             revision = cached.parts[-1 - len(Path(name).parts)]  # .../snapshots/COMMIT/NAME
         else:
-            remote.append(_hub_file(hub, source.hub, name, revision, path, digest))
+            remote.append(_hub_file(hub, repository, name, revision, path, digest))
             revision = remote[-1].revision
     return Located(tuple(remote), local)
 
