@@ -30,7 +30,7 @@ def convert(folder: Path, out: Path, quantization: Literal["f32", "f16", "q8_0"]
 
     FOLDER is one of sentence-transformers with a BERT model. Prints what to write into models.json.
     """
-    # It imports numpy, which most commands do without.
+    # This imports numpy, which most commands do not need.
     from orion_oie.foundry.bert_gguf import write_bert_gguf
 
     header = read_header(write_bert_gguf(folder, out, quantization=quantization))

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except SystemExit as ended:  # click has seen to a reader who went away
+    except SystemExit as ended:  # click has handled a closed pipe
         return ended.code if isinstance(ended.code, int) else 1
     except OrionError as error:
         click.echo(f"error: {printable(error.message)}", err=True)

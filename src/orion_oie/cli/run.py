@@ -37,7 +37,7 @@ def run(
     settings = {
         "auto_download": auto_download,
         "loading_strategy": "sequential" if sequential else "progressive",
-        "enable_stand_in": False,  # nobody asks a second question that the full model could answer
+        "enable_stand_in": False,  # no second question follows, for the full model to answer
     }
     with LoadDisplay() as display, places.engine(**settings) as engine:
         engine.subscribe(display.show)
@@ -56,7 +56,7 @@ def run(
 
 
 def _notes(result: InferenceResult) -> Iterator[str]:
-    """Why another model answered than the one that is meant to."""
+    """The reasons that another model answered than the intended one."""
     for skipped in result.receipt.considered:
         if skipped.outcome == "unavailable" and skipped.role == "primary":
             yield (

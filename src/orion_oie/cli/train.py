@@ -1,6 +1,6 @@
-"""`orion-oie route train`, `evaluate` and `export`: what the router learns, and how well it routes.
+"""`orion-oie route train`, `evaluate` and `export`: the router's weights, and its accuracy.
 
-Parses, calls the library, prints, like `cli`. Fetches nothing.
+Parses, calls the library, prints. Fetches nothing.
 """
 
 import os
@@ -31,7 +31,7 @@ from orion_oie.routing.hybrid import FITTING_PULL
 from orion_oie.schemas.units import size_text
 from orion_oie.schemas.validation import did_you_mean
 
-if TYPE_CHECKING:  # with numpy, which most commands do without
+if TYPE_CHECKING:  # imports numpy, which most commands do not need
     from orion_oie.models.specs import AgentSpec
     from orion_oie.routing.evaluation import Judged, Score
     from orion_oie.routing.hybrid import HybridRouter
@@ -43,7 +43,7 @@ _PROMPT_CHARS = 100
 
 
 def _place_to_write(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
-    """A path for a new file. What is wrong with it is said before any work is done for it."""
+    """A path for a new file, checked before any work is done."""
     path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise click.BadParameter(
@@ -145,8 +145,8 @@ def _hybrid(engine: OrionInferenceEngine) -> "HybridRouter":
 
 
 def _load_embeddings(engine: OrionInferenceEngine) -> ModelNotFoundError | None:
-    """Have the embedding model in memory, however long that takes, unless the router does without.
-    Returns the error when it is not here."""
+    """Load the embedding model, however long that takes, unless the router uses none. Return the
+    error when the model is not on this machine."""
     if engine.config.enable_neural_router:
         try:
             engine.embed(["load"], user="router")
@@ -173,7 +173,7 @@ def _note_new_topics(
 
 
 def _print_change(before: "Sequence[Judged]", after: "Sequence[Judged]") -> None:
-    """How many held-out prompts went to an acceptable agent."""
+    """Print the shares of held-out prompts that went to an acceptable agent."""
     rows = [
         [label, str(len(old)), _right(old), _right(new)]
         for (label, old), new in zip(
@@ -272,7 +272,7 @@ def _print_score(total: "Score") -> None:
 
 
 def _print_confusion(found: "Sequence[Judged]") -> None:
-    """Rows: the agents that should have answered; columns: those that were taken, by number."""
+    """Print the confusion matrix. Rows: the right agents; columns: the chosen ones, by number."""
     from orion_oie.routing.evaluation import confusion
 
     counts = confusion(found)
@@ -289,7 +289,7 @@ def _print_confusion(found: "Sequence[Judged]") -> None:
 
 
 def _print_labels(found: "Sequence[Judged]") -> None:
-    """Labels, the worst first, and where their misrouted prompts go."""
+    """Print the labels, the worst first, with the agents of their misrouted prompts."""
     from orion_oie.routing.evaluation import score
 
     groups = {label: (score(of_one), of_one) for label, of_one in _by_label(found).items()}
@@ -326,7 +326,7 @@ def _print_error(one: "Judged") -> None:
 
 
 def _note_nobody(found: "Sequence[Judged]", agents: Mapping[str, object]) -> None:
-    """Prompts that cannot be routed right: none of their agents is there."""
+    """Print a note on prompts that cannot be routed right, because all their agents are missing."""
     missing = Counter(one.agents for one in found if not set(one.agents) & set(agents))
     for names, count in missing.items():
         prompts = "1 prompt" if count == 1 else f"{count} prompts"

@@ -1,6 +1,6 @@
-"""What models there are, and what of them is on this machine: the registry beside the cache.
+"""The list of models on this machine: the variants of the registry and the files of the cache.
 
-Looks and lists; fetches and removes nothing.
+Fetches and removes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,10 @@ from orion_oie.models.specs import (
 
 @dataclass(frozen=True, slots=True)
 class InventoryEntry:
-    """A variant of the registry (`MODEL@VARIANT`), or what is left over: a fetched file of none.
+    """A variant of the registry (`MODEL@VARIANT`), or a leftover: a fetched file of no variant.
 
-    `arrived_bytes` of about `size_bytes` are here. `last_used` is in seconds since the epoch.
+    `arrived_bytes` of about `size_bytes` are on this machine. `last_used` is in seconds since the
+    epoch.
     """
 
     name: str
@@ -37,7 +38,7 @@ class InventoryEntry:
 
 
 def inventory(registry: ModelRegistry, cache: ModelCache) -> list[InventoryEntry]:
-    """All variants of the registry, then what else lies in the cache."""
+    """All variants of the registry, then the other files in the cache."""
     files = {file.path: file for file in cache.files()}
     entries = []
     known: set[Path] = set()
@@ -57,10 +58,10 @@ def inventory(registry: ModelRegistry, cache: ModelCache) -> list[InventoryEntry
 def fetched_files(
     registry: ModelRegistry, cache: ModelCache, names: Sequence[str]
 ) -> list[tuple[str, tuple[Path, ...]]]:
-    """The places in the cache that names stand for, by `MODEL@VARIANT`; a model without a variant
-    stands for all, and a file of no model for itself.
+    """The cache paths of named models, by `MODEL@VARIANT`. A model without a variant stands for all
+    its variants, and a leftover file for itself.
 
-    Raises `ModelNotFoundError` for names of nothing that can be fetched.
+    Raises `ModelNotFoundError` for a name without any files that can be fetched.
     """
     leftovers = {
         e.name: (cache.root / e.name,) for e in inventory(registry, cache) if e.is_leftover
@@ -98,7 +99,7 @@ def _fetched(
     paths = cache.find(spec.source)
     if paths is not None:
         return InventoryEntry(key, "downloaded", total, arrived, used, str(paths[0]))
-    size = max(total, int(spec.size_mb * 1e6))  # of a file that was not begun, nothing is known
+    size = max(total, int(spec.size_mb * 1e6))  # before the first byte, no total is known
     where = spec.source.url or f"hub:{spec.source.hub}"
     return InventoryEntry(
         key, "partial" if arrived else "not downloaded", size, arrived, used, where

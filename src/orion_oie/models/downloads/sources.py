@@ -1,7 +1,7 @@
-"""Where the files of a source can be fetched from: addresses, headers, digests.
+"""Addresses, headers and digests of the files of a source. Fetches nothing.
 
 The Hugging Face hub is asked through `huggingface_hub`, so that `HF_HOME`, `HF_ENDPOINT`,
-`HF_TOKEN` and `HF_HUB_OFFLINE` mean here what they mean everywhere. Fetches nothing.
+`HF_TOKEN` and `HF_HUB_OFFLINE` have their usual meaning.
 """
 
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ _SHA256_DIGITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The files of a source: those to fetch, and those that the hub's own cache has already."""
+    """The files of a source: those to fetch, and those that the hub's own cache already has."""
 
     remote: tuple[RemoteFile, ...]
-    local: Mapping[Path, Path]  # by where it should be: where it is
+    local: Mapping[Path, Path]  # from the path in our cache to the one in the hub's
 
 
 def locate(source: SourceSpec, paths: tuple[Path, ...], pinned: str | None = None) -> Located:
-    """Where to get the files of a source, of which each should come to its path in `paths`.
+    """Locate the files of a source; each belongs to its path in `paths`.
 
-    `pinned` is the commit that the first files of the source came from. Raises `DownloadError`.
+    `pinned` is the commit of the files that were fetched earlier. Raises `DownloadError`.
     """
     if source.url is not None:
         return _at_url(source, source.url, paths)
@@ -53,7 +53,7 @@ def _on_hub(
     source: SourceSpec, repository: str, paths: tuple[Path, ...], pinned: str | None
 ) -> Located:
     hub = _hub_library()
-    revision = pinned or source.revision  # and from the first file on, its commit
+    revision = pinned or source.revision  # replaced by the commit of the first file
     digests: list[str | None] = [*source.sha256] or [None] * len(paths)
     local: dict[Path, Path] = {}
     remote: list[RemoteFile] = []
@@ -71,8 +71,8 @@ def _on_hub(
 def _cached_by_hub(
     hub: Any, repository: str, name: str, revision: str | None, digest: str | None
 ) -> Path | None:
-    """A file that the hub's own cache has, if it is the right one: it is named by its digest
-    there."""
+    """The path of a file in the hub's own cache, which names files by their digests; None when
+    that cache does not have it, or has other content."""
     try:
         cached = hub.try_to_load_from_cache(repository, name, revision=revision)
     except ValueError as error:
