@@ -226,7 +226,7 @@ class ProviderModel(Spec):
 
 
 class ProviderSpec(Spec):
-    """A remote or separate server that can answer instead. The variable `api_key_env` has its key."""
+    """A remote or separate server that can answer instead; `api_key_env` names the key's variable."""
 
     kind: Literal["openai", "anthropic", "ollama"]
     base_url: Annotated[str, Field(pattern=r"^https?://")]
