@@ -226,7 +226,7 @@ class ProviderModel(Spec):
 
 
 class ProviderSpec(Spec):
-    """A remote or separate server that can answer instead; `api_key_env` names the key's variable."""
+    """A remote or separate server that can answer instead, with the key in `api_key_env`."""
 
     kind: Literal["openai", "anthropic", "ollama"]
     base_url: Annotated[str, Field(pattern=r"^https?://")]

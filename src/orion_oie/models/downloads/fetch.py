@@ -211,7 +211,7 @@ class Download:
     # -- the whole download
 
     def start(self, runs: Iterable[Run] | None = None) -> None:
-        """Fetch the missing bytes in the background: `runs` first, in their order, then the rest."""
+        """Fetch the missing bytes in the background: first `runs` in their order, then the rest."""
         whole = [(number, 0, part.size) for number, part in enumerate(self._parts)]
         seen: set[tuple[int, int]] = set()
         for number, start, end in [*(runs or []), *whole]:
