@@ -25,12 +25,12 @@ from _report import Row, options, report, row
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
-from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.embeddings.service import Embedder, EmbeddingService
 from orion_oie.embeddings.vectors import halves, unit_rows
 from orion_oie.schemas.results import ModelInfo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from gguf_embedder import GGUFEmbedder
 from minilm import minilm_folder, write_minilm
 
 MEMORY_BAR = 0.4

@@ -36,10 +36,12 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.hardware.machine import usable_cores
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.downloads.fetch import CHUNK_BYTES
-from orion_oie.models.downloads.loopback import LoopbackServer
 from orion_oie.models.formats.gguf import read_header
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import SourceSpec
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import loopback
 
 CONTEXT = 2048
 SYSTEM = "You are a helpful assistant."
@@ -60,7 +62,7 @@ def served(
     folder: Path, *, mb_per_s: float | None = None, per_connection: float | None = None
 ) -> Iterator[str]:
     """The address of a server of a folder, in a process of its own."""
-    command = [sys.executable, "-m", "orion_oie.models.downloads.loopback", str(folder)]
+    command = [sys.executable, loopback.__file__, str(folder)]
     command += ["--mb-per-s", str(mb_per_s)] if mb_per_s else []
     command += ["--connection-mb-per-s", str(per_connection)] if per_connection else []
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -317,7 +319,7 @@ def killed(work: Path, kills: int) -> list[Row]:
     for _ in range(kills):
         cache = work / "cache"
         shutil.rmtree(cache, ignore_errors=True)
-        with LoopbackServer(folder, bytes_per_s=60e6) as server:
+        with loopback.LoopbackServer(folder, bytes_per_s=60e6) as server:
             fatal = chance.randrange(1, len(content))
             process = subprocess.Popen(
                 [sys.executable, "-c", PULL, str(cache), server.url, "killed"]

@@ -26,7 +26,6 @@ from _report import Row, row
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
-from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.base import RouteContext
@@ -53,6 +52,7 @@ from orion_oie.schemas.results import ModelInfo
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 import train_router  # noqa: E402
+from gguf_embedder import GGUFEmbedder  # noqa: E402
 from minilm import write_minilm  # noqa: E402
 
 SETS = ROOT / "benchmarks" / "routing"
@@ -65,7 +65,7 @@ Agents = Mapping[str, AgentSpec]
 # What a process takes before and after its first routes.
 CHILD = """
 import json, psutil, sys
-from orion_oie.registry import ModelRegistry
+from orion_oie.models.registry import ModelRegistry
 agents = ModelRegistry.load(sys.argv[1]).agents
 process = psutil.Process()
 before = process.memory_full_info()

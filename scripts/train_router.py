@@ -81,12 +81,12 @@ def digest(text: str) -> str:
 def embedded(texts: Sequence[str]) -> Iterator[Floats]:
     """Vectors of texts, by a worker."""
     sys.path.insert(0, str(ROOT / "tests"))
+    from gguf_embedder import GGUFEmbedder
     from minilm import write_minilm
 
     from orion_oie.backends.base import LoadSpec
     from orion_oie.backends.llama.host.loader import LlamaBackend
     from orion_oie.cancellation import CancelScope
-    from orion_oie.embeddings.gguf import GGUFEmbedder
     from orion_oie.schemas.results import ModelInfo
 
     info = ModelInfo(model_id=HEAD, variant="f16", name=HEAD, version="2", license="apache-2.0")

@@ -1,5 +1,6 @@
 """What is shipped: the wheel carries everything that the library needs at run time."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -24,7 +25,19 @@ def test_the_wheel_carries_registry_schema_and_types(wheel: Path) -> None:
         for name in ("models.json", "models.schema.json"):
             assert archive.read(f"orion_oie/{name}") == (ROOT / name).read_bytes()
         assert "orion_oie/py.typed" in archive.namelist()
-        assert not [name for name in archive.namelist() if name.startswith("tests")]
+
+
+def test_the_wheel_holds_no_test_code(wheel: Path) -> None:
+    """Beside the library and its metadata there is nothing, and no module of the library imports a
+    test tool or is one of those in `tests`."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        sources = {name: archive.read(name).decode() for name in names if name.endswith(".py")}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"orion_oie"}
+    helpers = {path.name for path in (ROOT / "tests").glob("*.py")}
+    assert not [name for name in sources if Path(name).name in helpers]
+    test_tool = re.compile(r"^\s*(import|from) (pytest|hypothesis|unittest)\b", re.MULTILINE)
+    assert not [name for name, source in sources.items() if test_tool.search(source)]
 
 
 def test_the_unpacked_wheel_works(wheel: Path, tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ from orion_oie.schemas.stats import (
     ModelStats,
     PredictionStats,
 )
-from orion_oie.telemetry.events import Event
 from orion_oie.schemas.version import __version__
+from orion_oie.telemetry.events import Event
 
 __all__ = [
     "AgentModels",

@@ -48,6 +48,11 @@ class OrionError(Exception):
         self.details = details
 
 
+def described(error: BaseException) -> str:
+    """The type and the message of an error, in one line of a log or of a receipt."""
+    return f"{type(error).__name__}: {error}"
+
+
 class InvalidRequestError(OrionError):
     """The request itself is wrong; `details["problems"]` may list one line per fault."""
 

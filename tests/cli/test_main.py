@@ -17,6 +17,11 @@ from typing import Any
 
 import pytest
 from helpers import wait_until
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 from tiny import CHATML, write_tiny_llama
 
 from orion_oie import (
@@ -27,18 +32,13 @@ from orion_oie import (
 )
 from orion_oie.backends.llama.host import devices
 from orion_oie.cancellation import CancelScope
-from orion_oie.cli import main as cli_module
 from orion_oie.cli.compatibility import CompatibilityReport
 from orion_oie.cli.main import main
+from orion_oie.cli.places import Places
 from orion_oie.config import DownloadConfig
 from orion_oie.engine import lifecycle
 from orion_oie.errors import RequestCancelledError
 from orion_oie.models.downloads.cache import ModelCache
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
-)
 from orion_oie.models.formats.gguf import read_header
 from orion_oie.telemetry import event_docs
 
@@ -332,13 +332,13 @@ def test_pull_takes_its_limits_along(
 ) -> None:
     """`--limit-mb-per-s` and `--connections` reach the engine; what it refuses has status 1."""
     made: list[DownloadConfig] = []
-    real = cli_module._engine
+    real = Places.engine
 
-    def engine(*places: Any, **settings: Any) -> OrionInferenceEngine:
-        made.append((made_one := real(*places, **settings)).config.download)
+    def engine(places: Places, **settings: Any) -> OrionInferenceEngine:
+        made.append((made_one := real(places, **settings)).config.download)
         return made_one
 
-    monkeypatch.setattr(cli_module, "_engine", engine)
+    monkeypatch.setattr(Places, "engine", engine)
     assert (
         main(["pull", "local", "--limit-mb-per-s", "2.5", "--connections", "3", *shop.options]) == 0
     )

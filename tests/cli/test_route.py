@@ -15,6 +15,7 @@ import pytest
 from helpers import config_with
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback import LoopbackServer
 from minilm import write_minilm
 
 from orion_oie import Message, ModelRegistry, OrionInferenceEngine, Route
@@ -25,7 +26,6 @@ from orion_oie.cli.console import (
 )
 from orion_oie.cli.main import main
 from orion_oie.engine.router_embedder import RouterEmbedder
-from orion_oie.models.downloads.loopback import LoopbackServer
 from orion_oie.routing.base import RouteContext
 from orion_oie.routing.evaluation import judged, score
 from orion_oie.routing.hybrid import HybridRouter

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_embedder import GGUFEmbedder
 from helpers import BOUND_S, Running, run_all, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,6 @@ from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.batching import BATCH_CHARACTERS
 from orion_oie.embeddings.cache import LeastUsedCache
-from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.embeddings.sentence_transformer import SentenceTransformerEmbedder, hub_cache
 from orion_oie.embeddings.service import KEY_BYTES, EmbeddingService
 from orion_oie.embeddings.vectors import halves, unit_rows
@@ -720,7 +720,7 @@ def test_an_unused_service_has_plain_statistics(scripted: Scripted) -> None:
 def test_importing_the_library_brings_no_heavy_package() -> None:
     """Neither the front door nor the shapes of the statistics import what computes."""
     script = (
-        "import sys, orion_oie, orion_oie.embeddings.stats; "
+        "import sys, orion_oie, orion_oie.schemas.stats; "
         "print(*({'numpy', 'torch', 'sentence_transformers', 'cachetools'} & set(sys.modules)))"
     )
     done = subprocess.run(

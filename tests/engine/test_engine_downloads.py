@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 from engines import outcomes
 from helpers import config_with, wait_until
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 from tiny import write_tiny_llama
 
 from orion_oie import (
@@ -18,11 +23,6 @@ from orion_oie import (
     ModelNotFoundError,
     ModelRegistry,
     OrionInferenceEngine,
-)
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
 )
 
 BOUND_S = 30.0

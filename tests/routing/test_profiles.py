@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_embedder import GGUFEmbedder
 from helpers import run_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,6 @@ from routes import AGENTS, ANY_TEXT, Bag, agent, assert_sound, knowing
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
-from orion_oie.embeddings.gguf import GGUFEmbedder
 from orion_oie.errors import WorkerCrashedError
 from orion_oie.models.specs import AgentSpec
 from orion_oie.routing.hybrid import HybridRouter

@@ -1,5 +1,6 @@
 """The command line: parses, calls the library, prints.
 
-main: the commands. route, train: those under `orion-oie route`. console: what they share.
-compatibility: what the machine offers, as a report.
+main puts the commands together; models, run, hardware, gguf, route and train are groups of them.
+places: the registry and the cache that a command uses. console: printing. compatibility: the report
+of `orion-oie hardware`.
 """

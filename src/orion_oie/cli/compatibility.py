@@ -1,6 +1,6 @@
-"""What this machine and this build of llama.cpp make of each other: a report, and what to do.
+"""The report of `orion-oie hardware`: this machine, this build of llama.cpp, and advice.
 
-Pure: it is handed what was found, asks nobody and prints nothing.
+Pure: the findings are arguments, and nothing is printed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ _REINSTALL = (
     "--no-binary llama-cpp-python llama-cpp-python"
 )
 
-# By the kind of a GPU: what llama.cpp's build calls it, the argument for it, and what that needs.
+# By the kind of a GPU: its name in llama.cpp's build, the build argument, and the requirement.
 _BUILDS: dict[DeviceKind, tuple[str, str, str]] = {
     "cuda": ("CUDA", "-DGGML_CUDA=on", "NVIDIA's CUDA toolkit"),
     "rocm": ("ROCm", "-DGGML_HIP=on", "AMD's ROCm"),
@@ -34,7 +34,7 @@ _BUILDS: dict[DeviceKind, tuple[str, str, str]] = {
 
 
 class Suitability(Schema):
-    """One of the registry's recommendations, and whether this machine has the memory for it."""
+    """A recommendation of the registry; `is_suitable` when this machine has enough memory."""
 
     name: str
     description: str
@@ -44,10 +44,11 @@ class Suitability(Schema):
 
 
 class CompatibilityReport(Schema):
-    """What was found, and what follows.
+    """The findings and the advice.
 
-    unused_features: what the CPU has and llama.cpp was built without. missing_features: what it
-    was built with and the CPU does not have. advice: what to do, as sentences; empty when nothing.
+    unused_features: features of the CPU that llama.cpp was built without. missing_features:
+    features that llama.cpp was built with and the CPU does not have. advice: sentences, or nothing
+    when there is nothing to do.
     """
 
     hardware: Hardware
@@ -65,8 +66,7 @@ def compatibility(
     gpus: Sequence[GpuTrace],
     recommendations: Mapping[str, Recommendation],
 ) -> CompatibilityReport:
-    """The report on a machine, on the llama.cpp that is installed, and on the GPUs that the system
-    shows."""
+    """The report on a machine, the installed llama.cpp, and the GPUs that the system shows."""
     has, uses = hardware.cpu_features, llama.cpu_features
     unused = [name for name in has if uses and name not in uses]
     missing = [name for name in uses if has and name in KNOWN_FEATURES and name not in has]
@@ -187,7 +187,7 @@ def _llama_rows(report: CompatibilityReport) -> Iterator[tuple[str, str]]:
 
 def _device_text(device: Device) -> str:
     parts = [f"{device.name} ({device.kind})", device.description]
-    if device.kind != "cpu" and device.total_bytes is not None:  # the CPU's is what stands above
+    if device.kind != "cpu" and device.total_bytes is not None:  # the CPU's memory has its own row
         free = "" if device.free_bytes is None else f", {size_text(device.free_bytes)} free"
         parts.append(f"{size_text(device.total_bytes)}{free}")
     return ", ".join(part for part in parts if part)

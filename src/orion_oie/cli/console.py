@@ -1,24 +1,14 @@
-"""What the modules of the command line share: options that name places, and printing."""
+"""Printing, and reading of options, for all commands."""
 
 import json
 import shutil
 import textwrap
 from collections.abc import Collection, Sequence
-from pathlib import Path
+from typing import Any
 
 import click
 
 from orion_oie.guardrails import sanitize
-
-cache_place = click.option(
-    "--cache-dir",
-    type=click.Path(path_type=Path),
-    help="where fetched models lie; default: ORION_CACHE_DIR, or the user's cache folder",
-)
-
-registry_place = click.option(
-    "--registry", type=click.Path(path_type=Path), help="models.json; default: the packaged one"
-)
 
 GLUE = "\u00a0"
 """A space at which `print_wrapped` breaks no line."""
@@ -26,15 +16,20 @@ GLUE = "\u00a0"
 _NARROW, _WIDE = 60, 100
 
 
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given a value."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def print_json(value: object) -> None:
-    """As JSON, indented."""
+    """Print a value as indented JSON."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()
 ) -> None:
-    """Cells in columns. `numbers`: the columns that are aligned to the right."""
+    """Print cells in columns. `numbers`: the columns that are aligned to the right."""
     lines = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
@@ -46,7 +41,7 @@ def print_table(
 
 
 def print_wrapped(text: str, *, first: str = "", hang: int = 0) -> None:
-    """A text in lines that fit the terminal. `first` stands before the first line; the others are
+    """Print a text in lines that fit the terminal. `first` precedes the first line; the others are
     indented by `hang` characters."""
     width = min(_WIDE, max(_NARROW, shutil.get_terminal_size().columns))
     lines = textwrap.wrap(
@@ -61,11 +56,11 @@ def print_wrapped(text: str, *, first: str = "", hang: int = 0) -> None:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text in one line of so many characters at most."""
+    """A text in one line of at most `most` characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def printable(text: str) -> str:
-    """A text of a file or a server without what could act on the terminal."""
+    """A text from a file or a server, without characters that act on the terminal."""
     return sanitize.clean(text)[0]

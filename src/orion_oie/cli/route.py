@@ -1,6 +1,6 @@
-"""`orion-oie route`: why a question goes where it goes.
+"""`orion-oie route`: the agent of a question, and the reasons.
 
-Parses, calls the library, prints, like `cli`. Fetches nothing.
+Parses, calls the library, prints. Fetches nothing.
 """
 
 import re
@@ -13,26 +13,20 @@ from typing import Any, TypeVar
 import click
 
 from orion_oie import (
-    DownloadConfig,
-    EmbeddingConfig,
-    EngineConfig,
-    LoadingConfig,
     Message,
     OrionInferenceEngine,
     Route,
     RouteCandidate,
     RouterConfig,
-    ServingConfig,
 )
 from orion_oie.cli.console import (
     GLUE,
-    cache_place,
     print_json,
     print_table,
     print_wrapped,
-    registry_place,
     shortened,
 )
+from orion_oie.cli.places import Places, cache_place, pass_places, registry_place
 from orion_oie.guardrails.requests import check_query
 from orion_oie.routing.base import RouteContext
 
@@ -43,7 +37,7 @@ _QUOTED = re.compile(r"'[^']{1,40}'")
 _MOST_CANDIDATES = 10
 _LABEL_WIDTH = 10
 _IMAGES = "how many images are attached to the question; default: none"
-_EVIDENCE_CHARS = 40  # a pattern of the registry can fill a page
+_EVIDENCE_CHARS = 40  # a pattern of the registry can be as long as a page
 
 
 class _QuestionGroup(click.Group):
@@ -94,7 +88,7 @@ def weights_place(command: _Command) -> _Command:
 
 
 def router_options(command: _Command) -> _Command:
-    """What an engine is made with, for the sake of its router."""
+    """The options that determine the router of an engine."""
     for option in (
         cache_place,
         click.option("--no-embeddings", is_flag=True, help="do without the embedding model"),
@@ -110,27 +104,20 @@ def router_options(command: _Command) -> _Command:
 
 
 def engine_of(
-    registry: Path | None,
-    cache_dir: Path | None,
-    embedding_model: str | None,
-    no_embeddings: bool,
-    weights: Path | None,
+    places: Places, embedding_model: str | None, no_embeddings: bool, weights: Path | None
 ) -> OrionInferenceEngine:
+    """An engine whose router is what the options say. Raises `ModelNotFoundError` for an embedding
+    model that the registry does not have."""
     stages = RouterConfig().stages
     if no_embeddings:
         stages = tuple(stage for stage in stages if stage != "embeddings")
-    config = EngineConfig(
-        serving=ServingConfig(slots=1),
-        loading=LoadingConfig(keep_spare_worker=False),
-        download=DownloadConfig(cache_dir=cache_dir),
-        router=RouterConfig(stages=stages, weights=weights),
-        embeddings=EmbeddingConfig(model=embedding_model),
+    engine = places.engine(
+        router=RouterConfig(stages=stages, weights=weights), embedding_model=embedding_model
     )
-    engine = OrionInferenceEngine(registry, config)
-    from orion_oie.embeddings.shared import SENTENCE_TRANSFORMERS  # here with every engine
+    from orion_oie.embeddings.shared import SENTENCE_TRANSFORMERS  # imported with any engine
 
     if embedding_model is not None and not embedding_model.startswith(SENTENCE_TRANSFORMERS):
-        engine.registry.model(embedding_model)  # one that nobody knows is not merely not here
+        engine.registry.model(embedding_model)  # an unknown model is an error, an absent one is not
     return engine
 
 
@@ -150,8 +137,15 @@ def engine_of(
 @click.option("--json", "is_json", is_flag=True, help="as JSON")
 @weights_place
 @router_options
+@pass_places
 def explain(
-    question: str, images: int, turns: Sequence[str], is_json: bool, **settings: Any
+    places: Places,
+    /,
+    question: str,
+    images: int,
+    turns: Sequence[str],
+    is_json: bool,
+    **settings: Any,
 ) -> None:
     """Say which agent a question goes to, and why; see `orion-oie route --help`."""
     if question == "-":
@@ -161,10 +155,10 @@ def explain(
         history=[Message(role="user", content=turn) for turn in turns],
         is_trial=True,
     )
-    with engine_of(**settings) as engine:
+    with engine_of(places, **settings) as engine:
         check_query(question, engine.config.guardrails.max_query_chars)
         agents, started = engine.registry.agents, time.perf_counter()
-        # Nearly the same, but another text: a vector that is remembered would look too fast.
+        # A slightly different text: the cached vector of the same one would look too fast.
         engine.router.route(f". {question}", agents, context)
         between = time.perf_counter()
         found = engine.router.route(question, agents, context)
@@ -181,7 +175,7 @@ def explain(
 def _print_route(found: Route) -> None:
     reason = found.reason
     for note in reversed(found.notes):
-        reason = reason.removesuffix(f"; {note}")  # they have lines of their own
+        reason = reason.removesuffix(f"; {note}")  # notes have their own lines
     notes = [note for note in found.notes if note != reason]  # one may be the whole reason
     reason = _QUOTED.sub(lambda quoted: quoted[0].replace(" ", GLUE), reason)
     start = f"{found.agent_id}  {found.confidence:.2f}  "
@@ -203,7 +197,7 @@ def _print_route(found: Route) -> None:
     evident = [one for one in found.candidates if one.evidence]
     for number, one in enumerate(evident):
         _print_labelled("" if number else "evidence", f"{one.agent_id}: {_evidence(one)}")
-    if found.stages != ["attachment"]:  # nobody looked at the text
+    if found.stages != ["attachment"]:  # else the text was not examined
         _print_labelled("language", found.language or "unknown")
     for note in notes:
         _print_labelled("note", note)
@@ -215,7 +209,7 @@ def _evidence(candidate: RouteCandidate) -> str:
 
 
 def _evidence_name(name: str) -> str:
-    """Words of the question in quotes; what else was seen in it without."""
+    """The name of a piece of evidence: words of the question in quotes, other signs without."""
     if name.startswith("shape: "):
         return name.removeprefix("shape: ")
     kind, colon, text = name.partition(":")

@@ -1,6 +1,6 @@
-"""`orion-oie route train`, `evaluate` and `export`: what the router learns, and how well it routes.
+"""`orion-oie route train`, `evaluate` and `export`: the router's weights, and its accuracy.
 
-Parses, calls the library, prints, like `cli`. Fetches nothing.
+Parses, calls the library, prints. Fetches nothing.
 """
 
 import os
@@ -21,15 +21,17 @@ from orion_oie.cli.console import (
     printable,
     shortened,
 )
+from orion_oie.cli.places import Places, pass_places
 from orion_oie.cli.route import (
     engine_of,
     router_options,
     weights_place,
 )
 from orion_oie.routing.hybrid import FITTING_PULL
+from orion_oie.schemas.units import size_text
 from orion_oie.schemas.validation import did_you_mean
 
-if TYPE_CHECKING:  # with numpy, which most commands do without
+if TYPE_CHECKING:  # imports numpy, which most commands do not need
     from orion_oie.models.specs import AgentSpec
     from orion_oie.routing.evaluation import Judged, Score
     from orion_oie.routing.hybrid import HybridRouter
@@ -41,7 +43,7 @@ _PROMPT_CHARS = 100
 
 
 def _place_to_write(_context: click.Context, _parameter: click.Parameter, path: Path) -> Path:
-    """A path for a new file. What is wrong with it is said before any work is done for it."""
+    """A path for a new file, checked before any work is done."""
     path = Path(os.path.expanduser(path))
     if path.is_dir():
         raise click.BadParameter(
@@ -78,7 +80,8 @@ def _place_to_write(_context: click.Context, _parameter: click.Parameter, path: 
     help="how strongly they are held where they are; less follows the prompts more",
 )
 @router_options
-def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None:
+@pass_places
+def train(places: Places, /, files: Sequence[str], out: Path, pull: float, **settings: Any) -> None:
     """Draw the router's weights towards labelled prompts.
 
     A line of a file is {"text": ..., "label": AGENT}, with "labels": [...] where several agents
@@ -95,7 +98,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
 
     examples = _read(files)
     rest, held = split(examples)
-    with engine_of(**settings) as engine:
+    with engine_of(places, **settings) as engine:
         router, agents = _hybrid(engine), engine.registry.agents
         missing = _load_embeddings(engine)
         if missing is not None:
@@ -106,7 +109,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
             router.fit(rest, agents, pull=pull)
         after = judged(router, held, agents)
     started = time.perf_counter()
-    with engine_of(**settings) as engine:  # the weights to begin with again
+    with engine_of(places, **settings) as engine:  # the weights to begin with again
         is_embedding = _is_embedding(engine) and _load_embeddings(engine) is None
         router = _hybrid(engine)
         model = router.fit(examples, engine.registry.agents, pull=pull)
@@ -122,7 +125,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
     if held:
         _print_change(before, after)
     print_wrapped(
-        f"{path} ({path.stat().st_size / 1e6:.1f} MB): learned from all {len(examples)} prompts "
+        f"{path} ({size_text(path.stat().st_size)}): learned from all {len(examples)} prompts "
         f"in {seconds:.1f} s"
     )
 
@@ -136,7 +139,8 @@ def _read(files: Sequence[str]) -> "list[Example]":
 def _hybrid(engine: OrionInferenceEngine) -> "HybridRouter":
     from orion_oie.routing.hybrid import HybridRouter
 
-    assert isinstance(engine.router, HybridRouter), "it was made without another one"
+    if not isinstance(engine.router, HybridRouter):
+        raise TypeError(f"a {type(engine.router).__name__} learns no weights")
     return engine.router
 
 
@@ -145,8 +149,8 @@ def _is_embedding(engine: OrionInferenceEngine) -> bool:
 
 
 def _load_embeddings(engine: OrionInferenceEngine) -> ModelNotFoundError | None:
-    """Have the embedding model in memory, however long that takes, unless the router does without.
-    Returns the error when it is not here."""
+    """Load the embedding model, however long that takes, unless the router uses none. Return the
+    error when the model is not on this machine."""
     if _is_embedding(engine):
         try:
             engine.embed(["load"], user="router")
@@ -173,7 +177,7 @@ def _note_new_topics(
 
 
 def _print_change(before: "Sequence[Judged]", after: "Sequence[Judged]") -> None:
-    """How many held-out prompts went to an acceptable agent."""
+    """Print the shares of held-out prompts that went to an acceptable agent."""
     rows = [
         [label, str(len(old)), _right(old), _right(new)]
         for (label, old), new in zip(
@@ -213,7 +217,7 @@ def export_weights(out: Path) -> None:
     from orion_oie.routing.linear.model import shipped_model
 
     path = shipped_model().save(out)
-    click.echo(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
+    click.echo(f"{path} ({size_text(path.stat().st_size)})")
 
 
 # -- judging
@@ -227,7 +231,10 @@ def export_weights(out: Path) -> None:
 @click.option("--json", "is_json", is_flag=True, help="as JSON")
 @weights_place
 @router_options
-def evaluate(files: Sequence[str], errors: int, is_json: bool, **settings: Any) -> None:
+@pass_places
+def evaluate(
+    places: Places, /, files: Sequence[str], errors: int, is_json: bool, **settings: Any
+) -> None:
     """Say how well labelled prompts are routed, each by itself.
 
     A line of a file is {"text": ..., "label": AGENT}, with "labels": [...] where several agents
@@ -238,7 +245,7 @@ def evaluate(files: Sequence[str], errors: int, is_json: bool, **settings: Any) 
     examples = _read(files)
     if not examples:
         raise click.UsageError("there is no prompt in these files")
-    with engine_of(**settings) as engine:
+    with engine_of(places, **settings) as engine:
         agents = engine.registry.agents
         found = judged(engine.router, examples, agents)
     wrong = sorted(
@@ -269,7 +276,7 @@ def _print_score(total: "Score") -> None:
 
 
 def _print_confusion(found: "Sequence[Judged]") -> None:
-    """Rows: the agents that should have answered; columns: those that were taken, by number."""
+    """Print the confusion matrix. Rows: the right agents; columns: the chosen ones, by number."""
     from orion_oie.routing.evaluation import confusion
 
     counts = confusion(found)
@@ -286,7 +293,7 @@ def _print_confusion(found: "Sequence[Judged]") -> None:
 
 
 def _print_labels(found: "Sequence[Judged]") -> None:
-    """Labels, the worst first, and where their misrouted prompts go."""
+    """Print the labels, the worst first, with the agents of their misrouted prompts."""
     from orion_oie.routing.evaluation import score
 
     groups = {label: (score(of_one), of_one) for label, of_one in _by_label(found).items()}
@@ -323,7 +330,7 @@ def _print_error(one: "Judged") -> None:
 
 
 def _note_nobody(found: "Sequence[Judged]", agents: Mapping[str, object]) -> None:
-    """Prompts that cannot be routed right: none of their agents is there."""
+    """Print a note on prompts that cannot be routed right, because all their agents are missing."""
     missing = Counter(one.agents for one in found if not set(one.agents) & set(agents))
     for names, count in missing.items():
         prompts = "1 prompt" if count == 1 else f"{count} prompts"

@@ -1,8 +1,8 @@
-"""Texts on their way to their vectors: who waits for which, and which are computed together.
+"""Texts that wait for their vectors, with the calls that wait for them, and their batches.
 
 Bookkeeping only: it computes nothing, waits for nothing and takes no lock; its owner does. A text
-is on its way once, however many callers want it. Callers take turns: one with many texts holds up
-one with few by about a batch, not by all of them.
+is computed once, however many calls want it. Calls take turns: a call with many texts delays one
+with few by about one batch.
 """
 
 import heapq
@@ -16,14 +16,15 @@ from orion_oie.errors import InvalidRequestError
 if TYPE_CHECKING:
     from orion_oie.embeddings.vectors import Row
 
-# A batch cannot be left before its end, neither by a cancel nor by who came after.
+# A running batch delays the calls that come after it, and even its own cancelled calls.
 BATCH_CHARACTERS = 8192
 
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """One caller. `waits_for` says where each text that it waits for stands first in its list;
-    `vectors` are those it has, by key. `refusal` is the text that cannot be embedded."""
+    """One call of `embed`. `waits_for` maps each missing text to its first index in the list;
+    `vectors` are the vectors so far, by key. `refusal` is the error about a text that cannot be
+    embedded, and its index."""
 
     waits_for: "dict[Flight, int]" = field(default_factory=dict)
     vectors: "dict[bytes, Row]" = field(default_factory=dict)
@@ -33,8 +34,9 @@ class Call:
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """One text. `turn` orders those that wait. After a failure of unknown cause it `is_alone`: each
-    of its callers computes it with other texts of its own only, so that nobody else fails."""
+    """One text that is not computed yet. `turn` orders the waiting ones. After a failure of unknown
+    cause it `is_alone`: each of its calls computes it in a batch of its own texts, so that no other
+    call fails."""
 
     key: bytes
     text: str
@@ -45,8 +47,8 @@ class Flight:
 
 
 class Flights:
-    """All texts on their way, in batches of `max_batch` and `BATCH_CHARACTERS` (one text may be
-    longer)."""
+    """All texts that are not computed yet, in batches of at most `max_batch` texts and
+    `BATCH_CHARACTERS` (a single text may be longer)."""
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
@@ -59,7 +61,7 @@ class Flights:
         return len(self._by_key)
 
     def join(self, call: Call, key: bytes, text: str, index: int) -> bool:
-        """Let a call wait for a text of its list; True if nobody did before."""
+        """Let a call wait for a text of its list; True if no other call waits for it."""
         flight = self._by_key.get(key)
         is_new = flight is None
         if flight is None:
@@ -74,8 +76,8 @@ class Flights:
         return is_new
 
     def take(self, call: Call) -> list[Flight]:
-        """The texts that a waiting call should have computed now; of others, too, unless there are
-        some of its own that must be alone. Nothing may be running."""
+        """Start the next batch for a waiting call: the texts of all calls, or the call's own ones
+        that must be alone. No batch may be running."""
         call.alone = [flight for flight in call.alone if flight in call.waits_for]
         batch: list[Flight] = []
         characters = 0
@@ -100,13 +102,13 @@ class Flights:
         heapq.heappush(self._waiting, (flight.turn, flight))
 
     def land(self, flight: Flight, vector: "Row") -> None:
-        """Give the vector to all who wait for it."""
+        """Give the vector to all calls that wait for it."""
         for call in self._end(flight):
             del call.waits_for[flight]
             call.vectors[flight.key] = vector
 
     def refuse(self, flight: Flight, error: InvalidRequestError) -> None:
-        """Tell all who wait for a text that it cannot be embedded."""
+        """Give the error about a text to all calls that wait for it."""
         for call in self._end(flight):
             call.refusal = (error, call.waits_for.pop(flight))
 
@@ -116,7 +118,7 @@ class Flights:
         return flight.callers
 
     def put_back(self, batch: Iterable[Flight]) -> None:
-        """Let the texts of a batch that did not come to its end wait in their old places."""
+        """Return the texts of an unfinished batch to their old places in the queue."""
         for flight in batch:
             if flight.callers:
                 flight.is_running = False
@@ -126,7 +128,7 @@ class Flights:
                 self._end(flight)
 
     def set_apart(self, batch: Iterable[Flight]) -> None:
-        """From now on, let each caller compute its texts of a failed batch by itself."""
+        """Let each call compute its texts of a failed batch by itself from now on."""
         batch = list(batch)
         for flight in batch:
             if not flight.is_alone:
@@ -136,8 +138,8 @@ class Flights:
         self.put_back(batch)
 
     def leave(self, call: Call) -> None:
-        """Let a call wait for nothing any more; what nobody waits for is not computed, unless it
-        is being computed already."""
+        """Remove a call. Texts that no other call waits for are dropped, unless they are being
+        computed."""
         for flight in call.waits_for:
             flight.callers.discard(call)
             if not flight.callers and not flight.is_running:

@@ -1,7 +1,7 @@
-"""A bounded cache that gives up what was used least often, and of that what was used longest ago.
+"""A bounded cache that evicts the least often used entry, among equals the least recently used.
 
 Policy only: it knows nothing of texts and vectors, and is not thread-safe. cachetools has an
-`LFUCache`, but older versions break ties by age instead of by use, so the counts are kept here.
+`LFUCache`, but its older versions break ties by age instead of by use; hence these own counts.
 """
 
 from typing import TypeVar
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class LeastUsedCache(Cache[K, V]):
-    """At most `maxsize` entries. Setting and getting one are uses; `in` is none."""
+    """At most `maxsize` entries. Setting and getting count as uses; `in` does not."""
 
     def __init__(self, maxsize: int) -> None:
         super().__init__(maxsize)
@@ -34,7 +34,7 @@ class LeastUsedCache(Cache[K, V]):
         self._forget(key)
 
     def popitem(self) -> tuple[K, V]:
-        """Remove and return the entry that is given up next. Raises `KeyError` when empty."""
+        """Remove and return the entry to evict next. Raises `KeyError` when empty."""
         if not self._uses:
             raise KeyError("the cache is empty")
         key = next(iter(self._by_uses[min(self._by_uses)]))
@@ -54,7 +54,7 @@ class LeastUsedCache(Cache[K, V]):
         self._by_uses.setdefault(uses, {})[key] = None
 
     def _forget(self, key: K) -> int:
-        """How often the key had been used."""
+        """Forget the uses of a key; return their number."""
         uses = self._uses.pop(key, 0)
         if uses:
             peers = self._by_uses[uses]

@@ -1,5 +1,6 @@
-"""An embedder whose model lies in the engine's pool: it counts in the budget, and goes when it is
-idle and others need its room. Computes nothing itself.
+"""An embedder with a model of the engine's pool, which counts in the memory budget.
+
+The pool evicts the model when it is idle and others need its memory. Computes nothing itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,27 +17,26 @@ if TYPE_CHECKING:
 
 
 class PooledEmbedder:
-    """Embeds with the model of `spec()`, which is asked for each batch."""
+    """An embedder with the model of `spec()`, which is called for each batch."""
 
     def __init__(self, pool: ModelPool, spec: Callable[[], LoadSpec]) -> None:
         self._pool = pool
         self._spec = spec
 
     def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
-        """See `EmbeddingModel.embed`. When the worker dies, a new one gets the same texts, once.
-        Raises what `ModelPool.acquire` raises, too."""
-        for is_last in (False, True):
-            spec = self._spec()
-            with self._pool.acquire(spec, scope) as lease:
-                try:
-                    vectors = cast(EmbeddingModel, lease.model).embed(texts, scope)
-                except WorkerCrashedError:
-                    if is_last:
-                        raise
-                else:
-                    self._pool.note_answer(spec.key)
-                    return vectors
-        raise AssertionError("the second attempt returns or raises")
+        """Embed as in `EmbeddingModel.embed`. When the worker dies, a new one gets the same texts,
+        once. Also raises the errors of the pool."""
+        try:
+            return self._embed(texts, scope)
+        except WorkerCrashedError:
+            return self._embed(texts, scope)
+
+    def _embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
+        spec = self._spec()
+        with self._pool.acquire(spec, scope) as lease:
+            vectors = cast(EmbeddingModel, lease.model).embed(texts, scope)
+            self._pool.note_answer(spec.key)
+            return vectors
 
     def close(self) -> None:
-        """Nothing: the model is the pool's."""
+        """Do nothing: the model belongs to the pool."""

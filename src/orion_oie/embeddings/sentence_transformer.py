@@ -1,8 +1,8 @@
 """An embedder inside this process: a model of sentence-transformers on the CPU.
 
-The only importer of `sentence_transformers`, which brings torch: seconds and hundreds of megabytes,
-paid when the first text is embedded. It fetches nothing: the model lies in a folder, or in the
-cache of the Hugging Face hub. It cuts no text and adds no prompt to any.
+The only importer of `sentence_transformers`, which imports torch: seconds and hundreds of
+megabytes, paid when the first text is embedded. It fetches nothing: the model is in a folder, or in
+the cache of the Hugging Face hub. It cuts no text and adds no prompt.
 """
 
 import math
@@ -23,16 +23,17 @@ from orion_oie.errors import (
     ModelCorruptError,
     ModelError,
     ModelNotFoundError,
+    described,
 )
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-_STEP_TEXTS = 16  # between steps, a cancel is seen
+_STEP_TEXTS = 16  # a cancel takes effect between two steps
 
 
 class SentenceTransformerEmbedder:
-    """Embeds with the model in a folder, or of a name in the hub's cache.
+    """An embedder with the model in a folder, or with the one of a name in the hub's cache.
 
     Thread-safe: calls take turns.
     """
@@ -44,10 +45,10 @@ class SentenceTransformerEmbedder:
         self._is_closed = False
 
     def embed(self, texts: Sequence[str], scope: CancelScope) -> NDArray[np.float32]:
-        """See `EmbeddingModel.embed`. The first call loads the model, also for no text at all.
+        """Embed as in `EmbeddingModel.embed`. The first call loads the model, even for no text.
 
-        Raises `ModelError` when the extra is not installed, `ModelNotFoundError`,
-        `ModelCorruptError`, and `EngineClosedError` after `close`, too.
+        Also raises `ModelError` when the extra is not installed, `ModelNotFoundError`,
+        `ModelCorruptError`, and `EngineClosedError` after `close`.
         """
         with self._lock:
             self._check(scope)
@@ -65,7 +66,7 @@ class SentenceTransformerEmbedder:
         scope.check()
 
     def close(self) -> None:
-        """Free the model, after the step that runs. Idempotent."""
+        """Free the model after the running step. Idempotent."""
         self._is_closed = True
         with self._lock:
             self._model = None
@@ -83,16 +84,16 @@ def _load(name: str) -> "SentenceTransformer":
     folder = _folder_of(name)
     try:
         return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    except Exception as error:  # what a damaged folder raises is anybody's guess
+    except Exception as error:  # a damaged folder can raise anything
         raise ModelCorruptError(
-            f"sentence-transformers cannot load {folder}: {type(error).__name__}: {error}",
+            f"sentence-transformers cannot load {folder}: {described(error)}",
             path=str(folder),
         ) from error
 
 
 def _folder_of(name: str) -> Path:
-    """Where a model lies. The hub's client is not asked: it would call its server for something
-    else, even when it is told to look at local files only."""
+    """The folder of a model. The hub's client is not used: it would contact its server even when
+    only local files are allowed."""
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -110,7 +111,7 @@ def _folder_of(name: str) -> Path:
 
 
 def hub_cache() -> Path:
-    """Where the client of the Hugging Face hub keeps models that it fetched."""
+    """The folder in which the client of the Hugging Face hub keeps fetched models."""
     cache = os.environ.get("SENTENCE_TRANSFORMERS_HOME") or os.environ.get("HF_HUB_CACHE")
     if cache:
         return Path(cache)
@@ -133,7 +134,7 @@ def _encode(model: "SentenceTransformer", texts: Sequence[str]) -> NDArray[np.fl
 
 
 def _check_texts(model: "SentenceTransformer", texts: Sequence[str]) -> None:
-    """Raise for the first text that the model cannot read whole: it would be cut."""
+    """Raise for the first text that is longer than the model's limit: it would be cut."""
     for index, text in enumerate(texts):
         try:
             text.encode()

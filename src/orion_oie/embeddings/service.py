@@ -1,8 +1,8 @@
-"""One embedding model for everybody in a process: cached, computed once, computed together.
+"""One embedding model for a whole process: vectors are cached, and texts computed in batches.
 
-It owns no thread: of the callers that wait at a time, one computes for all, and while it does, the
-texts of further callers collect for the next batch. A lone caller computes at once. It chooses no
-model and cuts no text. Imports numpy: import it when something is to be embedded.
+The service owns no thread: one of the waiting callers computes for all, and meanwhile the texts of
+further callers collect for the next batch. A lone caller computes at once. The service chooses no
+model and cuts no text. It imports numpy: import it only when something is to be embedded.
 """
 
 import re
@@ -32,26 +32,26 @@ _FLOAT32_BYTES = 4
 
 
 class Embedder(EmbeddingModel, Protocol):
-    """What a service embeds with. Calls of `embed` come one at a time, `close` at any time.
+    """The model behind a service. Calls of `embed` come one at a time, `close` at any time.
 
-    An `InvalidRequestError` whose `details["index"]` names a text is about that text alone; its
-    message calls it "text INDEX".
+    An `InvalidRequestError` with the index of a text in `details["index"]` concerns that text
+    alone; its message calls it "text INDEX".
     """
 
     def close(self) -> None:
-        """Free the model; what still runs may fail with `EngineClosedError`. Idempotent."""
+        """Free the model; a running call may fail with `EngineClosedError`. Idempotent."""
         ...
 
 
 class EmbeddingService:
-    """Shares an embedder, which it closes in the end. Thread-safe.
+    """An embedder that is shared by many callers, and closed with the service. Thread-safe.
 
-    Remembers the vectors of `cache_entries` texts (not the texts) in 16 bits; 0 remembers none.
-    What was asked least often goes first, and of that what was asked longest ago. A vector from the
-    cache has a cosine of at least 0.999 with the exact one. Batches have up to `max_batch` texts.
-    `model_bytes()` is asked for statistics: the memory of one loaded model.
+    The vectors of `cache_entries` texts (not the texts) are cached in 16 bits; 0 caches none. The
+    least often requested entry is evicted first, among equals the least recently requested one. A
+    cached vector has a cosine of at least 0.999 with the exact one. Batches have up to `max_batch`
+    texts. `model_bytes()` returns the memory of one loaded model, for the statistics.
 
-    Raises `InvalidRequestError` for sizes that make no sense.
+    Raises `InvalidRequestError` for sizes out of range.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class EmbeddingService:
         self._changed = threading.Condition()
         self._cache: LeastUsedCache[bytes, NDArray[np.float16]] = LeastUsedCache(cache_entries)
         self._flights = Flights(max_batch)
-        self._leader: Call | None = None  # who computes now
+        self._leader: Call | None = None  # the call that computes for all
         self._running: list[Flight] = []
         self._is_closed = False
         self._dimensions: int | None = None
@@ -86,15 +86,15 @@ class EmbeddingService:
     def embed(
         self, texts: Sequence[str], scope: CancelScope | None = None, *, user: str = ""
     ) -> NDArray[np.float32]:
-        """Unit vectors of texts in their order, shape (texts, dimensions).
+        """The unit vectors of texts, in their order, with the shape (texts, dimensions).
 
-        No text gives no row, and no dimensions as long as nothing was embedded. `user` names the
-        part of the program that asks, for statistics.
+        An empty list gives no row, and 0 dimensions before the first text was embedded. `user`
+        names the calling part of the program, for the statistics.
 
-        Raises `InvalidRequestError` for what is no list of texts, or for a text that the model
-        cannot embed, `ContextOverflowError` for one that it cannot read whole (both name the text
-        by `details["index"]`), `EngineClosedError`, what the embedder raised for texts of this
-        call, or the error that `scope` was cancelled with.
+        Raises `InvalidRequestError` for anything but a list of texts and for a text that the model
+        cannot embed, `ContextOverflowError` for a text that is too long (both with the text's index
+        in `details["index"]`), `EngineClosedError`, the embedder's error about texts of this call,
+        or the error that `scope` was cancelled with.
         """
         keys = _keys(texts)
         scope = scope or CancelScope()
@@ -127,7 +127,7 @@ class EmbeddingService:
     # -- waiting and leading
 
     def _see_through(self, call: Call, scope: CancelScope) -> None:
-        """Return when the call has all its vectors."""
+        """Wait, and compute batches in turn, until the call has all its vectors."""
         undo = scope.on_cancel(self._wake)
         try:
             while batch := self._next_batch(call, scope):
@@ -145,7 +145,8 @@ class EmbeddingService:
         scope.check()
 
     def _next_batch(self, call: Call, scope: CancelScope) -> list[Flight]:
-        """Wait until the call has nothing to wait for (no texts), or take the lead (some)."""
+        """Wait until the call has all its vectors (an empty batch), or take the lead and return the
+        batch to compute."""
         with self._changed:
             while call.waits_for or call.refusal:
                 if call.refusal:
@@ -159,7 +160,7 @@ class EmbeddingService:
             return []
 
     def _compute(self, call: Call, batch: list[Flight], scope: CancelScope) -> None:
-        """Embed a batch. Raises what befell this caller; everybody else goes on in any case."""
+        """Embed a batch. Raises the errors that concern this call; other calls continue."""
         try:
             given = self._embedder.embed([flight.text for flight in batch], scope)
             rows = checked(given, len(batch), self._dimensions)
@@ -182,8 +183,8 @@ class EmbeddingService:
             self._give_up_lead()
 
     def _sort_out(self, batch: list[Flight], error: Exception) -> None:
-        """After a failure: the text it is about is refused, and the others try again. Where nobody
-        knows whose fault it is, each caller tries again by itself."""
+        """Handle a failed batch: refuse the text that the error names, and queue the others again.
+        If the error names no text, each caller tries again with its own texts alone."""
         if isinstance(error, InvalidRequestError) and _names(error, batch):
             guilty = batch.pop(error.details["index"])
             self._flights.refuse(guilty, error)
@@ -198,17 +199,17 @@ class EmbeddingService:
         self._changed.notify_all()
 
     def _leave(self, call: Call) -> None:
-        """An error or an interrupt ended the call in the middle: others take up what they need."""
+        """Remove a call that an error or an interrupt ended; others compute the texts they need."""
         with self._changed:
             self._flights.leave(call)
             if self._leader is call:
                 self._flights.put_back(self._running)
                 self._give_up_lead()
 
-    # -- the whole
+    # -- statistics and the end
 
     def stats(self) -> EmbeddingStats:
-        """Counts since the start, and what sharing saves."""
+        """Counts since the start, and the memory that sharing saves."""
         model_bytes = self._model_bytes()
         with self._changed:
             entries, dimensions, users = len(self._cache), self._dimensions or 0, len(self._users)
@@ -231,7 +232,7 @@ class EmbeddingService:
             )
 
     def close(self) -> None:
-        """Close the embedder; callers and those who wait get `EngineClosedError`. Idempotent."""
+        """Close the embedder; waiting and later calls get `EngineClosedError`. Idempotent."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -239,7 +240,7 @@ class EmbeddingService:
 
 
 def _keys(texts: Sequence[str]) -> list[bytes]:
-    """What stands for each text in the cache."""
+    """The cache key of each text."""
     if isinstance(texts, str):
         raise InvalidRequestError("texts is one text, not a list of texts; write [text]")
     return [_key(text, index) for index, text in enumerate(texts)]
@@ -258,7 +259,7 @@ def _key(text: str, index: int) -> bytes:
 
 
 def _names(error: Exception, batch: Sequence[Flight]) -> bool:
-    """True when an error is about one text of the batch."""
+    """True when an error concerns one text of the batch."""
     if not isinstance(error, InvalidRequestError):
         return False
     index = error.details.get("index")
@@ -266,7 +267,7 @@ def _names(error: Exception, batch: Sequence[Flight]) -> bool:
 
 
 def _in_own_words(error: InvalidRequestError, index: int) -> OrionError:
-    """The error about a text of a batch, for a caller in whose list it stands at `index`."""
+    """The error about a text of a batch, for a caller that gave the text at `index`."""
     old = error.details["index"]
     message = re.sub(rf"\btext {old}\b", f"text {index}", error.message)
     return type(error)(message, **{**error.details, "index": index})

@@ -1,5 +1,6 @@
-"""The embedding service of one engine: made when somebody embeds something, with the model that
-the configuration or the registry names.
+"""The embedding service of one engine, made at the first embedding.
+
+Its model is the one that the configuration names, else the first embedding model of the registry.
 """
 
 import threading
@@ -14,7 +15,7 @@ from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool.pool import ModelPool
 from orion_oie.pool.variants import VariantSelector
 
-if TYPE_CHECKING:  # with numpy, for who embeds something
+if TYPE_CHECKING:  # imports numpy, which only embedding needs
     from orion_oie.embeddings.service import EmbeddingService
     from orion_oie.schemas.stats import EmbeddingStats
 
@@ -22,7 +23,7 @@ SENTENCE_TRANSFORMERS = "sentence-transformers:"
 
 
 class SharedEmbeddings:
-    """Makes the service once. Thread-safe."""
+    """The service, made once. Thread-safe."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class SharedEmbeddings:
 
     def service(self) -> "EmbeddingService":
         """The service. Raises `ModelNotFoundError` when there is no model to embed with."""
-        service = self._service or self._made()  # of two that are made at once one is used
+        service = self._service or self._made()  # of two made at once, one is used
         with self._lock:
             if self._is_closed:
                 raise EngineClosedError("the engine was shut down")
@@ -58,7 +59,7 @@ class SharedEmbeddings:
         return Path(name.removeprefix(SENTENCE_TRANSFORMERS)).name.lower()
 
     def spec(self) -> LoadSpec | None:
-        """How its model is loaded; None for one of sentence-transformers, which no pool holds.
+        """The spec that loads its model; None for sentence-transformers, outside of the pool.
 
         Raises `ModelNotFoundError` when there is none or it is not on this machine,
         `InvalidRequestError` for a model of another type.
@@ -69,7 +70,7 @@ class SharedEmbeddings:
         return self._spec(name or self._first_model())
 
     def stats(self) -> "EmbeddingStats | None":
-        """What it did; None as long as nobody embedded anything."""
+        """The statistics of the service; None before the first embedding."""
         service = self._service
         return None if service is None else service.stats()
 
@@ -82,7 +83,7 @@ class SharedEmbeddings:
             service.close()
 
     def _made(self) -> "EmbeddingService":
-        # numpy: a mere import of the library should not pay for it.
+        # These import numpy: importing the library alone should not pay for it.
         from orion_oie.embeddings.pooled import PooledEmbedder
         from orion_oie.embeddings.service import EmbeddingService
 
@@ -94,7 +95,7 @@ class SharedEmbeddings:
             embedder = SentenceTransformerEmbedder(name.removeprefix(SENTENCE_TRANSFORMERS))
             return EmbeddingService(embedder, cache_entries=entries)
         model_id = name or self._first_model()
-        self._spec(model_id)  # what is wrong with it is said at once
+        self._spec(model_id)  # raises now, and not at the first batch
         return EmbeddingService(
             PooledEmbedder(self._pool, lambda: self._spec(model_id)),
             cache_entries=entries,

@@ -1,4 +1,4 @@
-"""The arithmetic of vectors: what an embedder may give, and rows of unit length. Keeps nothing."""
+"""The arithmetic of vectors: checks of an embedder's results, and rows of unit length."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,10 @@ Row = NDArray[np.float32] | NDArray[np.float16]
 def checked(
     vectors: NDArray[np.float32], count: int, dimensions: int | None
 ) -> NDArray[np.float32]:
-    """Unit rows of what an embedder gave for `count` texts; `dimensions` None takes any.
+    """Check the vectors of `count` texts, and return them as unit rows. `dimensions` None allows
+    any.
 
-    Raises `WorkerError` for another shape, and for a row that has no direction.
+    Raises `WorkerError` for another shape, and for a row without a direction.
     """
     given = np.shape(vectors)
     if len(given) != 2 or given[0] != count or given[1] == 0:
@@ -29,7 +30,7 @@ def checked(
 
 
 def unit_rows(rows: NDArray[np.float32] | Sequence[Row]) -> NDArray[np.float32]:
-    """Rows of unit length that point where the given ones point, shape (rows, dimensions).
+    """Rows of unit length with the directions of the given ones, shape (rows, dimensions).
 
     Raises `WorkerError` for a row that is zero or not a number.
     """
@@ -41,5 +42,5 @@ def unit_rows(rows: NDArray[np.float32] | Sequence[Row]) -> NDArray[np.float32]:
 
 
 def halves(rows: NDArray[np.float32]) -> list[NDArray[np.float16]]:
-    """Each unit row in 16 bits. The components lie within [-1, 1], so none leaves the range."""
+    """Each unit row in 16 bits. Components within [-1, 1] are in the range of these."""
     return [row.astype(np.float16) for row in rows]

@@ -82,9 +82,7 @@ class ModelChain:
                 answer = self._try(request, routed, candidate)
             except OrionError as error:
                 self._note_failure(request, routed, candidate, error)
-                is_replay = (
-                    isinstance(error, WorkerCrashedError) and candidate.key not in replayed
-                )
+                is_replay = isinstance(error, WorkerCrashedError) and candidate.key not in replayed
                 if is_replay:
                     replayed.add(candidate.key)
                     attempts.appendleft(candidate)

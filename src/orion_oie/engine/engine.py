@@ -195,7 +195,9 @@ class OrionInferenceEngine:
         """
         parts = self._parts
         own = {one.model_id for one in self.registry.chain(agent_id) if one.agent_id == agent_id}
-        keys = [ModelKey(m, variant) for m in sorted(own) for variant in self.registry.model(m).variants]
+        keys = [
+            ModelKey(m, variant) for m in sorted(own) for variant in self.registry.model(m).variants
+        ]
         for key in keys:
             parts.memory.pool.unpin(key)
         unloaded = [key for key in keys if parts.memory.pool.unload(key)]

@@ -261,9 +261,7 @@ class Pipeline:
         except BaseException as error:  # noqa: BLE001 (it must reach the caller, not this thread)
             self._end(request, error)
 
-    def _finish(
-        self, request: Request, routed: Routed, answer: Answer, queue_ms: float
-    ) -> None:
+    def _finish(self, request: Request, routed: Routed, answer: Answer, queue_ms: float) -> None:
         stream, completion, candidate = request.stream, answer.completion, answer.candidate
         options = routed.checked.options
         stream.flush()

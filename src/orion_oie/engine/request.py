@@ -33,7 +33,6 @@ from orion_oie.schemas.results import (
     VariantReport,
 )
 
-
 _LoadingEnd = tuple[Future[ModelInfo] | None, ModelInfo | BaseException]
 
 _making_futures = threading.Lock()
@@ -128,9 +127,7 @@ class Request:
         self._position: Callable[[], int | None] | None = None
         self._stop_watching: Callable[[], None] | None = None
 
-    def enqueue(
-        self, position: Callable[[], int | None], on_cancel: Callable[[], None]
-    ) -> None:
+    def enqueue(self, position: Callable[[], int | None], on_cancel: Callable[[], None]) -> None:
         """From now on it waits: at `position()`, until `on_cancel` takes it back if its scope is
         cancelled."""
         self._position = position

@@ -1,5 +1,4 @@
-"""Makes GGUF files.
+"""The making of GGUF files. Knows nothing of the engine.
 
-bert_gguf: from a folder of sentence-transformers, which bert_folder reads. Merging, quantizing,
-sharding and validating will be modules beside these. Knows nothing of the engine.
+bert_gguf: a GGUF file from a folder of sentence-transformers, which bert_folder reads.
 """

@@ -1,7 +1,7 @@
-"""The folder of a BERT model as sentence-transformers keeps it: what it says of itself, checked.
+"""The settings of a BERT model in a folder of sentence-transformers, read and checked.
 
-Reads its JSON files and the vocabulary, no weights. It refuses what llama.cpp would compute
-otherwise than the original: an embedding that is nearly right looks like one that is.
+Reads the JSON files and the vocabulary, but no weights. It refuses any model for which llama.cpp
+would compute other embeddings than the original: nearly right ones would go unnoticed.
 """
 
 import json
@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from orion_oie.errors import ModelCorruptError, ModelError, ModelNotFoundError
 
 SPECIAL = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
-CONTINUES = "##"  # what a piece begins with that does not begin a word
+CONTINUES = "##"  # the prefix of a piece that continues a word
 
 _LAYERS = ("Transformer", "Pooling")
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_python", "gelu_pytorch_tanh")
@@ -32,8 +32,8 @@ _Shape = TypeVar("_Shape")
 
 @dataclass(frozen=True, slots=True)
 class BertFolder:
-    """A model that can become a GGUF file. `vocabulary` has the number of each piece: words as they
-    are, what continues them with ## before it. `license` is empty if the folder names none."""
+    """A model that can become a GGUF file. `vocabulary` maps pieces to their numbers; pieces that
+    continue a word begin with ##. `license` is empty if the folder names none."""
 
     weights: Path
     width: int
@@ -75,7 +75,7 @@ class _Pooling(BaseModel, extra="allow"):
 
 class _Pieces(BaseModel):
     type: str
-    vocab: Any = None  # of WordPiece a table, of others something else
+    vocab: Any = None  # a table for WordPiece, something else for others
     continuing_subword_prefix: str = CONTINUES
 
 
@@ -105,10 +105,10 @@ class _TokenizerConfig(BaseModel):
 
 
 def read_bert_folder(folder: Path) -> BertFolder:
-    """What lies in `folder`.
+    """Read and check the model in `folder`.
 
-    Raises `ModelNotFoundError` for a file that is missing, `ModelCorruptError` for one that is not
-    what it should be, `ModelError` for a model of another kind.
+    Raises `ModelNotFoundError` for a missing file, `ModelCorruptError` for a damaged one,
+    `ModelError` for a model of another kind.
     """
     transformer, pooling = _parts(folder)
     config = _read(transformer / "config.json", _Config)
@@ -142,12 +142,12 @@ def read_bert_folder(folder: Path) -> BertFolder:
 
 
 def _parts(folder: Path) -> tuple[Path, Path]:
-    """Where the encoder lies, and where its pooling."""
+    """The folders of the encoder and of its pooling."""
     if not folder.is_dir():
         raise ModelNotFoundError(f"there is no folder {folder}", path=str(folder))
     modules = _read(folder / "modules.json", list[_Module])
     names = tuple(module.type.rpartition(".")[2] for module in modules)
-    # Vectors are brought to unit length in any case.
+    # A layer "Normalize" changes nothing: vectors are normalized in any case.
     if names[:2] != _LAYERS or set(names[2:]) - {"Normalize"}:
         raise _other_kind(folder, f"its layers are {', '.join(names) or 'none'}")
     return folder / modules[0].path, folder / modules[1].path
@@ -161,7 +161,7 @@ def _pooling(folder: Path) -> Literal["mean", "cls"]:
         modes = [
             name for name, is_on in extra.items() if name.startswith("pooling_mode_") and is_on
         ]
-        modes = modes or ["mean"]  # what the original takes then
+        modes = modes or ["mean"]  # the default of the original
     else:
         modes = [given] if isinstance(given, str) else given
     if len(modes) != 1 or modes[0] not in _POOLINGS:
@@ -179,11 +179,11 @@ def _weights(folder: Path) -> Path:
 
 
 def _license(folder: Path) -> str:
-    """What the front matter of the model's card says."""
+    """The license in the front matter of the model's card."""
     try:
         card = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return ""  # nobody needs a card
+        return ""  # a card is optional
     found = _LICENSE.match(card)
     return found[1] if found else ""
 
@@ -241,7 +241,7 @@ def _of_list(folder: Path) -> dict[str, int]:
         parts_chinese=settings.tokenize_chinese_chars,
     )
     try:
-        # Not by `splitlines`: a line is one for "\n" alone.
+        # Not `splitlines`: only "\n" ends a line of a vocabulary.
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except FileNotFoundError as error:
         raise ModelNotFoundError(
@@ -254,7 +254,8 @@ def _of_list(folder: Path) -> dict[str, int]:
 
 
 def _check_letters(path: Path, *, lowers: bool, strips: bool | None, parts_chinese: bool) -> None:
-    """llama.cpp makes all letters small, takes their accents off, and parts Chinese characters."""
+    """Check the treatment of letters: llama.cpp lowers them all, strips accents, and separates
+    Chinese characters."""
     faults = {
         "tells small letters from large ones": not lowers,
         "tells letters from those with accents": strips is False,

@@ -1,10 +1,9 @@
-"""A BERT model that embeds, from the folder of sentence-transformers to one GGUF file, so that
-llama.cpp embeds with it and torch is not needed.
+"""Conversion of a BERT embedding model from a folder of sentence-transformers to one GGUF file.
 
-The only importer of `gguf`. It quantizes by rounding, and fetches nothing.
+llama.cpp can then embed with it, without torch. The only importer of `gguf`. It quantizes by
+rounding, and fetches nothing.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,17 +19,18 @@ from orion_oie.foundry.bert_folder import (
     BertFolder,
     read_bert_folder,
 )
+from orion_oie.models.files import replacing
 from orion_oie.models.formats.safetensors import Safetensors
 
 Quantization = Literal["f32", "f16", "q8_0"]
 
-_BEGINS = "\u2581"  # what a piece begins with, in llama.cpp, that begins a word
+_BEGINS = "\u2581"  # llama.cpp's prefix of a piece that begins a word
 _Q8_BLOCK = 32
-_OLD_PREFIX = "bert."  # of models that were saved with a head
+_OLD_PREFIX = "bert."  # of the tensors of models that were saved with a head
 
 
 class _Part(NamedTuple):
-    """A tensor with its bias: its name in the original and in GGUF files, its shape."""
+    """A tensor and its bias: the name in the original, the name in GGUF files, the shape."""
 
     original: str
     name: str
@@ -40,14 +40,14 @@ class _Part(NamedTuple):
 
 
 def write_bert_gguf(folder: Path, out: Path, *, quantization: Quantization = "f16") -> Path:
-    """Write the model in `folder` to `out`, which is replaced if it is there; returns `out`.
+    """Write the model in `folder` to `out`, replacing an existing file; return `out`.
 
-    `quantization` is that of the matrices and of the token embeddings; what is small stays in 32
-    bits. The file has its name once all of it is written.
+    `quantization` is that of the matrices and of the token embeddings; small tensors stay in 32
+    bits. The file gets its name once it is complete.
 
-    Raises `InvalidRequestError` for another quantization or a place where no file can be, what
-    `read_bert_folder` and `Safetensors` raise, `ModelError` when the extra is not installed or the
-    model cannot be had in this quantization, `OSError` when writing fails.
+    Raises `InvalidRequestError` for an unknown quantization or an impossible path, the errors of
+    `read_bert_folder` and `Safetensors`, `ModelError` when the extra is not installed or the model
+    does not exist in this quantization, `OSError` when writing fails.
     """
     if quantization not in get_args(Quantization):
         raise InvalidRequestError(
@@ -62,21 +62,17 @@ def write_bert_gguf(folder: Path, out: Path, *, quantization: Quantization = "f1
     gguf = _library()
     model = read_bert_folder(folder)
     weights = Safetensors(model.weights)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with closing(gguf.GGUFWriter(partial, "bert")) as writer:
-            _add_settings(writer, gguf, model, quantization, out.stem)
-            _add_vocabulary(writer, gguf, model)
-            for name, tensor, is_matrix in _tensors(model, weights):
-                _add_tensor(writer, gguf, name, tensor, quantization if is_matrix else "f32")
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        replacing(out, sync=True) as fresh,
+        closing(gguf.GGUFWriter(fresh, "bert")) as writer,
+    ):
+        _add_settings(writer, gguf, model, quantization, out.stem)
+        _add_vocabulary(writer, gguf, model)
+        for name, tensor, is_matrix in _tensors(model, weights):
+            _add_tensor(writer, gguf, name, tensor, quantization if is_matrix else "f32")
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     return out
 
 
@@ -146,7 +142,8 @@ def _kind(kinds: Any, piece: str) -> Any:
 
 
 def _in_llama(piece: str) -> str:
-    """llama.cpp marks the pieces that begin a word, BERT those that continue one."""
+    """A piece as llama.cpp writes it: it marks pieces that begin a word, BERT those that continue
+    one."""
     return piece.removeprefix(CONTINUES) if piece.startswith(CONTINUES) else _BEGINS + piece
 
 
@@ -156,9 +153,9 @@ def _in_llama(piece: str) -> str:
 def _tensors(
     model: BertFolder, weights: Safetensors
 ) -> Iterator[tuple[str, NDArray[np.float32], bool]]:
-    """Names in GGUF files, numbers, and whether they are a matrix."""
+    """The tensors of a GGUF file: the name, the numbers, and True for a matrix."""
     prefix = _OLD_PREFIX if any(name.startswith(_OLD_PREFIX) for name in weights) else ""
-    taken = {f"{prefix}embeddings.position_ids"}  # only counts
+    taken = {f"{prefix}embeddings.position_ids"}  # merely 0, 1, 2, ...
     for part in _parts(model):
         for kind, shape in (("weight", part.shape), ("bias", part.shape[:1])):
             if kind == "bias" and not part.has_bias:

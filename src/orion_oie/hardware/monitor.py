@@ -145,7 +145,8 @@ class MemoryMonitor:
         self._measure_cache()
         system = self._read_system()
         host = self._read_process(os.getpid())
-        assert host is not None  # a process that looks for itself is there
+        if host is None:
+            raise RuntimeError("the memory of this process cannot be read")
         found = {key: self._read_process(pid) for key, pid in self._workers().items()}
         workers = {key: memory for key, memory in found.items() if memory is not None}
         with self._lock:

@@ -1,6 +1,7 @@
-"""Which models exist, where their files are, and what is in them.
+"""The models that exist, their files, and the content of these files.
 
-specs, registry: models.json, as shapes and as an object that can be changed. inventory: what of it
-is on this machine. quantization: pure, which variant suits. downloads: files over HTTP. formats:
-headers of GGUF and safetensors files, read without native code.
+specs: the shapes of models.json. registry: its content, which can be changed. inventory: the
+registry beside the files on this machine. quantization: a pure choice among variants. downloads:
+files over HTTP. formats: headers of GGUF and safetensors files, read without native code. files:
+atomic writes.
 """

@@ -1,6 +1,6 @@
-"""What models there are, and what of them is on this machine: the registry beside the cache.
+"""The list of models on this machine: the variants of the registry and the files of the cache.
 
-Looks and lists; fetches and removes nothing.
+Fetches and removes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,11 @@ from orion_oie.models.specs import (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """A variant of the registry (`MODEL@VARIANT`), or what is left over: a fetched file of none.
+class InventoryEntry:
+    """A variant of the registry (`MODEL@VARIANT`), or a leftover: a fetched file of no variant.
 
-    `arrived_bytes` of about `size_bytes` are here. `last_used` is in seconds since the epoch.
+    `arrived_bytes` of about `size_bytes` are on this machine. `last_used` is in seconds since the
+    epoch.
     """
 
     name: str
@@ -36,15 +37,15 @@ class Entry:
     is_leftover: bool = False
 
 
-def inventory(registry: ModelRegistry, cache: ModelCache) -> list[Entry]:
-    """All variants of the registry, then what else lies in the cache."""
+def inventory(registry: ModelRegistry, cache: ModelCache) -> list[InventoryEntry]:
+    """All variants of the registry, then the other files in the cache."""
     files = {file.path: file for file in cache.files()}
     entries = []
     known: set[Path] = set()
     for model_id, model in registry.models.items():
         for variant, spec in model.variants.items():
             key = f"{model_id}@{variant}"
-            if spec.source.kind in ("url", "hub"):
+            if spec.source.is_remote:
                 paths = cache.paths(spec.source)
                 known.update(paths)
                 own = [files[path] for path in paths if path in files]
@@ -57,10 +58,10 @@ def inventory(registry: ModelRegistry, cache: ModelCache) -> list[Entry]:
 def fetched_files(
     registry: ModelRegistry, cache: ModelCache, names: Sequence[str]
 ) -> list[tuple[str, tuple[Path, ...]]]:
-    """The places in the cache that names stand for, by `MODEL@VARIANT`; a model without a variant
-    stands for all, and a file of no model for itself.
+    """The cache paths of named models, by `MODEL@VARIANT`. A model without a variant stands for all
+    its variants, and a leftover file for itself.
 
-    Raises `ModelNotFoundError` for names of nothing that can be fetched.
+    Raises `ModelNotFoundError` for a name without any files that can be fetched.
     """
     leftovers = {
         e.name: (cache.root / e.name,) for e in inventory(registry, cache) if e.is_leftover
@@ -73,7 +74,7 @@ def fetched_files(
         fetched = {
             key: cache.paths(source)
             for key, source in _variants(registry, name)
-            if source.kind in ("url", "hub")
+            if source.is_remote
         }
         if not fetched:
             raise ModelNotFoundError(f"{name} was not fetched: its files are not the cache's")
@@ -90,31 +91,35 @@ def _variants(registry: ModelRegistry, name: str) -> Iterator[tuple[str, SourceS
         yield f"{model_id}@{other}", spec.source
 
 
-def _fetched(key: str, spec: VariantSpec, cache: ModelCache, files: list[CachedFile]) -> Entry:
+def _fetched(
+    key: str, spec: VariantSpec, cache: ModelCache, files: list[CachedFile]
+) -> InventoryEntry:
     arrived, total = cache.arrived(spec.source)
     used = max((file.last_used for file in files), default=None)
     paths = cache.find(spec.source)
     if paths is not None:
-        return Entry(key, "downloaded", total, arrived, used, str(paths[0]))
-    size = max(total, int(spec.size_mb * 1e6))  # of a file that was not begun, nothing is known
+        return InventoryEntry(key, "downloaded", total, arrived, used, str(paths[0]))
+    size = max(total, int(spec.size_mb * 1e6))  # before the first byte, no total is known
     where = spec.source.url or f"hub:{spec.source.hub}"
-    return Entry(key, "partial" if arrived else "not downloaded", size, arrived, used, where)
+    return InventoryEntry(
+        key, "partial" if arrived else "not downloaded", size, arrived, used, where
+    )
 
 
-def _local(key: str, spec: VariantSpec, registry: ModelRegistry) -> Entry:
+def _local(key: str, spec: VariantSpec, registry: ModelRegistry) -> InventoryEntry:
     try:
         paths = registry.local_files(spec.source, key)
     except ModelNotFoundError:
         where = spec.source.path or f"package {spec.source.package}"
-        return Entry(key, "not here", int(spec.size_mb * 1e6), 0, None, where)
+        return InventoryEntry(key, "not here", int(spec.size_mb * 1e6), 0, None, where)
     size = sum(path.stat().st_size for path in paths)
-    return Entry(key, "here", size, size, None, str(paths[0]))
+    return InventoryEntry(key, "here", size, size, None, str(paths[0]))
 
 
-def _of_no_model(file: CachedFile, cache: ModelCache) -> Entry:
+def _of_no_model(file: CachedFile, cache: ModelCache) -> InventoryEntry:
     name = file.path.relative_to(cache.root).as_posix()
     state: Literal["partial", "of no model"] = (
         "partial" if file.state == "partial" else "of no model"
     )
     where = str(file.path)
-    return Entry(name, state, file.size, file.arrived_bytes, file.last_used, where, True)
+    return InventoryEntry(name, state, file.size, file.arrived_bytes, file.last_used, where, True)

@@ -1,7 +1,7 @@
-"""Which quantization of a model is used: what their names mean, and a pure choice among variants.
+"""Names of quantizations, and a pure choice among the variants of a model.
 
-Measures nothing, and looks for no file: how large variants are, what they need and which of them
-are here, others say. Fetches nothing: a choice that is not here is a wish.
+Sizes, needs and availability of variants are inputs: this module measures nothing, looks for no
+file and fetches nothing.
 """
 
 import re
@@ -17,9 +17,9 @@ from orion_oie.schemas.plans import (
 )
 from orion_oie.schemas.units import in_gb
 
-# Bits for each weight of a whole file: of the plain formats as their blocks are laid out, of the
-# mixtures as measured by llama.cpp's authors on a model of 8 billion parameters, which has a
-# larger share of finer layers the smaller the mixture is.
+# Bits per weight of a whole file. For the plain formats these follow from the layout of their
+# blocks. For the mixtures, llama.cpp's authors measured them on a model of 8 billion parameters;
+# the smaller the mixture, the larger its share of finer layers.
 _BITS = {
     **{"Q1_0": 1.125, "Q2_0": 2.25, "TQ1_0": 1.69, "TQ2_0": 2.06},
     **{"IQ1_S": 2.0, "IQ1_M": 2.15, "IQ2_XXS": 2.38, "IQ2_XS": 2.59, "IQ2_S": 2.74, "IQ2_M": 2.93},
@@ -31,8 +31,8 @@ _BITS = {
     **{"F16": 16.0, "BF16": 16.0, "F32": 32.0},
 }
 
-# The older formats make less of their bits: by the perplexities that llama.cpp's authors publish,
-# they come right after the last mixture that is named here with fewer.
+# The older formats make less of their bits. By the perplexities that llama.cpp's authors publish,
+# each ranks right above the mixture of `_BITS` with the next smaller number.
 _OLDER_FORMATS = {"Q4_0": 4.35, "Q4_1": 4.4, "Q5_0": 5.4, "Q5_1": 5.5}
 
 _F32_BITS = 32.0
@@ -46,8 +46,8 @@ Wanted = Literal["auto", "q4", "q8", "f16", "f32"]
 
 
 def bits_per_weight(name: str) -> float | None:
-    """Bits that a quantization takes for each weight of a typical model, by its name in GGUF files
-    (`Q4_K_M`); None when that says nothing.
+    """The bits per weight of a quantization in a typical model, by its name in GGUF files
+    (`Q4_K_M`); None for an unknown name.
 
     Case does not matter. A name that llama.cpp does not know (`UD-Q4_K_XL`, `q4`) counts as the
     largest of its family.
@@ -62,7 +62,7 @@ def bits_per_weight(name: str) -> float | None:
 
 
 def level_of(name: str) -> QuantizationLevel | None:
-    """The level of a quantization, by its name in GGUF files; None when that says nothing."""
+    """The level of a quantization, by its name in GGUF files; None for an unknown name."""
     bits = bits_per_weight(name)
     if bits is None:
         return None
@@ -70,7 +70,7 @@ def level_of(name: str) -> QuantizationLevel | None:
 
 
 def quality_of(name: str) -> float:
-    """A number that is larger for what is closer to the original; 0 for unknown names."""
+    """A rank of quality: the larger, the closer to the original weights; 0 for unknown names."""
     return _OLDER_FORMATS.get(_key(name), bits_per_weight(name) or 0.0)
 
 
@@ -81,10 +81,11 @@ def _key(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VariantOption:
-    """A variant that may be chosen; its model's variants come in the order of the registry.
+    """A variant to choose from.
 
-    size_bytes: of its files. needed_bytes: memory that it takes when it is loaded; None counts as
-    the size of its files. can_be_fetched: whether it may be used though it is not here.
+    size_bytes: the size of its files. needed_bytes: the memory that it takes when it is loaded;
+    None counts as the size of its files. can_be_fetched: it may be used even if its files are not
+    on this machine.
     """
 
     variant: str
@@ -96,7 +97,7 @@ class VariantOption:
 
     @property
     def memory_bytes(self) -> int:
-        """What it is taken to need."""
+        """The memory that it is assumed to take."""
         return self.size_bytes if self.needed_bytes is None else self.needed_bytes
 
 
@@ -110,14 +111,14 @@ def choose_variant(
     parameter_count: int | None = None,
 ) -> VariantChoice:
     """Choose among the variants that fit: those that need at most `budget_bytes` and whose files
-    have at most `size_limit_bytes`. None is no limit.
+    have at most `size_limit_bytes`. None is no limit. `candidates` come in the registry's order.
 
-    "auto" takes the best quality that is here; if none is, the first of the registry that can be
-    fetched. A level takes what is here of it, else what can be fetched of it, in its best quality;
-    else the next lower level; a higher one only if nothing else can be had.
+    "auto" takes the best quality on this machine; if there is none, the first of the registry that
+    can be fetched. A level takes its best variant on this machine, else its best variant that can
+    be fetched; then come the next lower levels, and the higher ones last.
 
-    device: where the budget is, for the reasons. parameter_count: makes the reduction exact.
-    Raises `InvalidRequestError` for another level.
+    device: the device with the budget, for the reasons. parameter_count: makes the reduction exact.
+    Raises `InvalidRequestError` for an unknown level.
     """
     if wanted != "auto" and wanted not in _LEVELS:
         known = ", ".join(["auto", *_LEVELS])
@@ -143,7 +144,7 @@ _Obstacles = dict[VariantOption, str]
 
 
 def _obstacle(one: VariantOption, budget: int | None, size_limit: int | None, where: str) -> str:
-    """Why a variant cannot be used; empty when it can."""
+    """The reason that a variant cannot be used; empty when it can."""
     if not one.is_here and not one.can_be_fetched:
         return "is not here and cannot be fetched"
     if size_limit is not None and one.size_bytes > size_limit:
@@ -185,7 +186,7 @@ def _choose_level(
 
 
 def _best(group: list[VariantOption]) -> VariantOption:
-    return max(group, key=lambda one: quality_of(one.quantization))  # of equals the first
+    return max(group, key=lambda one: quality_of(one.quantization))  # among equals the first
 
 
 def _why_none(obstacles: _Obstacles) -> str:
@@ -217,7 +218,7 @@ def _considered(
 
 
 def _why_not(one: VariantOption, chosen: VariantOption, wanted: str) -> str:
-    """What speaks for the chosen one over another that could be used."""
+    """The reason that a usable variant was not chosen."""
     if chosen.is_here and not one.is_here:
         return f"would have to be fetched; {chosen.variant} is here"
     if quality_of(one.quantization) < quality_of(chosen.quantization):

@@ -1,7 +1,7 @@
-"""models.json: read, checked as a whole, changed at run time, written back.
+"""The registry of models.json: read, checked as a whole, changed at run time, written back.
 
-`ModelRegistry.resolve` goes from an agent to the files of its models on this machine. Nothing is
-ever downloaded or imported here.
+`ModelRegistry.resolve` goes from an agent to the files of its models on this machine. The registry
+downloads nothing and imports no package.
 """
 
 import importlib.util
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
+from orion_oie.models.files import atomic_write
 from orion_oie.models.specs import (
     CONVERSATION,
     AgentSpec,
@@ -50,8 +51,9 @@ class ChainLink:
 class Choice:
     """One model that may answer for an agent, in the order in which they are tried.
 
-    `files` are None when the model is not on this machine; `why_unavailable` then says why.
-    `source` is where they come from, if they can be fetched. `picked` says why it is this variant.
+    `files` is None when the model is not on this machine; `why_unavailable` then gives the reason.
+    `source` is the source of its files, if they can be fetched. `picked` explains the choice of the
+    variant.
     """
 
     agent_id: str
@@ -66,7 +68,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class VariantState:
-    """A variant of a model, and its files if they are on this machine, or why they are not."""
+    """A variant of a model, with its files on this machine or the reason that there are none."""
 
     name: str
     spec: VariantSpec
@@ -75,16 +77,16 @@ class VariantState:
 
     @property
     def is_fetchable(self) -> bool:
-        return self.files is None and self.spec.source.kind in ("url", "hub")
+        return self.files is None and self.spec.source.is_remote
 
 
 Pick = Callable[[str, str, Sequence[VariantState]], VariantChoice]
-"""Chooses among the variants of a model for an agent, (agent_id, model_id, variants): one of them.
-They come in the order of the registry."""
+"""A choice among the variants of a model for an agent: `(agent_id, model_id, variants)`, with the
+variants in the order of the registry."""
 
 
 def first_here(_agent_id: str, _model_id: str, variants: Sequence[VariantState]) -> VariantChoice:
-    """The first variant that is here, else the first that can be fetched, else the first."""
+    """The first variant on this machine, else the first that can be fetched, else the first."""
     for state in variants:
         if state.files is not None:
             return VariantChoice(variant=state.name, reason="the first one that is here")
@@ -184,8 +186,8 @@ class ModelRegistry:
         """The models that may answer for an agent, best first, each at most once.
 
         Its own primary, lite and fallback models come first, then those of its fallback
-        agents, those of the conversation agent last. What was fetched lies in `cache`; None looks
-        for nothing that would have to be. `pick` chooses a variant of each.
+        agents, those of the conversation agent last. Fetched files are looked up in `cache`;
+        without one, such models are unavailable. `pick` chooses a variant of each model.
         """
         return [self._choice(link, cache, pick) for link in self.chain(agent_id)]
 
@@ -204,8 +206,8 @@ class ModelRegistry:
         return known
 
     def find_source(self, name: str) -> tuple[str, str, SourceSpec]:
-        """What a name stands for: model, variant and source of an agent's primary model, of a
-        model's first variant, or of `MODEL@VARIANT`. Raises `ModelNotFoundError` with the closest
+        """The model, variant and source that a name stands for: the primary model of an agent, the
+        first variant of a model, or `MODEL@VARIANT`. Raises `ModelNotFoundError` with the closest
         name."""
         model_id, _, variant = name.partition("@")
         if model_id in self._data.agents and not variant:
@@ -225,7 +227,7 @@ class ModelRegistry:
         return model_id, variant, variants[variant].source
 
     def local_files(self, source: SourceSpec, name: str) -> tuple[Path, ...]:
-        """The files of a source that names a place on this machine. Raises `ModelNotFoundError`."""
+        """The files of a `path` or `package` source. Raises `ModelNotFoundError`."""
         files, why = _locate(source, self._base, None)
         if files is None:
             raise ModelNotFoundError(f"{name} cannot be fetched and is not here: {why}", name=name)
@@ -246,17 +248,8 @@ class ModelRegistry:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the registry. The file is either the old one or the complete new one."""
-        path = Path(path)
         text = self._data.model_dump_json(indent=2, exclude_defaults=True) + "\n"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        atomic_write(Path(path), text, sync=True)
 
     @staticmethod
     def json_schema() -> dict[str, Any]:
@@ -285,7 +278,7 @@ class ModelRegistry:
                 current = CONVERSATION
 
     def variants(self, model_id: str, cache: "ModelCache | None" = None) -> list[VariantState]:
-        """The variants of a model, and what of them is here. Raises `ModelNotFoundError`."""
+        """The variants of a model, with their files. Raises `ModelNotFoundError`."""
         return [
             VariantState(name, spec, *_locate(spec.source, self._base, cache))
             for name, spec in self.model(model_id).variants.items()
@@ -311,7 +304,7 @@ class ModelRegistry:
 
 
 def registry_of(source: "str | os.PathLike[str] | ModelRegistry | None") -> ModelRegistry:
-    """The registry that an engine was given: one, a path to one, or the packaged one."""
+    """The registry from an engine's argument: a registry, a path, or None for the packaged one."""
     if source is None:
         return ModelRegistry.packaged()
     return source if isinstance(source, ModelRegistry) else ModelRegistry.load(source)
@@ -333,7 +326,7 @@ def _unique(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[str, An
 
 
 def _checked(raw: object, name: str, duplicates: list[str]) -> RegistryFile:
-    """The registry if nothing is wrong with it; else one error that lists everything."""
+    """The checked registry. Raises one `RegistryError` that lists all problems."""
     problems = list(duplicates)
     try:
         data = RegistryFile.model_validate(raw)
@@ -402,7 +395,7 @@ def _fallback_cycles(agents: Mapping[str, AgentSpec]) -> list[str]:
 def _locate(
     source: SourceSpec, base: Path, cache: "ModelCache | None"
 ) -> tuple[tuple[Path, ...] | None, str]:
-    """The files of a source on this machine, or why they are not here."""
+    """The files of a source on this machine, or None and the reason that there are none."""
     if source.path is not None:
         path = base / source.path
         return ((path,), "") if path.exists() else (None, f"there is no file {path}")

@@ -1,6 +1,6 @@
-"""What models.json may say: agents, models, variants, sources, providers.
+"""The shapes of models.json: agents, models, variants, sources, providers.
 
-Shapes only. Reading files, cross-references and availability are `registry.py`'s.
+Shapes only: `registry` reads files and checks cross-references and availability.
 """
 
 import re
@@ -38,7 +38,7 @@ def _compiles(pattern: str) -> str:
 
 
 class SourceSpec(Spec):
-    """Where the files of a variant come from: exactly one of `path`, `url`, `hub`, `package`.
+    """The source of a variant's files: exactly one of `path`, `url`, `hub`, `package`.
 
     path: a GGUF file, relative to the registry file. url: base address of `shards`.
     hub: `org/repo` with `files` and a `revision`. package: an installed Python package that
@@ -84,11 +84,18 @@ class SourceSpec(Spec):
             return "url"
         return "hub" if self.hub is not None else "package"
 
+    @property
+    def is_remote(self) -> bool:
+        """True when the files are fetched over HTTP and kept in the cache."""
+        return self.url is not None or self.hub is not None
+
 
 class ShardingSpec(Spec):
-    """How a variant is split, and how many shards must be here before anything is computed; goes
-    over `EngineConfig.loading.sharding`. `enabled` says of a variant that its
-    files are split; of an agent, if it is given, whether to compute while they arrive."""
+    """The division of a variant into shards; overrides `EngineConfig.loading.sharding`.
+
+    `initial_shards` must arrive before anything is computed. For a variant, `enabled` means that
+    its files are split; for an agent, if given, that its models compute while they arrive.
+    """
 
     enabled: bool = False
     num_shards: int = Field(default=1, ge=1)
@@ -106,7 +113,7 @@ class VariantSpec(Spec):
 
 
 class PromptFormat(Spec):
-    """Replaces the chat template of the GGUF.
+    """A prompt format that replaces the chat template of the GGUF file.
 
     A turn is its prefix, its content, and `eos_token`; the prompt ends with `assistant_prefix`.
     The prefixes and `eos_token` may contain control tokens; contents never act as such.
@@ -119,7 +126,7 @@ class PromptFormat(Spec):
 
 
 class FusionSpec(Spec):
-    """How a model was merged from others."""
+    """The merge that a model was made by."""
 
     method: str
     sources: list[str]
@@ -148,7 +155,7 @@ class ModelSpec(Spec):
 
 
 class AgentModels(Spec):
-    """The ordered choice of models of an agent; `lite` answers while `primary` is not here."""
+    """The models of an agent, in order; `lite` answers while `primary` is not on this machine."""
 
     primary: str
     lite: str | None = None
@@ -157,15 +164,15 @@ class AgentModels(Spec):
 
 
 class RoutingHints(Spec):
-    """What makes a question this agent's.
+    """The signs that a question belongs to this agent.
 
     keywords: whole words, compared without regard to case; a `*` at the end makes one a stem
     (`translat*`). phrases: several words in a row, likewise. patterns: regular expressions,
     case-insensitive. features: shapes that the router detects. Each maps to a weight in
-    (0, 100]. examples: questions that this agent should answer. topics: what the router's weights
-    know that is this agent's (conversation, code, creative, multilingual, math, logic, data,
-    vision, and those of one's own training); None takes the topic of its own name, `reasoning`
-    both math and logic.
+    (0, 100]. examples: questions that this agent should answer. topics: the topics of the router's
+    weights that are this agent's (conversation, code, creative, multilingual, math, logic, data,
+    vision, and those of one's own training); None takes the topic of the agent's name, and for
+    `reasoning` both math and logic.
     """
 
     keywords: dict[str, Weight] = {}
@@ -177,14 +184,14 @@ class RoutingHints(Spec):
 
 
 class AgentSpec(Spec):
-    """A persona: what it is told, how it samples, what it is for, and which models it uses.
+    """A persona: its system prompt, its sampling, its purpose and its models.
 
     `fallback_agent` answers when none of the agent's own models can; the conversation agent
     comes last in any case.
 
-    How the agent's own models are taken: `quantization` is the level of variant that is wanted,
-    "auto" the best that fits; `optimized_size` is the largest file it may have, in megabytes (10^6
-    bytes); `loading_strategy` and `sharding` go over those of the engine and of the variant.
+    For the agent's own models, `quantization` is the wanted level of variant ("auto" is the best
+    that fits) and `optimized_size` the largest size of its file, in megabytes (10^6 bytes);
+    `loading_strategy` and `sharding` override those of the engine and of the variant.
     """
 
     name: str
@@ -219,7 +226,7 @@ class ProviderModel(Spec):
 
 
 class ProviderSpec(Spec):
-    """A remote or separate server that can answer instead; the key is read from `api_key_env`."""
+    """A remote or separate server that can answer instead, with the key in `api_key_env`."""
 
     kind: Literal["openai", "anthropic", "ollama"]
     base_url: Annotated[str, Field(pattern=r"^https?://")]

@@ -43,9 +43,7 @@ class BackgroundLoader:
         self._lock = threading.Lock()
         self._loads: dict[ModelKey, Future[ModelInfo]] = {}
 
-    def load(
-        self, spec: LoadSpec, may_evict: Collection[str] | None = None
-    ) -> "Future[ModelInfo]":
+    def load(self, spec: LoadSpec, may_evict: Collection[str] | None = None) -> "Future[ModelInfo]":
         """Load a model; one that is on its way is loaded once. The future is done when nothing of
         the load goes on any more. `may_evict`: see `ModelPool.acquire`."""
         with self._lock:

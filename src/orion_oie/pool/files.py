@@ -130,7 +130,9 @@ class ModelFiles:
             license=model.license,
         )
         expected_bytes = int(state.spec.size_mb * _BYTES_PER_MB)
-        gpu_layers = None if self._config.serving.gpu_layers == "auto" else self._config.serving.gpu_layers
+        gpu_layers = (
+            None if self._config.serving.gpu_layers == "auto" else self._config.serving.gpu_layers
+        )
         spec = LoadSpec(
             info=info,
             files=files,

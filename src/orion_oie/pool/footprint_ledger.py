@@ -4,13 +4,13 @@ Measures nothing itself. A file that cannot be read or written costs only the me
 estimates go on as they were.
 """
 
-import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from orion_oie.models.files import atomic_write
 
 FILE_NAME = "footprints.json"
 _MOST_RECORDS = 500
@@ -76,17 +76,13 @@ class FootprintLedger:
                 return
             self._written = records
         with self._writing:
-            partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
             all_records = {**self._read(), **records}  # another process may have written, too
             last = dict(list(all_records.items())[-_MOST_RECORDS:])
             text = json.dumps({name: asdict(record) for name, record in last.items()})
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_text(text, encoding="utf-8")
-                os.replace(partial, self._path)
+                atomic_write(self._path, text)
             except OSError as error:
-                with contextlib.suppress(OSError):
-                    partial.unlink(missing_ok=True)
                 self._on_error(f"measured sizes of models cannot be kept: {error}")
 
     def _known(self) -> dict[str, Record]:

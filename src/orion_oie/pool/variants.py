@@ -86,9 +86,7 @@ class VariantSelector:
     def _fits(self, candidate: Candidate) -> bool:
         return candidate.max_bytes is None or candidate.max_bytes <= self._budget_bytes()
 
-    def _choose(
-        self, agent_id: str, agent: AgentSpec, max_age_s: float
-    ) -> tuple[Candidate, ...]:
+    def _choose(self, agent_id: str, agent: AgentSpec, max_age_s: float) -> tuple[Candidate, ...]:
         links = self._registry.chain(agent_id)
         looks = tuple(self._files.of(link.model_id, max_age_s) for link in links)
         revision = self._sizes.revision

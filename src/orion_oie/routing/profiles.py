@@ -3,7 +3,6 @@ vectors, and which topics they belong to.
 """
 
 import contextlib
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from orion_oie.models.files import replacing
 from orion_oie.models.specs import AgentSpec
 
 if TYPE_CHECKING:
@@ -208,13 +208,10 @@ def _keep(vectors: "NDArray[np.float16]", path: Path) -> None:
     """Write them down; where nothing can be written, they are computed again at the next start."""
     import numpy as np
 
-    part = path.with_name(f"{path.stem}.{os.getpid()}.{threading.get_ident()}.part.npy")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(part, vectors, allow_pickle=False)
-        part.replace(path)
-    with contextlib.suppress(OSError):
-        part.unlink(missing_ok=True)
+        with replacing(path) as fresh, fresh.open("xb") as file:
+            np.save(file, vectors, allow_pickle=False)
 
 
 EMBEDDED_CHARS = 120  # of a longer text the vector says no more, and takes longer

@@ -192,9 +192,7 @@ class Simulation:
     def _dispatch(self) -> bool:
         running = Counter(model for _, _, model in self._ends)
         availability = {
-            model: self.budget.availability(model)
-            if running[model] < self._per_model
-            else NO_PLACE
+            model: self.budget.availability(model) if running[model] < self._per_model else NO_PLACE
             for model in {one.model for one in self.waiting.values()}
         }
         waiting = list(self.waiting.values())

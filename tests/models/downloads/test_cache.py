@@ -16,6 +16,10 @@ from typing import IO
 
 import pytest
 from helpers import BOUND_S, Running, run_all, wait_until
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+)
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -34,10 +38,6 @@ from orion_oie.models.downloads.cache import (
 from orion_oie.models.downloads.fetch import (
     CHUNK_BYTES,
     Download,
-)
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
 )
 from orion_oie.models.downloads.parts import (
     map_path,
@@ -334,8 +334,8 @@ PULL = """
 import sys
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.specs import SourceSpec
 
 def report(download):
     print("waits" if download is None else "fetches", flush=True)
@@ -506,7 +506,7 @@ def test_the_list_of_files(cache: ModelCache, server: LoopbackServer, tmp_path: 
     (whole.parent / "linked").symlink_to(other)
     (whole.parent / "to nowhere").symlink_to(tmp_path / "nothing")
     part = leave_half(cache, server, "second")
-    for left in ("second.part.map.123.new", "second.123.link"):
+    for left in (".second.part.map.1a2b3c4d.new", ".second.1a2b3c4d.new"):
         (whole.parent / left).touch()
     files = cache.files()
     arrived = files[2].arrived_bytes

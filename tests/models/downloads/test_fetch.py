@@ -21,6 +21,11 @@ from typing import Any
 
 import pytest
 from helpers import BOUND_S, Running, wait_until
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -38,11 +43,6 @@ from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.downloads.fetch import (
     CHUNK_BYTES,
     Download,
-)
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
 )
 from orion_oie.models.downloads.parts import (
     map_path,
@@ -966,8 +966,8 @@ PULL = """
 import sys
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.cache import ModelCache
-from orion_oie.specs import SourceSpec
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.specs import SourceSpec
 
 root, url = sys.argv[1:]
 source = SourceSpec(url=url, shards=["file"])

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import loopback
 import pytest
-
-from orion_oie.models.downloads.loopback import (
+from loopback import (
     LoopbackRequest,
     LoopbackServer,
     Misbehaviour,
@@ -443,7 +443,7 @@ def test_a_file_that_shrinks(folder: Path) -> None:
 def test_a_server_of_its_own(folder: Path) -> None:
     """As a process: its URL first, then files at its speed until its standard input ends."""
     write(folder, 400_000)
-    command = [sys.executable, "-m", "orion_oie.models.downloads.loopback", str(folder)]
+    command = [sys.executable, loopback.__file__, str(folder)]
     process = subprocess.Popen(
         [*command, "--mb-per-s", "1", "--connection-mb-per-s", "50"],
         stdin=subprocess.PIPE,

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
 from orion_oie.errors import DownloadError
 from orion_oie.models.downloads.cache import (
+    FileRecord,
     ModelCache,
-    Record,
-)
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
 )
 from orion_oie.models.downloads.sources import locate
 from orion_oie.models.specs import SourceSpec
@@ -164,9 +164,9 @@ if is_of_the_hub:
     sys.exit()
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.downloads.cache import ModelCache
+from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.errors import OrionError
-from orion_oie.specs import SourceSpec
+from orion_oie.models.specs import SourceSpec
 
 try:
     config = DownloadConfig(connections=1, retries=0)
@@ -227,7 +227,7 @@ class User:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
-    def record(self, path: Path) -> Record:
+    def record(self, path: Path) -> FileRecord:
         return self.cache.records()[path.relative_to(self.cache.root).as_posix()]
 
 

@@ -1,5 +1,5 @@
 """Files over HTTP: fetched in parallel ranges, checked, kept in a cache.
 
-cache is what others use; fetch, arrival, parts and sources are for backends that compute with
-files while these arrive.
+Most callers need `cache` alone. A backend that computes with files while they arrive also uses
+`fetch`, `arrival`, `parts` and `sources`.
 """

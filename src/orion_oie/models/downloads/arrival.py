@@ -1,18 +1,19 @@
-"""What of a file has arrived: a small map beside it, shared by who writes and who reads it.
+"""The map of a file's blocks that have arrived, shared by its writer and its readers.
 
-A file that is fetched lies at its full size under `NAME.part`, and beside it `NAME.part.map` has
-one byte for each block. The map is mapped into memory: it survives a process that is killed, and a
-worker in another process sees a block the moment it is marked. It knows blocks and bytes, not where
-they come from.
+A file that is being fetched has its full size under the name `NAME.part`. Beside it lies
+`NAME.part.map`, with one byte for each block. The map is mapped into memory: it survives when its
+process is killed, and a worker in another process sees a block the moment it is marked. The map
+knows blocks and bytes, not their source.
 """
 
 import enum
 import json
 import mmap
-import os
 from pathlib import Path
 from struct import Struct
 from typing import Any
+
+from orion_oie.models.files import atomic_write
 
 BLOCK_BYTES = 256 << 10
 
@@ -25,17 +26,17 @@ _HEADER_BYTES = 4096
 
 
 class ArrivalState(enum.IntEnum):
-    """Where a file stands."""
+    """The state of a file that is fetched."""
 
     ARRIVING = 0  # blocks are missing, or not checked yet
-    COMPLETE = 1  # all is here, and it is what it should be
-    FAILED = 2  # nobody goes on fetching it
+    COMPLETE = 1  # all bytes have arrived, and their digest is right
+    FAILED = 2  # the download has ended without all bytes
 
 
 class ArrivalMap:
-    """Which blocks of a file of `size` bytes are here. `facts` say what was being fetched.
+    """The blocks of a file of `size` bytes that have arrived. `facts` identify the content.
 
-    One process marks; any number look. Use `create` or `open`.
+    One process marks blocks, any number of processes read. Make one by `create` or `open`.
     """
 
     def __init__(self, path: Path, file: Any, *, is_writable: bool) -> None:
@@ -64,21 +65,19 @@ class ArrivalMap:
     def create(
         cls, path: Path, size: int, facts: dict[str, Any], block_bytes: int = BLOCK_BYTES
     ) -> "ArrivalMap":
-        """A new map on which nothing has arrived. Replaces any that is there."""
+        """A new map without any block. Replaces an existing one."""
         said = json.dumps(facts).encode()
         if len(said) >= _HEADER_BYTES - _FACTS_AT:
             raise ValueError(f"facts of {len(said)} bytes do not fit into a map")
         header = _HEADER.pack(_MAGIC, _VERSION, block_bytes, size, ArrivalState.ARRIVING)
         content = header.ljust(_FACTS_AT, b"\0") + said.ljust(_HEADER_BYTES - _FACTS_AT, b"\0")
-        fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-        fresh.write_bytes(content + bytes(-(-size // block_bytes)))
-        os.replace(fresh, path)
+        atomic_write(path, content + bytes(-(-size // block_bytes)))
         return cls.open(path, is_writable=True)
 
     @classmethod
     def open(cls, path: Path, *, is_writable: bool = False) -> "ArrivalMap":
-        """The map of a file. Raises `OSError` when there is none, `ValueError` when it is
-        damaged."""
+        """The existing map of a file. Raises `OSError` when there is none, `ValueError` when it
+        is damaged."""
         with path.open("r+b" if is_writable else "rb") as file:
             return cls(path, file, is_writable=is_writable)
 
@@ -91,32 +90,32 @@ class ArrivalMap:
         self._map[_STATE_AT] = state
 
     def mark(self, block: int) -> None:
-        """Note that a block is in the file."""
+        """Record that a block is in the file."""
         self._map[_HEADER_BYTES + block] = 1
 
     def has_block(self, block: int) -> bool:
         return bool(self._map[_HEADER_BYTES + block] == 1)
 
     def has(self, start: int, end: int) -> bool:
-        """True when the bytes from `start` to `end` are here."""
+        """True when all bytes from `start` to `end` have arrived."""
         if start >= end:
             return True
         first, last = start // self.block_bytes, (end - 1) // self.block_bytes
         return self._map.find(b"\0", _HEADER_BYTES + first, _HEADER_BYTES + last + 1) < 0
 
     def contiguous(self, start: int) -> int:
-        """The end of the bytes that are here without a gap from `start` on."""
+        """The end of the bytes that have arrived without a gap from `start` on."""
         first = _HEADER_BYTES + start // self.block_bytes
         gap = self._map.find(b"\0", first)
         return self.size if gap < 0 else max(start, (gap - _HEADER_BYTES) * self.block_bytes)
 
     def bounds(self, block: int) -> tuple[int, int]:
-        """The first byte of a block, and the one after its last."""
+        """The offset of a block's first byte, and the one after its last byte."""
         return block * self.block_bytes, min((block + 1) * self.block_bytes, self.size)
 
     @property
     def arrived_bytes(self) -> int:
-        """How much is here."""
+        """The number of bytes that have arrived."""
         marks = self._map[_HEADER_BYTES:]
         there = marks.count(1) * self.block_bytes
         if marks and marks[-1] == 1:

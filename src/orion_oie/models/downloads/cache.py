@@ -1,12 +1,13 @@
-"""Model files that were fetched: where they lie, what is known of them, who may write.
+"""The cache of fetched model files, with their digests and their locks.
 
     ROOT/models/KIND--NAME/FILE            complete, with the right digest
-    ROOT/models/KIND--NAME/FILE.part       arriving; .part.map says what is here, .lock who fetches
+    ROOT/models/KIND--NAME/FILE.part       arriving; .part.map has its blocks, .lock is its lock
     ROOT/models.lock.json                  the digest of each file, as expected or as first seen
     ROOT/snapshots/                        states of system prompts, kept by the workers
 
-Processes share one cache: whoever holds a file's lock fetches it, the others wait for it. A file's
-access time is when it was last used. Knows no agents and no variants: sources only.
+Processes share one cache: the holder of a file's lock fetches it, and the others wait for it. The
+access time of a file is the time of its last use. The cache knows sources, but neither agents nor
+variants.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+
+from platformdirs import user_cache_path
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -43,17 +45,22 @@ from orion_oie.models.downloads.parts import (
 )
 from orion_oie.models.downloads.ranges import RemoteFile
 from orion_oie.models.downloads.sources import locate
+from orion_oie.models.files import (
+    TEMPORARY_SUFFIX,
+    atomic_write,
+    replacing,
+)
 from orion_oie.models.specs import SourceSpec
 
 _HASH_BYTES = 1 << 20
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_HELPERS = (".lock", ".part.map", ".new", ".link")  # files that say something of others
+_HELPERS = (".lock", ".part.map", TEMPORARY_SUFFIX)  # files that serve others
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of a file that was complete once. `is_expected`: the digest is what the
-    registry or the hub named, and not only what came first."""
+class FileRecord:
+    """The facts about a file that was complete once. `is_expected`: the digest is the one that the
+    registry or the hub named, and not merely the first one seen."""
 
     sha256: str
     size: int
@@ -65,20 +72,20 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class CachedFile:
-    """A file of the cache. `arrived_bytes` of its `size` are here; `last_used` is in seconds since
-    the epoch."""
+    """A file of the cache. `arrived_bytes` of its `size` have arrived; `last_used` is in seconds
+    since the epoch."""
 
     path: Path
     state: Literal["complete", "partial", "linked"]
     size: int
     arrived_bytes: int
     last_used: float
-    record: Record | None
+    record: FileRecord | None
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The outcome of hashing a file again; `expected` is None when nothing is known of it."""
+    """The result of hashing a file again; `expected` is None when the file has no record."""
 
     path: Path
     sha256: str
@@ -90,29 +97,26 @@ class Verified:
 
 
 def default_root() -> Path:
-    """`ORION_CACHE_DIR`, or the user's folder for caches."""
+    """`ORION_CACHE_DIR`, or `orion-oie` in the user's folder for caches."""
     if named := os.environ.get("ORION_CACHE_DIR"):
         return Path(named).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "orion-oie"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "orion-oie"
+    return user_cache_path("orion-oie", appauthor=False)
 
 
 class ModelCache:
-    """The cache under `root`; by default that of the user, see `default_root`."""
+    """The cache under `root`, by default under `default_root()`."""
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = Path(root).expanduser() if root is not None else default_root()
         self.snapshots = self.root / "snapshots"
         self._models = self.root / "models"
         self._records = self.root / "models.lock.json"
-        self._read_records: tuple[tuple[int, int], dict[str, Record]] = (0, 0), {}
+        self._read_records: tuple[tuple[int, int], dict[str, FileRecord]] = (0, 0), {}
 
-    # -- where things are
+    # -- paths
 
     def paths(self, source: SourceSpec) -> tuple[Path, ...]:
-        """Where the files of a `url` or `hub` source belong.
+        """The paths of the files of a `url` or `hub` source, fetched or not.
 
         Raises `RegistryError` for a file name that leaves its folder.
         """
@@ -125,26 +129,26 @@ class ModelCache:
         return tuple(folder / name for name in names)
 
     def find(self, source: SourceSpec) -> tuple[Path, ...] | None:
-        """The files of a source, or None when they are not all here, with the digests that the
-        source names. Asks nobody else, and hashes nothing: see `verify`."""
+        """The files of a source, or None unless all are in the cache with the digests that the
+        source names. Compares recorded digests; `verify` hashes the files."""
         paths = self.paths(source)
         digests: list[str | None] = [*source.sha256] or [None] * len(paths)
         are_here = all(map(self._is_here, paths, digests))
         return paths if are_here else None
 
     def _is_here(self, path: Path, digest: str | None) -> bool:
-        # Unlike `Path.exists`: what must not be looked at is not here.
+        # Unlike `Path.exists`, this is False where permission is missing.
         if not os.path.exists(path):
             return False
         if digest is None:
             return True
-        with contextlib.suppress(DownloadError):  # then nothing is known of it
+        with contextlib.suppress(DownloadError):  # unreadable records count as none
             record = self._known().get(self._key(path))
             return record is None or record.sha256 == digest
         return True
 
     def note_use(self, paths: Sequence[Path]) -> None:
-        """Remember that files are used now; those of other folders are left alone."""
+        """Set the time of last use of files to now; files of other folders are left alone."""
         for path in paths:
             if path.is_relative_to(self._models):
                 with contextlib.suppress(OSError):
@@ -159,9 +163,9 @@ class ModelCache:
         scope: CancelScope,
         on_progress: Callable[["Download | None"], None] = lambda _download: None,
     ) -> tuple[Path, ...]:
-        """Fetch what is missing of a source; gives its files.
+        """Fetch the missing files of a source; return all its files.
 
-        `on_progress` is called every so often, with None while another process fetches. Raises
+        `on_progress` is called at short intervals, with None while another process fetches. Raises
         `DownloadError`, `DigestMismatchError`, or the error that `scope` was cancelled with.
         """
         download = self.open_download(source, config, scope, lambda: on_progress(None))
@@ -177,10 +181,10 @@ class ModelCache:
         scope: CancelScope,
         on_wait: Callable[[], None] = lambda: None,
     ) -> Download | None:
-        """A prepared download of what is missing of a source, or None when nothing is.
+        """A prepared download of the missing files of a source, or None when none is missing.
 
-        Waits while another process fetches; `on_wait` is then called every so often. Raises like
-        `pull`.
+        Waits while another process fetches, and calls `on_wait` at short intervals meanwhile.
+        Raises the same errors as `pull`.
         """
         paths = self.paths(source)
         if self.find(source) is not None:
@@ -190,7 +194,7 @@ class ModelCache:
             on_error.callback(locks.close)
             for path in sorted(paths):
                 locks.enter_context(locked(path, scope, on_wait))
-            if self.find(source) is not None:  # somebody fetched it meanwhile
+            if self.find(source) is not None:  # another process fetched it meanwhile
                 return None
             located = locate(source, paths, self._pinned(paths))
             for path, there in located.local.items():
@@ -204,7 +208,7 @@ class ModelCache:
         return download
 
     def arrived(self, source: SourceSpec) -> tuple[int, int]:
-        """How many bytes of a source are here, and how many it has as far as that is known."""
+        """The number of bytes of a source that have arrived, and its total as far as known."""
         arrived = total = 0
         for path in self.paths(source):
             with contextlib.suppress(OSError, ValueError):
@@ -218,7 +222,7 @@ class ModelCache:
         return arrived, total
 
     def _pinned(self, paths: Sequence[Path]) -> str | None:
-        """The commit that files of a source came from, complete or not."""
+        """The commit of the files of a source that have arrived, complete or not."""
         records = self.records()
         for path in paths:
             record = records.get(self._key(path))
@@ -231,7 +235,7 @@ class ModelCache:
         return None
 
     def _check_record(self, fetched: Fetched) -> None:
-        """Compare a file with what was first seen under its name, and note it."""
+        """Compare the digest of a file with its record, and record it."""
         file = fetched.file
         key = self._key(file.path)
         known = self.records().get(key)
@@ -246,14 +250,14 @@ class ModelCache:
             )
         self._write_record(key, _record_of(fetched))
 
-    # -- what is known
+    # -- records
 
-    def records(self) -> dict[str, Record]:
-        """What is known of files, by path under the cache's root. Raises `DownloadError` when the
-        file that says so is damaged."""
+    def records(self) -> dict[str, FileRecord]:
+        """The records of files, by path under the cache's root. Raises `DownloadError` when the
+        file that holds them is damaged."""
         try:
             raw = json.loads(self._records.read_text(encoding="utf-8"))
-            return {key: Record(**record) for key, record in raw.items()}
+            return {key: FileRecord(**record) for key, record in raw.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -262,8 +266,8 @@ class ModelCache:
                 "files are taken as they come"
             ) from error
 
-    def _known(self) -> dict[str, Record]:
-        """`records`, read again only after a change."""
+    def _known(self) -> dict[str, FileRecord]:
+        """The same as `records`, but read again only after a change."""
         try:
             facts = self._records.stat()
         except OSError:
@@ -273,16 +277,14 @@ class ModelCache:
             self._read_records = version, self.records()
         return self._read_records[1]
 
-    def _write_record(self, key: str, record: Record | None) -> None:
+    def _write_record(self, key: str, record: FileRecord | None) -> None:
         with locked(self._records, CancelScope(), lambda: None):
             records = self.records()
             records.pop(key, None)
             if record is not None:
                 records[key] = record
             text = json.dumps({k: asdict(r) for k, r in sorted(records.items())}, indent=2) + "\n"
-            fresh = self._records.with_name(f"{self._records.name}.{os.getpid()}.part")
-            fresh.write_text(text, encoding="utf-8")
-            os.replace(fresh, self._records)
+            atomic_write(self._records, text)
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -290,7 +292,7 @@ class ModelCache:
     # -- housekeeping
 
     def files(self) -> list[CachedFile]:
-        """Everything that was fetched, whole or in part."""
+        """All files that were fetched, whole or in part."""
         records = self.records()
         found = []
         for path in sorted(self._models.rglob("*")):
@@ -313,14 +315,14 @@ class ModelCache:
         return found
 
     def remove(self, source: SourceSpec) -> int:
-        """Remove the files of a source and what is known of them; gives the bytes that are free.
+        """Remove the files of a source and their records; return the number of freed bytes.
 
         Raises `DownloadError` while they are being fetched.
         """
         return self.remove_files(self.paths(source))
 
     def remove_files(self, paths: Sequence[Path]) -> int:
-        """`remove` for files of the cache that are no longer any source's."""
+        """Remove files of the cache and their records, like `remove`; no source is needed."""
         freed = 0
         for path in paths:
             freed += self._remove(path)
@@ -328,7 +330,7 @@ class ModelCache:
         return freed
 
     def verify(self, paths: Sequence[Path] | None = None) -> Iterator[Verified]:
-        """Hash complete files again, all by default, and compare with what is known of them."""
+        """Hash complete files again, by default all, and compare with their records."""
         records = self.records()
         if paths is None:
             paths = [file.path for file in self.files() if file.state != "partial"]
@@ -337,8 +339,10 @@ class ModelCache:
             yield Verified(path, _sha256(path), record.sha256 if record is not None else None)
 
     def prune(self, keep_bytes: int | None = None) -> list[CachedFile]:
-        """Remove what was left half-fetched, then the longest unused files until at most
-        `keep_bytes` are left. What is being fetched stays. Gives what was removed."""
+        """Remove partial files, then the longest unused files until at most `keep_bytes` are left.
+
+        Files that are being fetched stay. Returns the removed files.
+        """
         files = self.files()
         removed = []
         for file in [file for file in files if file.state == "partial"]:
@@ -381,33 +385,32 @@ def _folder_name(source: SourceSpec) -> str:
     if source.hub is not None:
         revision = source.revision or "main"
         return _UNSAFE.sub("-", f"hub--{source.hub.replace('/', '--')}--{revision}")
-    assert source.url is not None
+    if source.url is None:
+        raise ValueError(f"a '{source.kind}' source has no folder in the cache")
     digest = hashlib.sha256(source.url.encode()).hexdigest()[:12]
     host = None
-    with contextlib.suppress(ValueError):  # what is wrong with it is told when it is fetched
+    with contextlib.suppress(ValueError):  # fetching reports what is wrong with the address
         host = urlsplit(source.url).hostname
     return _UNSAFE.sub("-", f"url--{host or 'unknown'}--{digest}")
 
 
 def _link(path: Path, there: Path) -> None:
-    """Let a file of the cache be one that lies elsewhere."""
+    """Make a file of the cache a link to one that lies elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.link")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(there.resolve())
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        fresh.symlink_to(there.resolve())
 
 
-def _record_of(fetched: Fetched) -> Record:
+def _record_of(fetched: Fetched) -> FileRecord:
     file: RemoteFile = fetched.file
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Record(
+    return FileRecord(
         fetched.sha256, fetched.size, file.url, file.revision, file.sha256 is not None, now
     )
 
 
 def _arrived_bytes(path: Path) -> int:
-    """How much of a file is here; what has no map counts for nothing."""
+    """The number of bytes of a file that have arrived; 0 without a map."""
     try:
         return ArrivalMap.open(map_path(path)).arrived_bytes
     except (OSError, ValueError):

@@ -1,10 +1,10 @@
 """Files fetched over HTTP: several ranges at once, resumed after any end, checked before use.
 
-    prepare:  probe -> make room or resume -> start: fetch, hash -> check -> rename
+    prepare:  probe -> resume, or allocate -> start: fetch, hash -> check -> rename
 
-A file lies under `NAME.part` until it is whole and its SHA-256 is right; only then does it get its
-name. What arrived is kept in `NAME.part.map`, so that a download that was killed goes on where it
-was. Knows nothing of models: who cares in which order bytes come says so.
+A file is called `NAME.part` until it is complete and its SHA-256 is right. `NAME.part.map` records
+the blocks that have arrived, so that a download that was killed can be resumed. This module knows
+nothing of models: a caller that needs the bytes in some order names that order.
 """
 
 import contextlib
@@ -19,10 +19,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
-from orion_oie.errors import DigestMismatchError, DownloadError, RequestCancelledError
+from orion_oie.errors import DigestMismatchError, DownloadError, RequestCancelledError, described
 from orion_oie.models.downloads.arrival import (
     ArrivalMap,
     ArrivalState,
@@ -49,24 +50,29 @@ from orion_oie.models.downloads.ranges import (
     retry_after,
     total_size,
 )
+from orion_oie.schemas.units import size_text
+
+if TYPE_CHECKING:  # an extra, and slow to import
+    import httpx
 
 # One request asks for at most this much: enough to make round trips cheap, little enough that
-# ranges that arrive side by side arrive nearly in order. Towards the end they become smaller, so
-# that the last bytes are those that were asked for last.
+# parallel ranges arrive nearly in order. Towards the end the ranges become smaller, so that the
+# bytes that arrive last are those that were requested last.
 CHUNK_BYTES = 4 << 20
 SMALLEST_CHUNK_BYTES = 512 << 10
 _CHUNKS_LEFT = 16
 _HASH_BYTES = 256 << 10
 _POLL_S = 0.01
 _READ_AHEAD_BYTES = 2 << 20
-_LONGEST_HOLD_S = 0.5  # between looks at whether it is over
+_LONGEST_HOLD_S = 0.5  # between checks for the end of the download
+_SHORTEST_BACKOFF_S = 0.25
 _LONGEST_BACKOFF_S = 20.0
 _SPARE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that is complete: its size in bytes, its SHA-256, and what the server called it."""
+    """A complete file: its size in bytes, its SHA-256, and the ETag that the server gave it."""
 
     file: RemoteFile
     size: int
@@ -76,23 +82,37 @@ class Fetched:
 
 @dataclass(eq=False)
 class _Chunk:
-    """A run of missing bytes. `start` moves on as they come."""
+    """A range of missing bytes. `start` moves on as they arrive."""
 
     part: Part
     start: int
     end: int
-    failures: int = 0
+
+
+_Result = TypeVar("_Result")
+
+
+class _PassingError(Exception):
+    """A failure after which the same request may succeed. `wait_s` is the pause that the server
+    asks for; `count` is the number of failures in a row."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+        self.count = 0
 
 
 class Download:
     """Some files, fetched together. The caller holds their locks.
 
-    `prepare` asks the server what there is and makes room; then any bytes can be read with `read`,
-    which fetches what is not here; `start` fetches the rest in the background, in the given order;
-    `wait` waits for the end. A cancelled or failed download leaves what arrived for the next one.
-    `on_checked(fetched)` is called for each file when all of it is here and before it gets its
-    name; what it raises ends the download. `on_closed()` is called when nothing is written any
-    more.
+    1. `prepare` asks the server for the sizes and allocates the files.
+    2. `read` returns any bytes, and fetches those that are missing.
+    3. `start` fetches the rest in the background, in the given order.
+    4. `wait` waits for the end.
+
+    A cancelled or failed download leaves the bytes that have arrived for the next one.
+    `on_checked(fetched)` is called for each complete file before it gets its name; an error that it
+    raises ends the download. `on_closed()` is called after the last write.
     """
 
     def __init__(
@@ -115,7 +135,7 @@ class Download:
         self._meter = Meter()
         self._lock = threading.Lock()
         self._of_thread = threading.local()
-        self._chunks: deque[_Chunk] = deque()  # what is still to be asked for
+        self._chunks: deque[_Chunk] = deque()  # ranges to request
         self._chunk_bytes = 0
         self._running = 0
         self._error: BaseException | None = None
@@ -124,17 +144,17 @@ class Download:
         self._may_rename.set()
         self._undo = scope.on_cancel(self._end)
 
-    # -- what there is
+    # -- the files
 
     def prepare(self) -> list[int]:
-        """Ask for the sizes of the files and make room for them; gives the sizes in bytes.
+        """Ask for the sizes of the files and allocate them; return the sizes in bytes.
 
         Raises `DownloadError`, or the error that the scope was cancelled with.
         """
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.close)
             try:
-                self._make_room()
+                self._allocate()
             except OSError as error:
                 raise disk_error(error, self._files[0].path) from error
             on_error.pop_all()
@@ -142,12 +162,12 @@ class Download:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each file."""
+        """The size of each file in bytes."""
         return [part.size for part in self._parts]
 
     @property
     def paths(self) -> list[Path]:
-        """Where each file will lie."""
+        """The final path of each file."""
         return [part.file.path for part in self._parts]
 
     @property
@@ -160,7 +180,7 @@ class Download:
 
     @property
     def bytes_per_s(self) -> float:
-        """Speed of the last seconds."""
+        """The speed of the last seconds."""
         return self._meter.bytes_per_s
 
     @property
@@ -169,7 +189,7 @@ class Download:
         return [part.arrival for part in self._parts]
 
     def read(self, number: int, offset: int, length: int) -> bytes:
-        """Bytes of a file, fetched now if they are not here. Raises like `prepare`."""
+        """Bytes of a file; missing ones are fetched. Raises the same errors as `prepare`."""
         part = self._parts[number]
         try:
             return self._read(part, offset, length)
@@ -185,14 +205,13 @@ class Download:
             ahead = _blocks(part.arrival, start, min(start + _READ_AHEAD_BYTES, part.size))
             missing = itertools.takewhile(lambda b: not part.arrival.has_block(b), ahead)
             chunk = _Chunk(part, start, part.arrival.bounds(max(missing))[1])
-            while chunk.start < chunk.end:
-                self._attempt(chunk)
+            self._fetch_chunk(chunk)
         return os.pread(part.descriptor, length, offset)
 
-    # -- all of it
+    # -- the whole download
 
     def start(self, runs: Iterable[Run] | None = None) -> None:
-        """Fetch what is missing, `runs` first and in their order; the rest follows."""
+        """Fetch the missing bytes in the background: first `runs` in their order, then the rest."""
         whole = [(number, 0, part.size) for number, part in enumerate(self._parts)]
         seen: set[tuple[int, int]] = set()
         for number, start, end in [*(runs or []), *whole]:
@@ -209,7 +228,7 @@ class Download:
                 self._leave()
 
     def _add_missing(self, number: int, start: int, end: int, seen: set[tuple[int, int]]) -> None:
-        """Queue the blocks of a run that are neither here nor queued already."""
+        """Queue the missing blocks of a run that are not queued yet."""
         part = self._parts[number]
         for block in _blocks(part.arrival, start, end):
             if (number, block) in seen or part.arrival.has_block(block):
@@ -238,11 +257,12 @@ class Download:
             return chunk
 
     def hold(self) -> None:
-        """Leave the files where they arrive, until `release`: somebody is about to open them."""
+        """Keep the files under their `.part` names until `release`: a worker is about to open
+        them."""
         self._may_rename.clear()
 
     def release(self) -> None:
-        """Let the files have their names as soon as they are complete."""
+        """Give the files their names as soon as they are complete."""
         self._may_rename.set()
 
     def wait(
@@ -250,10 +270,10 @@ class Download:
         on_progress: Callable[[], None] = lambda: None,
         interval_s: float = 0.1,
     ) -> None:
-        """Wait until all files have their names. `on_progress` is called every so often.
+        """Wait until all files have their names. `on_progress` is called every `interval_s`.
 
         Raises `DownloadError`, `DigestMismatchError`, or the error that the scope was cancelled
-        with. What interrupts the waiting ends the download.
+        with. An exception that interrupts the wait, such as Ctrl-C, ends the download.
         """
         try:
             while not self._ended.wait(interval_s):
@@ -261,7 +281,7 @@ class Download:
         except BaseException as error:
             self._fail(error)
             raise
-        self._closed.wait(_LONGEST_HOLD_S)  # so that whoever comes next can have the files
+        self._closed.wait(_LONGEST_HOLD_S)  # so that the next caller can take the locks
         self._scope.check()
         if self._error is not None:
             raise self._error
@@ -269,17 +289,17 @@ class Download:
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the download."""
+        """The error that ended the download, or None."""
         return self._error or self._scope.error
 
     def discard(self) -> None:
-        """Throw away what arrived. Only before `start`."""
+        """Remove the bytes that have arrived. Only before `start`."""
         for part in self._parts:
             self._discard(part)
         self.close()
 
     def close(self) -> None:
-        """Forget the files; what arrived stays. Only while no thread runs."""
+        """Release everything; the bytes that have arrived stay. Only while no thread runs."""
         if self._closed.is_set():
             return
         self._undo()
@@ -300,7 +320,7 @@ class Download:
         self._leave()
 
     def _leave(self) -> None:
-        """One thread fewer. The last one gives everything back before the end is known."""
+        """End one thread. The last one releases everything before it announces the end."""
         with self._lock:
             self._running -= 1
             is_last = self._running == 0
@@ -309,7 +329,7 @@ class Download:
             self._ended.set()
 
     def _fail(self, error: BaseException) -> None:
-        """End the download; the first error counts."""
+        """End the download; the first error is the one that is reported."""
         with self._lock:
             self._error = self._error or error
         if not isinstance(error, RequestCancelledError):
@@ -318,7 +338,7 @@ class Download:
         self._end()
 
     def _end(self) -> None:
-        """Wake everybody: who waits for the end, and who waits for the server."""
+        """Wake all threads: those that wait for the end, and those that wait for the server."""
         self._ended.set()
         self._client.end()
 
@@ -329,35 +349,38 @@ class Download:
 
     def _fetch_all(self) -> None:
         while (chunk := self._next_chunk()) is not None:
-            while chunk.start < chunk.end:
-                self._attempt(chunk)
+            self._fetch_chunk(chunk)
 
-    # -- one range
+    # -- attempts
 
-    def _attempt(self, chunk: _Chunk) -> None:
-        """Fetch a range; what can be tried again is, after a while, from where it ended."""
+    def _retry(
+        self, attempt: Callable[[], _Result], position: Callable[[], int] = lambda: 0
+    ) -> _Result:
+        """Repeat an attempt, with growing pauses, until it succeeds; return its result.
+
+        Raises the last `_PassingError` after more than `retries` failures in a row. A failed
+        attempt that moved `position` forward restarts the count.
+        """
         import httpx
 
-        self._stop_if_over()
-        before = chunk.start
-        try:
-            reason, wait_s = self._fetch(chunk)
-        except httpx.TransportError as error:
-            reason, wait_s = f"{type(error).__name__}: {error}", 0.0
-        if chunk.start == chunk.end:
-            return
-        self._stop_if_over()
-        chunk.failures = 0 if chunk.start > before else chunk.failures + 1
-        if chunk.failures > self._config.retries:
-            url = chunk.part.file.url
-            raise DownloadError(
-                f"{url} failed {chunk.failures} times in a row at byte {chunk.start} "
-                f"({reason}); what arrived is kept: try again later",
-                url=url,
-                offset=chunk.start,
-            )
-        backoff = min(_LONGEST_BACKOFF_S, 0.25 * 2.0**chunk.failures) * random.uniform(0.5, 1.0)
-        self._pause(max(backoff, wait_s))
+        failures = 0
+        while True:
+            self._stop_if_over()
+            before = position()
+            try:
+                return attempt()
+            except httpx.TransportError as error:
+                failure = _PassingError(described(error))
+            except _PassingError as error:
+                failure = error
+            self._stop_if_over()
+            failures = 0 if position() > before else failures + 1
+            if failures > self._config.retries:
+                failure.count = failures
+                raise failure
+            backoff_s = min(_LONGEST_BACKOFF_S, _SHORTEST_BACKOFF_S * 2.0**failures)
+            # Threads that failed together should not come back together.
+            self._pause(max(failure.wait_s, backoff_s * random.uniform(0.5, 1.0)))
 
     def _pause(self, seconds: float) -> None:
         ends_at = time.monotonic() + seconds
@@ -366,13 +389,28 @@ class Download:
             if self._ended.wait(min(left, 0.2)):
                 self._stop_if_over()
 
-    def _fetch(self, chunk: _Chunk) -> tuple[str, float]:
-        """One request; gives why some bytes may still be missing, and the seconds to wait before
-        the next that the server asks for."""
+    # -- one range
+
+    def _fetch_chunk(self, chunk: _Chunk) -> None:
+        """Fetch a range; after a passing failure, continue where it ended."""
+        try:
+            self._retry(lambda: self._request(chunk), lambda: chunk.start)
+        except _PassingError as error:
+            url = chunk.part.file.url
+            raise DownloadError(
+                f"{url} failed {error.count} times in a row at byte {chunk.start} "
+                f"({error}); what arrived is kept: try again later",
+                url=url,
+                offset=chunk.start,
+            ) from error
+
+    def _request(self, chunk: _Chunk) -> None:
+        """Request the missing bytes of a range once. Raises `_PassingError`."""
         part = chunk.part
+        if chunk.start == chunk.end:  # the last request failed after its last byte
+            return
         with self._client.ask(part.file, chunk.start, chunk.end) as response:
-            if response.status_code in RETRIED:
-                return f"status {response.status_code}", retry_after(response)
+            _check_passing(response)
             size = total_size(response, part.file.url, chunk.start)
             if size != part.size or etag_of(response, part.file) != part.etag:
                 self._discard(part)
@@ -382,10 +420,11 @@ class Download:
                     url=part.file.url,
                 )
             self._store(chunk, response.iter_raw())
-        return "it did not send all of it", 0.0
+        if chunk.start < chunk.end:
+            raise _PassingError("it did not send all of it")
 
     def _store(self, chunk: _Chunk, pieces: Iterable[bytes]) -> None:
-        """Write what comes, a block at a time; a block that is not whole is not kept."""
+        """Write the body of a response block by block; an incomplete block is dropped."""
         part, arrival = chunk.part, chunk.part.arrival
         held = self._buffer(arrival.block_bytes)
         filled = 0
@@ -407,10 +446,10 @@ class Download:
                     chunk.start += wanted
                     filled = 0
             if rest:
-                break  # it sends more than it was asked for
+                break  # the server sends more than the range
 
     def _buffer(self, size: int) -> memoryview:
-        """Memory of this thread. Fresh memory for each block would cost more than the copy."""
+        """The buffer of this thread. A new one for each block would cost more than the copy."""
         buffer: memoryview | None = getattr(self._of_thread, "buffer", None)
         if buffer is None or len(buffer) < size:
             buffer = self._of_thread.buffer = memoryview(bytearray(size))
@@ -418,7 +457,7 @@ class Download:
 
     # -- the beginning and the end of a file
 
-    def _make_room(self) -> None:
+    def _allocate(self) -> None:
         probed = [(file, *self._probe(file)) for file in self._files]
         maps = [resumed(*one) for one in probed]
         arrived = sum(arrival.arrived_bytes for arrival in maps if arrival is not None)
@@ -433,43 +472,37 @@ class Download:
             os.ftruncate(descriptor, size)
 
     def _probe(self, file: RemoteFile) -> tuple[int, str | None]:
-        """Size and name of a file's content, by asking for its first byte."""
-        import httpx
+        """The size and the ETag of a file, by a request for its first byte."""
+        try:
+            return self._retry(lambda: self._request_first_byte(file))
+        except _PassingError as error:
+            raise DownloadError(
+                f"{file.url} cannot be reached ({error}, {error.count} times); check the address "
+                "and the network",
+                url=file.url,
+            ) from error
 
-        for attempt in range(self._config.retries + 1):
-            self._stop_if_over()
-            try:
-                with self._client.ask(file, 0, 1) as response:
-                    if response.status_code not in RETRIED:
-                        found = total_size(response, file.url, 0), etag_of(response, file)
-                        # The byte and its end: else the connection could not be used again.
-                        list(itertools.islice(response.iter_raw(), 2))
-                        return found
-                    wait_s, reason = retry_after(response), f"status {response.status_code}"
-            except httpx.TransportError as error:
-                wait_s, reason = 0.0, f"{type(error).__name__}: {error}"
-            if attempt < self._config.retries:
-                self._pause(max(wait_s, min(_LONGEST_BACKOFF_S, 0.25 * 2.0**attempt)))
-        self._stop_if_over()
-        raise DownloadError(
-            f"{file.url} cannot be reached ({reason}, {attempt + 1} times); check the address and "
-            "the network",
-            url=file.url,
-        )
+    def _request_first_byte(self, file: RemoteFile) -> tuple[int, str | None]:
+        with self._client.ask(file, 0, 1) as response:
+            _check_passing(response)
+            found = total_size(response, file.url, 0), etag_of(response, file)
+            # Read the byte and the end of the body, so that the connection can be reused.
+            list(itertools.islice(response.iter_raw(), 2))
+            return found
 
     def _check_space(self, missing: int) -> None:
         folder = self._files[0].path.parent
         free = shutil.disk_usage(folder).free
         if missing + _SPARE_BYTES > free:
             raise DownloadError(
-                f"{missing / 1e6:.0f} MB are to be fetched into {folder}, but only "
-                f"{free / 1e6:.0f} MB are free there: make room, or choose another cache_dir",
+                f"{size_text(missing)} are to be fetched into {folder}, but only "
+                f"{size_text(free)} are free there: make room, or choose another cache_dir",
                 needed_bytes=missing,
                 free_bytes=free,
             )
 
     def _check_all(self) -> None:
-        """Follow the files with a hash as they arrive, then give them their names."""
+        """Hash the files as they arrive, check them, and give them their names."""
         checked = [(part, self._hash_of(part)) for part in self._parts]
         for part, digest in checked:
             expected = part.file.sha256
@@ -519,8 +552,14 @@ class Download:
         remove_part(part.file.path)
 
 
+def _check_passing(response: "httpx.Response") -> None:
+    """Raise `_PassingError` for a status after which the same request may succeed."""
+    if response.status_code in RETRIED:
+        raise _PassingError(f"status {response.status_code}", retry_after(response))
+
+
 def _blocks(arrival: ArrivalMap, start: int, end: int) -> range:
-    """The blocks that bytes from `start` to `end` lie in."""
+    """The blocks that contain the bytes from `start` to `end`."""
     return range(start // arrival.block_bytes, -(-end // arrival.block_bytes))
 
 

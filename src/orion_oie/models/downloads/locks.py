@@ -1,15 +1,16 @@
-"""Who may write a file: locks that the system releases when their holder dies.
+"""Locks of files, held by the process that fetches them.
 
-A lock lies beside its file, as `NAME.lock`. Threads of one process exclude one another, too.
+A lock lies beside its file, as `NAME.lock`. It excludes other processes and the other threads of
+this one, and the system releases it when its holder dies.
 """
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock, Timeout
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import DownloadError
@@ -18,13 +19,14 @@ _POLL_S = 0.05
 
 
 def lock_path(path: Path) -> Path:
-    """Where the lock of a file lies."""
+    """The path of a file's lock."""
     return path.with_name(path.name + ".lock")
 
 
 @contextlib.contextmanager
 def locked(path: Path, scope: CancelScope, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a file; whoever waits for it can be cancelled."""
+    """Hold the lock of a file. While another holds it, wait until `scope` is cancelled; `on_wait`
+    is called at every look."""
     while (lock := try_lock(path)) is None:
         on_wait()
         scope.check()
@@ -33,24 +35,16 @@ def locked(path: Path, scope: CancelScope, on_wait: Callable[[], None]) -> Itera
         yield
 
 
-def try_lock(path: Path) -> Any:
-    """The open lock of a file; None when somebody else holds it."""
+def try_lock(path: Path) -> AbstractContextManager[object] | None:
+    """Take the lock of a file, or return None while another holds it. Leaving the context gives it
+    back; any thread may do so."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock_path(path).open("w")
-    except FileNotFoundError:  # somebody removed the folder just now
+        return FileLock(lock_path(path), thread_local=False).acquire(blocking=False)
+    except (Timeout, FileNotFoundError):  # the latter: the folder was removed just now
         return None
     except OSError as error:
         raise DownloadError(
             f"{path.parent} cannot be written to ({error.strerror}): choose another cache_dir",
             path=str(path),
         ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever removed the file meanwhile left us the lock of nothing.
-        if os.fstat(file.fileno()).st_nlink > 0:
-            return file
-    except BlockingIOError:
-        pass
-    file.close()
-    return None

@@ -1,4 +1,4 @@
-"""How fast bytes come, and how fast they may. Shared by the threads of one download."""
+"""Speed of a download: a limit and a measurement, shared by the threads of the download."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ _BURST_S = 0.05
 
 
 class Pace:
-    """Lets at most `bytes_per_s` through; None sets no limit."""
+    """A limit of `bytes_per_s` on the bytes that come through; None sets no limit."""
 
     def __init__(self, bytes_per_s: float | None) -> None:
         self._bytes_per_s = bytes_per_s
@@ -17,7 +17,7 @@ class Pace:
         self._free_at = 0.0
 
     def take(self, count: int) -> float:
-        """Let `count` bytes through; gives the seconds to wait for that, at most 0 for none."""
+        """Let `count` bytes through; return the seconds to wait for them, 0 or less for none."""
         if self._bytes_per_s is None:
             return 0.0
         with self._lock:
@@ -27,7 +27,7 @@ class Pace:
 
 
 class Meter:
-    """Bytes per second, over the last seconds."""
+    """A measurement of bytes per second over the last seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,7 +35,7 @@ class Meter:
         self._sum = 0
 
     def add(self, count: int) -> None:
-        """Note that bytes came."""
+        """Count bytes that came just now."""
         now = time.monotonic()
         with self._lock:
             self._seen.append((now, count))

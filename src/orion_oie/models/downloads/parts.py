@@ -1,6 +1,6 @@
 """Files while they arrive: `NAME.part` at its full size, and its map beside it.
 
-Begins, resumes and removes them; fetches nothing.
+Resumes and removes them; fetches nothing.
 """
 
 import errno
@@ -12,12 +12,12 @@ from orion_oie.models.downloads.arrival import ArrivalMap
 from orion_oie.models.downloads.ranges import RemoteFile
 
 Run = tuple[int, int, int]
-"""Bytes of one of several files: its number, the first byte, the one after the last."""
+"""Bytes of one file among several: the file's number, the first byte, the one after the last."""
 
 
 @dataclass(eq=False)
 class Part:
-    """One file on its way."""
+    """A file that is being fetched, and its open descriptor."""
 
     file: RemoteFile
     size: int
@@ -31,46 +31,47 @@ class Part:
 
 
 def part_path(path: Path) -> Path:
-    """Where a file lies while it arrives."""
+    """The path of a file while it arrives."""
     return path.with_name(path.name + ".part")
 
 
 def map_path(path: Path) -> Path:
-    """Where the map of a file lies while it arrives."""
+    """The path of a file's map while it arrives."""
     return path.with_name(path.name + ".part.map")
 
 
 def remove_part(path: Path) -> None:
-    """Throw away what arrived of a file."""
+    """Remove the bytes of a file that have arrived, and its map."""
     map_path(path).unlink(missing_ok=True)
     part_path(path).unlink(missing_ok=True)
 
 
 def resumed(file: RemoteFile, size: int, etag: str | None) -> ArrivalMap | None:
-    """The map of what arrived before; None, and nothing of it left, if it is of no use."""
+    """The map of an earlier download of the same content. Without one, remove what an earlier
+    download left, and return None."""
     facts = facts_of(file, etag)
     names = ("etag", "sha256", "revision")
     try:
         arrival = ArrivalMap.open(map_path(file.path), is_writable=True)
         is_same = arrival.size == size == part_path(file.path).stat().st_size
         is_same = is_same and all(arrival.facts[name] == facts[name] for name in names)
-        # Without any of them, other content of the same size would pass for this one.
+        # Without any of these facts, other content of the same size would pass for this one.
         if is_same and any(facts[name] for name in names):
             return arrival
     except (OSError, ValueError, KeyError):
-        pass  # there is none, or it cannot be read
+        pass  # there is no map, or it cannot be read
     file.path.parent.mkdir(parents=True, exist_ok=True)
     remove_part(file.path)
     return None
 
 
 def facts_of(file: RemoteFile, etag: str | None) -> dict[str, str | None]:
-    """What the map says of what was being fetched."""
+    """The facts in a map that identify the content of its file."""
     return {"url": file.url, "etag": etag, "sha256": file.sha256, "revision": file.revision}
 
 
 def disk_error(error: OSError, path: Path) -> OrionError:
-    """What the system says of a file that arrives, as an error of this library."""
+    """An error of the system about a file that arrives, as an error of this library."""
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     what = "the disk is full" if is_full else (error.strerror or str(error))
     return DownloadError(

@@ -1,6 +1,6 @@
-"""Ranges of files, asked of HTTP servers one at a time, and what an answer says of the whole file.
+"""Requests for ranges of files, and the facts about the whole file in their answers.
 
-Tries nothing again and keeps nothing: that is `fetch.py`'s.
+Retries nothing and stores nothing; `fetch` does.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file that can be fetched to `path`. `sha256` is what it must have, if that is known.
+    """A file that can be fetched to `path`. `sha256` is its expected digest, None if unknown.
 
-    `headers` go with each request. `revision` is where in a repository it comes from.
+    `headers` are sent with each request. `revision` is the commit in the file's repository.
     """
 
     url: str
@@ -40,8 +40,8 @@ class RemoteFile:
 
 
 class RangeClient:
-    """Connections to servers, for the threads of one download. Raises `DownloadError` without the
-    extra that it needs."""
+    """Connections to servers, for the threads of one download. Raises `DownloadError` when the
+    `download` extra is not installed."""
 
     def __init__(self, config: DownloadConfig) -> None:
         self._client = _client(config)
@@ -51,7 +51,7 @@ class RangeClient:
 
     @contextlib.contextmanager
     def ask(self, file: RemoteFile, start: int, end: int) -> "Iterator[httpx.Response]":
-        """The answer to a request for bytes of a file."""
+        """Request bytes of a file and yield the response."""
         import httpx
 
         headers = {
@@ -67,7 +67,7 @@ class RangeClient:
             raise DownloadError(f"{file.url}: {error}", url=file.url) from error
 
     def _note(self, event: str, info: Mapping[str, Any]) -> None:
-        """Told by the HTTP library of each of its steps."""
+        """Collect the sockets; the HTTP library calls this at each of its steps."""
         if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
             with self._lock:
                 self._sockets.add(info["return_value"].get_extra_info("socket"))
@@ -75,7 +75,7 @@ class RangeClient:
                 self.end()
 
     def end(self) -> None:
-        """End the open connections, and those that are yet to come: nobody waits any more."""
+        """End all connections, open and future ones: their results are no longer wanted."""
         with self._lock:
             self._is_over = True
             sockets = list(self._sockets)
@@ -85,7 +85,7 @@ class RangeClient:
                 socket.socket.shutdown(one, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give everything back. Only while nobody asks."""
+        """Close all connections. No request may be running."""
         self._client.close()
 
 
@@ -119,8 +119,8 @@ def total_size(response: "httpx.Response", url: str, start: int) -> int:
 
 
 def etag_of(response: "httpx.Response", file: RemoteFile) -> str | None:
-    """What the server calls this content, as far as it can be relied on. A file whose digest is
-    known needs none: servers behind one address may disagree about it."""
+    """The identifier of the content by its server, if it is a reliable one: the ETag or the date.
+    None for a file with a known digest: servers behind one address may disagree on the ETag."""
     if file.sha256:
         return None
     etag: str = response.headers.get("ETag", "")
@@ -129,6 +129,7 @@ def etag_of(response: "httpx.Response", file: RemoteFile) -> str | None:
 
 
 def retry_after(response: "httpx.Response") -> float:
+    """The pause in seconds that the server asks for, at most a minute; 0 for none."""
     said = response.headers.get("Retry-After", "")
     return min(float(said), 60.0) if said.isdecimal() else 0.0
 

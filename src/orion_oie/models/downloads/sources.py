@@ -1,7 +1,7 @@
-"""Where the files of a source can be fetched from: addresses, headers, digests.
+"""Addresses, headers and digests of the files of a source. Fetches nothing.
 
 The Hugging Face hub is asked through `huggingface_hub`, so that `HF_HOME`, `HF_ENDPOINT`,
-`HF_TOKEN` and `HF_HUB_OFFLINE` mean here what they mean everywhere. Fetches nothing.
+`HF_TOKEN` and `HF_HUB_OFFLINE` have their usual meaning.
 """
 
 from collections.abc import Mapping
@@ -19,30 +19,29 @@ _SHA256_DIGITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The files of a source: those to fetch, and those that the hub's own cache has already."""
+    """The files of a source: those to fetch, and those that the hub's own cache already has."""
 
     remote: tuple[RemoteFile, ...]
-    local: Mapping[Path, Path]  # by where it should be: where it is
+    local: Mapping[Path, Path]  # from the path in our cache to the one in the hub's
 
 
 def locate(source: SourceSpec, paths: tuple[Path, ...], pinned: str | None = None) -> Located:
-    """Where to get the files of a source, of which each should come to its path in `paths`.
+    """Locate the files of a source; each belongs to its path in `paths`.
 
-    `pinned` is the commit that the first files of the source came from. Raises `DownloadError`.
+    `pinned` is the commit of the files that were fetched earlier. Raises `DownloadError`.
     """
     if source.url is not None:
-        return _at_url(source, paths)
+        return _at_url(source, source.url, paths)
     if source.hub is not None:
-        return _on_hub(source, paths, pinned)
+        return _on_hub(source, source.hub, paths, pinned)
     raise DownloadError(f"a '{source.kind}' source cannot be fetched")
 
 
-def _at_url(source: SourceSpec, paths: tuple[Path, ...]) -> Located:
-    assert source.url is not None
-    if not source.url.lower().startswith(("http://", "https://")):
-        raise DownloadError(f"{source.url}: only http and https can be fetched", url=source.url)
+def _at_url(source: SourceSpec, url: str, paths: tuple[Path, ...]) -> Located:
+    if not url.lower().startswith(("http://", "https://")):
+        raise DownloadError(f"{url}: only http and https can be fetched", url=url)
     digests: list[str | None] = [*source.sha256] or [None] * len(paths)
-    base = source.url.rstrip("/")
+    base = url.rstrip("/")
     remote = tuple(
         RemoteFile(f"{base}/{quote(name)}", path, digest)
         for name, path, digest in zip(source.shards, paths, digests, strict=True)
@@ -50,20 +49,21 @@ def _at_url(source: SourceSpec, paths: tuple[Path, ...]) -> Located:
     return Located(remote, {})
 
 
-def _on_hub(source: SourceSpec, paths: tuple[Path, ...], pinned: str | None) -> Located:
-    assert source.hub is not None
+def _on_hub(
+    source: SourceSpec, repository: str, paths: tuple[Path, ...], pinned: str | None
+) -> Located:
     hub = _hub_library()
-    revision = pinned or source.revision  # and from the first file on, its commit
+    revision = pinned or source.revision  # replaced by the commit of the first file
     digests: list[str | None] = [*source.sha256] or [None] * len(paths)
     local: dict[Path, Path] = {}
     remote: list[RemoteFile] = []
     for name, path, digest in zip(source.files, paths, digests, strict=True):
-        cached = _cached_by_hub(hub, source.hub, name, revision, digest)
+        cached = _cached_by_hub(hub, repository, name, revision, digest)
         if cached is not None:
             local[path] = cached
             revision = cached.parts[-1 - len(Path(name).parts)]  # .../snapshots/COMMIT/NAME
         else:
-            remote.append(_hub_file(hub, source.hub, name, revision, path, digest))
+            remote.append(_hub_file(hub, repository, name, revision, path, digest))
             revision = remote[-1].revision
     return Located(tuple(remote), local)
 
@@ -71,8 +71,8 @@ def _on_hub(source: SourceSpec, paths: tuple[Path, ...], pinned: str | None) -> 
 def _cached_by_hub(
     hub: Any, repository: str, name: str, revision: str | None, digest: str | None
 ) -> Path | None:
-    """A file that the hub's own cache has, if it is the right one: it is named by its digest
-    there."""
+    """The path of a file in the hub's own cache, which names files by their digests; None when
+    that cache does not have it, or has other content."""
     try:
         cached = hub.try_to_load_from_cache(repository, name, revision=revision)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Headers of weight files, read in Python: nothing native sees a file that is damaged.
+"""Headers of weight files, read in Python, so that no native code sees a damaged file.
 
-gguf, safetensors: readers. cursor, ggml_types: what the GGUF reader works with.
+gguf, safetensors: the readers. cursor, ggml_types: tools of the GGUF reader.
 """

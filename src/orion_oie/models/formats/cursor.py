@@ -1,7 +1,7 @@
-"""A bounded, forward-only reader over ranged reads, for headers that nobody vouches for.
+"""A bounded, forward-only reader over ranged reads, for headers from untrusted files.
 
 Every step is checked against the size of the file first; a fault is a `ModelCorruptError` with
-the offset. No byte is asked for twice. It knows numbers and counted strings, not what they mean.
+the offset. No byte is read twice. It knows numbers and counted strings, not their meaning.
 """
 
 from collections.abc import Callable
@@ -97,7 +97,7 @@ class Cursor:
         self.pos += n_bytes
 
     def skip_strings(self, count: int, what: str) -> None:
-        """Step over `count` counted strings; only their lengths are looked at."""
+        """Step over `count` counted strings; only their lengths are read."""
         unpack, left = U64.unpack_from, count
         while left:
             at = self._reach(8, f"string {count - left} of {what}")
@@ -135,7 +135,7 @@ class Cursor:
         self.fail(f"{place}, but the file ends at {self.size}", offset=self.pos)
 
     def _reach(self, n_bytes: int, what: str) -> int:
-        """Have `n_bytes` from here in the window; return where in it they start."""
+        """Bring the next `n_bytes` into the window; return their start in it."""
         at = self.pos - self._window_start
         if n_bytes == 0 or at + n_bytes <= len(self._window):
             return at

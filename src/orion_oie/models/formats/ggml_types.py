@@ -1,7 +1,7 @@
-"""The tables of ggml: how each tensor type is laid out, and what llama.cpp calls each file type.
+"""The tables of ggml: the layout of each tensor type, and llama.cpp's name of each file type.
 
-Numbers only, as llama.cpp fixes them. It deliberately does not say which types a device can
-compute with, and holds no type that llama.cpp has removed: their files cannot be loaded.
+The numbers are fixed by llama.cpp. The tables deliberately leave out which types a device can
+compute with, and the types that llama.cpp has removed: their files cannot be loaded.
 """
 
 from typing import NamedTuple

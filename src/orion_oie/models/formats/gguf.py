@@ -69,7 +69,7 @@ _EMBEDDING_ARCHITECTURES = ("gemma-embedding", "llama-embed", "t5encoder")
 
 @dataclass(frozen=True, slots=True)
 class ArrayInfo:
-    """An array in the metadata, not decoded: `offset` is where its first element lies."""
+    """An array in the metadata, not decoded; `offset` is that of its first element."""
 
     type: str
     count: int
@@ -97,10 +97,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says about itself; `version` is that of the format.
+    """The header of a GGUF file; `version` is that of the format.
 
-    A text that the file does not give is "", a number 0. Of a split model only the first file
-    carries the metadata of the model, and `tensors` are those of this file alone.
+    A missing text is "", a missing number 0. Of a split model only the first file has the metadata
+    of the model, and `tensors` are those of this file alone.
     """
 
     version: int
@@ -140,7 +140,7 @@ class GGUFHeader:
 
     @property
     def vocabulary_size(self) -> int:
-        """How many tokens it knows, as its tokenizer lists them."""
+        """The number of tokens in the tokenizer's list."""
         return self.array_length("tokenizer.ggml.tokens")
 
     @property
@@ -149,7 +149,7 @@ class GGUFHeader:
 
     @property
     def quantization(self) -> str:
-        """The file type such as "Q4_K_M", else the type that most tensors have."""
+        """The file type, such as "Q4_K_M", else the type of most tensors."""
         file_type = self._number("general.file_type", default=-1) & ~_FILE_TYPE_GUESSED
         if file_type in FILE_TYPES:
             return FILE_TYPES[file_type]
@@ -162,7 +162,7 @@ class GGUFHeader:
 
     @property
     def split_no(self) -> int:
-        """The place of this file among the splits of its model, from 0."""
+        """The index of this file among the splits of its model, from 0."""
         return self._number("split.no")
 
     @property
@@ -182,11 +182,11 @@ class GGUFHeader:
         )
 
     def number(self, name: str) -> int:
-        """What the metadata of the architecture say under `name`; 0 where they say no number."""
+        """The number under `name` in the metadata of the architecture; 0 if there is none."""
         return self._number(f"{self.architecture}.{name}")
 
     def array_length(self, key: str) -> int:
-        """How many elements the array under `key` has; 0 where there is none."""
+        """The number of elements of the array under `key`; 0 if there is none."""
         value = self.metadata.get(key)
         return value.count if isinstance(value, ArrayInfo) else 0
 

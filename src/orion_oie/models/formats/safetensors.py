@@ -1,8 +1,8 @@
-"""The weights in a safetensors file, as numbers of 32 bits. Reads 16-bit floats, too, and nothing
-else; writes nothing.
+"""The weights in a safetensors file, as 32-bit floats. Reads 32-bit and 16-bit floats only;
+writes nothing.
 
-The format: eight bytes with the length of a JSON header, the header with type, shape and place of
-each tensor, the tensors. https://github.com/huggingface/safetensors#format
+The format: eight bytes with the length of a JSON header, the header with the type, shape and
+offsets of each tensor, the tensors. https://github.com/huggingface/safetensors#format
 """
 
 import json
@@ -22,10 +22,10 @@ _STORED: Mapping[str, Any] = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class Safetensors(Mapping[str, NDArray[np.float32]]):
-    """The tensors of a file by name. A tensor is looked at when it is asked for.
+    """The tensors of a file by name. A tensor is read on access.
 
-    Raises `ModelNotFoundError`, `ModelCorruptError`; asking for a tensor raises `ModelError` for
-    other numbers than floats of 32 and 16 bits.
+    Raises `ModelNotFoundError`, `ModelCorruptError`; access raises `ModelError` for a tensor of
+    other numbers than 32-bit and 16-bit floats.
     """
 
     def __init__(self, path: Path) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.errors import InvalidRequestError
+from orion_oie.models.files import atomic_write
 from orion_oie.routing.text.ngrams import (
     BUCKETS,
     Grams,
@@ -202,12 +203,7 @@ class LinearModel:
         buffer = BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         target = Path(os.path.expanduser(path))
-        part = target.with_name(f"{target.name}.part")
-        try:
-            part.write_bytes(buffer.getvalue())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        atomic_write(target, buffer.getvalue())
         return target
 
 
@@ -236,7 +232,9 @@ def empty_model(topics: tuple[str, ...] = TOPICS) -> LinearModel:
 @cache
 def shipped_model() -> LinearModel:
     """The model that comes with the package."""
-    return _read(BytesIO((files("orion_oie.routing.linear") / "weights.npz").read_bytes()), "weights.npz")
+    return _read(
+        BytesIO((files("orion_oie.routing.linear") / "weights.npz").read_bytes()), "weights.npz"
+    )
 
 
 def load_model(path: str | os.PathLike[str]) -> LinearModel:

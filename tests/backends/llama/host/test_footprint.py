@@ -14,6 +14,7 @@ from dryrun import DryRun, dry_run
 from helpers import BOUND_S, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback import LoopbackServer
 from minilm import write_minilm
 from outlines import write_outline
 from tiny import broken_files, write_tiny_llama, write_tiny_recurrent, write_tiny_windowed
@@ -49,7 +50,6 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.errors import ModelCorruptError, ModelNotFoundError
 from orion_oie.hardware.cpu import this_cpu
 from orion_oie.models.downloads.cache import ModelCache
-from orion_oie.models.downloads.loopback import LoopbackServer
 from orion_oie.models.formats.gguf import read_header
 from orion_oie.models.specs import SourceSpec
 from orion_oie.schemas.requests import (

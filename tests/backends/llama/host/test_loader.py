@@ -14,6 +14,11 @@ import psutil
 import pytest
 from conftest import worker_processes
 from helpers import Running, wait_until
+from loopback import (
+    LoopbackRequest,
+    LoopbackServer,
+    Misbehaviour,
+)
 from tiny import write_tiny_llama
 
 from orion_oie.backends.base import (
@@ -39,11 +44,6 @@ from orion_oie.errors import (
 )
 from orion_oie.models.downloads.arrival import BLOCK_BYTES
 from orion_oie.models.downloads.cache import ModelCache
-from orion_oie.models.downloads.loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
-)
 from orion_oie.models.downloads.parts import part_path
 from orion_oie.models.formats.gguf import read_header
 from orion_oie.models.specs import SourceSpec

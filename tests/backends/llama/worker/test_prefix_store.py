@@ -491,8 +491,8 @@ def test_leftovers_go_after_an_hour(tmp_path: Path) -> None:
     """Those of writers that were killed; what other programs keep in the folder stays."""
     store = Store(tmp_path)
     path = store.save()
-    old, young = (tmp_path / f".{path.name}.{name}.part" for name in ("old", "young"))
-    foreign = [tmp_path / name for name in ("a.kv", ".a.part", f"{path.name}.part", "a")]
+    old, young = (tmp_path / f".{path.name}.{name}.new" for name in ("old", "young"))
+    foreign = [tmp_path / name for name in ("a.kv", ".a.new", f"{path.name}.new", "a")]
     for file in (old, young, *foreign):
         file.write_bytes(bytes(LIMIT))
     for file in (old, *foreign):
@@ -612,11 +612,11 @@ def fail_with(code: int) -> Callable[..., Any]:
     return fail
 
 
-@pytest.mark.parametrize("function", ["os.replace", "tempfile.mkstemp"])
+@pytest.mark.parametrize("function", ["os.replace", f"{prefix_store.__name__}._open_private"])
 def test_a_full_disk(store: Store, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
     """It is reported and nothing is left over, not even by others; the next save is as ever."""
     path = store.save()
-    leftover = store.folder / f".{path.name}.x.part"
+    leftover = store.folder / f".{path.name}.x.new"
     leftover.touch()
     unused_for(leftover, HOUR_S + 60)
     with monkeypatch.context() as patch:

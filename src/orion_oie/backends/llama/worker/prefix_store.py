@@ -11,7 +11,6 @@ import os
 import re
 import stat
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,11 +21,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from orion_oie.models.files import TEMPORARY_SUFFIX, replacing
+
 _MAGIC = b"ORIONKV1"  # the last byte is the version of the format
 _HEADER = struct.Struct("<8sQQ16s")  # magic, number of tokens, bytes of the state, checksum
 _STATE_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}\.kv")
-_PART_NAME = re.compile(rf"\.{_STATE_NAME.pattern}\.\w+\.part")
-_PART_AGE_S = 3600
+_FRESH_NAME = re.compile(rf"\.{_STATE_NAME.pattern}\.\w+{re.escape(TEMPORARY_SUFFIX)}")
+_FRESH_AGE_S = 3600
 _MAX_PENDING = 4
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the fault of the file
 
@@ -188,16 +189,10 @@ class Snapshots:
         path = self._path(packed)
         checksum = _digest(16, self._identity, packed, state.data)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(".part", f".{path.name}.", self._folder)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(_HEADER.pack(_MAGIC, len(packed) // 4, state.nbytes, checksum))
-                file.write(packed)
-                file.write(state.data)
-            os.replace(part, path)
-        finally:
-            with suppress(OSError):  # it is there only after a failure
-                os.unlink(part)
+        with replacing(path) as fresh, open(fresh, "xb", opener=_open_private) as file:
+            file.write(_HEADER.pack(_MAGIC, len(packed) // 4, state.nbytes, checksum))
+            file.write(packed)
+            file.write(state.data)
 
     def _tidy(self, kept_name: str) -> None:
         """Bring the folder down to the limit; remove what was left by writers that were killed."""
@@ -209,7 +204,7 @@ class Snapshots:
                     if _STATE_NAME.fullmatch(entry.name) and stat.S_ISREG(status.st_mode):
                         files.append((status.st_mtime_ns, entry.name, status.st_size))
                     age_s = time.time() - status.st_mtime
-                    if _PART_NAME.fullmatch(entry.name) and age_s > _PART_AGE_S:
+                    if _FRESH_NAME.fullmatch(entry.name) and age_s > _FRESH_AGE_S:
                         os.unlink(entry.path)
         surplus = sum(size for _, _, size in files) - self._limit_bytes
         for _, name, size in sorted(files):
@@ -222,6 +217,10 @@ class Snapshots:
 def _open_warily(path: str, _flags: int) -> int:
     # Neither through a link, nor waiting for the other end of a pipe.
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # a state is a conversation, for its owner alone
 
 
 def _pack(tokens: Sequence[int]) -> bytes:

@@ -1,4 +1,4 @@
-"""An embedder whose model a backend holds, usually llama.cpp in a worker process.
+"""An embedder on one model of a backend, for tests, benchmarks and scripts: without an engine.
 
 Loads the model when it is first needed and again when its worker has died. It caches nothing and
 computes nothing itself.

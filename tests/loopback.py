@@ -1,8 +1,8 @@
-"""A small HTTP file server on 127.0.0.1, for tests, benchmarks and examples of downloads.
+"""A small HTTP file server on 127.0.0.1, for tests and benchmarks of downloads.
 
 Serves at a limited speed and misbehaves on request. It is no server for anyone else: no TLS, no
-passwords, no folder listings, one range per request. `python -m orion_oie.models.downloads.loopback
-FOLDER` runs it as a process, which prints its URL and ends when its standard input is closed.
+passwords, no folder listings, one range per request. `python tests/loopback.py FOLDER` runs it as a
+process, which prints its URL and ends when its standard input is closed.
 """
 
 import argparse

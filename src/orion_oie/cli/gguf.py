@@ -1,0 +1,124 @@
+"""`orion-oie convert` and `orion-oie inspect`: make a GGUF file, look into one.
+
+Parses, calls the library, prints.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from orion_oie.cli.console import print_json, print_table, printable
+from orion_oie.models.formats.gguf import GGUFHeader, TensorInfo, read_header
+from orion_oie.schemas.units import size_text
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT.gguf")
+@click.option(
+    "--type",
+    "quantization",
+    type=click.Choice(["f32", "f16", "q8_0"]),
+    default="f16",
+    show_default=True,
+    help="of the matrices",
+)
+def convert(folder: Path, out: Path, quantization: Literal["f32", "f16", "q8_0"]) -> None:
+    """Make a GGUF file of the embedding model in FOLDER, so that it embeds without torch.
+
+    FOLDER is one of sentence-transformers with a BERT model. Prints what to write into models.json.
+    """
+    # This imports numpy, which most commands do not need.
+    from orion_oie.foundry.bert_gguf import write_bert_gguf
+
+    header = read_header(write_bert_gguf(folder, out, quantization=quantization))
+    click.echo(f"{out}: {size_text(header.file_size)}; in models.json, it is:", err=True)
+    print_json({"models": {out.stem: _registry_entry(header, out)}})
+
+
+def _registry_entry(header: GGUFHeader, file: Path) -> Mapping[str, Any]:
+    size_gb = header.file_size / 1e9
+    variant = {
+        "quantization": header.quantization,
+        "size_mb": round(size_gb * 1e3, 1),
+        "min_ram_gb": round(size_gb + 0.15, 1),
+        "source": {"path": str(file.resolve())},
+    }
+    return {
+        "name": header.name,
+        "type": "embedding",
+        "license": header.license or "unknown",
+        "context_length": header.context_length,
+        "variants": {header.quantization.lower(): variant},
+    }
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.gguf")
+@click.option("--template", "wants_template", is_flag=True, help="print the chat template")
+@click.option("--tensors", "wants_tensors", is_flag=True, help="list the tensors")
+@click.option("--json", "is_json", is_flag=True, help="as JSON")
+def inspect(file: Path, wants_template: bool, wants_tensors: bool, is_json: bool) -> None:
+    """Say what a GGUF file is, from its header alone."""
+    header = read_header(file)
+    facts = _facts(header)
+    if is_json:
+        if wants_template:
+            facts["chat_template_text"] = header.chat_template
+        if wants_tensors:
+            facts["tensor_list"] = [_tensor_facts(tensor) for tensor in header.tensors]
+        print_json(facts)
+    elif wants_template:
+        click.echo(printable(header.chat_template or ""))
+    else:
+        for name, value in facts.items():
+            click.echo(f"{name.replace('_', ' '):20}{printable(_fact_text(name, value))}")
+    if wants_tensors and not is_json:
+        click.echo()
+        cells = [[str(value) for value in _tensor_facts(t).values()] for t in header.tensors]
+        print_table(["tensor", "type", "shape", "bytes"], cells)
+
+
+def _facts(header: GGUFHeader) -> dict[str, Any]:
+    splits = {
+        key: value
+        for key, value in header.metadata.items()
+        if key.startswith("split.") and isinstance(value, int)
+    }
+    return {
+        "architecture": header.architecture,
+        "name": header.name,
+        "version": header.model_version,
+        "license": header.license,
+        "parameters": header.parameter_count,
+        "quantization": header.quantization,
+        "context_length": header.context_length,
+        "layers": header.block_count,
+        "embedding_length": header.embedding_length,
+        "tensors": len(header.tensors),
+        "file_bytes": header.file_size,
+        "chat_template": header.chat_template is not None,
+        **splits,
+    }
+
+
+def _fact_text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "parameters" and isinstance(value, int):
+        short = f"{value / 1e9:.1f} B" if value >= 1e9 else f"{value / 1e6:.1f} M"
+        return f"{value:,} ({short})"
+    if name == "file_bytes" and isinstance(value, int):
+        return f"{value:,} ({size_text(value)})"
+    return str(value) or "-"
+
+
+def _tensor_facts(tensor: TensorInfo) -> Mapping[str, Any]:
+    return {
+        "name": tensor.name,
+        "type": tensor.type_name,
+        "shape": list(tensor.shape),
+        "bytes": tensor.n_bytes,
+    }

@@ -1,0 +1,96 @@
+"""The registry and the cache of a command: the options that name them, and what they name.
+
+An option of `orion-oie models` holds for its subcommands, too, unless these are given their own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import click
+
+from orion_oie import (
+    DownloadConfig,
+    EmbeddingConfig,
+    EngineConfig,
+    LoadingConfig,
+    ModelRegistry,
+    OrionInferenceEngine,
+    RouterConfig,
+    ServingConfig,
+)
+from orion_oie.models.downloads.cache import ModelCache
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+@dataclass
+class Places:
+    """The object of a command's context. None stands for the packaged registry and for the user's
+    cache folder."""
+
+    registry_file: Path | None = None
+    cache_dir: Path | None = None
+
+    def registry(self) -> ModelRegistry:
+        if self.registry_file is None:
+            return ModelRegistry.packaged()
+        return ModelRegistry.load(self.registry_file)
+
+    def cache(self) -> ModelCache:
+        return ModelCache(self.cache_dir)
+
+    def engine(
+        self,
+        *,
+        loading: Mapping[str, Any] = MappingProxyType({}),
+        download: Mapping[str, Any] = MappingProxyType({}),
+        router: RouterConfig | None = None,
+        embedding_model: str | None = None,
+    ) -> OrionInferenceEngine:
+        """An engine for one command: no second question follows."""
+        config = EngineConfig(
+            serving=ServingConfig(slots=1),
+            loading=LoadingConfig(keep_spare_worker=False, **loading),
+            download=DownloadConfig(cache_dir=self.cache_dir, **download),
+            router=router or RouterConfig(),
+            embeddings=EmbeddingConfig(model=embedding_model),
+        )
+        return OrionInferenceEngine(self.registry_file, config)
+
+
+pass_places = click.make_pass_decorator(Places, ensure=True)
+
+
+def _note_registry(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    places = context.ensure_object(Places)
+    places.registry_file = path or places.registry_file
+
+
+def _note_cache_dir(context: click.Context, _option: click.Parameter, path: Path | None) -> None:
+    places = context.ensure_object(Places)
+    places.cache_dir = path or places.cache_dir
+
+
+cache_place = click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    expose_value=False,
+    callback=_note_cache_dir,
+    help="where fetched models lie; default: ORION_CACHE_DIR, or the user's cache folder",
+)
+
+registry_place = click.option(
+    "--registry",
+    type=click.Path(path_type=Path),
+    expose_value=False,
+    callback=_note_registry,
+    help="models.json; default: the packaged one",
+)
+
+
+def both_places(command: _Command) -> _Command:
+    """The options `--registry` and `--cache-dir`."""
+    return registry_place(cache_place(command))
