@@ -21,8 +21,8 @@ from orion_oie.config import (
     ShardingConfig,
 )
 from orion_oie.engine.engine import OrionInferenceEngine
+from orion_oie.engine.handle import RequestHandle
 from orion_oie.engine.lifecycle import RequestState
-from orion_oie.engine.request import RequestHandle
 from orion_oie.errors import (
     BudgetExceededError,
     CircuitOpenError,

@@ -1,7 +1,7 @@
 """Builds the parts of one engine, from the bottom to the top.
 
-Imported with the first engine instead of with the library, so that a mere `import orion_oie` does not
-pay for all of it. The only module that names a concrete backend.
+Imported with the first engine instead of with the library, so that a mere `import orion_oie` does
+not pay for all of it. The only module that names a concrete backend.
 """
 
 import os
@@ -203,7 +203,7 @@ def _llama_backend(config: EngineConfig, events: EventLog, cache: ModelCache) ->
         cache=cache,
         is_calm=probe.is_calm if config.loading.keep_spare_worker else None,
         on_log=lambda level, line, model_id: events.publish(
-            ModelLog(model_id=model_id, line=line, level=level)
+            ModelLog(model_id=model_id, line=line, level="error" if level == "error" else "warning")
         ),
         on_crash=lambda model_id, error: events.publish(
             WorkerCrashed(model_id=model_id, error=error.message)

@@ -67,7 +67,7 @@ _machine = Machine(
     auto_transitions=False,
 )
 _DESTINATIONS = {
-    (RequestState[source], trigger): RequestState[moves[0].dest]
+    (RequestState[source], trigger): RequestState[str(moves[0].dest)]
     for trigger, event in _machine.events.items()
     for source, moves in event.transitions.items()
 }

@@ -3,8 +3,8 @@
     on the caller's thread     check -> route -> enqueue
     on a serving thread        the chain of models -> finish
 
-Text is sanitized on its way out, piece by piece. Each decision is made elsewhere: in the guardrails,
-the router, the queue and the pool.
+Text is sanitized on its way out, piece by piece. Each decision is made elsewhere: in the
+guardrails, the router, the queue and the pool.
 """
 
 import random

@@ -105,11 +105,11 @@ class RouterEmbedder:
     def embed(self, texts: Sequence[str], limit_s: float | None = None) -> "NDArray[np.float32]":
         """Unit vectors, shape (texts, dimensions).
 
-        Raises what the model raises, `DeadlineExceededError` when it takes longer than the limit
+        Raises the errors of the model, `DeadlineExceededError` when it takes longer than the limit
         of the embedder or than `limit_s` (which says nothing about the model),
-        `InsufficientMemoryError` when its memory is needed for others, `CircuitOpenError` for a while
-        after a failure. With a `limit_s` of infinity it takes as long as it takes, also after a
-        failure.
+        `InsufficientMemoryError` when its memory is needed for others, `CircuitOpenError` for a
+        while after a failure. With a `limit_s` of infinity it takes as long as it takes, also after
+        a failure.
         """
         if limit_s != math.inf:
             self._check_pause()

@@ -14,11 +14,11 @@ class Candidate:
     """One model of an agent's chain, in the variant chosen for it. Chosen once, then carried along.
 
     `agent_id` is the agent whose model it is: the routed one, or one that it falls back to. `spec`
-    says how to load it; None when there is nothing to load. `footprint` is the memory it would take;
-    None when its files cannot be read: `why_unreadable`, as its load will report. `load_s` is the duration of its
-    last load from local files in seconds, None if there was none. `is_on_disk` is False for a model
-    that would have to be fetched first; one that must not be fetched is not `is_available`, and
-    `why_unavailable` says why.
+    says how to load it; None when there is nothing to load. `footprint` is the memory it would
+    take; None when its files cannot be read, and `why_unreadable` says why. `load_s` is the time
+    that its last load from local files took, None if there was none. `is_on_disk` is False for
+    a model that would have to be fetched first; one that must not be fetched is not `is_available`,
+    and `why_unavailable` says why.
     """
 
     agent_id: str
