@@ -13,9 +13,9 @@ from typing import get_args
 import pytest
 
 from orion_oie.backends.base import (
-    Backend,
     GenerationJob,
     LoadSpec,
+    LocalBackend,
     LocalModel,
 )
 from orion_oie.cancellation import CancelScope
@@ -92,7 +92,7 @@ class BackendContract:
     """What every backend does."""
 
     @pytest.fixture
-    def backend(self) -> Backend:
+    def backend(self) -> LocalBackend:
         raise NotImplementedError
 
     @pytest.fixture
@@ -107,7 +107,7 @@ class BackendContract:
         raise NotImplementedError
 
     @pytest.fixture
-    def model(self, backend: Backend, files: tuple[Path, ...]) -> Iterator[LocalModel]:
+    def model(self, backend: LocalBackend, files: tuple[Path, ...]) -> Iterator[LocalModel]:
         spec = LoadSpec(INFO, files, slots=4, context_length=2048)
         model = backend.load(spec, CancelScope(), lambda _fraction: None)
         yield model

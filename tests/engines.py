@@ -15,6 +15,7 @@ from orion_oie import (
     cancellation,
 )
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
+from orion_oie.engine.build import Parts
 from orion_oie.engine.scheduling import queue as queue_module
 
 TEXT = "One fine answer."
@@ -77,6 +78,16 @@ def quick_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", 0.02)
 
 
+def parts(engine: OrionInferenceEngine) -> Parts:
+    """The parts of an engine, for what no public call shows or changes."""
+    return engine._parts
+
+
+def is_observed(handle: RequestHandle) -> bool:
+    """True once somebody has looked at the text of a request: no public call says so."""
+    return handle._request.stream.is_observed
+
+
 def one_at_a_time() -> dict[str, int]:
     return {"slots": 1, "max_models": 1}
 
@@ -98,7 +109,7 @@ def ended(handle: RequestHandle) -> RequestHandle:
 def observed(handle: RequestHandle) -> Running:
     """A reader of the handle that is already waiting for text."""
     running = Running(lambda: list(handle))
-    wait_until(lambda: handle._stream.is_observed)
+    wait_until(lambda: is_observed(handle))
     return running
 
 

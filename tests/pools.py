@@ -12,7 +12,7 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import OrionError, RequestCancelledError
 from orion_oie.pool.entries import Lease
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.pool import ModelPool
 from orion_oie.schemas.results import ModelInfo
 
 
@@ -124,7 +124,7 @@ class World:
 class Holder:
     """Holds a lease on a thread of its own until it is let go."""
 
-    def __init__(self, pool: AgentPool, name: str) -> None:
+    def __init__(self, pool: ModelPool, name: str) -> None:
         self.scope = CancelScope()
         self.progress: list[float] = []
         self.lease: Lease | None = None
@@ -132,7 +132,7 @@ class Holder:
         self._let_go = threading.Event()
         self._running = Running(self._hold, pool, name)
 
-    def _hold(self, pool: AgentPool, name: str) -> None:
+    def _hold(self, pool: ModelPool, name: str) -> None:
         with pool.acquire(spec(name), self.scope, self.progress.append) as lease:
             self.lease = lease
             self._holds.set()

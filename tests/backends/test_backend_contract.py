@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from contracts import BackendContract, job
 
-from orion_oie.backends.base import Backend, GenerationJob, LocalModel
+from orion_oie.backends.base import GenerationJob, LocalBackend, LocalModel
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.backends.llama.host.loader import LlamaBackend
 
@@ -18,7 +18,7 @@ class TestFakeBackend(BackendContract):
     """The fake that ships with the library."""
 
     @pytest.fixture
-    def backend(self) -> Backend:
+    def backend(self) -> LocalBackend:
         def script(work: GenerationJob) -> FakeAnswer:
             question = work.messages[-1].content
             if question == LONG:
@@ -43,7 +43,7 @@ class TestLlamaBackend(BackendContract):
     """llama.cpp in a worker process, with a tiny model of random weights."""
 
     @pytest.fixture
-    def backend(self) -> Backend:
+    def backend(self) -> LocalBackend:
         return LlamaBackend()
 
     @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import worker_processes
-from engines import MakeEngine
+from engines import MakeEngine, parts
 from helpers import config_with, run_all, wait_until
 from minilm import minilm_folder, write_minilm
 from tiny import write_tiny_llama
@@ -108,7 +108,7 @@ def test_the_embedding_model_is_in_the_books(engine: OrionInferenceEngine) -> No
     assert stats.models[KEY].memory_bytes
     reserved = stats.models[KEY].reserved_bytes
     assert 45 * MIB < reserved == stats.memory.reserved_bytes
-    assert engine._pool.settled()[KEY]  # so what it takes now is written down
+    assert parts(engine).memory.pool.settled()[KEY]  # so what it takes now is written down
     assert stats.models[KEY].memory_bytes <= reserved
     assert stats.embeddings is not None
     assert (stats.embeddings.model_bytes, stats.embeddings.misses) == (reserved, 4)  # type: ignore[attr-defined]
@@ -165,8 +165,8 @@ def test_it_makes_room_and_comes_back(folder: Path, tmp_path: Path) -> None:
     registry = registry_of(folder)
     with OrionInferenceEngine(registry, config_of(tmp_path)) as looking:
         model = looking.plan("Hello?").model
-        embedder = looking._embeddings._spec("minilm")
-        sizes = looking._keeper.sizes
+        embedder = parts(looking).embeddings._spec("minilm")
+        sizes = parts(looking).memory.sizes
         assert model is not None
         assert model.needed_bytes is not None
         needed = max(model.needed_bytes, sizes.max_bytes(embedder))
@@ -189,7 +189,7 @@ def test_it_can_be_named(folder: Path, tmp_path: Path) -> None:
     writes."""
     config = config_of(tmp_path, embeddings={"model": "minilm"})
     with OrionInferenceEngine(registry_of(folder), config) as engine:
-        assert engine._embeddings._spec("minilm").files == (folder / "minilm.gguf",)
+        assert parts(engine).embeddings._spec("minilm").files == (folder / "minilm.gguf",)
         assert engine.stats().embeddings is None
     config = config_of(tmp_path, embeddings={"model": "minilmm"})
     with (
@@ -270,22 +270,22 @@ def test_a_closed_engine_embeds_nothing(folder: Path, tmp_path: Path) -> None:
         engine = OrionInferenceEngine(registry_of(folder), config_of(tmp_path))
         if is_used:
             engine.embed(TEXTS)
-        service = engine._embeddings.service()
+        service = parts(engine).embeddings.service()
         engine.shutdown()
         with pytest.raises(EngineClosedError):
             engine.embed(TEXTS)
         with pytest.raises(EngineClosedError):
             service.embed(["a new text"])
         with pytest.raises(EngineClosedError):
-            engine._embeddings.service()
+            parts(engine).embeddings.service()
         assert pids() == others
 
 
 def test_the_service_is_made_once(folder: Path, tmp_path: Path) -> None:
     """Threads that are the first at the same time get the same one."""
     with OrionInferenceEngine(registry_of(folder), config_of(tmp_path)) as engine:
-        runs = run_all([engine._embeddings.service for _ in range(8)])
+        runs = run_all([parts(engine).embeddings.service for _ in range(8)])
         services = {id(run.join()) for run in runs}
-        assert services == {id(engine._embeddings.service())}
-        assert isinstance(engine._embeddings.service(), EmbeddingService)
-        assert isinstance(engine._embeddings.service()._embedder, PooledEmbedder)
+        assert services == {id(parts(engine).embeddings.service())}
+        assert isinstance(parts(engine).embeddings.service(), EmbeddingService)
+        assert isinstance(parts(engine).embeddings.service()._embedder, PooledEmbedder)

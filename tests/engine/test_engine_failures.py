@@ -7,16 +7,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from engines import (
-    TEXT,
-    Clock,
-    ended,
-    names,
-    observed,
-    one_at_a_time,
-    outcomes,
-    texts,
-)
+from engines import TEXT, Clock, ended, is_observed, names, observed, one_at_a_time, outcomes, texts
 from helpers import BOUND_S, Held, Running, wait_until
 
 from orion_oie import (
@@ -236,7 +227,7 @@ def test_a_crash_in_a_seen_answer_is_an_error(make_engine) -> None:
     handle = engine.stream("Hello?")
     seen: list[str] = []
     reading = Running(lambda: [seen.append(event.text) for event in handle])
-    wait_until(lambda: handle._stream.is_observed)
+    wait_until(lambda: is_observed(handle))
     held.let_go.set()
     with pytest.raises(WorkerCrashedError):
         reading.join()

@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import (
-    LONG,
-    TEXT,
-    ended,
-    names,
-    one_at_a_time,
-    texts,
-)
+from engines import LONG, TEXT, ended, is_observed, names, one_at_a_time, texts
 from helpers import BOUND_S, Held, Running, run_all, wait_until
 
 from orion_oie import (
@@ -59,7 +52,7 @@ def test_on_event_gets_every_event(make_engine) -> None:
         threads.add(threading.current_thread())
 
     handle = engine.stream("Hello?", on_event=on_event, on_stream_failure="restart")
-    wait_until(lambda: handle._stream.is_observed)
+    wait_until(lambda: is_observed(handle))
     held.let_go.set()
     assert handle.result(BOUND_S).content == "four five"
     wait_until(lambda: len(events) == 4)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import worker_processes
-from engines import TEXT, MakeEngine, ended, names
+from engines import TEXT, MakeEngine, ended, names, parts
 from helpers import BOUND_S, Held, Running, config_with, run_all, wait_until
 from pools import Holder, World
 from tiny import write_tiny_llama
@@ -33,7 +33,7 @@ from orion_oie import (
 from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.hardware import probe
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.pool import ModelPool
 
 MIB = 2**20
 AGENTS = {"A": ["a"], "B": ["b"], "C": ["c"]}
@@ -48,7 +48,7 @@ def engine_of(make_engine: MakeEngine, scripts: Any = None, **config: Any) -> Or
 
 
 def loads(engine: OrionInferenceEngine) -> list[str]:
-    return list(engine._backend.loaded)  # type: ignore[attr-defined]
+    return list(parts(engine).backend.loaded)  # type: ignore[attr-defined]
 
 
 def here(engine: OrionInferenceEngine) -> set[str]:
@@ -57,8 +57,8 @@ def here(engine: OrionInferenceEngine) -> set[str]:
 
 def quiet(engine: OrionInferenceEngine) -> None:
     """Wait until all that follows answers has been done."""
-    wait_until(lambda: engine._queue._busy == 0)
-    wait_until(lambda: all(f.done() for f in list(engine._answerer._background.values())))
+    wait_until(lambda: parts(engine).queue._busy == 0)
+    wait_until(lambda: all(f.done() for f in list(parts(engine).background._loads.values())))
 
 
 # -- taking turns
@@ -100,7 +100,7 @@ def test_nobody_waits_for_more_than_the_turns_before_him(make_engine: MakeEngine
         return FakeAnswer(name)
 
     engine = engine_of(make_engine, {"*": answer}, predictive=False)
-    engine._queue._clock = lambda: now[0]
+    parts(engine).queue._clock = lambda: now[0]
     wanted = ["A"] * 20 + ["B"] * 5 + ["C"] * 5
     handles = [engine.submit(name, agent=name) for name in wanted]
     gate.set()
@@ -375,15 +375,15 @@ def test_room_that_is_being_made_for_a_pinned_model_is_awaited() -> None:
     world = World()
     world.sizes = {"large": 90, "small": 20, "other": 50}
     world.closing = threading.Event()
-    pool = AgentPool(world.load, size_of=world.size_of, budget_bytes=lambda: 100)
+    pool = ModelPool(world.load, size_of=world.size_of, budget_bytes=lambda: 100)
     first = Holder(pool, "large")
     first.wait()
     first.let_go()
     pool.pin("small@v")
     small = Holder(pool, "small")
     assert world.close_begun.wait(BOUND_S)
-    assert pool.room_for("other@v", 50).is_possible
-    assert not pool.room_for("other@v", 90).is_possible
+    assert pool.availability("other@v", 50).is_possible
+    assert not pool.availability("other@v", 90).is_possible
     other = Holder(pool, "other")
     wait_until(lambda: len(pool._waiting_for_room) == 1)
     world.closing.set()

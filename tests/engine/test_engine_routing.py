@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import TEXT, Clock, MakeEngine, names
+from engines import TEXT, Clock, MakeEngine, names, parts
 from helpers import all_stages_but, config_with, registry_with
 from minilm import write_minilm
 from tiny import write_tiny_llama
@@ -361,12 +361,12 @@ def test_how_long_an_agent_would_take(make_engine: MakeEngine, tmp_path: Path) -
         download={"auto": True},
         cache_dir=tmp_path / "cache",
     )
-    assert engine._wait_s("conversation") == pytest.approx(0.3)
+    assert parts(engine).pipeline.wait_s("conversation") == pytest.approx(0.3)
     engine.infer("Hello?")
-    assert engine._wait_s("conversation") == 0.0
-    assert engine._wait_s("far") is None
-    assert engine._wait_s("wrong") is None
-    assert engine._wait_s("lost") == 0.0  # the conversation agent answers for it
+    assert parts(engine).pipeline.wait_s("conversation") == 0.0
+    assert parts(engine).pipeline.wait_s("far") is None
+    assert parts(engine).pipeline.wait_s("wrong") is None
+    assert parts(engine).pipeline.wait_s("lost") == 0.0  # the conversation agent answers for it
 
 
 # -- feedback

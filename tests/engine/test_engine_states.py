@@ -9,14 +9,7 @@ import signal
 import threading
 
 import pytest
-from engines import (
-    LONG,
-    TEXT,
-    ended,
-    names,
-    one_at_a_time,
-    outcomes,
-)
+from engines import LONG, TEXT, ended, names, one_at_a_time, outcomes, parts
 from helpers import BOUND_S, Held, Running, no_more_threads, wait_until
 
 from orion_oie import (
@@ -399,7 +392,7 @@ def test_a_deadline_before_the_queue(make_engine, monkeypatch) -> None:
     first = engine.submit("First?")
     held.wait_for()
     monkeypatch.setattr(
-        engine._deadlines,
+        parts(engine).deadlines,
         "watch",
         lambda scope, _seconds: scope.cancel(DeadlineExceededError("at once")),
     )
@@ -431,7 +424,7 @@ def test_a_deadline_that_is_met_changes_nothing(make_engine) -> None:
     """A request within its deadline is answered, and the deadline is forgotten."""
     engine = make_engine()
     assert engine.infer("Hello?", deadline=600.0).content == TEXT
-    assert engine._deadlines._pending == []
+    assert parts(engine).deadlines._pending == []
 
 
 # The queue

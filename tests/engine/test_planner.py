@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import worker_processes
-from engines import TEXT, Clock, MakeEngine, outcomes
+from engines import TEXT, Clock, MakeEngine, outcomes, parts
 from helpers import Held, config_with, registry_with, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,8 +63,8 @@ def test_a_plan_touches_nothing(make_engine: MakeEngine, tmp_path: Path) -> None
     """No load, no eviction, no file, no count, no event: everything is as it was."""
     engine = engine_of(make_engine, cache_dir=tmp_path / "cache")
     engine.infer("Hello?")
-    engine._keeper.monitor.stop()
-    engine._keeper._ledger.save()  # what the load took is written once a second
+    parts(engine).memory.monitor.stop()
+    parts(engine).memory._ledger.save()  # what the load took is written once a second
     before = facts(engine), files_of(tmp_path)
     for agent in (None, *AGENTS):
         engine.plan("Hello?", agent=agent, session_id="one")
@@ -199,8 +199,8 @@ def test_what_is_in_memory_answers_though_it_turned_out_to_be_large(
     """A model that was seen to take more than the budget is not refused while it is there."""
     engine = engine_of(make_engine, cache_dir=tmp_path / "cache")
     engine.infer("Hello?")
-    loaded = engine._placement.load_spec(engine._choices("conversation")[0])
-    engine._keeper.sizes.note_peak(loaded, 120 * MIB)
+    loaded = parts(engine).variants.candidates("conversation")[0].load_spec
+    parts(engine).memory.sizes.note_peak(loaded, 120 * MIB)
     plan = engine.plan("Hello?")
     assert plan.model is not None
     assert (plan.model.is_measured, plan.model.is_loaded, plan.loads) == (True, True, False)

@@ -42,8 +42,9 @@ from orion_oie.errors import (
 )
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import ModelRegistry
-from orion_oie.pool.memory_manager import Housekeeper
-from orion_oie.pool.variants import Placement
+from orion_oie.pool.files import ModelFiles
+from orion_oie.pool.memory_manager import MemoryManager
+from orion_oie.pool.variants import VariantSelector
 from orion_oie.telemetry.event_log import EventLog
 
 MIB = 2**20
@@ -65,7 +66,7 @@ class Gated(FakeBackend):
 
 
 class World:
-    """The rooms around an embedder, over a fake backend."""
+    """The parts around an embedder, over a fake backend."""
 
     def __init__(self, folder: Path, limit_s: float = BOUND_S, **config: Any) -> None:
         self.folder = folder
@@ -75,40 +76,45 @@ class World:
         self.backend = Gated(footprints=SIZES)
         self.backend.gate.set()
         self.clock = Clock()
-        self.degraded: list[str] = []
         self.config = resolved(config_with(cache_dir=folder / "cache", **config))
         cache = ModelCache(self.config.download.cache_dir)
-        events = EventLog(0)
-        self.keeper = Housekeeper(self.config, self.backend, self.backend.load, events, cache.root)
-        self.pool = self.keeper.pool
-        self.placement = Placement(
+        self.events = EventLog(100)
+        files = ModelFiles(self.registry, self.config, cache, self.backend.footprint)
+        self.memory = MemoryManager(
+            self.config, self.backend, self.backend.load, self.events, cache.root, files=files
+        )
+        self.pool = self.memory.pool
+        self.variants = VariantSelector(
             self.registry,
             self.config,
-            cache,
-            self.keeper.sizes,
-            self.keeper.budget.bytes,
-            self.pool.is_here,
+            files,
+            self.memory.sizes,
+            self.memory.budget.bytes,
+            self.pool.is_resident,
         )
-        self.shared = SharedEmbeddings(self.registry, self.config, self.placement, self.pool)
+        self.shared = SharedEmbeddings(self.registry, self.config, self.variants, self.pool)
         self.embedder = RouterEmbedder(
-            self.shared,
-            self.pool,
-            self.keeper.sizes,
-            DeadlineTimer(),
-            lambda stage, error: self.degraded.append(f"{stage}: {error.message}"),
-            self.clock,
-            limit_s,
+            self.shared, self.memory, DeadlineTimer(), self.events, self.clock, limit_s
         )
+
+    @property
+    def degraded(self) -> list[str]:
+        """What was reported of failures."""
+        return [
+            f"{event['stage']}: {event['error'].partition(': ')[2]}"
+            for event in self.events.export()
+            if event["event"] == "router.degraded"
+        ]
 
     def use(self, agent_id: str) -> Any:
         """Hold the model of an agent."""
-        choice = self.placement.choices(agent_id)[0]
-        return self.pool.acquire(self.placement.load_spec(choice), CancelScope())
+        candidate = self.variants.candidates(agent_id)[0]
+        return self.pool.acquire(candidate.load_spec, CancelScope())
 
     def close(self) -> None:
         self.backend.gate.set()
         self.shared.close()
-        self.keeper.close()
+        self.memory.close()
         self.pool.close(0.0)
 
 

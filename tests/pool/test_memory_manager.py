@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import TEXT, MakeEngine, names
+from engines import TEXT, MakeEngine, names, parts
 from helpers import BOUND_S, Held, Running, config_with, wait_until
 from pools import spec
 
@@ -31,7 +31,7 @@ from orion_oie.hardware.probe import (
     SystemMemory,
 )
 from orion_oie.pool.footprint_ledger import FILE_NAME
-from orion_oie.pool.memory_manager import Housekeeper
+from orion_oie.pool.memory_manager import MemoryManager
 from orion_oie.telemetry.event_log import EventLog
 
 GIB = 2**30
@@ -98,7 +98,7 @@ class House:
         self.machine = machine
         self.events = EventLog(100)
         self.gone: list[str] = []
-        self.keeper = Housekeeper(
+        self.keeper = MemoryManager(
             config_with(**config),
             machine,
             machine.load,
@@ -503,7 +503,7 @@ def on_machine(
 
     def make(machine: Machine, agents: Any, **config: Any) -> Any:
         seams = machine.seams(OFTEN_S)
-        monkeypatch.setattr("orion_oie.engine.build.Housekeeper", partial(Housekeeper, **seams))
+        monkeypatch.setattr("orion_oie.engine.build.MemoryManager", partial(MemoryManager, **seams))
         return make_engine(machine, agents, cache_dir=tmp_path / "cache", **config)
 
     return make
@@ -525,7 +525,7 @@ def test_an_engine_under_pressure(on_machine: Callable[..., Any]) -> None:
     machine.others = 15 * GIB
     wait_until(lambda: engine.stats().memory.pressure == "critical")
     waiting = engine.submit("Hello?", agent="second")
-    wait_until(lambda: bool(engine._pool._waiting_for_room))
+    wait_until(lambda: bool(parts(engine).memory.pool._waiting_for_room))
     health = engine.health()
     assert health.status == "degraded"
     assert any("Memory pressure is critical" in line for line in health.reasons)
@@ -544,8 +544,8 @@ def test_an_engine_watches_while_it_lives(on_machine: Callable[..., Any], tmp_pa
     machine = Machine(a=1)
     engine = on_machine(machine, {"conversation": ["a"]})
     engine.infer("Hello?")
-    looks = len(engine._keeper.monitor.history())
-    wait_until(lambda: len(engine._keeper.monitor.history()) > looks + 2)
+    looks = len(parts(engine).memory.monitor.history())
+    wait_until(lambda: len(parts(engine).memory.monitor.history()) > looks + 2)
     memory = engine.stats().memory
     assert memory.is_budget_automatic
     assert (memory.reserved_bytes, memory.pressure) == (GIB, LOW)
@@ -561,7 +561,7 @@ def test_a_watched_engine_that_is_forgotten_is_collected(on_machine: Callable[..
     machine = Machine(a=1)
     engine = on_machine(machine, {"conversation": ["a"]})
     engine.infer("Hello?")
-    wait_until(lambda monitor=engine._keeper.monitor: len(monitor.history()) > 3)
+    wait_until(lambda monitor=parts(engine).memory.monitor: len(monitor.history()) > 3)
     gone = weakref.ref(engine)
     del engine
 

@@ -22,7 +22,7 @@ from orion_oie.errors import (
     WorkerCrashedError,
 )
 from orion_oie.pool.entries import Lease
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.pool import ModelPool
 
 
 @pytest.fixture
@@ -33,17 +33,19 @@ def world() -> Iterator[World]:
         gate.set()
 
 
-def pool_of(world: World, max_models: int = 2, evicted: list[str] | None = None) -> AgentPool:
-    return AgentPool(world.load, max_models, [].append if evicted is None else evicted.append)
+def pool_of(world: World, max_models: int = 2, evicted: list[str] | None = None) -> ModelPool:
+    return ModelPool(
+        world.load, max_models, on_evicted=[].append if evicted is None else evicted.append
+    )
 
 
-def use(pool: AgentPool, name: str) -> Lease:
+def use(pool: ModelPool, name: str) -> Lease:
     """Acquire and release at once."""
     with pool.acquire(spec(name), CancelScope()) as lease:
         return lease
 
 
-def users(pool: AgentPool, name: str) -> int:
+def users(pool: ModelPool, name: str) -> int:
     resident = pool.residents().get(f"{name}@v")
     return 0 if resident is None else resident.users
 
@@ -416,7 +418,7 @@ def test_unloading_makes_room_for_those_who_wait(world) -> None:
 
 def test_users_of_what_is_in_memory_may_overtake(world) -> None:
     """While somebody waits for room, a model in memory serves on: waiting would help nobody yet."""
-    pool = AgentPool(world.load, 1, patience_s=BOUND_S * 10)
+    pool = ModelPool(world.load, 1, patience_s=BOUND_S * 10)
     first = Holder(pool, "a")
     first.wait()
     waiter = Holder(pool, "c")
@@ -432,7 +434,7 @@ def test_users_of_what_is_in_memory_may_overtake(world) -> None:
 
 def test_nobody_waits_for_room_forever(world) -> None:
     """When patience is over, later users of what is in memory wait, and the line moves on."""
-    pool = AgentPool(world.load, 1, patience_s=0.0)
+    pool = ModelPool(world.load, 1, patience_s=0.0)
     first = Holder(pool, "a")
     first.wait()
     waiter = Holder(pool, "c")
@@ -450,7 +452,7 @@ def test_nobody_waits_for_room_forever(world) -> None:
 
 def test_steady_traffic_starves_nobody(world) -> None:
     """Two models in overlapping use all the time: a request for a third one is served."""
-    pool = AgentPool(world.load, 2, patience_s=0.01)
+    pool = ModelPool(world.load, 2, patience_s=0.01)
     is_over = threading.Event()
 
     def traffic(name: str) -> None:
@@ -615,7 +617,7 @@ def test_many_threads_break_nothing(seed: int) -> None:
 
 def test_the_fake_backend_fits(world) -> None:
     """A pool over a real backend gives models that answer."""
-    pool = AgentPool(FakeBackend({"a": FakeAnswer("Yes.")}).load, 1)
+    pool = ModelPool(FakeBackend({"a": FakeAnswer("Yes.")}).load, 1)
     with pool.acquire(spec("a"), CancelScope()) as lease:
         seen: list[str] = []
         lease.model.generate(GenerationJob(()), CancelScope(), lambda text, _n: seen.append(text))

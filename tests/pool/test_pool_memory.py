@@ -16,25 +16,25 @@ from orion_oie.backends.base import LoadSpec
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InsufficientMemoryError
 from orion_oie.pool.entries import Lease
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.pool import ModelPool
 
 NAMES = "abcde"
 
 
 def pool_of(
     world: World, budget_bytes: int | None, evicted: list[str] | None = None, **settings: object
-) -> AgentPool:
-    return AgentPool(
+) -> ModelPool:
+    return ModelPool(
         world.load,
         None,
-        [].append if evicted is None else evicted.append,
+        on_evicted=[].append if evicted is None else evicted.append,
         size_of=world.size_of,
         budget_bytes=lambda: budget_bytes,
         **settings,
     )
 
 
-def use(pool: AgentPool, name: str) -> Lease:
+def use(pool: ModelPool, name: str) -> Lease:
     """Acquire and release at once."""
     with pool.acquire(spec(name), CancelScope()) as lease:
         return lease
@@ -101,8 +101,8 @@ def test_a_newcomer_waits_for_who_is_in_use(world: World) -> None:
     pool = pool_of(world, 100)
     busy = Holder(pool, "a")
     busy.wait()
-    assert pool.room_for("b@v", 60).victims is None
-    assert pool.room_for("b@v", 60).blockers == ("a@v",)
+    assert pool.availability("b@v", 60).victims is None
+    assert pool.availability("b@v", 60).blockers == ("a@v",)
     newcomer = Holder(pool, "b")
     busy.let_go()
     assert newcomer.wait().evicted == ("a@v",)
@@ -117,7 +117,7 @@ def test_who_waits_for_two_needs_both_to_stay_idle(world: World) -> None:
     use(pool, "a")
     busy = Holder(pool, "b")
     busy.wait()
-    room = pool.room_for("c@v", 90)
+    room = pool.availability("c@v", 90)
     assert (room.victims, room.blockers, room.idle) == (None, ("b@v",), ("a@v",))
     busy.let_go()
 
@@ -183,7 +183,7 @@ def test_loads_wait_while_the_machine_has_no_memory(world: World) -> None:
     has_memory.clear()
     waiting = Holder(pool, "b")
     use(pool, "a")
-    assert pool.room_for("b@v", 1).victims is None
+    assert pool.availability("b@v", 1).victims is None
     assert world.loads == ["a"]
     has_memory.set()
     waiting.wait()
@@ -204,7 +204,7 @@ def test_a_size_that_cannot_be_found_is_the_callers_error(world: World) -> None:
     def size_of(_spec: LoadSpec) -> int:
         raise ZeroDivisionError("no header")
 
-    pool = AgentPool(world.load, None, size_of=size_of)
+    pool = ModelPool(world.load, None, size_of=size_of)
     with pytest.raises(ZeroDivisionError, match="no header"):
         use(pool, "a")
     assert pool.residents() == {}
@@ -222,7 +222,7 @@ def test_never_over_budget_and_never_at_a_users_cost(budget: int, data: st.DataO
     misses = 0
 
     def can_start(name: str) -> bool:
-        room = pool.room_for(f"{name}@v", world.sizes[name])
+        room = pool.availability(f"{name}@v", world.sizes[name])
         return room.is_here or room.victims is not None
 
     for _ in range(data.draw(st.integers(0, 30))):
@@ -231,7 +231,7 @@ def test_never_over_budget_and_never_at_a_users_cost(budget: int, data: st.DataO
         )
         name = data.draw(st.sampled_from(NAMES))
         if action == "acquire" and can_start(name):
-            expected = pool.room_for(f"{name}@v", world.sizes[name])
+            expected = pool.availability(f"{name}@v", world.sizes[name])
             stack = contextlib.ExitStack()
             lease = stack.enter_context(pool.acquire(spec(name), CancelScope()))
             misses += lease.is_cold

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import TEXT, Clock, MakeEngine, names
+from engines import TEXT, Clock, MakeEngine, names, parts
 from helpers import config_with, registry_with, wait_until
 from pools import Holder, World, spec
 
@@ -17,13 +17,13 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.engine.build import resolved
 from orion_oie.errors import InsufficientMemoryError
 from orion_oie.models.downloads.cache import ModelCache
-from orion_oie.models.registry import Choice
 from orion_oie.pool.budget import MemoryBudget
+from orion_oie.pool.files import ModelFiles
 from orion_oie.pool.footprint_ledger import FootprintLedger
-from orion_oie.pool.pool import AgentPool
+from orion_oie.pool.pool import ModelPool
 from orion_oie.pool.preloader import Preloader
 from orion_oie.pool.sizes import ModelSizes
-from orion_oie.pool.variants import Placement
+from orion_oie.pool.variants import VariantSelector
 from orion_oie.telemetry.event_log import EventLog
 
 AGENTS = {"A": ["a"], "B": ["b"], "C": ["c"]}
@@ -54,8 +54,8 @@ def ask(engine: OrionInferenceEngine, agents: str, session: str | None = "s") ->
 
 def settle(engine: OrionInferenceEngine) -> None:
     """Wait until answers are followed by all that follows them."""
-    wait_until(lambda: engine._queue._busy == 0)
-    wait_until(lambda: all(f.done() for f in list(engine._answerer._background.values())))
+    wait_until(lambda: parts(engine).queue._busy == 0)
+    wait_until(lambda: all(f.done() for f in list(parts(engine).background._loads.values())))
 
 
 def here(engine: OrionInferenceEngine) -> set[str]:
@@ -182,7 +182,7 @@ def test_trouble_with_loading_ahead_harms_no_answer(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(engine._preloader._predictor, "predict", fail)
+    monkeypatch.setattr(parts(engine).preloader._predictor, "predict", fail)
     for agent in "ABABABAB":
         assert engine.infer("Hello?", agent=agent).content == TEXT
     settle(engine)
@@ -211,26 +211,27 @@ class House:
         self.clock = Clock()
         config = resolved(config_with(predictive=is_enabled))
         sizes = ModelSizes(self.footprint, FootprintLedger())
-        self.pool = AgentPool(
+        self.pool = ModelPool(
             self.world.load,
             None,
-            self.note_gone,
+            on_evicted=self.note_gone,
             size_of=sizes.max_bytes,
             budget_bytes=lambda: budget,
         )
-        placement = Placement(
-            registry_with(folder, AGENTS, {name: models_of(name) for name in "abc"}),
+        registry = registry_with(folder, AGENTS, {name: models_of(name) for name in "abc"})
+        cache = ModelCache(folder / "cache")
+        variants = VariantSelector(
+            registry,
             config,
-            ModelCache(folder / "cache"),
+            ModelFiles(registry, config, cache, self.footprint),
             sizes,
             lambda: budget,
-            self.pool.is_here,
+            self.pool.is_resident,
         )
         self.preloader = Preloader(
             config,
-            placement,
+            variants,
             self.pool,
-            sizes,
             MemoryBudget(budget),
             EventLog(100),
             is_calm=lambda: self.is_calm,
@@ -247,10 +248,9 @@ class House:
     def note_gone(self, key: str) -> None:
         self.preloader.note_gone(key)
 
-    def load_ahead(self, choice: Choice, may_evict: Collection[str]) -> "Future[ModelInfo]":
-        self.loaded.append((choice.model_id, tuple(may_evict)))
+    def load_ahead(self, wanted: LoadSpec, may_evict: Collection[str]) -> "Future[ModelInfo]":
+        self.loaded.append((wanted.info.model_id, tuple(may_evict)))
         future: Future[ModelInfo] = Future()
-        wanted = spec(choice.model_id)
         try:
             with self.pool.acquire(wanted, CancelScope(), may_evict=may_evict):
                 future.set_result(wanted.info)
@@ -377,7 +377,7 @@ def test_what_is_not_here_is_not_fetched_ahead(house: House, tmp_path: Path) -> 
 # -- the pool's part: at once and at no other cost, or not at all
 
 
-def held(pool: AgentPool, name: str, leave: Collection[str]) -> tuple[str, ...]:
+def held(pool: ModelPool, name: str, leave: Collection[str]) -> tuple[str, ...]:
     with pool.acquire(spec(name), CancelScope(), is_patient=True, may_evict=leave) as lease:
         return lease.evicted
 
@@ -388,7 +388,7 @@ def test_a_load_ahead_waits_for_nobody() -> None:
     world = World()
     world.sizes = {"a": 60, "b": 60, "c": 60}
     memory = [True]
-    pool = AgentPool(
+    pool = ModelPool(
         world.load,
         size_of=world.size_of,
         budget_bytes=lambda: 100,
@@ -419,7 +419,7 @@ def test_a_load_ahead_evicts_nobody_else() -> None:
     """What is used since it was decided on stays."""
     world = World()
     world.sizes = {"a": 60, "b": 60, "c": 60}
-    pool = AgentPool(world.load, size_of=world.size_of, budget_bytes=lambda: 100)
+    pool = ModelPool(world.load, size_of=world.size_of, budget_bytes=lambda: 100)
     assert held(pool, "a", ()) == ()
     with pytest.raises(InsufficientMemoryError, match="just now"):
         held(pool, "b", {"c@v"})
@@ -434,7 +434,7 @@ def test_a_load_ahead_does_not_wait_for_what_leaves() -> None:
     world.sizes = {"a": 60}
     gate = world.gate("a")
     world.is_deaf = True
-    pool = AgentPool(world.load, size_of=world.size_of, budget_bytes=lambda: 100)
+    pool = ModelPool(world.load, size_of=world.size_of, budget_bytes=lambda: 100)
     leaving = Holder(pool, "a")
     wait_until(lambda: world.loads == ["a"])
     leaving.cancel()  # the load goes on, nobody waits for it

@@ -11,19 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_tiny_llama
 
-from orion_oie import InsufficientMemoryError, ModelCorruptError, ModelNotFoundError
+from orion_oie import InsufficientMemoryError, ModelCorruptError
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.engine.build import resolved
 from orion_oie.models.downloads.cache import ModelCache
-from orion_oie.models.registry import (
-    Choice,
-    ModelRegistry,
-)
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.pool.candidate import Candidate
+from orion_oie.pool.files import ModelFiles
 from orion_oie.pool.footprint_ledger import FootprintLedger
 from orion_oie.pool.sizes import ModelSizes
-from orion_oie.pool.variants import Placement
+from orion_oie.pool.variants import VariantSelector
 
 MIB = 2**20
 SIZES_MB = {"f16": 200, "q8": 100, "q4": 50}
@@ -48,7 +47,7 @@ def remote(name: str) -> dict[str, Any]:
 
 
 class World:
-    """A placement, and what it asks: files, sizes, the budget, what is in memory."""
+    """A selector, and what it asks: files, sizes, the budget, what is in memory."""
 
     def __init__(
         self,
@@ -71,10 +70,13 @@ class World:
         self.registry = registry_with(
             folder, {"conversation": {"models": {"primary": "main"}, **(agent or {})}}, models
         )
-        self.placement = Placement(
+        settings = resolved(config_with(**config))
+        cache = ModelCache(folder / "cache")
+        self.files = ModelFiles(self.registry, settings, cache, footprint or self.footprint)
+        self.variants = VariantSelector(
             self.registry,
-            resolved(config_with(**config)),
-            ModelCache(folder / "cache"),
+            settings,
+            self.files,
             self.sizes,
             lambda: self.budget_bytes,
             lambda key: key in self.resident,
@@ -84,9 +86,9 @@ class World:
         needed = self.needs[spec.info.variant]
         return Footprint(needed, kv_bytes=0, compute_bytes=0, process_bytes=0)
 
-    def choice(self) -> Choice:
+    def choice(self) -> Candidate:
         """The first one."""
-        return self.placement.choices("conversation")[0]
+        return self.variants.candidates("conversation")[0]
 
     def wish(self, **fields: Any) -> None:
         """Change the agent."""
@@ -96,8 +98,8 @@ class World:
     def load(self) -> str:
         """Choose, and have it in memory."""
         choice = self.choice()
-        self.resident.add(f"main@{choice.variant}")
-        return choice.variant
+        self.resident.add(choice.key)
+        return choice.key.variant
 
 
 @pytest.mark.parametrize(
@@ -106,9 +108,8 @@ class World:
 def test_an_agent_gets_the_level_it_wants(tmp_path: Path, wanted: str, chosen: str) -> None:
     """`quantization` names a level; without one the best that fits is taken, and says why."""
     choice = World(tmp_path, variants(), agent={"quantization": wanted}).choice()
-    assert choice.variant == chosen
-    assert choice.files == (tmp_path / f"{chosen}.gguf",)
-    assert choice.picked is not None
+    assert choice.key.variant == chosen
+    assert choice.load_spec.files == (tmp_path / f"{chosen}.gguf",)
     assert [c.variant for c in choice.picked.considered if c.is_chosen] == [chosen]
     assert all(c.reason for c in choice.picked.considered)
     assert choice.picked.reduction is not None
@@ -117,17 +118,16 @@ def test_an_agent_gets_the_level_it_wants(tmp_path: Path, wanted: str, chosen: s
 def test_a_level_that_is_not_there_gives_the_next_lower_one(tmp_path: Path) -> None:
     """Who wants f16 of a model that has none gets q8, and the reason says so."""
     choice = World(tmp_path, variants("q4", "q8"), agent={"quantization": "f16"}).choice()
-    assert choice.variant == "q8"
-    assert choice.picked is not None
+    assert choice.key.variant == "q8"
     assert "no f16 variant" in choice.picked.reason
 
 
 def test_an_agent_may_limit_the_size_of_its_file(tmp_path: Path) -> None:
     """`optimized_size` is in megabytes, and leaves out what is larger, not what is as large."""
     world = World(tmp_path, variants(), agent={"optimized_size": 100})
-    assert world.choice().variant == "q8"
+    assert world.choice().key.variant == "q8"
     world.wish(optimized_size=99.5)
-    assert world.choice().variant == "q4"
+    assert world.choice().key.variant == "q4"
 
 
 @pytest.mark.parametrize("of_agent", ["progressive", "sequential", None])
@@ -139,8 +139,8 @@ def test_the_agents_loading_strategy_comes_first(
     agent = {} if of_agent is None else {"loading_strategy": of_agent}
     world = World(tmp_path, variants(), agent=agent, strategy=of_engine)
     expected = of_agent or of_engine
-    assert world.placement.loading_strategy("conversation") == expected
-    assert world.placement.load_spec(world.choice()).is_progressive is (expected == "progressive")
+    assert world.variants.loading_strategy("conversation") == expected
+    assert world.choice().load_spec.is_progressive is (expected == "progressive")
 
 
 def test_shards_as_the_agent_the_variant_and_the_engine_say(tmp_path: Path) -> None:
@@ -148,24 +148,24 @@ def test_shards_as_the_agent_the_variant_and_the_engine_say(tmp_path: Path) -> N
     settings stay."""
     models = variants("q4")
     world = World(tmp_path, models, sharding={"num_shards": 3, "priority_layers": ["output"]})
-    told = world.placement.load_spec(world.choice()).sharding
+    told = world.choice().load_spec.sharding
     assert told is not None
     assert (told.num_shards, told.initial_shards) == (3, 0)
 
     models["main"]["variants"]["q4"]["sharding"] = {"num_shards": 5, "initial_shards": 2}
     world = World(tmp_path, models, sharding={"num_shards": 3, "priority_layers": ["output"]})
-    told = world.placement.load_spec(world.choice()).sharding
+    told = world.choice().load_spec.sharding
     assert told is not None
     assert (told.num_shards, told.initial_shards) == (5, 2)
     assert told.priority_layers == ["output"]
 
     world.wish(sharding={"num_shards": 7})
-    told = world.placement.load_spec(world.choice()).sharding
+    told = world.choice().load_spec.sharding
     assert told is not None
     assert (told.num_shards, told.initial_shards) == (7, 0)
     assert told.enabled  # it said nothing of that
     world.wish(sharding={"enabled": False, "num_shards": 7})
-    told = world.placement.load_spec(world.choice()).sharding
+    told = world.choice().load_spec.sharding
     assert told is not None
     assert not told.enabled
 
@@ -175,7 +175,7 @@ def test_the_spec_says_all_that_the_engine_says(tmp_path: Path) -> None:
     world = World(
         tmp_path, variants("q4"), slots=3, context_length=512, threads=2, host_cache_bytes=12345
     )
-    spec = world.placement.load_spec(world.choice())
+    spec = world.choice().load_spec
     assert (spec.slots, spec.context_length, spec.threads) == (3, 512, 2)
     assert (spec.parked_bytes, spec.expected_bytes) == (12345, 50 * 10**6)
     assert spec.key == "main@q4"
@@ -186,8 +186,7 @@ def test_what_does_not_fit_is_not_chosen(tmp_path: Path) -> None:
     world = World(tmp_path, variants())
     world.budget_bytes = 150 * 10**6
     choice = world.choice()
-    assert choice.variant == "q8"
-    assert choice.picked is not None
+    assert choice.key.variant == "q8"
     reasons = {c.variant: c.reason for c in choice.picked.considered}
     assert "needs 0.20 GB" in reasons["f16"]
     assert "0.15 GB" in reasons["f16"]
@@ -195,7 +194,7 @@ def test_what_does_not_fit_is_not_chosen(tmp_path: Path) -> None:
 
 def test_what_is_here_comes_before_what_would_be_better(tmp_path: Path) -> None:
     """Files that are not there are not chosen, whatever their quality."""
-    assert World(tmp_path, variants(), here=["q4"]).choice().variant == "q4"
+    assert World(tmp_path, variants(), here=["q4"]).choice().key.variant == "q4"
 
 
 def test_what_was_measured_counts(tmp_path: Path) -> None:
@@ -203,9 +202,9 @@ def test_what_was_measured_counts(tmp_path: Path) -> None:
     world = World(tmp_path, variants())
     world.budget_bytes = 210 * 10**6
     choice = world.choice()
-    assert choice.variant == "f16"
-    world.sizes.note_peak(world.placement.load_spec(choice), 220 * 10**6)
-    assert world.choice().variant == "q8"
+    assert choice.key.variant == "f16"
+    world.sizes.note_peak(choice.load_spec, 220 * 10**6)
+    assert world.choice().key.variant == "q8"
 
 
 def test_a_variant_in_memory_stays_while_it_fits(tmp_path: Path) -> None:
@@ -215,14 +214,14 @@ def test_a_variant_in_memory_stays_while_it_fits(tmp_path: Path) -> None:
     world.budget_bytes = 120 * 10**6
     assert world.load() == "q8"
     world.budget_bytes = 10**9
-    assert world.choice().variant == "q8"
+    assert world.choice().key.variant == "q8"
     world.budget_bytes = 60 * 10**6
-    assert world.choice().variant == "q4"
+    assert world.choice().key.variant == "q4"
     world.budget_bytes = 120 * 10**6
     assert world.load() == "q8"
     world.resident.clear()
     world.budget_bytes = 10**9
-    assert world.choice().variant == "f16"
+    assert world.choice().key.variant == "f16"
 
 
 def test_a_variant_stays_though_it_was_measured(tmp_path: Path) -> None:
@@ -230,9 +229,9 @@ def test_a_variant_stays_though_it_was_measured(tmp_path: Path) -> None:
     world = World(tmp_path, variants())
     world.budget_bytes = 120 * 10**6
     assert world.load() == "q8"
-    world.sizes.note_peak(world.placement.load_spec(world.choice()), 110 * 10**6)
+    world.sizes.note_peak(world.choice().load_spec, 110 * 10**6)
     world.budget_bytes = 10**9
-    assert world.choice().variant == "q8"
+    assert world.choice().key.variant == "q8"
 
 
 def test_a_new_wish_is_heard_though_another_variant_is_in_memory(tmp_path: Path) -> None:
@@ -240,9 +239,9 @@ def test_a_new_wish_is_heard_though_another_variant_is_in_memory(tmp_path: Path)
     world = World(tmp_path, variants())
     assert world.load() == "f16"
     world.wish(quantization="q4")
-    assert world.choice().variant == "q4"
+    assert world.choice().key.variant == "q4"
     world.wish(quantization="auto", optimized_size=120)
-    assert world.choice().variant == "q8"
+    assert world.choice().key.variant == "q8"
 
 
 def test_a_file_that_came_is_seen_though_another_variant_is_in_memory(tmp_path: Path) -> None:
@@ -250,7 +249,9 @@ def test_a_file_that_came_is_seen_though_another_variant_is_in_memory(tmp_path: 
     world = World(tmp_path, variants(), here=["q4"])
     assert world.load() == "q4"
     (tmp_path / "q8.gguf").touch()
-    assert world.choice().variant == "q8"
+    assert world.choice().key.variant == "q4"  # a request for what is in memory does not look
+    world.files.look_again()  # as the memory manager does every two seconds
+    assert world.choice().key.variant == "q8"
 
 
 @settings(max_examples=60, deadline=None)
@@ -282,9 +283,8 @@ def test_when_nothing_fits_the_smallest_is_a_choice(tmp_path: Path) -> None:
     world = World(tmp_path, variants())
     world.budget_bytes = 10 * 10**6
     choice = world.choice()
-    assert choice.variant == "q4"
-    assert choice.files is not None
-    assert choice.picked is not None
+    assert choice.key.variant == "q4"
+    assert choice.is_on_disk
     assert "no variant fits" in choice.picked.reason
 
 
@@ -293,12 +293,13 @@ def test_what_may_be_fetched_is_chosen_when_that_is_allowed(tmp_path: Path) -> N
     models = {"main": {"variants": {"q4": remote("q4"), "q8": remote("q8")}}}
     world = World(tmp_path, models, here=(), download={"auto": True})
     choice = world.choice()
-    assert (choice.variant, choice.files) == ("q4", None)
-    assert choice.source is not None
-    spec = world.placement.load_spec(choice)
-    assert (spec.source, spec.expected_bytes) == (choice.source, 50 * 10**6)
+    assert (choice.key.variant, choice.is_on_disk) == ("q4", False)
+    spec = choice.load_spec
+    assert spec.source is not None
+    assert spec.source.url == "https://example.org/models"
+    assert spec.expected_bytes == 50 * 10**6
     world.wish(quantization="q8")
-    assert world.choice().variant == "q8"
+    assert world.choice().key.variant == "q8"
 
 
 def test_nothing_is_chosen_to_be_fetched_when_that_is_not_allowed(tmp_path: Path) -> None:
@@ -306,10 +307,10 @@ def test_nothing_is_chosen_to_be_fetched_when_that_is_not_allowed(tmp_path: Path
     choice says why it is of no use."""
     both = {"main": {"variants": {"q4": variant("q4"), "q8": remote("q8")}}}
     world = World(tmp_path, both, here=["q4"], agent={"quantization": "q8"})
-    assert world.choice().variant == "q4"
+    assert world.choice().key.variant == "q4"
     world = World(tmp_path, {"main": {"variants": {"q8": remote("q8")}}}, here=())
     choice = world.choice()
-    assert choice.files is None
+    assert not choice.is_on_disk
     assert "not downloaded" in choice.why_unavailable
 
 
@@ -317,9 +318,9 @@ def test_what_is_here_is_used_before_anything_is_fetched(tmp_path: Path) -> None
     """Without a wish nothing is fetched while something fits; a level that is wanted is fetched."""
     both = {"main": {"variants": {"q8": remote("q8"), "q4": variant("q4")}}}
     world = World(tmp_path, both, here=["q4"], download={"auto": True})
-    assert world.choice().variant == "q4"
+    assert world.choice().key.variant == "q4"
     world.wish(quantization="q8")
-    assert world.choice().variant == "q8"
+    assert world.choice().key.variant == "q8"
 
 
 def test_broken_files_do_not_stop_the_choice_of_others(tmp_path: Path) -> None:
@@ -331,24 +332,25 @@ def test_broken_files_do_not_stop_the_choice_of_others(tmp_path: Path) -> None:
     (tmp_path / "f16.gguf").write_bytes(b"GGUF" + b"\xff" * 60)
     world.budget_bytes = 190 * 10**6  # less than the registry says that f16 has
     choice = world.choice()
-    assert choice.variant == "q8"
-    assert backend.footprint(world.placement.load_spec(choice)).max_bytes < 190 * 10**6
+    assert choice.key.variant == "q8"
+    assert backend.footprint(choice.load_spec).max_bytes < 190 * 10**6
     world.budget_bytes = 10**9
-    assert world.choice().variant == "f16"  # nobody knows better: who loads it hears
+    assert world.choice().key.variant == "f16"  # nobody knows better: who loads it hears
     with pytest.raises(ModelCorruptError):
-        backend.footprint(world.placement.load_spec(world.choice()))
+        backend.footprint(world.choice().load_spec)
 
 
-def test_a_variant_that_the_registry_no_longer_has(tmp_path: Path) -> None:
-    """A request that waited while its model was replaced gets an error of the library."""
+def test_a_candidate_outlives_the_registry_it_came_from(tmp_path: Path) -> None:
+    """A request that waited while its model was replaced gets the model that was chosen for it; the
+    next one gets the new one."""
     world = World(tmp_path, {})
     custom = {"name": "C", "license": "x", "context_length": 512}
     world.registry.add_model("own", {**custom, "variants": {"q4": variant("q4")}})
     world.wish(models={"primary": "own"})
-    choice = world.choice()
+    candidate = world.choice()
     world.registry.add_model("own", {**custom, "variants": {"q8": variant("q8")}})
-    with pytest.raises(ModelNotFoundError, match="'own' has no variant 'q4'"):
-        world.placement.load_spec(choice)
+    assert candidate.load_spec.files == (tmp_path / "q4.gguf",)
+    assert world.choice().key == "own@q8"
 
 
 # -- what an engine says when nothing fits
@@ -432,9 +434,12 @@ def test_the_packaged_registry_can_be_placed(tmp_path: Path) -> None:
     cache = ModelCache(tmp_path)
     sizes = ModelSizes(LlamaBackend(cache=cache).footprint, FootprintLedger())
     config = resolved(config_with(download={"auto": True}))
-    placement = Placement(registry, config, cache, sizes, lambda: 4 * 10**9, lambda _key: False)
+    files = ModelFiles(registry, config, cache, LlamaBackend(cache=cache).footprint)
+    selector = VariantSelector(
+        registry, config, files, sizes, lambda: 4 * 10**9, lambda _key: False
+    )
     for agent_id in registry.agents:
-        for choice in placement.choices(agent_id):
-            assert choice.picked is not None
-            assert choice.variant in registry.model(choice.model_id).variants
-            assert placement.load_spec(choice).key == f"{choice.model_id}@{choice.variant}"
+        for one in selector.candidates(agent_id):
+            assert one.picked.reason
+            assert one.key.variant in registry.model(one.model_id).variants
+            assert one.load_spec.key == one.key == f"{one.model_id}@{one.key.variant}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import TEXT, MakeEngine
+from engines import TEXT, MakeEngine, parts
 from helpers import BOUND_S, Running, all_stages_but, config_with, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
@@ -262,7 +262,7 @@ def test_a_real_model_decides(smollm2: Path, tmp_path: Path) -> None:
         route = engine.plan("Hm.").route
         assert route.stages[-1] == "tie_break"
         assert any(note.startswith("a language model was asked") for note in route.notes)
-        breaker = TieBreaker(engine._pool.borrow, DEADLINES, BOUND_S)
+        breaker = TieBreaker(parts(engine).memory.pool.borrow, DEADLINES, BOUND_S)
         query = "Write a function that counts the vowels of a text."
         first = breaker(query, CODE, AGENTS["creative"])
         second = breaker(query, AGENTS["creative"], CODE)

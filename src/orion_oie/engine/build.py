@@ -52,9 +52,11 @@ class Parts:
     events: EventLog
     counters: Counters
     breakers: BreakerBoard
+    deadlines: DeadlineTimer
     backend: LocalBackend
     memory: MemoryManager
     variants: VariantSelector
+    background: BackgroundLoader
     queue: RequestQueue[Queued]
     chain: ModelChain
     preloader: Preloader
@@ -158,9 +160,11 @@ def build(
         events=events,
         counters=counters,
         breakers=breakers,
+        deadlines=deadlines,
         backend=backend,
         memory=memory,
         variants=variants,
+        background=background,
         queue=queue,
         chain=chain,
         preloader=preloader,

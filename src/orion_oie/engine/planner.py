@@ -77,7 +77,7 @@ class Planner:
             agent_id=one.agent_id,
             model_id=one.model_id,
             role=one.role,
-            variant=one.variant,
+            variant=one.picked,
             is_here=one.is_on_disk,
             is_loaded=is_loaded,
             needed_bytes=one.max_bytes if one in order else None,

@@ -12,6 +12,7 @@ from orion_oie.schemas.plans import VariantChoice
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """One model of an agent's chain, in the variant chosen for it. Chosen once, then carried along.
+    `picked` says why it is this variant.
 
     `agent_id` is the agent whose model it is: the routed one, or one that it falls back to. `spec`
     says how to load it; None when there is nothing to load. `footprint` is the memory it would
@@ -24,7 +25,7 @@ class Candidate:
     agent_id: str
     model_id: str
     role: ChoiceRole
-    variant: VariantChoice
+    picked: VariantChoice
     key: ModelKey
     quantization: str
     spec: LoadSpec | None

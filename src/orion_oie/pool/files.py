@@ -4,6 +4,7 @@ Looking means the file system, the search for installed packages and the headers
 memory manager looks again every two seconds while models are in memory.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -67,6 +68,12 @@ class ModelFiles:
         self._footprint = footprint
         self._clock = clock
         self._looks: dict[str, Look] = {}
+        self._revision = 0
+
+    @property
+    def revision(self) -> int:
+        """A number that grows whenever something new is seen."""
+        return self._revision
 
     def of(self, model_id: str, max_age_s: float = LOOK_AGAIN_S) -> Look:
         """The variants of a model as they were at most `max_age_s` seconds ago.
@@ -78,7 +85,7 @@ class ModelFiles:
         if (
             look is None
             or look.model is not model
-            or (max_age_s != float("inf") and self._clock() - look.at_s > max_age_s)
+            or (max_age_s != math.inf and self._clock() - look.at_s > max_age_s)
         ):
             look = self._look(model_id, model, look)
         return look
@@ -101,6 +108,7 @@ class ModelFiles:
             look = Look(model, last.variants, at_s)  # those who compare see that nothing changed
         else:
             look = Look(model, seen, at_s)
+            self._revision += 1
         self._looks[model_id] = look
         return look
 

@@ -4,7 +4,8 @@ the registry, the agent's presets, the files on this machine, and what fits.
 Decides by `quantization.choose_variant`; loads nothing and evicts nothing.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from orion_oie.backends.base import Footprint, LoadSpec
@@ -21,7 +22,6 @@ from orion_oie.schemas.results import VariantReport
 from orion_oie.schemas.units import in_mib
 
 _BYTES_PER_MB = 10**6
-_FOR_EVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class _Chosen:
 
     agent: AgentSpec
     looks: tuple[Look, ...]
-    revision: int
+    revisions: tuple[int, int]
     candidates: tuple[Candidate, ...]
 
 
@@ -77,9 +77,10 @@ class VariantSelector:
             return self._choose(agent_id, agent, max_age_s=0.0)
         best = last.candidates[0]
         if best.is_available and self._is_resident(best.key):
-            if last.revision == self._sizes.revision and self._fits(best):
+            revisions = self._files.revision, self._sizes.revision
+            if last.revisions == revisions and self._fits(best):
                 return last.candidates
-            return self._choose(agent_id, agent, max_age_s=_FOR_EVER)
+            return self._choose(agent_id, agent, max_age_s=math.inf)
         is_any_resident = any(self._is_resident(one.key) for one in last.candidates)
         return self._choose(agent_id, agent, max_age_s=LOOK_AGAIN_S if is_any_resident else 0.0)
 
@@ -89,27 +90,23 @@ class VariantSelector:
     def _choose(self, agent_id: str, agent: AgentSpec, max_age_s: float) -> tuple[Candidate, ...]:
         links = self._registry.chain(agent_id)
         looks = tuple(self._files.of(link.model_id, max_age_s) for link in links)
-        revision = self._sizes.revision
+        revisions = self._files.revision, self._sizes.revision
         last = self._chosen.get(agent_id)
         is_known = (
             last is not None
             and last.agent is agent
-            and last.revision == revision
-            and len(last.looks) == len(looks)
-            and all(
-                a.variants is b.variants and a.model is b.model
-                for a, b in zip(last.looks, looks, strict=True)
-            )
+            and last.revisions == revisions
+            and _are_same(last.looks, looks)
         )
         if last is not None and is_known:
             picks = [self._pick(link, look) for link, look in zip(links, looks, strict=True)]
             chosen = zip(last.candidates, picks, strict=True)
-            if all(one.variant is pick for one, pick in chosen):
+            if all(one.picked is pick for one, pick in chosen):
                 return last.candidates
         candidates = tuple(
             self._candidate(link, look) for link, look in zip(links, looks, strict=True)
         )
-        self._chosen[agent_id] = _Chosen(agent, looks, revision, candidates)
+        self._chosen[agent_id] = _Chosen(agent, looks, revisions, candidates)
         return candidates
 
     def _candidate(self, link: ChainLink, look: Look) -> Candidate:
@@ -136,7 +133,7 @@ class VariantSelector:
             agent_id=link.agent_id,
             model_id=link.model_id,
             role=link.role,
-            variant=picked,
+            picked=picked,
             key=chosen.key,
             quantization=chosen.state.spec.quantization,
             spec=spec,
@@ -158,7 +155,7 @@ class VariantSelector:
         model = self._registry.model(model_id)
         if model.type != "embedding":
             raise InvalidRequestError(f"'{model_id}' is a {model.type}, not an embedding model")
-        look = self._files.of(model_id, _FOR_EVER)
+        look = self._files.of(model_id, math.inf)
         chosen = _first_on_disk(look)
         if chosen is None or not self._is_resident(chosen.key):
             look = self._files.of(model_id)
@@ -182,8 +179,8 @@ class VariantSelector:
         return VariantReport(
             quantization=candidate.quantization,
             level=level_of(candidate.quantization),
-            reduction=candidate.variant.reduction,
-            reason=candidate.variant.reason,
+            reduction=candidate.picked.reduction,
+            reason=candidate.picked.reason,
             reserved_bytes=reserved_bytes,
             budget_bytes=self._budget_bytes(),
         )
@@ -293,6 +290,12 @@ class VariantSelector:
 
 def _is_same(asked: tuple[object, ...], last: object) -> bool:
     return isinstance(last, tuple) and last[0] is asked[0] and last[1:] == asked[1:]
+
+
+def _are_same(some: Sequence[Look], others: Sequence[Look]) -> bool:
+    return len(some) == len(others) and all(
+        a.variants is b.variants and a.model is b.model for a, b in zip(some, others, strict=True)
+    )
 
 
 def _first_on_disk(look: Look) -> VariantFiles | None:
