@@ -34,6 +34,7 @@ from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.hardware import probe
 from orion_oie.pool.pool import ModelPool
+from orion_oie.schemas.availability import ModelState
 
 MIB = 2**20
 AGENTS = {"A": ["a"], "B": ["b"], "C": ["c"]}
@@ -217,7 +218,7 @@ def test_any_mix_of_models_ends_within_the_budget(make_engine: MakeEngine, seed:
     runs = run_all([lambda n=n: work(n) for n in range(6)])
     assert sum(run.join() for run in runs) > 100
     quiet(engine)
-    assert backend.max_bytes <= 120 * MIB
+    assert backend.most_bytes <= 120 * MIB
     for agent in "ABCDE":
         assert engine.infer("Hello?", agent=agent).content == "word " * 4
     quiet(engine)
@@ -382,8 +383,8 @@ def test_room_that_is_being_made_for_a_pinned_model_is_awaited() -> None:
     pool.pin("small@v")
     small = Holder(pool, "small")
     assert world.close_begun.wait(BOUND_S)
-    assert pool.availability("other@v", 50).is_possible
-    assert not pool.availability("other@v", 90).is_possible
+    assert pool.availability("other@v", 50).state is not ModelState.IMPOSSIBLE
+    assert pool.availability("other@v", 90).state is ModelState.IMPOSSIBLE
     other = Holder(pool, "other")
     wait_until(lambda: len(pool._waiting_for_room) == 1)
     world.closing.set()
@@ -518,7 +519,7 @@ def test_real_workers_stay_within_the_budget(real: OrionInferenceEngine) -> None
     budget = real.stats().memory.budget_bytes
     assert watch.looks > 10
     assert watch.most_workers == 2
-    assert watch.max_bytes <= budget * 1.05
+    assert watch.most_bytes <= budget * 1.05
     assert real.stats().memory.reserved_bytes <= budget
     assert len([e for e in real.export_logs() if e["event"] == "pool.evicted"]) >= 2
 

@@ -90,7 +90,7 @@ class Machine(FakeBackend):
 
 
 class House:
-    """A housekeeper of a machine. Unless told otherwise it looks when it is told to."""
+    """A housemanager of a machine. Unless told otherwise it looks when it is told to."""
 
     def __init__(
         self, folder: Path, machine: Machine, interval_s: float = NEVER_S, **config: Any
@@ -98,16 +98,16 @@ class House:
         self.machine = machine
         self.events = EventLog(100)
         self.gone: list[str] = []
-        self.keeper = MemoryManager(
+        self.manager = MemoryManager(
             config_with(**config),
             machine,
             machine.load,
             self.events,
             folder,
+            on_evicted=self.gone.append,
             **machine.seams(interval_s),
         )
-        self.keeper.on_gone = self.gone.append
-        self.pool = self.keeper.pool
+        self.pool = self.manager.pool
         self.users = ExitStack()
 
     def use(self, name: str) -> None:
@@ -122,8 +122,8 @@ class House:
 
     def look(self, times: int = 1) -> PressureLevel:
         for _ in range(times):
-            self.keeper.monitor.sample_now()
-        return self.keeper.monitor.level
+            self.manager.monitor.sample_now()
+        return self.manager.monitor.level
 
     @property
     def names(self) -> list[str]:
@@ -136,7 +136,7 @@ class House:
         if self.machine.gate is not None:
             self.machine.gate.set()
         self.users.close()
-        self.keeper.close()
+        self.manager.close()
         self.pool.close(0.0)
 
 
@@ -216,12 +216,12 @@ def test_medium_pressure_frees_nothing(make_house: MakeHouse) -> None:
     """But nothing is loaded ahead any more."""
     house = make_house(Machine(a=1))
     house.use("a")
-    assert house.keeper.is_calm()
+    assert house.manager.is_calm()
     house.machine.others = 12 * GIB
     assert house.look() is MEDIUM
     assert house.machine.here == {"a"}
-    assert not house.keeper.is_calm()
-    assert house.keeper.has_memory()
+    assert not house.manager.is_calm()
+    assert house.manager.has_memory()
 
 
 def test_what_becomes_idle_under_pressure_goes_at_the_next_look(make_house: MakeHouse) -> None:
@@ -247,7 +247,7 @@ def test_critical_pressure_frees_all_that_is_idle(make_house: MakeHouse) -> None
     house.machine.others = 16 * GIB - 8 * GIB - GIB // 2
     assert house.look() is CRITICAL
     assert house.machine.here == {"a", "b"}
-    assert not house.keeper.has_memory()
+    assert not house.manager.has_memory()
     house.use("a")  # what is in memory answers
     house.users.close()
     house.look()
@@ -264,10 +264,10 @@ def test_loads_wait_until_there_is_memory_again(make_house: MakeHouse) -> None:
     wait_until(lambda: machine.here == set())
     waiting = Running(house.use, "b")
     wait_until(lambda: bool(house.pool._waiting_for_room))
-    looks = len(house.keeper.monitor.history())
-    wait_until(lambda: len(house.keeper.monitor.history()) > looks + 2 * CALM_SAMPLES)
+    looks = len(house.manager.monitor.history())
+    wait_until(lambda: len(house.manager.monitor.history()) > looks + 2 * CALM_SAMPLES)
     assert machine.loaded == ["a@v"]
-    assert house.keeper.monitor.level is CRITICAL
+    assert house.manager.monitor.level is CRITICAL
     machine.others = 0
     waiting.join()
     assert machine.here == {"b"}
@@ -279,7 +279,7 @@ def test_the_first_load_looks_first(make_house: MakeHouse) -> None:
     machine.others = 15 * GIB + GIB // 2
     house = make_house(machine, OFTEN_S, budget=4 * GIB)
     waiting = Running(house.use, "a")
-    wait_until(lambda: len(house.keeper.monitor.history()) > 2 * CALM_SAMPLES)
+    wait_until(lambda: len(house.manager.monitor.history()) > 2 * CALM_SAMPLES)
     assert machine.loaded == []
     machine.others = 0
     waiting.join()
@@ -326,7 +326,7 @@ def test_a_model_that_takes_more_is_counted(make_house: MakeHouse) -> None:
 
 def test_what_a_model_took_is_written_down(make_house: MakeHouse, tmp_path: Path) -> None:
     """The most that was seen of a model that has answered, and the time of its load; another
-    housekeeper reserves accordingly."""
+    housemanager reserves accordingly."""
     machine = Machine(a=2, b=1)
     house = make_house(machine)
     with house.pool.acquire(spec("b"), CancelScope()):
@@ -345,8 +345,8 @@ def test_what_a_model_took_is_written_down(make_house: MakeHouse, tmp_path: Path
     again = make_house(other)
     again.use("a")
     assert again.pool.reserved_bytes == GIB
-    assert again.keeper.sizes.footprint(spec("a")).is_measured
-    assert not again.keeper.sizes.footprint(spec("b")).is_measured
+    assert again.manager.sizes.footprint(spec("a")).is_measured
+    assert not again.manager.sizes.footprint(spec("b")).is_measured
 
 
 def test_files_that_changed_under_a_load_cost_the_measurement_only(
@@ -376,14 +376,14 @@ def test_the_budget_follows_the_machine(make_house: MakeHouse) -> None:
     house.use("a")
     house.look()
     kept = 16 * GIB // 10
-    assert house.keeper.budget.bytes() == pytest.approx(10 * GIB - kept, abs=2)
+    assert house.manager.budget.bytes() == pytest.approx(10 * GIB - kept, abs=2)
     house.pool.unload("a@v")
-    house.keeper.budget._noted_at = 0.0  # a second ago
-    house.keeper.budget.refresh()
-    assert house.keeper.budget.bytes() == pytest.approx(10 * GIB - kept, abs=2)
+    house.manager.budget._noted_at = 0.0  # a second ago
+    house.manager.budget.refresh()
+    assert house.manager.budget.bytes() == pytest.approx(10 * GIB - kept, abs=2)
     machine.others += 2 * GIB
     house.look()
-    assert house.keeper.budget.bytes() == pytest.approx(8 * GIB - kept, abs=2)
+    assert house.manager.budget.bytes() == pytest.approx(8 * GIB - kept, abs=2)
 
 
 def test_a_machine_that_cannot_be_read_is_told(make_house: MakeHouse) -> None:
@@ -405,7 +405,7 @@ def test_a_thread_that_cannot_be_had_is_told(
     def refuse() -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(house.keeper.monitor, "start", refuse)
+    monkeypatch.setattr(house.manager.monitor, "start", refuse)
     house.use("a")
     assert "not watched" in house.event("memory.trouble")["error"]
 
@@ -421,10 +421,10 @@ def test_nobody_watches_without_workers(make_house: MakeHouse) -> None:
     for _ in range(2):
         house.use("a")
         house.use("b")
-        looks = len(house.keeper.monitor.history())
-        wait_until(lambda n=looks: len(house.keeper.monitor.history()) > n + 3)
+        looks = len(house.manager.monitor.history())
+        wait_until(lambda n=looks: len(house.manager.monitor.history()) > n + 3)
         house.pool.unload("a@v")
-        wait_until(lambda n=looks: len(house.keeper.monitor.history()) > n + 6)
+        wait_until(lambda n=looks: len(house.manager.monitor.history()) > n + 6)
         assert len(watchers()) == 1
         house.pool.unload("b@v")
         wait_until(lambda: not watchers())
@@ -445,7 +445,7 @@ def test_a_load_is_watched_from_its_beginning(make_house: MakeHouse) -> None:
     machine.gate = threading.Event()
     house = make_house(machine, OFTEN_S)
     loading = Running(house.use, "a")
-    wait_until(lambda: len(house.keeper.monitor.history()) > 5)
+    wait_until(lambda: len(house.manager.monitor.history()) > 5)
     machine.gate.set()
     loading.join()
     assert watchers()
@@ -460,7 +460,7 @@ def test_a_load_that_begins_while_the_watch_ends_is_watched(
     house = make_house(machine, OFTEN_S)
     house.use("a")
     machine.gate = threading.Event()
-    monitor = house.keeper.monitor
+    monitor = house.manager.monitor
     loading: list[Running] = []
     stop = monitor.stop
 
@@ -468,7 +468,7 @@ def test_a_load_that_begins_while_the_watch_ends_is_watched(
         if not loading:
             loading.append(Running(house.use, "b"))
             wait_until(lambda: "b@v" in house.pool.residents())
-            started = Running(house.keeper._watch)  # as the load does
+            started = Running(house.manager._watch)  # as the load does
             started.join()
         return stop(*timeout_s)
 
@@ -485,7 +485,7 @@ def test_nobody_watches_after_the_end(make_house: MakeHouse) -> None:
     """A load that begins while the engine ends does not bring the watch back."""
     house = make_house(Machine(a=1, b=1), OFTEN_S)
     house.use("a")
-    house.keeper.close()
+    house.manager.close()
     wait_until(lambda: not watchers())
     house.use("b")
     house.look()
@@ -561,7 +561,7 @@ def test_a_watched_engine_that_is_forgotten_is_collected(on_machine: Callable[..
     machine = Machine(a=1)
     engine = on_machine(machine, {"conversation": ["a"]})
     engine.infer("Hello?")
-    wait_until(lambda monitor=parts(engine).memory.monitor: len(monitor.history()) > 3)
+    wait_until(lambda history=engine.memory_history: len(history()) > 3)
     gone = weakref.ref(engine)
     del engine
 

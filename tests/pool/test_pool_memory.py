@@ -17,6 +17,7 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.errors import InsufficientMemoryError
 from orion_oie.pool.entries import Lease
 from orion_oie.pool.pool import ModelPool
+from orion_oie.schemas.availability import Availability, ModelState
 
 NAMES = "abcde"
 
@@ -101,8 +102,8 @@ def test_a_newcomer_waits_for_who_is_in_use(world: World) -> None:
     pool = pool_of(world, 100)
     busy = Holder(pool, "a")
     busy.wait()
-    assert pool.availability("b@v", 60).victims is None
-    assert pool.availability("b@v", 60).blockers == ("a@v",)
+    found = pool.availability("b@v", 60)
+    assert (found.state, found.blockers) == (ModelState.BLOCKED, {"a@v"})
     newcomer = Holder(pool, "b")
     busy.let_go()
     assert newcomer.wait().evicted == ("a@v",)
@@ -117,8 +118,8 @@ def test_who_waits_for_two_needs_both_to_stay_idle(world: World) -> None:
     use(pool, "a")
     busy = Holder(pool, "b")
     busy.wait()
-    room = pool.availability("c@v", 90)
-    assert (room.victims, room.blockers, room.idle) == (None, ("b@v",), ("a@v",))
+    found = pool.availability("c@v", 90)
+    assert found == Availability(ModelState.BLOCKED, frozenset({"a@v"}), frozenset({"b@v"}))
     busy.let_go()
 
 
@@ -183,7 +184,7 @@ def test_loads_wait_while_the_machine_has_no_memory(world: World) -> None:
     has_memory.clear()
     waiting = Holder(pool, "b")
     use(pool, "a")
-    assert pool.availability("b@v", 1).victims is None
+    assert pool.availability("b@v", 1).state is ModelState.SHORT
     assert world.loads == ["a"]
     has_memory.set()
     waiting.wait()
@@ -222,8 +223,8 @@ def test_never_over_budget_and_never_at_a_users_cost(budget: int, data: st.DataO
     misses = 0
 
     def can_start(name: str) -> bool:
-        room = pool.availability(f"{name}@v", world.sizes[name])
-        return room.is_here or room.victims is not None
+        found = pool.availability(f"{name}@v", world.sizes[name])
+        return found.state in (ModelState.READY, ModelState.LOADABLE)
 
     for _ in range(data.draw(st.integers(0, 30))):
         action = data.draw(
@@ -235,8 +236,8 @@ def test_never_over_budget_and_never_at_a_users_cost(budget: int, data: st.DataO
             stack = contextlib.ExitStack()
             lease = stack.enter_context(pool.acquire(spec(name), CancelScope()))
             misses += lease.is_cold
-            assert lease.is_cold is not expected.is_here
-            assert lease.evicted == expected.victims
+            assert lease.is_cold is (expected.state is ModelState.LOADABLE)
+            assert set(lease.evicted) == expected.victims
             held.append((name, stack, lease))
         elif action == "release" and held:
             held.pop(data.draw(st.integers(0, len(held) - 1)))[1].close()

@@ -37,7 +37,7 @@ def test_a_correction_says_what_was_seen(estimate: Footprint, peak: int) -> None
     parts = (new.weights_bytes, new.kv_bytes, new.compute_bytes, new.process_bytes)
     assert min(*parts, new.growth_bytes) >= 0
     if peak >= estimate.total_bytes:
-        assert new.most_bytes == max(peak, estimate.max_bytes)
+        assert new.max_bytes == max(peak, estimate.max_bytes)
     else:
         assert new.growth_bytes == estimate.growth_bytes
 
