@@ -57,8 +57,8 @@ import sys
 sys.stdin.readline()  # imports only when it is where it should be
 import json
 from dataclasses import asdict
-from orion_oie.memory import probe
-from orion_oie.memory.pressure import PressureGauge
+from orion_oie.hardware import probe
+from orion_oie.hardware.pressure import PressureGauge
 
 kept, gauge = [], PressureGauge()
 while True:
@@ -206,11 +206,11 @@ def test_a_limit_above_what_the_machine_has_is_none(tmp_path: Path) -> None:
 
 def test_calm_is_room_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """With more than 2 GiB left there is memory to spare."""
-    for available, is_calm in ((2 * 2**30, False), (2 * 2**30 + 1, True)):
+    for available, has_spare in ((2 * 2**30, False), (2 * 2**30 + 1, True)):
         found = SystemMemory(2**40, available)
         monkeypatch.setattr(probe, "system_memory", lambda found=found: found)
         assert probe.available_bytes() == available
-        assert probe.is_calm() is is_calm
+        assert probe.has_spare_memory() is has_spare
 
 
 def test_a_real_group_is_seen_from_inside() -> None:

@@ -336,15 +336,15 @@ def test_other_words_of_the_same_meaning(minilm: GGUFEmbedder, tmp_path: Path) -
     """Without a head the examples speak: a question that shares hardly a word is found."""
     agents = {**AGENTS, "sailing": SAILING}
     words = HybridRouter(model=empty_model())
-    meaning = HybridRouter(model=empty_model(), embedder=MiniLM(minilm, "m"), folder=tmp_path)
+    router = HybridRouter(model=empty_model(), embedder=MiniLM(minilm, "m"), folder=tmp_path)
     for question in (
         "shorten the sails in a strong wind",
         "what rope hitch fastens the foresail line",
     ):
         assert words.route(question, agents).agent_id != "sailing"
-        found = meaning.route(question, agents)
+        found = router.route(question, agents)
         assert (found.agent_id, found.stages[-1]) == ("sailing", "embedding")
-    assert meaning.route("refactor a database driver", agents).agent_id != "sailing"
+    assert router.route("refactor a database driver", agents).agent_id != "sailing"
     assert len(list(tmp_path.iterdir())) == 2  # of the examples, and of what has nothing in common
 
 

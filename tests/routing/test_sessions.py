@@ -24,9 +24,9 @@ from orion_oie.routing.sessions import (
     SHORT,
     SHORT_WORDS,
     STAY,
+    ConversationState,
     Sessions,
-    Standing,
-    pull,
+    stay_log_odds,
 )
 from orion_oie.schemas.requests import (
     Message,
@@ -58,11 +58,11 @@ def said(role: Role, content: str) -> Message:
 
 def test_standings() -> None:
     """Turns are counted from the last switch, and the first agent is no switch."""
-    standing = Standing("code")
-    assert standing.after("code") == Standing("code", 2)
-    switched = standing.after("code").after("data")
-    assert switched == Standing("data", 1, has_switched=True)
-    assert switched.after("data") == Standing("data", 2, has_switched=True)
+    state = ConversationState("code")
+    assert state.after("code") == ConversationState("code", 2)
+    switched = state.after("code").after("data")
+    assert switched == ConversationState("data", 1, has_switched=True)
+    assert switched.after("data") == ConversationState("data", 2, has_switched=True)
 
 
 def test_sessions_are_kept_apart() -> None:
@@ -70,8 +70,8 @@ def test_sessions_are_kept_apart() -> None:
     assert sessions.of("a") is None
     for session_id, agent_id in (("a", "code"), ("b", "data"), ("a", "code"), ("b", "code")):
         sessions.note(session_id, agent_id)
-    assert sessions.of("a") == Standing("code", 2)
-    assert sessions.of("b") == Standing("code", 1, has_switched=True)
+    assert sessions.of("a") == ConversationState("code", 2)
+    assert sessions.of("b") == ConversationState("code", 1, has_switched=True)
 
 
 def test_the_sessions_asked_last_are_kept() -> None:
@@ -95,14 +95,14 @@ def test_sessions_from_several_threads() -> None:
 
     for run in run_all([note] * 4):
         run.join()
-    assert sessions.of("s") == Standing("code", 800)
+    assert sessions.of("s") == ConversationState("code", 800)
 
 
 # How strongly a turn stays
 
 
-def weight(query: str, standing: Standing = Standing("code")) -> float:  # noqa: B008 (frozen)
-    return pull(query, standing)[0]
+def weight(query: str, state: ConversationState = ConversationState("code")) -> float:  # noqa: B008 (frozen)
+    return stay_log_odds(query, state)[0]
 
 
 def test_short_turns_stay() -> None:
@@ -110,9 +110,9 @@ def test_short_turns_stay() -> None:
     lengths = [weight(" ".join(["a"] * count)) for count in range(1, 300)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] == pytest.approx(STAY - LESS_BY_LENGTH * math.log(2) + SHORT)
-    few = pull(" ".join(["a"] * SHORT_WORDS), Standing("code"))
+    few = stay_log_odds(" ".join(["a"] * SHORT_WORDS), ConversationState("code"))
     assert few[1] == "the turn is short"
-    more = pull(" ".join(["a"] * (SHORT_WORDS + 1)), Standing("code"))
+    more = stay_log_odds(" ".join(["a"] * (SHORT_WORDS + 1)), ConversationState("code"))
     assert more[1] == ""
     assert few[0] - more[0] > SHORT
     assert lengths[-1] == 0
@@ -120,9 +120,9 @@ def test_short_turns_stay() -> None:
 
 def test_text_without_spaces_has_words_too() -> None:
     """A long turn in Chinese is no short turn."""
-    assert pull("那么", Standing("code"))[1] == "the turn is short"
+    assert stay_log_odds("那么", ConversationState("code"))[1] == "the turn is short"
     assert weight("这是一个相当长的问题" * 20) < weight("那么")
-    assert pull("这是一个相当长的问题" * 20, Standing("code"))[1] == ""
+    assert stay_log_odds("这是一个相当长的问题" * 20, ConversationState("code"))[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_text_without_spaces_has_words_too() -> None:
 )
 def test_a_turn_may_say_that_it_is_about_something_else(query: str) -> None:
     """That loosens it, in several languages."""
-    found, why = pull(query, Standing("code"))
+    found, why = stay_log_odds(query, ConversationState("code"))
     assert "it says that it is about something else" in why
     words = len(query.split()) if query.isascii() else max(len(query.split()), len(query) // 4)
     plain = STAY - LESS_BY_LENGTH * math.log1p(words) + (SHORT if words <= SHORT_WORDS else 0)
@@ -148,30 +148,34 @@ def test_a_turn_may_say_that_it_is_about_something_else(query: str) -> None:
 
 def test_damping_after_a_switch() -> None:
     """For some turns after a change it takes more to change again."""
-    switched = Standing("code", 1, has_switched=True)
+    switched = ConversationState("code", 1, has_switched=True)
     plain = weight("a b c d e f g h")
     assert weight("a b c d e f g h", switched) == pytest.approx(plain + RESTLESS)
-    assert pull("a b c d e f g h", switched)[1] == "the agent has just changed"
+    assert stay_log_odds("a b c d e f g h", switched)[1] == "the agent has just changed"
     for _ in range(RESTLESS_TURNS):
         switched = switched.after("code")
     assert weight("a b c d e f g h", switched) == plain
-    assert weight("a b c d e f g h", Standing("code", 1)) == plain
+    assert weight("a b c d e f g h", ConversationState("code", 1)) == plain
 
 
 @given(ANY_TEXT, st.booleans(), st.integers(1, 9))
 @settings(deadline=None)
 def test_no_turn_is_pushed_away(query: str, has_switched: bool, turns: int) -> None:
-    """The pull is never negative, and has a bound."""
-    found, why = pull(query, Standing("code", turns, has_switched))
+    """The log-odds are never negative, and have a bound."""
+    found, why = stay_log_odds(query, ConversationState("code", turns, has_switched))
     assert 0 <= found <= STAY + SHORT + RESTLESS
     assert why.isprintable()
 
 
 def test_a_long_turn_has_a_bound() -> None:
     """Of a million characters only the beginning is looked at."""
-    assert pull(LONG * 20_000, Standing("code")) == pull((LONG * 20_000)[:1000], Standing("code"))
+    assert stay_log_odds(LONG * 20_000, ConversationState("code")) == stay_log_odds(
+        (LONG * 20_000)[:1000], ConversationState("code")
+    )
     far = "a" * 1_000_000 + " by the way, what about something else?"
-    assert pull(far, Standing("code")) == pull("a", Standing("code"))
+    assert stay_log_odds(far, ConversationState("code")) == stay_log_odds(
+        "a", ConversationState("code")
+    )
 
 
 # Routes with a session id

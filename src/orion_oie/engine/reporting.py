@@ -66,7 +66,7 @@ def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -
             snapshot_bytes=config.snapshot_bytes,
         ),
         cache=cache,
-        is_calm=probe.is_calm if config.keep_warm else None,
+        is_calm=probe.has_spare_memory if config.keep_warm else None,
         on_log=lambda level, line, model_id: events.publish(
             "model.log", level=level, line=line, model_id=model_id
         ),
@@ -143,7 +143,7 @@ def hybrid_router(
         model=model,
         embedder=embedder,
         enable_linear=config.enable_linear_router,
-        enable_wishes=config.enable_route_wishes,
+        enable_explicit=config.enable_route_wishes,
         enable_hints=config.enable_route_hints,
         enable_sessions=config.enable_route_sessions,
         folder=folder,

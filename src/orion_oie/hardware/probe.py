@@ -5,7 +5,7 @@ that it drops when somebody needs the room. `available` is its own estimate of w
 without swapping. So weights that are mapped from a file count as available as far as they can be
 dropped, although dropping them makes answers slow.
 
-It keeps no history and judges nothing but `is_calm`.
+It keeps no history and judges nothing but `has_spare_memory`.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Literal
 
 from orion_oie.hardware import cgroup
 
-_CALM_BYTES = 2 << 30
+_SPARE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ def available_bytes() -> int:
     return system_memory().available_bytes
 
 
-def is_calm() -> bool:
+def has_spare_memory() -> bool:
     """True while there is memory to spare."""
-    return available_bytes() > _CALM_BYTES
+    return available_bytes() > _SPARE_BYTES
 
 
 def resident_bytes(pid: int) -> int | None:

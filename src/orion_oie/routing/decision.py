@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from orion_oie.routing.text.prompt import Prompt
 
 DECIMALS = 4
-_WISHED = 2.5  # added to the log-odds of a topic that is asked for outright
+_EXPLICIT_BONUS = 2.5  # added to the log-odds of a topic that is asked for outright
 
 
 @dataclass
-class Work:
-    """`topics` and `agents` hold probabilities. wished: a topic that is asked for outright, and the
+class Decision:
+    """`topics` and `agents` hold probabilities. explicit: a topic that is asked for outright, and the
     words that say so. owners_hinted: see `mixing.shares`."""
 
     model: "LinearModel"
     prompt: "Prompt"
     profiles: Mapping[str, Profile]
-    wished: tuple[str, str] | None = None
+    explicit: tuple[str, str] | None = None
     owners_hinted: float = BESIDE_WEIGHTS
     topics: dict[str, float] = field(default_factory=dict)
     agents: dict[str, float] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Work:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     hints: dict[str, RouteCandidate] = field(default_factory=dict)
     is_fused: bool = False
-    worded: str = ""  # the agent that the text alone speaks for
+    best_by_text: str = ""  # the agent that the text alone speaks for
 
     @property
     def top(self) -> float:
@@ -62,8 +62,8 @@ class Work:
     def set_topics(self, logits: Iterable[float]) -> None:
         """The probabilities of the topics by their logits, and by what is asked for outright."""
         scores = dict(zip(self.model.topics, logits, strict=True))
-        if self.wished and self.wished[0] in scores:
-            scores[self.wished[0]] += _WISHED
+        if self.explicit and self.explicit[0] in scores:
+            scores[self.explicit[0]] += _EXPLICIT_BONUS
         # So few numbers are added up sooner without numpy.
         highest = max(scores.values())
         weights = {topic: math.exp(score - highest) for topic, score in scores.items()}
@@ -101,7 +101,7 @@ class Work:
             self.scores.setdefault(agent_id, {})[stage] = round(probability, DECIMALS)
 
 
-class Patience:
+class TimeBudget:
     """For how long a route may wait for its stages, all together."""
 
     def __init__(self, limit_s: float | None) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from orion_oie.errors import OrionError
 from orion_oie.routing.decision import (
-    Patience,
-    Work,
+    Decision,
+    TimeBudget,
 )
 from orion_oie.routing.profiles import Embedder, Prototypes, text_to_embed
 
@@ -60,52 +60,52 @@ class EmbeddingStage:
         ]
         return np.concatenate(found)
 
-    def is_wanted(self, work: Work, *, may_load: bool) -> bool:
-        """Whether it should be asked and can be; where it cannot be, the work says so."""
-        if not work.prompt.has_words:
+    def is_wanted(self, decision: Decision, *, may_load: bool) -> bool:
+        """Whether it should be asked and can be; where it cannot be, the decision says so."""
+        if not decision.prompt.has_words:
             return False
-        is_sure = work.top >= SURE_WITHOUT_EMBEDDING
-        best = max(work.topics, key=lambda topic: work.topics[topic])
-        rivals = (p for p in work.profiles.values() if not p.owns and p.examples)
+        is_sure = decision.top >= SURE_WITHOUT_EMBEDDING
+        best = max(decision.topics, key=lambda topic: decision.topics[topic])
+        rivals = (p for p in decision.profiles.values() if not p.owns and p.examples)
         if is_sure and not any(p.affinity.get(best, 0.0) > _RIVAL_AFFINITY for p in rivals):
             return False
         if not self._embedder.is_ready():
-            work.asides.append(f"the embedding model {self._embedder.name} is not here")
+            decision.asides.append(f"the embedding model {self._embedder.name} is not here")
             return False
         if not may_load and not self._embedder.is_loaded():
-            work.asides.append(
+            decision.asides.append(
                 f"the embedding model {self._embedder.name} was not asked: it would be loaded first"
             )
             return False
         return True
 
-    def consult(self, work: Work, logits: "Floats", patience: Patience) -> None:
+    def consult(self, decision: Decision, logits: "Floats", budget: TimeBudget) -> None:
         """Go on from the `logits` of the n-grams, shape (topics,). A failure is an aside, and the
         last one of that route."""
-        if patience.has_failed:
+        if budget.has_failed:
             return
         # Asked for the examples of agents without a topic alone, it leaves the topics as they are.
-        is_sure = work.top >= SURE_WITHOUT_EMBEDDING
-        name, model, prototypes = self._embedder.name, work.model, self._prototypes
+        is_sure = decision.top >= SURE_WITHOUT_EMBEDDING
+        name, model, prototypes = self._embedder.name, decision.model, self._prototypes
         try:
-            vector = self._embedder.embed([text_to_embed(work.prompt)], patience.left_s())[0]
-            found = model.vector_logits(name, vector, work.prompt.signals)
+            vector = self._embedder.embed([text_to_embed(decision.prompt)], budget.left_s())[0]
+            found = model.vector_logits(name, vector, decision.prompt.signals)
             alike = {
-                agent_id: prototypes.alike(vector, profile.examples, patience.left_s())
-                for agent_id, profile in work.profiles.items()
+                agent_id: prototypes.alike(vector, profile.examples, budget.left_s())
+                for agent_id, profile in decision.profiles.items()
                 if not (profile.owns and (is_sure or found is not None)) and profile.examples
             }
         except OrionError as error:
-            patience.has_failed = True
-            work.asides.append(f"the embedding stage failed: {error.message}")
+            budget.has_failed = True
+            decision.asides.append(f"the embedding stage failed: {error.message}")
             return
         if found is not None and not is_sure:
             fused = _fused(model, logits, found, model.heads[name].unseen)
-            work.set_topics(fused.tolist())
-            work.is_fused = True
-        work.mix("embedding", alike)
+            decision.set_topics(fused.tolist())
+            decision.is_fused = True
+        decision.mix("embedding", alike)
         if found is None and not is_sure:
-            work.weigh(
+            decision.weigh(
                 "embedding", {agent_id: _ALIKE_GAIN * much for agent_id, much in alike.items()}
             )
 

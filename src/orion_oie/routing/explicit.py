@@ -45,7 +45,7 @@ _NEEDLES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def wish(instruction: str) -> tuple[str, str] | None:
+def explicit_request(instruction: str) -> tuple[str, str] | None:
     """The topic that an instruction asks for outright and the words that say so, as far as they can
     be printed; None when there is none, or two that disagree."""
     text = instruction[:_LOOKED_AT]

@@ -11,7 +11,7 @@ NEAR = 0.12  # of probability: what is further behind is clearly worse
 _LEAST_S = 0.1  # what nobody would notice decides nothing
 
 
-def nearer(
+def faster_alternative(
     ranked: Sequence[tuple[str, float]],
     wait_s: Callable[[str], float | None],
     limit_s: float,

@@ -34,21 +34,21 @@ _NEW_TOPIC = (
 
 
 @dataclass(frozen=True)
-class Standing:
+class ConversationState:
     """Where a conversation is: the agent of its last turn, and the turns since it came there."""
 
     agent_id: str
     turns: int = 1
     has_switched: bool = False
 
-    def after(self, agent_id: str) -> "Standing":
+    def after(self, agent_id: str) -> "ConversationState":
         """Where it is after a turn that `agent_id` answers."""
         if agent_id == self.agent_id:
             return replace(self, turns=self.turns + 1)
-        return Standing(agent_id, 1, has_switched=True)
+        return ConversationState(agent_id, 1, has_switched=True)
 
 
-def pull(query: str, standing: Standing) -> tuple[float, str]:
+def stay_log_odds(query: str, state: ConversationState) -> tuple[float, str]:
     """What to add to the log-odds of the agent of the last turn, and why. Never less than 0."""
     head = query[:_LOOKED_AT]
     words = len(head.split()) if head.isascii() else max(len(head.split()), len(head) // 4)
@@ -56,7 +56,7 @@ def pull(query: str, standing: Standing) -> tuple[float, str]:
     if words <= SHORT_WORDS:
         weight += SHORT
         reasons.append("the turn is short")
-    if standing.has_switched and standing.turns <= RESTLESS_TURNS:
+    if state.has_switched and state.turns <= RESTLESS_TURNS:
         weight += RESTLESS
         reasons.append("the agent has just changed")
     if compiled(_NEW_TOPIC).search(head):
@@ -66,19 +66,21 @@ def pull(query: str, standing: Standing) -> tuple[float, str]:
 
 
 class Sessions:
-    """The standings of the conversations asked last, by `session_id`. Thread-safe."""
+    """The states of the conversations asked last, by `session_id`. Thread-safe."""
 
     def __init__(self, most: int = SESSIONS) -> None:
         self._lock = threading.Lock()
-        self._standings: LRUCache[str, Standing] = LRUCache(most)
+        self._states: LRUCache[str, ConversationState] = LRUCache(most)
 
-    def of(self, session_id: str) -> Standing | None:
+    def of(self, session_id: str) -> ConversationState | None:
         """Where a conversation is; None for one that is new or was forgotten."""
         with self._lock:
-            return self._standings.get(session_id)
+            return self._states.get(session_id)
 
     def note(self, session_id: str, agent_id: str) -> None:
         """A turn of it is answered by an agent."""
         with self._lock:
-            known = self._standings.get(session_id)
-            self._standings[session_id] = known.after(agent_id) if known else Standing(agent_id)
+            known = self._states.get(session_id)
+            self._states[session_id] = (
+                known.after(agent_id) if known else ConversationState(agent_id)
+            )

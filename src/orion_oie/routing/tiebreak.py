@@ -24,7 +24,9 @@ LIMIT_S = 3.0
 
 _QUESTION_CHARS = (600, 200)
 _PRIORITY = 100  # a single token, and somebody waits for a route
-_TOLD = "You send each question to the assistant that it suits best. Answer with one letter."
+_SYSTEM_PROMPT = (
+    "You send each question to the assistant that it suits best. Answer with one letter."
+)
 _OPTIONS = GenerationOptions(
     temperature=0.0, max_tokens=1, grammar='root ::= "A" | "B"', logprobs=20
 )
@@ -76,7 +78,7 @@ def _log_odds(
         f"Assistant A, {a.name}: {a.description}\nAssistant B, {b.name}: {b.description}\n\n"
         f"The question:\n{question}\n\nWhich assistant suits it best, A or B?"
     )
-    messages = (Message(role="system", content=_TOLD), Message(role="user", content=asked))
+    messages = (Message(role="system", content=_SYSTEM_PROMPT), Message(role="user", content=asked))
     job = GenerationJob(messages, _OPTIONS, priority=_PRIORITY, is_streamed=False)
     completion = model.generate(job, scope, lambda _text, _tokens: None)
     if not completion.logprobs:

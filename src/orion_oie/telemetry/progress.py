@@ -247,8 +247,8 @@ class _Lines:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._told: dict[str, object] = {}
-        self._told_at = float("-inf")
+        self._written: dict[str, object] = {}
+        self._written_at = float("-inf")
 
     def draw(self, loads: Sequence[_Load], ended: Sequence[str], is_last: bool) -> None:
         now = time.monotonic()
@@ -256,10 +256,10 @@ class _Lines:
             progress = load.progress
             tenth = int(progress.fraction * 10) if progress.phase == "downloading" else None
             step = (progress.phase, progress.mode, progress.shards_loaded, tenth)
-            is_due = is_last or now - self._told_at >= _BETWEEN_LINES_S
-            if is_due and self._told.get(load.key) != step:
-                self._told[load.key] = step
-                self._told_at = now
+            is_due = is_last or now - self._written_at >= _BETWEEN_LINES_S
+            if is_due and self._written.get(load.key) != step:
+                self._written[load.key] = step
+                self._written_at = now
                 self._write(_line(load))
         for text in ended:
             self._write(text)

@@ -115,9 +115,9 @@ class LinearModel:
         text."""
         rows = self.gram_weights[grams.name_buckets]
         gains = (rows[:, topic] - rows[:, other]) * grams.name_values
-        told = gains * self.rarity[grams.name_buckets]
+        salience = gains * self.rarity[grams.name_buckets]
         counts: dict[str, float] = {}
-        for place in np.argsort(-told)[: _LOOKS_FOR_EACH * most].tolist():
+        for place in np.argsort(-salience)[: _LOOKS_FOR_EACH * most].tolist():
             name = grams.names[place]
             if any(map(str.isalpha, name)) and name.isprintable() and len(counts) < most:
                 counts[name] = float(gains[place])
@@ -236,7 +236,9 @@ def empty_model(topics: tuple[str, ...] = TOPICS) -> LinearModel:
 @cache
 def shipped_model() -> LinearModel:
     """The model that comes with the package."""
-    return _read(BytesIO((files("orion_oie.routing.linear") / "weights.npz").read_bytes()), "weights.npz")
+    return _read(
+        BytesIO((files("orion_oie.routing.linear") / "weights.npz").read_bytes()), "weights.npz"
+    )
 
 
 def load_model(path: str | os.PathLike[str]) -> LinearModel:

@@ -130,7 +130,7 @@ COURTESIES = """
     peux-tu pouvez-vous veuillez puoi per favore pode você пожалуйста можешь
 """
 ALL_VERBS = TEXT_VERBS + REQUEST_VERBS
-WISHES = """
+REQUIREMENTS = """
     should must please ensure avoid include don't sollte sollten muss bitte doit devrait debe
     debería deve dovrebbe deveria должен должна нужно
 """

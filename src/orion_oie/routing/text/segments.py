@@ -247,9 +247,13 @@ def _led(text: str, lines: list[_Line], has_payload: bool) -> list[_Span]:
     if size < _BODY_CHARS and (has_payload or not is_pointed):
         return []
     if not works_on_text:
-        wishes = sum(len(line.bare) for line in body if _is_wish(line.bare))
+        requirements = sum(len(line.bare) for line in body if _is_requirement(line.bare))
         is_account = not is_pointed and compiled(patterns.OWN_ACCOUNT).match(body[0].bare)
-        if wishes * 2 >= size or is_account or sum(map(str.isalpha, request)) < _REQUEST_LETTERS:
+        if (
+            requirements * 2 >= size
+            or is_account
+            or sum(map(str.isalpha, request)) < _REQUEST_LETTERS
+        ):
             return []
     return [_Span(start, end, "document")]
 
@@ -316,11 +320,11 @@ def _plain_words(text: str) -> Iterator[str]:
         yield word.strip(".,:;!?*_#\"'()")
 
 
-def _is_wish(line: str) -> bool:
+def _is_requirement(line: str) -> bool:
     """A point of a list, or a line that begins to say how the answer should be."""
     if compiled(patterns.POINT).match(line):
         return True
-    return not _words(patterns.WISHES).isdisjoint(_plain_words(line[:100]))
+    return not _words(patterns.REQUIREMENTS).isdisjoint(_plain_words(line[:100]))
 
 
 def _of_payload_alone(text: str, kinds: frozenset[PayloadKind]) -> Segments:
