@@ -76,7 +76,7 @@ def test_sessions_are_kept_apart() -> None:
 
 def test_the_sessions_asked_last_are_kept() -> None:
     """A bounded number; what was not asked for longest goes first."""
-    sessions = Sessions(most=2)
+    sessions = Sessions(max_sessions=2)
     sessions.note("a", "code")
     sessions.note("b", "code")
     assert sessions.of("a") is not None

@@ -1,8 +1,8 @@
-"""The embedding stage: what a prompt means by the vector of an embedding model.
+"""The embedding stage: compares a prompt by the vector of an embedding model.
 
-Where a head was trained for that model, its scores are fused with those of the n-grams; else the
-examples of the agents speak for them. Asked only where the stages before are not sure, or where
-examples of an agent without a topic may speak against what they are sure of.
+If the weights hold a head for that model, its scores are fused with those of the n-grams;
+otherwise the prompt is compared with the examples of the agents. The stage is used only if the
+earlier ones are not sure, or if examples of an agent without a topic may contradict them.
 """
 
 import math
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
         LinearModel,
     )
 
-SURE_WITHOUT_EMBEDDING = 0.9  # what the stages before have to reach
-_RIVAL_AFFINITY = 0.3  # of a sure topic: from here on the vectors of examples may speak against it
-_ALIKE_GAIN = 4.2  # log-odds of an example that means the same, where there is no trained head
-_LEAST = 1e-30  # a probability that has a logarithm
+SURE_WITHOUT_EMBEDDING = 0.9  # probability from which on this stage is skipped
+_RIVAL_AFFINITY = 0.3  # affinity to a sure topic that lets an agent's examples contradict it
+_ALIKE_GAIN = 4.2  # log-odds of an example with the same meaning, if there is no trained head
+_LEAST = 1e-30  # keeps the logarithm finite
 _EMBEDDED_AT_ONCE = 16
 
 
 class EmbeddingStage:
-    """folder: where vectors of examples are kept; None keeps them in memory. Thread-safe."""
+    """The stage with one embedding model. Thread-safe.
+
+    folder: directory that caches the vectors of examples; None keeps them in memory.
+    """
 
     def __init__(self, embedder: Embedder, folder: Path | None) -> None:
         self._embedder = embedder
@@ -39,16 +42,16 @@ class EmbeddingStage:
 
     @property
     def name(self) -> str:
-        """The embedding model."""
+        """The name of the embedding model."""
         return self._embedder.name
 
     def is_ready(self) -> bool:
-        """Whether the model is here to be used."""
+        """True if the files of the model are on this machine."""
         return self._embedder.is_ready()
 
     def vectors(self, texts: Sequence[str]) -> "Floats":
-        """Those of many prompts, shape (texts, dimensions), however long that takes. Raises what
-        the embedding raises."""
+        """The vectors of prompts, shape (texts, dimensions), without a time limit. Raises what the
+        embedder raises."""
         import numpy as np
 
         from orion_oie.routing.text.prompt import read
@@ -61,7 +64,7 @@ class EmbeddingStage:
         return np.concatenate(found)
 
     def is_wanted(self, decision: Decision, *, may_load: bool) -> bool:
-        """Whether it should be asked and can be; where it cannot be, the decision says so."""
+        """True if the stage should be used and can be; if it cannot, the decision notes why."""
         if not decision.prompt.has_words:
             return False
         is_sure = decision.top >= SURE_WITHOUT_EMBEDDING
@@ -80,11 +83,11 @@ class EmbeddingStage:
         return True
 
     def consult(self, decision: Decision, logits: "Floats", budget: TimeBudget) -> None:
-        """Go on from the `logits` of the n-grams, shape (topics,). A failure is an aside, and the
-        last one of that route."""
-        if budget.has_failed:
+        """Refine the decision, given the `logits` of the n-grams, shape (topics,). After a failure,
+        which the decision notes, the stage does nothing for the rest of the route."""
+        if budget.embedding_failed:
             return
-        # Asked for the examples of agents without a topic alone, it leaves the topics as they are.
+        # A sure decision is only compared with examples of agents without a topic.
         is_sure = decision.top >= SURE_WITHOUT_EMBEDDING
         name, model, prototypes = self._embedder.name, decision.model, self._prototypes
         try:
@@ -96,16 +99,16 @@ class EmbeddingStage:
                 if not (profile.owns and (is_sure or found is not None)) and profile.examples
             }
         except OrionError as error:
-            budget.has_failed = True
+            budget.embedding_failed = True
             decision.asides.append(f"the embedding stage failed: {error.message}")
             return
         if found is not None and not is_sure:
             fused = _fused(model, logits, found, model.heads[name].unseen)
             decision.set_topics(fused.tolist())
             decision.is_fused = True
-        decision.mix("embedding", alike)
+        decision.share_topics("embedding", alike)
         if found is None and not is_sure:
-            decision.weigh(
+            decision.add_log_odds(
                 "embedding", {agent_id: _ALIKE_GAIN * much for agent_id, much in alike.items()}
             )
 
@@ -113,8 +116,8 @@ class EmbeddingStage:
 def _fused(
     model: "LinearModel", logits: "Floats", found: "Floats", unseen: Sequence[int]
 ) -> "Floats":
-    """The logits of n-grams and vector together. Topics that the vector's head has never seen
-    keep the probability that they have by the n-grams alone; the others share the rest."""
+    """The combined logits of n-grams and vector. Topics that the head has never seen keep the
+    probability that the n-grams alone give them; the others share the rest."""
     calibration = model.calibration
     both: Floats = logits * calibration.grams + found * calibration.vector
     if not unseen:

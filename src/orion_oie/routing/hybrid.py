@@ -1,12 +1,12 @@
-"""The router: a cascade of stages, each asked only when the ones before are not sure.
+"""The router: a cascade of stages, each asked only when the earlier ones are not sure.
 
-    attachment -> linear model and explicit wishes -> hints and examples -> embedding
-               -> the conversation so far -> tie-break -> what is in memory
+    attachment -> linear model and explicit request -> hints and examples -> embedding
+               -> the conversation so far -> tie-break -> models in memory
 
-The linear model reads hashed n-grams and the shape of a prompt. It gives the probabilities of
-topics; `mixing` turns them into those of agents, where keywords and examples of the registry take
-part. The embedding stage is fused late: its scores are added to those of the n-grams. Confidence is
-the probability of the best agent, calibrated on prompts that no weight was fitted on.
+The linear model reads hashed n-grams and the shape of a prompt and scores topics. `topics` turns
+the probabilities of topics into those of agents and weighs in the keywords and examples of the
+registry. The embedding stage is fused late: its scores are added to those of the n-grams.
+Confidence is the probability of the best agent, calibrated on prompts that no weight was fitted on.
 """
 
 import math
@@ -52,28 +52,29 @@ if TYPE_CHECKING:
     from orion_oie.routing.linear.fitting import Example
     from orion_oie.routing.linear.model import LinearModel
 
-# The question, two agents, and the seconds it may take (None: as long as it usually may); the
-# probability that the first agent suits it better, None where nobody knows.
+# (question, first agent, second agent, time limit in seconds or None for the usual one) -> the
+# probability that the first agent suits the question better; None if no model could judge.
 TieBreak = Callable[[str, AgentSpec, AgentSpec, float | None], float | None]
 
-FITTING_PULL = 0.3  # ten examples of a new agent are learned, and nobody else loses much
-SURE_WITHOUT_HINTS = 0.9  # what the stages before have to reach: a probability
+FITTING_PULL = 0.3  # learns ten examples of a new agent at little cost to the other agents
+SURE_WITHOUT_HINTS = 0.9  # probability from which on the hints of topic owners are not consulted
 _ATTACHED = 0.97
-_CLOSE = 0.15  # of probability: the tie-break looks at no more
+_CLOSE = 0.15  # largest difference in probability that the tie-break decides
 _HISTORY_TURNS = 4
 _SHOWN_REASONS = 3
-_FLOOR = 1e-3  # no agent is so unlikely that a conversation could not be with it
+_FLOOR = 1e-3  # least probability of the agent that answered last, so that its odds can grow
 
 
 class HybridRouter:
-    """Routes by the stages of the module. Thread-safe.
+    """Routes by the stages of this module. Thread-safe.
 
-    threshold: confidence under which the conversation agent answers. model: other weights than
-    those that come with the package. embedder: what the embedding stage embeds with; None leaves
-    that stage out. enable_linear, enable_explicit, enable_hints, enable_sessions: False leaves out
-    the stage. folder: where vectors of examples are kept; None keeps them in memory. residency_s:
-    seconds of waiting from which on an agent whose model is in memory may win over a near-equal
-    one, 0 never. tie_break: see `TieBreak`; asked when two agents are close.
+    threshold: confidence below which the conversation agent answers. model: weights to use
+    instead of the packaged ones. embedder: the embedding model of the embedding stage; None
+    disables that stage. enable_linear, enable_explicit, enable_hints, enable_sessions: False
+    disables the stage. folder: directory that caches the vectors of examples; None keeps them in
+    memory. residency_s: seconds of waiting saved at which an agent whose model is in memory may
+    overtake the best by the full gap (see `residency`); 0 disables that. tie_break: called when
+    two agents are close; see `TieBreak`.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class HybridRouter:
     def model(self) -> "LinearModel":
         """The weights in use."""
         if self._model is None:
-            # numpy and a megabyte of weights: a mere import of the library should not pay for it.
+            # Loads numpy and a megabyte of weights, so importing the library must not do it.
             from orion_oie.routing.linear.model import (
                 empty_model,
                 shipped_model,
@@ -121,15 +122,31 @@ class HybridRouter:
 
     @property
     def embedding_model(self) -> str | None:
-        """The model that the embedding stage asks, by the name that its head has in the weights."""
+        """The name of the embedding model, under which the weights keep its head."""
         return None if self._embedding_stage is None else self._embedding_stage.name
 
     def route(
         self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext = NO_CONTEXT
     ) -> Route:
-        """The agent for `query`, with what every stage thought of every agent. The session of
-        `context` remembers it, unless it is a trial."""
-        attached = self._attached(agents, context)
+        """Choose the agent for `query`; the result holds every agent's score after each stage.
+
+        1. An image is attached and an agent owns `vision`: that agent, no further stage.
+        2. Score the topics with the linear model; raise the odds of a topic that the prompt
+           requests explicitly; turn topics into agents.
+        3. Consult keywords and examples: always those of agents without a topic, those of topic
+           owners only while the best agent is below `SURE_WITHOUT_HINTS`.
+        4. Consult the embedding model while the best agent is below `SURE_WITHOUT_EMBEDDING`, or
+           if examples of an agent without a topic may contradict a sure one.
+        5. In a conversation: raise the odds of the agent that answered last.
+        6. The best two agents are close: ask the tie-break.
+        7. Among near-equal agents, prefer one whose model is in memory.
+        8. The best agent answers. Below `threshold` the conversation agent does, unless the best
+           one answered last.
+
+        The session of `context` remembers the agent, unless the call is a trial. If the embedding
+        stage or the tie-break fails, the route goes on without it and notes the failure.
+        """
+        attached = self._image_route(agents, context)
         if attached is not None:
             self._remember(attached.agent_id, context)
             return attached
@@ -140,12 +157,12 @@ class HybridRouter:
             self._favour_last_agent(query, state, decision)
         self._break_tie(query, agents, decision, budget)
         self._prefer_resident(decision, context)
-        route = self._route(decision, agents, state)
+        route = self._to_route(decision, agents, state)
         self._remember(route.agent_id, context)
         return route
 
     def note(self, session_id: str, agent_id: str) -> None:
-        """A turn of the session was answered, by this agent."""
+        """Record that this agent answered a turn of the session."""
         self._sessions.note(session_id, agent_id)
 
     def fit(
@@ -155,15 +172,15 @@ class HybridRouter:
         *,
         pull: float = FITTING_PULL,
     ) -> "LinearModel":
-        """Draw the weights towards examples: pairs of text and agent, or `Example`s. Returns the
-        new model, which is in use from now on; `model.save(path)` keeps it.
+        """Train the weights on examples: pairs of text and agent, or `Example`s. Returns the new
+        model, which the router uses from now on; `model.save(path)` stores it.
 
-        agents: the registry's, for the topics that they own. pull: how strongly the weights are
-        held where they are. The calibration stays as it was.
+        agents: the agents of the registry, for the topics they own. pull: strength of the prior
+        that holds the weights where they are. The calibration stays unchanged.
 
-        Raises `InvalidRequestError` for no example, for one that is none or whose agent owns no
-        topic (its hints name an empty list), for a `pull` below 0, and what the embedding raises
-        when there is an embedder that is ready; that is waited for however long it takes.
+        Waits without limit for an embedder that is ready. Raises `InvalidRequestError` for no
+        example, for a malformed one, for one whose agent owns no topic (its hints list none) and
+        for a `pull` below 0; also whatever the embedder raises.
         """
         from orion_oie.routing.linear.fitting import (
             check,
@@ -179,14 +196,14 @@ class HybridRouter:
         stage = self._embedding_stage
         if stage is not None and stage.is_ready():
             vectors = (stage.name, stage.vectors([row.text for row in rows]))
-        with self._model_lock:  # of two at once, the second goes on from what the first has learned
+        with self._model_lock:  # a concurrent call continues from the model that this one makes
             model = fitted(self.model, rows, topics_of=names, vectors=vectors, pull=pull)
             self._model, self._profiles = model, {}
         return model
 
     # -- the stages
 
-    def _attached(self, agents: Mapping[str, AgentSpec], context: RouteContext) -> Route | None:
+    def _image_route(self, agents: Mapping[str, AgentSpec], context: RouteContext) -> Route | None:
         if not context.images:
             return None
         owner = next((a for a, s in agents.items() if topics_of(a, s, (VISION,))), None)
@@ -207,7 +224,7 @@ class HybridRouter:
         context: RouteContext,
         budget: TimeBudget,
     ) -> Decision:
-        """The stages that look at the text."""
+        """Run the stages that read the text."""
         from orion_oie.routing.text.prompt import read
 
         prompt, model = read(query), self.model
@@ -219,7 +236,7 @@ class HybridRouter:
         explicit = explicit_request(prompt.parts.instruction) if self._enable_explicit else None
         decision = Decision(model, prompt, profiles, explicit, owners_hinted)
         decision.set_topics((logits * model.calibration.alone).tolist())
-        decision.mix("linear" if self._enable_linear else "start")
+        decision.share_topics("linear" if self._enable_linear else "start")
         if decision.explicit:
             decision.notes.append(f"asked for outright: '{decision.explicit[1]}'")
         if self._enable_hints:
@@ -231,7 +248,7 @@ class HybridRouter:
         return decision
 
     def _consult_hints(self, query: str, decision: Decision) -> None:
-        """Keywords and examples: always those of agents without a topic, the rest when unsure."""
+        """Weigh in keywords and examples: of agents without a topic always, else when unsure."""
         profiles, is_sure = decision.profiles, decision.top >= SURE_WITHOUT_HINTS
         asked = {a: p for a, p in profiles.items() if not is_sure or not p.owns}
         if not asked:
@@ -243,14 +260,14 @@ class HybridRouter:
         decision.hints = {one.agent_id: one for one in found if one.score > 0}
         alike = {a: p.spelled_alike(decision.prompt) for a, p in asked.items() if not p.owns}
         if decision.hints or any(alike.values()):
-            decision.mix("hints", alike)
+            decision.share_topics("hints", alike)
 
     def _favour_last_agent(self, query: str, state: ConversationState, decision: Decision) -> None:
-        """Raise the odds of the agent that the conversation is with."""
+        """Raise the odds of the agent that answered last in the conversation."""
         weight, why = sessions.stay_log_odds(query, state)
         best = decision.best
         decision.agents[state.agent_id] += _FLOOR
-        decision.weigh("session", {state.agent_id: weight})
+        decision.add_log_odds("session", {state.agent_id: weight})
         now = decision.best
         if now == state.agent_id and best != now:
             because = f": {why}" if why else ""
@@ -269,7 +286,7 @@ class HybridRouter:
         agent_id, saved = taken
         best_id, best = decision.ranked()[0]
         behind = decision.agents.pop(agent_id)
-        # First in order as well: the two may be equal.
+        # It has to come first in the order as well, since the two may be equal.
         decision.agents = {agent_id: best, **decision.agents, best_id: behind}
         decision.record("residency")
         decision.notes.append(
@@ -302,13 +319,13 @@ class HybridRouter:
             f"a language model was asked: {first} {said:.2f}, {second} {1 - said:.2f}"
         )
 
-    # -- what comes of it
+    # -- the result
 
     def _winner(
         self, decision: Decision, agents: Mapping[str, AgentSpec], state: ConversationState | None
     ) -> tuple[str, bool]:
-        """The agent that answers, and whether that is only because none is good enough. A turn that
-        stays with its agent need not reach the threshold."""
+        """The agent that answers, and whether it is a fallback because no agent is good enough. A
+        turn that stays with its agent need not reach the threshold."""
         ranked = decision.ranked()
         best, probability = ranked[0] if ranked else (CONVERSATION, 0.0)
         is_sure = probability > 0 and self._confidence(decision, probability) >= self.threshold
@@ -316,7 +333,7 @@ class HybridRouter:
             return best, False
         return CONVERSATION if CONVERSATION in agents else best, True
 
-    def _route(
+    def _to_route(
         self, decision: Decision, agents: Mapping[str, AgentSpec], state: ConversationState | None
     ) -> Route:
         ranked = decision.ranked()
@@ -338,7 +355,7 @@ class HybridRouter:
             reason=reason or self._reason(decision, chosen, evidence),
             language=decision.prompt.language.code,
             candidates=[
-                RouteCandidate.model_construct(  # checked by its maker: it is built 7 times a route
+                RouteCandidate.model_construct(  # unvalidated for speed: built 7 times a route
                     agent_id=agent_id,
                     score=round(probability, DECIMALS),
                     evidence={
@@ -367,7 +384,7 @@ class HybridRouter:
     def _evidence(
         self, decision: Decision, ranked: Sequence[tuple[str, float]]
     ) -> dict[str, float]:
-        """The words and shapes that counted most for the best agent against the second."""
+        """The words and shapes that speak most for the best agent against the second."""
         if not self._enable_linear or not ranked or ranked[0][1] <= 0:
             return {}
         topics = list(decision.model.topics)
@@ -397,12 +414,12 @@ class HybridRouter:
             reason += f": {', '.join(shown)}"
         return "; ".join([reason, *decision.notes])
 
-    # -- what is remembered
+    # -- state between calls
 
     def _profiles_of(
         self, agents: Mapping[str, AgentSpec], model: "LinearModel"
     ) -> dict[str, Profile]:
-        """The profiles of `agents`; made again only for what is new or has changed."""
+        """The profiles of `agents`; rebuilt only for agents that are new or have changed."""
         known, current = self._profiles, {}
         for agent_id, spec in agents.items():
             profile = known.get(agent_id)
@@ -426,7 +443,7 @@ class HybridRouter:
     def _state_from_history(
         self, context: RouteContext, agents: Mapping[str, AgentSpec], budget: TimeBudget
     ) -> ConversationState | None:
-        """Where a conversation is by its earlier questions alone."""
+        """The state of a conversation, reconstructed from its earlier questions alone."""
         state: ConversationState | None = None
         asked = [message.content for message in context.history if message.role == "user"]
         for question in asked[-_HISTORY_TURNS:]:
@@ -457,7 +474,7 @@ def _example(given: "Example | tuple[str, str]", number: int) -> "Example":
 
 
 def _in_words(name: str) -> str:
-    """Evidence as a reason names it: words in quotes, shapes without."""
+    """A piece of evidence as it appears in a reason: words in quotes, shapes without."""
     kind, _, what = name.partition(":")
     if kind in ("shape", "feature"):
         return what.strip().replace("_", " ")
