@@ -114,7 +114,7 @@ def right_among_surest(found: Sequence[Judged], share: float) -> tuple[float, fl
 
 
 def bins(found: Sequence[Judged], count: int = _BINS) -> list[tuple[float, float, int]]:
-    """For each bin of confidence that is not empty: mean confidence, share of right routes, size."""
+    """(mean confidence, share of right routes, size) of each bin of confidence that has any."""
     held: dict[int, list[Judged]] = {}
     for one in found:
         held.setdefault(min(count - 1, int(one.route.confidence * count)), []).append(one)

@@ -84,7 +84,7 @@ class RouteFeedback:
 def _append(path: Path, line: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with open(descriptor, "a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the lock belongs to the open file, so threads wait as well
+        fcntl.flock(file, fcntl.LOCK_EX)  # held by this open file: threads wait, too
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)

@@ -402,9 +402,8 @@ class HybridRouter:
         )
 
     def _reason(self, decision: Decision, chosen: str, evidence: Mapping[str, float]) -> str:
-        if (
-            chosen != decision.best_by_text and decision.notes
-        ):  # a later stage chose it, and its note says why
+        if chosen != decision.best_by_text and decision.notes:
+            # A later stage chose it, and the note of that stage says why.
             return "; ".join(decision.notes)
         hints = decision.hints[chosen].evidence if chosen in decision.hints else {}
         named = [_in_words(name) for name in (*evidence, *hints)]

@@ -165,7 +165,7 @@ class Prototypes:
     def vectors(
         self, examples: Sequence[str], dimensions: int, limit_s: float | None = None
     ) -> "NDArray[np.float32]":
-        """The vectors of examples, shape (examples, dimensions). Raises what the embedder raises."""
+        """Their vectors, shape (examples, dimensions). Raises what the embedder raises."""
         import numpy as np
 
         key = self._key(examples)

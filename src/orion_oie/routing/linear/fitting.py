@@ -1,11 +1,11 @@
-"""Fitting the router's linear model to labelled prompts, with numpy alone.
+"""Training of the router's linear model on labelled prompts, with numpy alone.
 
-Softmax regression: minimizes the mean of -log p(topics of the best label | prompt), or, where
-further labels are acceptable, nine tenths of that and one of -log p(their topics | prompt); plus
-half of `pull` / n times the squared distance of the weights from where they began. That is the most
-probable model under a Gaussian prior around the weights it began with, so a few examples change a
-trained model a little, and many change it much. The minimum is found by L-BFGS (Nocedal and Wright,
-"Numerical Optimization", 2nd ed., algorithm 7.5) with backtracking.
+Softmax regression: minimizes the mean of -log p(topics of the best label | prompt), or, if further
+labels are acceptable, nine tenths of that plus one tenth of -log p(their topics | prompt); plus
+half of `pull` / n times the squared distance of the weights from their start. The result is the
+most probable model under a Gaussian prior around the initial weights, so a few examples change a
+trained model a little, and many change it a lot. The minimum is found by L-BFGS (Nocedal and
+Wright, "Numerical Optimization", 2nd ed., algorithm 7.5) with backtracking.
 """
 
 import json
@@ -35,21 +35,21 @@ from orion_oie.routing.text.prompt import (
 PULL_OF_GRAMS = 0.05
 PULL_OF_SIGNALS = 1.5
 PULL_OF_VECTOR = 0.2
-PULL_OF_BIAS = 0.6  # without it, a few examples of one topic would draw all prompts there
+PULL_OF_BIAS = 0.6  # otherwise a few examples of one topic would attract all prompts
 
 LEAST_FOR_A_HEAD = 10
-"""Examples of every topic that the first head for an embedding model takes."""
+"""The examples of every topic that are needed to train a first head for an embedding model."""
 
 _STEPS = 80
 _MEMORY = 8
-_ENOUGH = 1e-5  # of the largest gradient
+_ENOUGH = 1e-5  # largest absolute gradient at which the search stops
 _CHUNK_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and who should answer it: `label` is best, `labels` are all that are acceptable.
-    `weight` is how much it counts."""
+    """A prompt and the agents or topics that should answer it: `label` is the best, `labels` are
+    all acceptable ones. `weight` is its weight in the loss."""
 
     text: str
     label: str
@@ -59,14 +59,14 @@ class Example:
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        """All acceptable labels, the best first."""
+        """All acceptable labels, best first."""
         return (self.label, *(label for label in self.labels if label != self.label))
 
 
 def read_examples(path: str | os.PathLike[str]) -> list[Example]:
-    """The examples of a JSON Lines file: {"text", "label", "labels" (optional), ...} a line.
+    """Read examples from a JSON Lines file; a line is {"text", "label", "labels" (optional), ...}.
 
-    Raises `InvalidRequestError` with the number of the first line that is none.
+    Raises `InvalidRequestError` with the number of the first line that is no example.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -98,14 +98,14 @@ def _example(line: str, place: str) -> Example:
 
 
 class _Table(Protocol):
-    """Rows of features."""
+    """Rows of features, shape (rows, features)."""
 
     def times(self, weights: Floats) -> Floats:
-        """Shape (rows, topics)."""
+        """The product with `weights`, shape (rows, topics)."""
         ...
 
     def transposed_times(self, errors: Floats) -> Floats:
-        """Shape (features, topics)."""
+        """The product of the transposed rows with `errors`, shape (features, topics)."""
         ...
 
 
@@ -123,7 +123,7 @@ class _Dense:
 
 
 class _Sparse:
-    """Rows of which most features are 0, and a dense part after them."""
+    """Rows with a sparse part, followed by a dense part."""
 
     def __init__(self, prompts: Sequence[Prompt], dense: Floats) -> None:
         sizes = [len(prompt.grams.buckets) for prompt in prompts]
@@ -170,20 +170,20 @@ def fitted(
     vectors: tuple[str, Floats] | None = None,
     pull: float = 1.0,
 ) -> LinearModel:
-    """`model` drawn towards examples.
+    """A copy of `model`, trained further on examples.
 
-    topics_of: the topics that a label stands for, where it is none itself. A label that is no topic
-    of the model becomes one. vectors: the name of an embedding model and its vectors of the
-    examples, shape (examples, dimensions), to fit a head for it as well. pull: how strongly the
-    weights are held where they are; less follows the examples more.
+    topics_of: the topics of a label that is not a topic itself. A label that is no topic of the
+    model becomes one. vectors: the name of an embedding model and its vectors of the examples,
+    shape (examples, dimensions), to train a head for it as well. pull: strength of the prior that
+    holds the weights where they are; with a smaller one they follow the examples more.
 
-    A first head, for an embedding model of which none is known or one of another width, is made
-    only when every topic of the model is the best label of `LEAST_FOR_A_HEAD` examples: fewer say
-    too little of what the vectors mean. Else the result has no head of that name. A head that is
-    known goes on from where it is; of a topic that it never saw it stays blank without an example.
+    A head that exists is trained further; a topic that it has not seen stays blank without an
+    example. If there is no head for the embedding model, or one of another width, a new head is
+    made only if every topic of the model is the best label of `LEAST_FOR_A_HEAD` examples, since
+    fewer do not suffice; otherwise the result has no head of that name.
 
-    Raises `InvalidRequestError` when there is no example, for one that is none, for a label that
-    stands for no topic, a `pull` that is no number from 0 on, or vectors of another count.
+    Raises `InvalidRequestError` for no example, a malformed one, a label without a topic, a `pull`
+    that is not a number of at least 0, or a different number of vectors.
     """
     rows = list(examples)
     check(rows, pull)
@@ -231,8 +231,8 @@ def fitted(
 
 
 def rarity_of(prompts: Sequence[Prompt]) -> Floats:
-    """The inverse document frequency of each bucket: log((1 + n) / (1 + n with it)), relative to
-    that of one that never occurs; so in [0, 1]. Raises `InvalidRequestError` for no prompt."""
+    """The inverse document frequency of each bucket: log((1 + n) / (1 + n with it)), divided by
+    that of a bucket that never occurs, so in [0, 1]. Raises `InvalidRequestError` for no prompt."""
     if not prompts:
         raise InvalidRequestError("there is no prompt to count in")
     counts = np.zeros(BUCKETS, np.float64)
@@ -244,7 +244,7 @@ def rarity_of(prompts: Sequence[Prompt]) -> Floats:
 
 
 def check(rows: Sequence[Example], pull: float) -> None:
-    """Raise `InvalidRequestError` for what `fitted` could not learn from."""
+    """Raise `InvalidRequestError` for examples or a `pull` that `fitted` cannot use."""
     if not rows:
         raise InvalidRequestError("there is no example to learn from")
     for number, row in enumerate(rows):
@@ -266,14 +266,14 @@ def _labels(rows: Sequence[Example]) -> list[str]:
     return list(dict.fromkeys(label for row in rows for label in row.accepted))
 
 
-_SECOND_SHARE = 0.1  # of the acceptable labels that are not the best one
+_SECOND_SHARE = 0.1  # weight in the loss of the acceptable labels other than the best one
 
 
 def _accepted(
     rows: Sequence[Example], names: Mapping[str, Sequence[str]], topics: Sequence[str]
 ) -> Floats:
-    """Which topics are wanted, 1 or 0, shape (2, rows, topics): first those of the best label, then
-    those of the other acceptable ones."""
+    """The wanted topics as 1 or 0, shape (2, rows, topics): first those of the best label, then
+    those of the other acceptable labels."""
     place = {topic: index for index, topic in enumerate(topics)}
     wanted = np.zeros((2, len(rows), len(topics)), np.float32)
     for index, row in enumerate(rows):
@@ -293,7 +293,7 @@ def _head(
     weights: Floats,
     pull: float,
 ) -> Head | None:
-    """`known` drawn towards the examples, or a first head; None where they are too few for one."""
+    """`known` trained further, or a first head; None if the examples are too few for one."""
     if len(matrix) != len(signals):
         raise InvalidRequestError(f"{len(matrix)} vectors for {len(signals)} examples")
     rows = np.concatenate([matrix.astype(np.float32), signals], axis=1)
@@ -312,7 +312,8 @@ def _head(
     )
     table, start, bias = _Dense(rows), known.weights, known.bias
     end, end_bias = _minimum(table, accepted, weights, pulls * np.float32(pull), start, bias)
-    # Examples of other topics alone would leave it a bit below a blank: no longer unseen, unknown.
+    # Training on other topics moves an unseen topic's weights a little, so that it would no longer
+    # count as unseen; they are reset.
     idle = [topic for topic in known.unseen if not counted[:, :, topic].any()]
     end[:, idle], end_bias[idle] = start[:, idle], bias[idle]
     return Head(end, end_bias)
@@ -326,8 +327,8 @@ def _minimum(
     start: Floats,
     bias: Floats,
 ) -> tuple[Floats, Floats]:
-    """The weights, shape (features, topics), and the bias of least loss. pulls: of the features,
-    then of the bias, shape (features + 1,)."""
+    """The weights, shape (features, topics), and the bias that minimize the loss. pulls: strength
+    of the prior for each feature, then for the bias, shape (features + 1,)."""
     shares = (weights / weights.sum())[:, None]
     begin = np.concatenate([start, bias[None]]).astype(np.float32)
     first, second = accepted
@@ -359,7 +360,7 @@ def _minimum(
 
 
 def _descended(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Floats:
-    """L-BFGS from `point`; ends when the gradient is small, or nothing gets better."""
+    """The minimum by L-BFGS from `point`; stops at a small gradient or without improvement."""
     value, gradient = loss(point)
     moves: list[tuple[Floats, Floats, float]] = []
     for _ in range(_STEPS):

@@ -12,7 +12,7 @@ QUOTED = (
     r"|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|「[^「」]*」|『[^『』]*』"
 )
 
-# Each line becomes one character, the name of the group that matched its start: L and C are certainly
+# Each line becomes one character, the name of the group that matched its start: L and C are surely
 # log and code, l and c only next to another such line, n is code only next to code, q a mail quote.
 LINE = (
     r"(?P<q>>(?!>>))|(?P<n>#(?!include|define|!)|//|--|/\*|\*/|\.\.\. "
