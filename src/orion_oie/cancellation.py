@@ -101,7 +101,7 @@ class DeadlineTimer:
 
     def _run(self) -> None:
         while self._fire_next():
-            pass  # a call of its own, so that no reference to the last request is kept while waiting
+            pass  # the call returns each time, so that waiting keeps no reference to a request
 
     def _fire_next(self) -> bool:
         due = self._next_due()
