@@ -12,6 +12,7 @@ from engines import TEXT, MakeEngine
 from helpers import BOUND_S, Running, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from internals import pool_of
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.base import (
@@ -264,7 +265,7 @@ def test_a_real_model_decides(smollm2: Path, tmp_path: Path) -> None:
         route = engine.plan("Hm.").route
         assert route.stages[-1] == "tie_break"
         assert any(note.startswith("a language model was asked") for note in route.notes)
-        breaker = TieBreaker(engine._pool.borrow, DEADLINES, BOUND_S)
+        breaker = TieBreaker(pool_of(engine).borrow, DEADLINES, BOUND_S)
         query = "Write a function that counts the vowels of a text."
         first = breaker(query, CODE, AGENTS["creative"])
         second = breaker(query, AGENTS["creative"], CODE)

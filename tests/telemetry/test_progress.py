@@ -20,7 +20,7 @@ from orion_oie import (
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry import progress
-from orion_oie.telemetry.progress import LoadDisplay
+from orion_oie.telemetry.progress import LoadDisplay, time_text
 
 KEY = "main@q4"
 MB = 10**6
@@ -288,9 +288,9 @@ def test_a_stream_that_cannot_be_written_to_ends_the_display(stream: io.StringIO
         stream.close()
     with LoadDisplay(stream) as display:
         display.show(fetched(10))
-        wait_until(lambda: display._is_closed)
+        wait_until(lambda: not display_threads())
         display.show(fetched(20))
-    wait_until(lambda: not display_threads())
+        assert not display_threads()
 
 
 def test_a_stream_that_waits_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,4 +421,4 @@ def test_sizes_in_words(count: float, text: str) -> None:
 )
 def test_times_in_words(seconds: float, text: str) -> None:
     """Times become coarser as they grow."""
-    assert progress._time_text(seconds) == text
+    assert time_text(seconds) == text

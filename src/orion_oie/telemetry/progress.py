@@ -167,7 +167,8 @@ def _moved(load: _Load | None, event: Event, now: float) -> _Load:
 # -- texts
 
 
-def _time_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """A duration such as "9.5 s", "42 s", "2 min" or "2 h 5 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -193,7 +194,7 @@ def _amount(progress: LoadProgress) -> str:
         if progress.bytes_per_s:
             parts.append(f"{size_text(progress.bytes_per_s)}/s")
         if progress.seconds_left is not None:
-            parts.append(f"{_time_text(progress.seconds_left)} left")
+            parts.append(f"{time_text(progress.seconds_left)} left")
     return ", ".join(parts)
 
 
@@ -205,17 +206,17 @@ def _line(load: _Load) -> str:
 def _summary(load: _Load) -> str:
     seconds = load.ended_at - load.started_at
     if load.outcome == "failed":
-        return f"{load.key}: failed after {_time_text(seconds)}"
+        return f"{load.key}: failed after {time_text(seconds)}"
     total = load.progress.bytes_total
     amount = size_text(total)
     if not load.is_fetched:
-        return f"{load.key}: loaded{f' {amount}' if total else ''} in {_time_text(seconds)}"
+        return f"{load.key}: loaded{f' {amount}' if total else ''} in {time_text(seconds)}"
     came = total - load.had_bytes
     is_rest = total / 10 < load.had_bytes < total  # a little arrives before the first step
     part = f"{size_text(came)} of {amount}" if is_rest else amount
     speed = f" ({size_text(came / seconds)}/s)" if seconds >= _SHORTEST_MEASURED_S else ""
     how = ", progressive" if load.progress.mode == "progressive" else ""
-    return f"{load.key}: fetched {part} in {_time_text(seconds)}{speed}{how}"
+    return f"{load.key}: fetched {part} in {time_text(seconds)}{speed}{how}"
 
 
 # -- output
