@@ -20,7 +20,7 @@ from orion_oie import (
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry import progress
-from orion_oie.telemetry.progress import LoadDisplay, time_text
+from orion_oie.telemetry.progress import LoadDisplay
 
 KEY = "main@q4"
 MB = 10**6
@@ -421,4 +421,4 @@ def test_sizes_in_words(count: float, text: str) -> None:
 )
 def test_times_in_words(seconds: float, text: str) -> None:
     """Times become coarser as they grow."""
-    assert time_text(seconds) == text
+    assert progress.time_text(seconds) == text

@@ -28,7 +28,7 @@ def checked_query(query: object, options: RequestOptions, max_chars: int) -> str
 
 
 def checked_options(options: dict[str, Any]) -> RequestOptions:
-    """The keyword options of a request. Raises `InvalidRequestError` that lists every problem."""
+    """The keyword options of a request; raises `InvalidRequestError` with every problem."""
     try:
         return RequestOptions.model_validate(options)
     except ValidationError as error:

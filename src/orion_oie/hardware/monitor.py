@@ -142,13 +142,13 @@ class MemoryMonitor:
 
     def sample_now(self) -> MemorySample:
         """Take a sample on this thread. Like any other it enters the history, updates the level and
-        calls the callbacks. Raises what a reader or `workers` raised, and `ProcessLookupError` if
-        the memory of this process cannot be read."""
+        calls the callbacks. Raises what a reader or `workers` raised, and `RuntimeError` if the
+        memory of this process cannot be read."""
         self._measure_cache()
         system = self._read_system()
         host = self._read_process(os.getpid())
         if host is None:
-            raise ProcessLookupError(f"the memory of this process ({os.getpid()}) cannot be read")
+            raise RuntimeError("the memory of this process cannot be read")
         found = {key: self._read_process(pid) for key, pid in self._workers().items()}
         workers = {key: memory for key, memory in found.items() if memory is not None}
         with self._lock:

@@ -61,7 +61,7 @@ Images = Annotated[
 
 
 class SamplingDefaults(Schema):
-    """Sampling settings that an agent may preset; None defers to the next level.
+    """Sampling settings that an agent may preset; None leaves the choice to the next level.
 
     `temperature` 0 is greedy decoding. `top_k` 0 considers every token. `min_p` drops tokens
     less probable than this fraction of the most probable one. `repeat_penalty` above 1 makes

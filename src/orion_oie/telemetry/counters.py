@@ -1,4 +1,4 @@
-"""Counters of an engine's requests. Events are in `events.py`."""
+"""Counts of what an engine did. Events are in `events.py`."""
 
 import threading
 

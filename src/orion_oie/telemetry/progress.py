@@ -75,7 +75,7 @@ class LoadDisplay:
         self.close()
 
     def show(self, event: Event) -> None:
-        """Take an event; those that do not concern loads are ignored."""
+        """Note an event; those that are not about loads are passed over."""
         key = event.fields.get("key")
         now = time.monotonic()
         with self._lock, contextlib.suppress(RuntimeError):  # no more threads: nothing is shown
@@ -145,7 +145,7 @@ class LoadDisplay:
 
 
 def _moved(load: _Load | None, event: Event, now: float) -> _Load:
-    """The load after one more step; a new load for the first step."""
+    """A load after one more step of it; a new one if it is its first."""
     fields = dict(event.fields)
     key = fields.pop("key")
     progress = LoadProgress(**fields)

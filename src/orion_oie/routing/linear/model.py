@@ -239,7 +239,7 @@ def empty_model(topics: tuple[str, ...] = TOPICS) -> LinearModel:
 
 @cache
 def shipped_model() -> LinearModel:
-    """The packaged model."""
+    """The model that comes with the package."""
     return _read(
         BytesIO((files("orion_oie.routing.linear") / "weights.npz").read_bytes()), "weights.npz"
     )
