@@ -1,4 +1,4 @@
-"""What is asked for outright: a few patterns that are nearly always right."""
+"""Explicit requests: a few patterns that are nearly always right."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is known of an agent before any question: topics, examples, and vectors that are kept."""
+"""Profiles of agents: topics, examples, and vectors that are cached."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ def test_topics_of_an_agent(
 
 
 def test_a_model_may_know_the_agent_by_its_name() -> None:
-    """Then the other names of its topics do not count."""
+    """An agent with a topic of its own name does not get the other names as well."""
     assert topics_of("reasoning", agent(), ("reasoning", "math")) == ("reasoning",)
     assert topics_of("reasoning", agent(), ("math", "code")) == ("math",)
     assert topics_of("code", agent(), ()) == ()
@@ -249,7 +249,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: object) -> None:
 
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
-    """It costs the time to embed again, and no route."""
+    """A damaged cache costs the time to embed again, but no route fails."""
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "vectors"
     vectors_of(Bag(), folder)
@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_what_the_model_raises_is_raised(tmp_path: Path) -> None:
-    """And nothing is kept of the failure."""
+    """A failed embedding raises, and nothing of the failure is cached."""
     embedder = Bag()
     embedder.is_broken = True
     prototypes = Prototypes(embedder, tmp_path)
@@ -279,7 +279,7 @@ def test_what_the_model_raises_is_raised(tmp_path: Path) -> None:
 
 
 def test_several_threads_at_the_same_folder(tmp_path: Path) -> None:
-    """Whoever comes first, all get the vectors, and one whole file stays."""
+    """Concurrent callers all get the vectors, and one complete file stays."""
     all_prototypes = [Prototypes(Bag(), tmp_path) for _ in range(2)]
 
     def look(prototypes: Prototypes) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Which of near-equal agents could answer sooner: a clear difference is never bridged."""
+"""Preference for agents that can answer sooner: a clear difference is never bridged."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_the_gap_that_is_bridged_grows_with_the_wait() -> None:
 
 
 def test_what_is_not_known_changes_nothing() -> None:
-    """Nobody is moved for a wait that cannot be said, nor to one."""
+    """An unknown wait neither gains nor loses an agent its place."""
     assert taken(0.5, 0.5, {"a": None, "b": 0.0}) is None
     assert taken(0.5, 0.5, {"a": 9.0, "b": None}) is None
     assert taken(0.5, 0.5, {}) is None
@@ -48,13 +48,13 @@ def test_the_best_of_those_that_can_answer_sooner() -> None:
 
 
 def test_an_agent_without_any_probability_is_never_taken() -> None:
-    """However small that of the best is."""
+    """An agent of probability 0 is never chosen, however small the best probability is."""
     assert taken(NEAR / 2, 0.0, {"a": 9.0, "b": 0.0}) is None
     assert taken(0.0, 0.0, {"a": 9.0, "b": 0.0}) is None
 
 
 def test_waits_are_asked_for_only_where_it_matters() -> None:
-    """To say a wait takes a look at the pool: none without a rival that is near."""
+    """`wait_s` is costly, so it is not called without a near rival."""
     asked: list[str] = []
 
     def wait_s(agent_id: str) -> float:
@@ -77,7 +77,7 @@ def test_waits_are_asked_for_only_where_it_matters() -> None:
 def test_a_clear_difference_is_never_bridged(
     probabilities: list[float], waits: list[float | None], limit_s: float, near: float
 ) -> None:
-    """Who is taken is near, has a probability, and answers sooner by what is said."""
+    """The chosen agent is near, has a probability above 0, and saves the stated seconds."""
     names = "abcdef"
     ranked = sorted(zip(names, probabilities, strict=False), key=lambda item: -item[1])
     wait_of = dict(zip(names, waits, strict=True))

@@ -75,7 +75,7 @@ def test_sessions_are_kept_apart() -> None:
 
 
 def test_the_sessions_asked_last_are_kept() -> None:
-    """A bounded number; what was not asked for longest goes first."""
+    """The number of sessions is bounded; the least recently used goes first."""
     sessions = Sessions(max_sessions=2)
     sessions.note("a", "code")
     sessions.note("b", "code")
@@ -106,7 +106,7 @@ def weight(query: str, state: ConversationState = ConversationState("code")) -> 
 
 
 def test_short_turns_stay() -> None:
-    """Each further word makes a turn speak more for itself; a few words nearly always go on."""
+    """Each further word lowers the gain; turns of a few words nearly always stay."""
     lengths = [weight(" ".join(["a"] * count)) for count in range(1, 300)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] == pytest.approx(STAY - LESS_BY_LENGTH * math.log(2) + SHORT)
@@ -137,7 +137,7 @@ def test_text_without_spaces_has_words_too() -> None:
     ],
 )
 def test_a_turn_may_say_that_it_is_about_something_else(query: str) -> None:
-    """That loosens it, in several languages."""
+    """An announced change of topic lowers the gain, in several languages."""
     found, why = stay_log_odds(query, ConversationState("code"))
     assert "it says that it is about something else" in why
     words = len(query.split()) if query.isascii() else max(len(query.split()), len(query) // 4)
@@ -258,7 +258,7 @@ def test_sessions_do_not_mix() -> None:
 
 
 def test_a_trial_remembers_nothing() -> None:
-    """Neither of a new conversation nor of one that goes on."""
+    """A trial is remembered neither in a new conversation nor in a known one."""
     used = router()
     trial = RouteContext(session_id="s", is_trial=True)
     used.route(clearly("loop"), AGENTS, trial)
@@ -271,7 +271,7 @@ def test_a_trial_remembers_nothing() -> None:
 
 
 def test_a_conversation_whose_agent_was_removed() -> None:
-    """It begins anew, and comes back when the agent does."""
+    """A conversation whose agent is gone starts anew, and resumes when the agent returns."""
     used = router()
     used.route(clearly("loop"), AGENTS, IN_CODE)
     rest = {agent_id: spec for agent_id, spec in AGENTS.items() if agent_id != "code"}
@@ -328,7 +328,7 @@ def test_a_history_is_read_as_it_was_asked() -> None:
 
 
 def test_a_known_session_goes_before_the_history() -> None:
-    """What answered is known better than what should have; a new process reads the history."""
+    """The agent that answered counts, not the one of the route; a new process reads the history."""
     used = router()
     used.route(clearly("loop"), AGENTS, IN_CODE)
     history = [said("user", clearly("sonnet"))]

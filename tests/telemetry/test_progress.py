@@ -131,7 +131,7 @@ def test_a_load_that_takes_time_is_shown() -> None:
 
 
 def test_a_download_is_always_shown() -> None:
-    """What is fetched is told, however quick: size, speed, time left, and the end."""
+    """A download is shown however quick it is: size, speed, time left, and the end."""
     stream = Lines()
     with LoadDisplay(stream, quiet_s=30) as display:
         display.show(fetched(0))
@@ -158,7 +158,7 @@ def test_each_phase_and_each_shard_has_a_line() -> None:
 
 
 def test_lines_do_not_come_faster_than_they_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What changes before the next line is due is left out; the end is not."""
+    """Changes before the next line is due are left out; the end is not."""
     monkeypatch.setattr(progress, "_BETWEEN_LINES_S", 60.0)
     stream = Lines()
     with LoadDisplay(stream) as display:
@@ -390,7 +390,7 @@ def test_a_dumb_terminal_has_lines(terminal: Terminal, monkeypatch: pytest.Monke
 
 
 def test_a_file_gets_no_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no terminal gets neither codes nor carriage returns, even if colours are forced."""
+    """A stream that is no terminal gets no codes and no carriage returns, even if forced."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     stream = Lines()
     with LoadDisplay(stream) as display:

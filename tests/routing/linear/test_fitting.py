@@ -55,7 +55,7 @@ def vectors_of(rows: Sequence[Example]) -> NDArray[np.float32]:
 
 
 def distance(one: LinearModel, other: LinearModel) -> float:
-    """How far the weights of the topics of the first have moved."""
+    """The distance by which the weights of the first model's topics have moved."""
     width = len(one.topics)
     return float(np.linalg.norm(one.gram_weights - other.gram_weights[:, :width]))
 
