@@ -50,7 +50,9 @@ def in_decode(engine: OrionInferenceEngine) -> float:
 
 
 def in_queue(engine: OrionInferenceEngine) -> float:
-    busy = [engine.submit(STORY, max_tokens=2000) for _ in range(2 * engine.config.slots)]
+    busy = [
+        engine.submit(STORY, max_tokens=2000) for _ in range(2 * engine.config.serving.slot_count)
+    ]
     waiting = engine.submit(STORY)
     until(lambda: waiting.queue_position is not None)
     took = cancel_ms(waiting)

@@ -25,9 +25,14 @@ from _peers import Peer
 from _random_model import random_model, smollm2_path
 from _report import Row, finish, options, row, show
 
-from orion_oie import EngineConfig, InferenceResult, OrionInferenceEngine
+from orion_oie import (
+    DownloadConfig,
+    EngineConfig,
+    InferenceResult,
+    OrionInferenceEngine,
+    ServingConfig,
+)
 from orion_oie.cancellation import CancelScope
-from orion_oie.config import DownloadConfig
 from orion_oie.hardware.machine import usable_cores
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.downloads.fetch import CHUNK_BYTES
@@ -77,13 +82,10 @@ def registry_of(source: dict[str, Any], system: str = SYSTEM) -> ModelRegistry:
     return ModelRegistry.parse(json.dumps(content), base=Path())
 
 
-def engine_of(registry: ModelRegistry, cache: Path, **settings: Any) -> OrionInferenceEngine:
+def engine_of(registry: ModelRegistry, cache: Path) -> OrionInferenceEngine:
     config = EngineConfig(
-        cache_dir=cache,
-        context_length=CONTEXT,
-        threads=usable_cores(),
-        auto_download=True,
-        **settings,
+        serving=ServingConfig(context_length=CONTEXT, threads=usable_cores()),
+        download=DownloadConfig(cache_dir=cache, auto=True),
     )
     return OrionInferenceEngine(registry, config)
 

@@ -18,7 +18,14 @@ from typing import Any
 from _random_model import random_model, registry_of, smollm2_path
 from _report import Row, options, report, row
 
-from orion_oie import EngineConfig, Event, OrionInferenceEngine
+from orion_oie import (
+    EngineConfig,
+    Event,
+    LoadingConfig,
+    MemoryConfig,
+    OrionInferenceEngine,
+    ServingConfig,
+)
 from orion_oie.backends.base import GenerationJob, LoadSpec
 from orion_oie.backends.llama.host.client import LlamaModel
 from orion_oie.backends.llama.host.loader import LlamaBackend
@@ -176,15 +183,15 @@ def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bo
     """Requests to six models, the popular ones more often, under a budget for the two largest."""
     requests = 18 if is_quick else 300
     registry = registry_of(files, work)
-    settings: dict[str, Any] = {"context_length": 2048, "slots": 4}
-    with OrionInferenceEngine(registry, EngineConfig(**settings)) as engine:
+    serving = ServingConfig(context_length=2048, slots=4)
+    with OrionInferenceEngine(registry, EngineConfig(serving=serving)) as engine:
         plans = [engine.plan("Hello", agent=name) for name in files]
     needed = sorted(plan.model.needed_bytes or 0 for plan in plans if plan.model is not None)
     budget = sum(needed[-2:])
     dice = random.Random(1)
     weights = [1 / (rank + 1) ** ZIPF for rank in range(MODELS)]
     asked = dice.choices(list(files), weights, k=requests)
-    config = EngineConfig(**settings, memory_budget=budget)
+    config = EngineConfig(serving=serving, memory=MemoryConfig(budget=budget))
     with OrionInferenceEngine(registry, config) as engine:
         watch = Watch(engine)
         started = time.monotonic()
@@ -227,7 +234,9 @@ def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bo
 def monitoring(files: dict[str, Path], work: Path, *, is_quick: bool) -> list[Row]:
     """What the thread that watches memory costs, with six workers."""
     seconds = 4 if is_quick else 30
-    config = EngineConfig(context_length=512, slots=1, enable_predictive_loading=False)
+    config = EngineConfig(
+        serving=ServingConfig(context_length=512, slots=1), loading=LoadingConfig(predictive=False)
+    )
     with OrionInferenceEngine(registry_of(files, work), config) as engine:
         for name in files:
             engine.preload(name)

@@ -24,7 +24,14 @@ from _peers import Peer
 from _random_model import random_model, registry_of, smollm2_path
 from _report import Row, finish, options, row, show
 
-from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
+from orion_oie import (
+    EngineConfig,
+    LoadingConfig,
+    MemoryConfig,
+    ModelRegistry,
+    OrionInferenceEngine,
+    ServingConfig,
+)
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.backends.llama.host.threads import (
     Member,
@@ -104,7 +111,8 @@ def engine_of(
         backend = LlamaBackend()
         backend._governor = governor
     config = EngineConfig(
-        context_length=CONTEXT, slots=1, enable_predictive_loading=False, keep_warm=False
+        serving=ServingConfig(context_length=CONTEXT, slots=1),
+        loading=LoadingConfig(predictive=False, keep_spare_worker=False),
     )
     with OrionInferenceEngine(registry, config, backend=backend) as engine:
         for agent in agents:
@@ -214,16 +222,15 @@ def measure_turns(folder: Path, size: Size) -> list[Row]:
     registry = registry_of(files, folder)
     loads, waits = [], []
     for _ in range(size.queues):
-        sizing = EngineConfig(context_length=CONTEXT, slots=4)
+        serving = ServingConfig(context_length=CONTEXT, slots=4)
+        sizing = EngineConfig(serving=serving)
         with OrionInferenceEngine(registry, sizing) as engine:
             needed = [engine.plan("Hello", agent=name).model for name in files]
         largest = max(model.needed_bytes or 0 for model in needed if model is not None)
         config = EngineConfig(
-            context_length=CONTEXT,
-            slots=4,
-            memory_budget=int(1.5 * largest),
-            keep_warm=False,
-            enable_predictive_loading=False,
+            serving=serving,
+            memory=MemoryConfig(budget=int(1.5 * largest)),
+            loading=LoadingConfig(predictive=False, keep_spare_worker=False),
         )
         with OrionInferenceEngine(registry, config) as engine:
             handles = [

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from _report import Row, options, report, row
 from llama_cpp import Llama
 
-from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
+from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine, ServingConfig
 from orion_oie.hardware.machine import usable_cores
 
 AGENT = "conversation"
@@ -83,7 +83,7 @@ def measure(rounds: int) -> list[Row]:
     choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)
     assert choice.files is not None
     threads = usable_cores()
-    config = EngineConfig(threads=threads, context_length=CONTEXT)
+    config = EngineConfig(serving=ServingConfig(threads=threads, context_length=CONTEXT))
     llama = Llama(
         str(choice.files[0]), n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads,
         verbose=False,

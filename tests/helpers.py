@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from orion_oie import EngineConfig, RouterConfig
 from orion_oie.backends.base import GenerationJob
 from orion_oie.backends.fake import FakeAnswer
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import RegistryFile
 
 BOUND_S = 10.0
+SECTIONS = {name: field.annotation for name, field in EngineConfig.model_fields.items()}
 
 
 def wait_until(condition: Callable[[], object], timeout: float = BOUND_S) -> None:
@@ -112,6 +114,28 @@ class Held:
     def wait_for(self, count: int = 1) -> None:
         """Wait until `count` jobs have come."""
         wait_until(lambda: len(self.jobs) >= count)
+
+
+def config_with(**fields: Any) -> EngineConfig:
+    """A configuration of fields by their names alone: each goes to the section that has it.
+
+    A section may be given as well; a name that several sections have needs that.
+    """
+    sections: dict[str, Any] = {}
+    for name, value in fields.items():
+        homes = [one for one, section in SECTIONS.items() if name in section.model_fields]
+        if len(homes) == 1 and name not in SECTIONS:
+            sections.setdefault(homes[0], {})[name] = value
+        elif isinstance(value, Mapping):
+            sections.setdefault(name, {}).update(value)
+        else:
+            sections[name] = value
+    return EngineConfig(**sections)
+
+
+def all_stages_but(*left_out: str) -> list[str]:
+    """The stages that the router uses by default, without these."""
+    return [stage for stage in RouterConfig().stages if stage not in left_out]
 
 
 def registry_with(

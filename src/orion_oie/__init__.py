@@ -6,7 +6,20 @@ with OrionInferenceEngine() as engine:
     print(engine.infer("Write a Python function that adds two numbers").content)
 """
 
-from orion_oie.config import BreakerConfig, DownloadConfig, EngineConfig, ShardingConfig
+from orion_oie.config import (
+    BreakerConfig,
+    DownloadConfig,
+    EmbeddingConfig,
+    EngineConfig,
+    GuardrailConfig,
+    LoadingConfig,
+    LogConfig,
+    MemoryConfig,
+    RouterConfig,
+    RouteStage,
+    ServingConfig,
+    ShardingConfig,
+)
 from orion_oie.engine.engine import OrionInferenceEngine
 from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import RequestHandle
@@ -103,11 +116,13 @@ __all__ = [
     "DigestMismatchError",
     "DownloadConfig",
     "DownloadError",
+    "EmbeddingConfig",
     "EngineClosedError",
     "EngineConfig",
     "EngineStats",
     "Event",
     "GenerationOptions",
+    "GuardrailConfig",
     "GuardrailError",
     "Hardware",
     "Health",
@@ -116,6 +131,9 @@ __all__ = [
     "InvalidRequestError",
     "LoadProgress",
     "LoadReport",
+    "LoadingConfig",
+    "LogConfig",
+    "MemoryConfig",
     "MemoryStats",
     "Message",
     "ModelCorruptError",
@@ -144,8 +162,11 @@ __all__ = [
     "RequestState",
     "Route",
     "RouteCandidate",
+    "RouteStage",
+    "RouterConfig",
     "RoutingHints",
     "SamplingDefaults",
+    "ServingConfig",
     "ShardingConfig",
     "SourceSpec",
     "StreamStats",

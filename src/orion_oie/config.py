@@ -1,180 +1,411 @@
-"""The engine's configuration: typed, checked once when it is made, unknown keys are errors."""
+"""The configuration of an engine: typed sections by subject, checked once when they are made.
 
+Fields are described by `Field(description=...)`: pydantic can read docstrings below the fields
+too, but that takes a tenth of the library's import time.
+"""
+
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from orion_oie.errors import InvalidRequestError
 from orion_oie.schemas.base import LONGEST_WAIT_S
 from orion_oie.schemas.validation import problems_of
 
+RouteStage = Literal["explicit", "hints", "sessions", "linear", "embeddings", "tie_break"]
+"""A stage of the router.
 
-def _default_slots() -> int:
-    # What the machine offers is of no interest to a mere import of the library.
-    from orion_oie.hardware.machine import default_slots
+explicit: raises the odds of an agent that is asked for outright, as in "translate into Dutch".
+hints: looks for the keywords, phrases, patterns and examples of the registry.
+sessions: lets a turn of a conversation stay with its agent.
+linear: scores the topics of a question with trained weights. Without it, the keywords and
+    examples of the registry decide.
+embeddings: asks the embedding model when the weights are not sure. The model must be on this
+    machine: the router never downloads it.
+tie_break: asks a language model that is in memory which of two close agents suits the question.
+"""
 
-    return default_slots()
+_Seconds = Annotated[float, Field(gt=0, le=LONGEST_WAIT_S)]
 
-
-class BreakerConfig(BaseModel):
-    """When a failing operation is paused, and for how long."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
-
-    failure_threshold: int = Field(default=3, ge=1)
-    reset_timeout_s: float = Field(default=30.0, gt=0, le=LONGEST_WAIT_S)
-
-
-class DownloadConfig(BaseModel):
-    """How files are fetched: `connections` at once, at most `bytes_per_s` in all, each range tried
-    again `retries` times without progress; a connection that is silent for `timeout_s` is one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
-
-    connections: int = Field(default=4, ge=1, le=32)
-    bytes_per_s: Annotated[float, Field(gt=0)] | None = None
-    retries: int = Field(default=5, ge=0, le=100)
-    timeout_s: float = Field(default=30.0, gt=0, le=LONGEST_WAIT_S)
+_is_nested = ContextVar("_is_nested", default=False)
 
 
-class ShardingConfig(BaseModel):
-    """How a model that is fetched is taken apart.
-
-    enabled: compute while it arrives, where that is possible; else it is fetched first.
-    num_shards: parts of a model that is one file; the files of a split model are its parts.
-    initial_shards: parts that must be here before anything is computed.
-    priority_layers: what is fetched before everything else: numbers of layers, "embedding",
-        "output"; by default each layer comes when the first forward pass needs it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
-
-    enabled: bool = True
-    num_shards: int = Field(default=8, ge=1, le=1024)
-    initial_shards: int = Field(default=0, ge=0, le=1024)
-    priority_layers: list[Annotated[int, Field(ge=0)] | Literal["embedding", "output"]] = []
-
-
-class EngineConfig(BaseModel):
-    """Settings of one engine.
-
-    slots: requests that one loaded model answers at the same time; by default 4 for each usable
-        core, at most 16, fewer where memory is short.
-    memory_budget: bytes that all loaded models may take together; idle ones make room for others.
-        "auto" is what the machine can spare, and follows it.
-    max_models: most models kept in memory, whatever their size; None leaves it to the budget.
-    pinned: agents whose models are never unloaded to make room, once they are loaded.
-    max_queue: requests that may wait; one more raises `QueueFullError`.
-    model_turn_s: while requests for other models wait that have no room beside it, a model is
-        served for at most so long.
-    priority_aging_s: a request that waited so much longer than another counts as one priority
-        higher.
-    stuck_after_s: `engine.health()` names a request that made no progress for so long.
-    enable_predictive_loading: load the model of the agent that is likely to be asked next, while
-        memory is plentiful and nothing waits.
-    context_length: tokens of context per loaded model, shared by its slots; None takes the
-        model's own limit, at most 4096.
-    threads: threads of one loaded model; None takes the usable cores.
-    gpu_layers: layers of a model that go to GPUs, the output layer first; "auto" puts as many there
-        as fit. What fails on the GPU goes on on the CPU.
-    parked_bytes: memory per loaded model for the state of silent conversations and of system
-        prompts, outside the KV cache; None takes as much as the cache has, 0 keeps none.
-    embedding_model: what `engine.embed` embeds with: a model of the registry, or
-        "sentence-transformers:" and a name or folder; None takes the registry's first one of type
-        `embedding`.
-    embedding_cache_entries: texts whose embeddings are remembered.
-    max_query_chars: longest question accepted, in characters.
-    loading_strategy: "progressive" answers as early as it can: a model that is not in memory is
-        computed while it arrives, and the agent's lite model may stand in for it meanwhile;
-        "sequential" fetches and loads the whole model first, and waits for it.
-    enable_stand_in: with the progressive strategy, let the lite model answer meanwhile.
-    auto_download: fetch models that are not on this machine when they are needed.
-    cache_dir: where fetched models lie; None takes `ORION_CACHE_DIR` or the user's cache folder.
-    download, sharding: how models are fetched, and how they are taken apart.
-    snapshot_bytes: disk space for the states of agents' system prompts, in `cache_dir`; a worker
-        that starts again reads them instead of computing them. 0 keeps none.
-    keep_warm: have one worker process started and idle while memory is plentiful, so that a load
-        starts at once.
-    load_timeout_s: a load that takes longer raises `WorkerTimeoutError`; fetching does not count.
-    cancel_grace_s: a worker that has not confirmed a cancel by then is ended.
-    router_threshold: confidence under which the conversation agent answers.
-    enable_linear_router: let the trained weights say which topic a question is of; without them,
-        the keywords and examples of the registry decide.
-    enable_neural_router: let the embedding model look at questions of which the weights are not
-        sure, when it is on this machine. It is never fetched for that.
-    enable_route_wishes: raise the odds of what is asked for outright, as in "translate into Dutch".
-    enable_route_hints: look for the keywords, phrases, patterns and examples of the registry.
-    enable_route_sessions: let a turn of a conversation stay with its agent.
-    router_weights: a file of `LinearModel.save`, instead of the weights that come with the library;
-        not with `enable_linear_router=False`, which reads none.
-    route_residency_s: seconds of loading from which on an agent whose model is in memory may be
-        taken instead of a near-equal one, 0 never.
-    enable_route_tie_break: ask a language model that is in memory which of two close agents it is.
-    router_feedback: the file that `result.feedback` appends questions to; None stores nothing.
-    log_content: put prompts and answers into log events instead of redacting them.
-    log_events: number of recent events kept for `engine.export_logs()`.
+class _Section(BaseModel):
+    """Base of the configuration and its sections: immutable, strict, no unknown keys.
 
     Raises `InvalidRequestError` with every problem found.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
-    enable_circuit_breaker: bool = True
-    breaker: BreakerConfig = Field(default_factory=BreakerConfig, strict=False)
-    slots: int = Field(default_factory=_default_slots, ge=1, le=64)
-    memory_budget: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    max_models: int | None = Field(default=None, ge=1)
-    pinned: list[str] = []
-    max_queue: int = Field(default=256, ge=1)
-    model_turn_s: float = Field(default=10.0, gt=0, le=LONGEST_WAIT_S)
-    priority_aging_s: float = Field(default=30.0, gt=0, le=LONGEST_WAIT_S)
-    stuck_after_s: float = Field(default=60.0, gt=0, le=LONGEST_WAIT_S)
-    enable_predictive_loading: bool = True
-    context_length: int | None = Field(default=None, ge=64, lt=2**31)
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    gpu_layers: Annotated[int, Field(ge=0, lt=2**31)] | Literal["auto"] = "auto"
-    parked_bytes: int | None = Field(default=None, ge=0)
-    loading_strategy: Literal["progressive", "sequential"] = "progressive"
-    enable_stand_in: bool = True
-    auto_download: bool = False
-    cache_dir: str | Path | None = None
-    download: DownloadConfig = Field(default_factory=DownloadConfig, strict=False)
-    sharding: ShardingConfig = Field(default_factory=ShardingConfig, strict=False)
-    snapshot_bytes: int = Field(default=2**30, ge=0)
-    keep_warm: bool = True
-    embedding_model: str | None = None
-    embedding_cache_entries: int = Field(default=200, ge=0)
-    max_query_chars: int = Field(default=1_000_000, ge=1)
-    load_timeout_s: float = Field(default=600.0, gt=0, le=LONGEST_WAIT_S)
-    cancel_grace_s: float = Field(default=5.0, gt=0, le=LONGEST_WAIT_S)
-    router_threshold: float = Field(default=0.25, ge=0, le=1)
-    enable_linear_router: bool = True
-    enable_neural_router: bool = True
-    enable_route_wishes: bool = True
-    enable_route_hints: bool = True
-    enable_route_sessions: bool = True
-    router_weights: str | Path | None = None
-    route_residency_s: float = Field(default=5.0, ge=0, le=LONGEST_WAIT_S)
-    enable_route_tie_break: bool = False
-    router_feedback: str | Path | None = None
-    log_content: bool = False
-    log_events: int = Field(default=1000, ge=0)
-
     def __init__(self, **settings: Any) -> None:
+        if _is_nested.get():  # the outermost model collects the problems of all sections
+            super().__init__(**settings)
+            return
+        token = _is_nested.set(True)
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            problems = problems_of(error, type(self))
+            problems = problems_of(error, type(self), whole=EngineConfig)
             raise InvalidRequestError(
-                "EngineConfig: " + "; ".join(problems), problems=problems
+                f"{type(self).__name__}: " + "; ".join(problems), problems=problems
             ) from error
+        finally:
+            _is_nested.reset(token)
+
+
+_S = TypeVar("_S", bound=_Section)
+_OrDict = Annotated[_S, Field(strict=False)]
+"""A section that may also be given as a dictionary."""
+
+
+class ServingConfig(_Section):
+    """The queue of requests, and the loaded models that answer them."""
+
+    slots: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Requests that one loaded model answers at the same time. None takes 4 for "
+        "each usable core, at most 16, fewer where memory is short.",
+    )
+
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Most threads of one loaded model. None takes the usable cores.",
+    )
+
+    context_length: int | None = Field(
+        default=None,
+        ge=64,
+        lt=2**31,
+        description="Tokens of context of one loaded model, shared by its slots. None takes the "
+        "model's own limit, at most 4096.",
+    )
+
+    gpu_layers: Annotated[int, Field(ge=0, lt=2**31)] | Literal["auto"] = Field(
+        default="auto",
+        description='Layers of a model that run on GPUs, the output layer first; "auto" puts as '
+        "many there as fit. What fails on a GPU runs on the CPU.",
+    )
+
+    max_queue: int = Field(
+        default=256, ge=1, description="Requests that may wait. One more raises `QueueFullError`."
+    )
+
+    model_turn_s: _Seconds = Field(
+        default=10.0,
+        description="Longest time for which a model is served while other models, which have no "
+        "space beside it, have requests waiting.",
+    )
+
+    priority_aging_s: _Seconds = Field(
+        default=30.0, description="Extra waiting time that counts as one step of priority."
+    )
+
+    stuck_after_s: _Seconds = Field(
+        default=60.0,
+        description="Time without progress after which `engine.health()` reports a request as "
+        "stuck.",
+    )
+
+    cancel_grace_s: _Seconds = Field(
+        default=5.0, description="Time a worker has to confirm a cancellation before it is ended."
+    )
+
+    @property
+    def slot_count(self) -> int:
+        """`slots` as a number. Raises `ValueError` until an engine has resolved it."""
+        if self.slots is None:
+            raise ValueError("serving.slots is None: only an engine resolves it")
+        return self.slots
+
+
+class MemoryConfig(_Section):
+    """Limits of memory and of disk space."""
+
+    budget: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="Bytes that all loaded models may take together; idle models are evicted to "
+        'stay within it. "auto" is what the machine can spare, and follows it.',
+    )
+
+    max_models: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most models in memory, whatever their size. None leaves it to the budget.",
+    )
+
+    pinned: list[str] = Field(
+        default=[], description="Agents whose models are never evicted once they are loaded."
+    )
+
+    host_cache_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Memory of one loaded model for the states of idle conversations and of "
+        "system prompts, outside the KV cache. None takes as much as the KV cache "
+        "has, 0 keeps none.",
+    )
+
+    prefix_store_bytes: int = Field(
+        default=2**30,
+        ge=0,
+        description="Disk space for the states of agents' system prompts, in "
+        "`download.cache_dir`. A worker that starts again reads them instead of "
+        "computing them. 0 keeps none.",
+    )
+
+
+class ShardingConfig(_Section):
+    """Splitting of a model that is computed while it is downloaded."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Compute while the model arrives, where that is possible. Otherwise it is "
+        "downloaded first.",
+    )
+
+    num_shards: int = Field(
+        default=8,
+        ge=1,
+        le=1024,
+        description="Shards of a model that is one file. The files of a split model are its "
+        "shards.",
+    )
+
+    initial_shards: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Shards that must have arrived before anything is computed.",
+    )
+
+    priority_layers: list[Annotated[int, Field(ge=0)] | Literal["embedding", "output"]] = Field(
+        default=[],
+        description="Layers that are downloaded before everything else: their numbers, "
+        '"embedding", "output". By default each layer comes when the first forward pass needs it.',
+    )
+
+
+class LoadingConfig(_Section):
+    """Loading of models into memory."""
+
+    strategy: Literal["progressive", "sequential"] = Field(
+        default="progressive",
+        description='"progressive" answers as early as possible: a model is computed while it '
+        "arrives, and the agent's lite model may stand in for it meanwhile. "
+        '"sequential" downloads and loads the whole model before it answers.',
+    )
+
+    timeout_s: _Seconds = Field(
+        default=600.0,
+        description="Longest time of a load. A slower one raises `WorkerTimeoutError`; "
+        "downloading does not count.",
+    )
+
+    keep_spare_worker: bool = Field(
+        default=True,
+        description="Keep one worker process started and idle while memory is plentiful, so "
+        "that a load starts at once.",
+    )
+
+    stand_in: bool = Field(
+        default=True,
+        description="Let the lite model answer while a model arrives, with the progressive "
+        "strategy.",
+    )
+
+    predictive: bool = Field(
+        default=True,
+        description="Load the model of the agent that is likely to be asked next, while memory "
+        "is plentiful and nothing waits.",
+    )
+
+    sharding: _OrDict[ShardingConfig] = Field(
+        default_factory=ShardingConfig,
+        description="Splitting of a model that is computed while it is downloaded.",
+    )
+
+
+class DownloadConfig(_Section):
+    """Downloads of model files."""
+
+    auto: bool = Field(
+        default=False,
+        description="Download models that are not on this machine when they are needed.",
+    )
+
+    cache_dir: str | Path | None = Field(
+        default=None,
+        description="Folder of downloaded models. None takes `ORION_CACHE_DIR` or the user's "
+        "cache folder.",
+    )
+
+    connections: int = Field(default=4, ge=1, le=32, description="Connections at once.")
+
+    bytes_per_s: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Highest speed of all connections together. None sets no limit."
+    )
+
+    retries: int = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="Retries of a byte range without progress before the download fails.",
+    )
+
+    timeout_s: _Seconds = Field(
+        default=30.0, description="Silence of a connection that counts as a failed attempt."
+    )
+
+
+class BreakerConfig(_Section):
+    """Circuit breakers, which pause operations that keep failing."""
+
+    enabled: bool = Field(default=True, description="Pause operations that keep failing.")
+
+    failure_threshold: int = Field(
+        default=3, ge=1, description="Failures in a row after which an operation is paused."
+    )
+
+    reset_timeout_s: _Seconds = Field(
+        default=30.0, description="Pause before the operation is tried again."
+    )
+
+
+class RouterConfig(_Section):
+    """Choice of the agent that answers a question."""
+
+    threshold: float = Field(
+        default=0.25,
+        ge=0,
+        le=1,
+        description="Confidence below which the conversation agent answers.",
+    )
+
+    stages: Annotated[tuple[RouteStage, ...], Field(strict=False)] = Field(
+        default=("explicit", "hints", "sessions", "linear", "embeddings"),
+        description="Stages in use, see `RouteStage`. Their order does not matter.",
+    )
+
+    weights: str | Path | None = Field(
+        default=None,
+        description="File of `LinearModel.save` to use instead of the weights that come with "
+        'the library. Needs the stage "linear".',
+    )
+
+    residency_s: float = Field(
+        default=5.0,
+        ge=0,
+        le=LONGEST_WAIT_S,
+        description="Seconds of loading from which an agent whose model is in memory may "
+        "be preferred to a nearly equal one. 0 never prefers it.",
+    )
+
+    feedback: str | Path | None = Field(
+        default=None,
+        description="File to which `result.feedback` appends questions. None stores nothing.",
+    )
+
+    @field_validator("stages")
+    @classmethod
+    def _each_stage_once(cls, stages: tuple[RouteStage, ...]) -> tuple[RouteStage, ...]:
+        for stage in stages:
+            if stages.count(stage) > 1:
+                raise ValueError(f"'{stage}' is named more than once")
+        return stages
 
     @model_validator(mode="after")
-    def _weights_are_read(self) -> "EngineConfig":
-        if self.router_weights is not None and not self.enable_linear_router:
+    def _weights_are_read(self) -> "RouterConfig":
+        if self.weights is not None and "linear" not in self.stages:
             raise ValueError(
-                "router_weights names a file, and enable_linear_router=False reads no weights: "
-                "leave out one of them"
+                "weights names a file, and stages without 'linear' read no weights: "
+                "leave out weights or add 'linear'"
             )
         return self
+
+
+class EmbeddingConfig(_Section):
+    """The embedding model and its cache."""
+
+    model: str | None = Field(
+        default=None,
+        description='Model of `engine.embed`: one of the registry, or "sentence-transformers:" '
+        "and a name or folder. None takes the registry's first one of type "
+        "`embedding`.",
+    )
+
+    cache_entries: int = Field(
+        default=200, ge=0, description="Texts whose embeddings are remembered."
+    )
+
+
+class GuardrailConfig(_Section):
+    """Limits of a request's content."""
+
+    max_query_chars: int = Field(
+        default=1_000_000, ge=1, description="Longest question accepted, in characters."
+    )
+
+
+class LogConfig(_Section):
+    """Content and length of the event log."""
+
+    include_content: bool = Field(
+        default=False, description="Put prompts and answers into events instead of redacting them."
+    )
+
+    max_events: int = Field(
+        default=1000, ge=0, description="Recent events kept for `engine.export_logs()`."
+    )
+
+
+class EngineConfig(_Section):
+    """The configuration of one engine. A section may be given as a dictionary:
+    `EngineConfig(serving={"slots": 2})`.
+
+    Raises `InvalidRequestError` with every problem found.
+    """
+
+    serving: _OrDict[ServingConfig] = Field(
+        default_factory=ServingConfig,
+        description="The queue of requests, and the loaded models that answer them.",
+    )
+
+    memory: _OrDict[MemoryConfig] = Field(
+        default_factory=MemoryConfig, description="Limits of memory and of disk space."
+    )
+
+    loading: _OrDict[LoadingConfig] = Field(
+        default_factory=LoadingConfig, description="Loading of models into memory."
+    )
+
+    download: _OrDict[DownloadConfig] = Field(
+        default_factory=DownloadConfig, description="Downloads of model files."
+    )
+
+    breaker: _OrDict[BreakerConfig] = Field(
+        default_factory=BreakerConfig,
+        description="Circuit breakers, which pause operations that keep failing.",
+    )
+
+    router: _OrDict[RouterConfig] = Field(
+        default_factory=RouterConfig, description="Choice of the agent that answers a question."
+    )
+
+    embeddings: _OrDict[EmbeddingConfig] = Field(
+        default_factory=EmbeddingConfig, description="The embedding model and its cache."
+    )
+
+    guardrails: _OrDict[GuardrailConfig] = Field(
+        default_factory=GuardrailConfig, description="Limits of a request's content."
+    )
+
+    logs: _OrDict[LogConfig] = Field(
+        default_factory=LogConfig, description="Content and length of the event log."
+    )

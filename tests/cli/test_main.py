@@ -333,7 +333,10 @@ def test_pull_takes_its_limits_along(
     assert (
         main(["pull", "local", "--limit-mb-per-s", "2.5", "--connections", "3", *shop.options]) == 0
     )
-    assert made == [DownloadConfig(bytes_per_s=2.5e6, connections=3)]
+    (download,) = made
+    assert download == DownloadConfig(
+        bytes_per_s=2.5e6, connections=3, cache_dir=download.cache_dir
+    )
     assert main(["pull", "local", "--connections", "0", *shop.options]) == 1
     assert "download.connections" in capsys.readouterr().err
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import config_with
 from hypothesis import given
 from hypothesis import strategies as st
 from minilm import write_minilm
 
-from orion_oie import EngineConfig, Message, ModelRegistry, OrionInferenceEngine, Route
+from orion_oie import Message, ModelRegistry, OrionInferenceEngine, Route
 from orion_oie.cli.console import (
     GLUE,
     print_table,
@@ -318,7 +319,7 @@ def test_what_was_learned_is_used(plant: Path, capsys: Capture) -> None:
     assert routed(capsys, ASKED, "--registry", registry)["agent_id"] != "plant"
     found = routed(capsys, ASKED, "--registry", registry, "--weights", weights)
     assert found["agent_id"] == "plant"
-    with OrionInferenceEngine(registry, EngineConfig(router_weights=weights)) as engine:
+    with OrionInferenceEngine(registry, config_with(weights=weights)) as engine:
         assert engine.plan(ASKED).route.agent_id == "plant"
         assert engine.plan(QUESTION).route.agent_id == "code"
 
@@ -648,7 +649,14 @@ def test_help_names_options_and_commands(capsys: Capture) -> None:
     """`route --help` is about the question and lists the commands; each has its own."""
     out = printed(capsys, "--help")
     assert "Usage: orion-oie route QUESTION [OPTIONS]" in out
-    for word in ("--session-turn", "--image", "--weights", "router_weights", "evaluate", "export"):
+    for word in (
+        "--session-turn",
+        "--image",
+        "--weights",
+        "RouterConfig(weights=",
+        "evaluate",
+        "export",
+    ):
         assert word in out
     assert "how many images are attached" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80

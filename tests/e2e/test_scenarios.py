@@ -12,6 +12,7 @@ from orion_oie import (
     BreakerState,
     EngineConfig,
     InferenceResult,
+    MemoryConfig,
     ModelCorruptError,
     ModelRegistry,
     OrionInferenceEngine,
@@ -120,7 +121,9 @@ def shared_engine():
 
 def test_3_switching_between_models(two_models: ModelRegistry) -> None:
     """Two agents on two models: each answers from its own, in its own process."""
-    with OrionInferenceEngine(two_models, EngineConfig(max_models=2)) as engine:
+    with OrionInferenceEngine(
+        two_models, EngineConfig(memory=MemoryConfig(max_models=2))
+    ) as engine:
         assert ask(engine, "Hello?", agent="first").model_id == "alpha"
         assert ask(engine, "Hello?", agent="second").model_id == "beta"
         again = ask(engine, "Hello?", agent="first")
@@ -132,7 +135,9 @@ def test_3_switching_between_models(two_models: ModelRegistry) -> None:
 def test_4_the_least_recently_used_model_is_unloaded(two_models: ModelRegistry) -> None:
     """With room for one model, the other goes; the receipt and an event name it."""
     evicted: list[str] = []
-    with OrionInferenceEngine(two_models, EngineConfig(max_models=1)) as engine:
+    with OrionInferenceEngine(
+        two_models, EngineConfig(memory=MemoryConfig(max_models=1))
+    ) as engine:
         engine.subscribe(
             lambda e: evicted.append(e.fields["key"]) if e.name == "pool.evicted" else None
         )
@@ -162,7 +167,9 @@ def test_6_the_breaker_opens_falls_back_and_recovers(two_models, tmp_path, smoll
     clock = Clock()
     file = tmp_path / "alpha.gguf"
     file.write_bytes(b"GGUF" + b"\xff" * 60)
-    config = EngineConfig(max_models=2, breaker=BreakerConfig(reset_timeout_s=30))
+    config = EngineConfig(
+        memory=MemoryConfig(max_models=2), breaker=BreakerConfig(reset_timeout_s=30)
+    )
     with OrionInferenceEngine(two_models, config, clock=clock) as engine:
         for _ in range(3):
             result = ask(engine, "Hello?", agent="first")

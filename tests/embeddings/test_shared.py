@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import worker_processes
 from engines import MakeEngine
-from helpers import run_all, wait_until
+from helpers import config_with, run_all, wait_until
 from minilm import minilm_folder, write_minilm
 from tiny import write_tiny_llama
 
@@ -69,9 +69,9 @@ def config_of(tmp_path: Path, **settings: Any) -> EngineConfig:
         "slots": 1,
         "threads": 1,
         "context_length": 256,
-        "keep_warm": False,
+        "keep_spare_worker": False,
     }
-    return EngineConfig(**{**common, **settings})
+    return config_with(**{**common, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_it_makes_room_and_comes_back(folder: Path, tmp_path: Path) -> None:
         assert model.needed_bytes is not None
         needed = max(model.needed_bytes, sizes.most_bytes(embedder))
     others = pids()
-    config = config_of(tmp_path, memory_budget=needed + 8 * MIB, enable_predictive_loading=False)
+    config = config_of(tmp_path, budget=needed + 8 * MIB, predictive=False)
     with OrionInferenceEngine(registry, config) as engine:
         before = engine.embed(TEXTS)
         result = engine.infer("Hello?", max_tokens=2)
@@ -187,17 +187,17 @@ def test_it_makes_room_and_comes_back(folder: Path, tmp_path: Path) -> None:
 def test_it_can_be_named(folder: Path, tmp_path: Path) -> None:
     """`embedding_model` names a model of the registry; one that is none is refused, as is one that
     writes."""
-    config = config_of(tmp_path, embedding_model="minilm")
+    config = config_of(tmp_path, embeddings={"model": "minilm"})
     with OrionInferenceEngine(registry_of(folder), config) as engine:
         assert engine._embeddings._spec("minilm").files == (folder / "minilm.gguf",)
         assert engine.stats().embeddings is None
-    config = config_of(tmp_path, embedding_model="minilmm")
+    config = config_of(tmp_path, embeddings={"model": "minilmm"})
     with (
         OrionInferenceEngine(registry_of(folder), config) as engine,
         pytest.raises(ModelNotFoundError, match="did you mean 'minilm'"),
     ):
         engine.embed(TEXTS)
-    config = config_of(tmp_path, embedding_model="tiny")
+    config = config_of(tmp_path, embeddings={"model": "tiny"})
     with (
         OrionInferenceEngine(registry_of(folder), config) as engine,
         pytest.raises(InvalidRequestError, match="'tiny' is a causal-lm"),
@@ -212,7 +212,7 @@ def test_sentence_transformers_can_be_named(folder: Path, tmp_path: Path) -> Non
     name = f"sentence-transformers:{minilm_folder()}"
     with OrionInferenceEngine(registry_of(folder), config_of(tmp_path)) as engine:
         in_worker = engine.embed(TEXTS)
-    config = config_of(tmp_path, embedding_model=name)
+    config = config_of(tmp_path, embeddings={"model": name})
     with OrionInferenceEngine(registry_of(folder), config) as engine:
         in_process = engine.embed(TEXTS, user="search")
         assert (in_worker * in_process).sum(axis=1).min() > 0.999
@@ -254,7 +254,7 @@ def test_a_model_that_is_not_here_says_what_to_do(folder: Path, tmp_path: Path) 
 
 def test_a_model_that_does_not_fit_says_so(folder: Path, tmp_path: Path) -> None:
     """The budget is the same for all."""
-    config = config_of(tmp_path, memory_budget=10 * MIB)
+    config = config_of(tmp_path, budget=10 * MIB)
     with (
         OrionInferenceEngine(registry_of(folder), config) as engine,
         pytest.raises(InsufficientMemoryError, match=f"{KEY} needs"),

@@ -529,7 +529,7 @@ def test_a_model_is_paused_while_one_of_its_operations_is(clock: Clock) -> None:
 
 def test_a_board_that_is_off_lets_everything_through(clock: Clock) -> None:
     """Without breakers failures are not counted and nothing is ever paused."""
-    board = BreakerBoard(CONFIG, clock, enabled=False)
+    board = BreakerBoard(CONFIG.model_copy(update={"enabled": False}), clock)
     board_fails(board, "m", "load")
     board_fails(board, "m", "load")
     board.check("m")

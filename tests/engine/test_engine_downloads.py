@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from engines import outcomes
-from helpers import wait_until
+from helpers import config_with, wait_until
 from tiny import write_tiny_llama
 
 from orion_oie import (
@@ -68,7 +68,7 @@ def registry_of(server: LoopbackServer, folder: Path, **source: Any) -> ModelReg
 
 
 def config_of(tmp_path: Path, **settings: Any) -> EngineConfig:
-    return EngineConfig(cache_dir=tmp_path / "cache", slots=2, **settings)
+    return config_with(cache_dir=tmp_path / "cache", slots=2, **settings)
 
 
 def test_nothing_is_fetched_unasked(server: LoopbackServer, folder: Path, tmp_path: Path) -> None:
@@ -83,9 +83,9 @@ def test_nothing_is_fetched_unasked(server: LoopbackServer, folder: Path, tmp_pa
 
 
 def test_lite_first_then_full(server: LoopbackServer, folder: Path, tmp_path: Path) -> None:
-    """With `auto_download` the lite model answers at once, the full one arrives meanwhile and
+    """With `download.auto` the lite model answers at once, the full one arrives meanwhile and
     answers the next request."""
-    config = config_of(tmp_path, auto_download=True)
+    config = config_of(tmp_path, download={"auto": True})
     events: list[Event] = []
     with OrionInferenceEngine(registry_of(server, folder), config) as engine:
         engine.subscribe(events.append)
@@ -116,7 +116,7 @@ def test_the_lite_model_answers_until_all_is_here(folder: Path, tmp_path: Path) 
         return None
 
     with LoopbackServer(folder, misbehave=hold) as server:
-        config = config_of(tmp_path, auto_download=True)
+        config = config_of(tmp_path, download={"auto": True})
         with OrionInferenceEngine(registry_of(server, folder), config) as engine:
             engine.infer("Hi", max_tokens=2)
             wait_until(
@@ -137,7 +137,7 @@ def test_a_request_waits_for_what_has_no_stand_in(
     server: LoopbackServer, folder: Path, tmp_path: Path
 ) -> None:
     """With the sequential strategy the full model is fetched, loaded, and answers."""
-    config = config_of(tmp_path, auto_download=True, loading_strategy="sequential")
+    config = config_of(tmp_path, download={"auto": True}, strategy="sequential")
     with OrionInferenceEngine(registry_of(server, folder), config) as engine:
         result = engine.infer("Hi", max_tokens=2)
         assert result.model_id == "full"
@@ -155,7 +155,7 @@ def test_the_registry_says_how_a_model_is_taken_apart(
     variant = data["models"]["full"]["variants"]["v"]
     variant["sharding"] = {"num_shards": 3, "initial_shards": 2}
     registry = ModelRegistry.parse(json.dumps(data), base=folder)
-    config = config_of(tmp_path, auto_download=True, enable_stand_in=False)
+    config = config_of(tmp_path, download={"auto": True}, stand_in=False)
     events: list[Event] = []
     with OrionInferenceEngine(registry, config) as engine:
         engine.subscribe(events.append)
@@ -171,7 +171,7 @@ def test_a_model_that_is_not_what_it_should_be(
 ) -> None:
     """The lite model goes on answering, and who waits for the full one hears why."""
     registry = registry_of(server, folder, sha256=["0" * 64])
-    with OrionInferenceEngine(registry, config_of(tmp_path, auto_download=True)) as engine:
+    with OrionInferenceEngine(registry, config_of(tmp_path, download={"auto": True})) as engine:
         handle = engine.submit("Hi", max_tokens=2)
         assert handle.result(BOUND_S).model_id == "lite"
         with pytest.raises(DigestMismatchError):
@@ -201,7 +201,7 @@ def test_a_forgotten_download_ends_with_the_engine(
     server: LoopbackServer, folder: Path, tmp_path: Path
 ) -> None:
     """A shutdown in the middle leaves what arrived, and the next engine goes on from there."""
-    config = config_of(tmp_path, auto_download=True)
+    config = config_of(tmp_path, download={"auto": True})
     registry = registry_of(server, folder)
     size = (folder / "full.gguf").stat().st_size
     with OrionInferenceEngine(registry, config) as engine:

@@ -176,7 +176,7 @@ def test_a_paused_model_is_not_loaded(make_engine) -> None:
 def test_breakers_can_be_switched_off(make_engine) -> None:
     """Without breakers every request tries again."""
     failing = FakeAnswer("", error=WorkerTimeoutError("stuck"))
-    engine = make_engine({"main": failing}, enable_circuit_breaker=False)
+    engine = make_engine({"main": failing}, breaker={"enabled": False})
     for _ in range(6):
         with pytest.raises(WorkerTimeoutError):
             engine.infer("Hello?")

@@ -13,14 +13,13 @@ import psutil
 import pytest
 from conftest import worker_processes
 from engines import TEXT, MakeEngine, ended, names
-from helpers import BOUND_S, Held, Running, run_all, wait_until
+from helpers import BOUND_S, Held, Running, config_with, run_all, wait_until
 from pools import Holder, World
 from tiny import write_tiny_llama
 
 from orion_oie import (
     BreakerState,
     CircuitOpenError,
-    EngineConfig,
     Event,
     ModelCorruptError,
     ModelRegistry,
@@ -44,7 +43,7 @@ SIZES = dict.fromkeys("abc", 60 * MIB)
 def engine_of(make_engine: MakeEngine, scripts: Any = None, **config: Any) -> OrionInferenceEngine:
     """By default there is room for one model of three."""
     backend = FakeBackend(scripts or {"*": FakeAnswer(TEXT)}, footprints=SIZES)
-    settings = {"memory_budget": 100 * MIB, "slots": 1, **config}
+    settings = {"budget": 100 * MIB, "slots": 1, **config}
     return make_engine(backend, AGENTS, **settings)
 
 
@@ -100,7 +99,7 @@ def test_nobody_waits_for_more_than_the_turns_before_him(make_engine: MakeEngine
         now[0] += 1.0
         return FakeAnswer(name)
 
-    engine = engine_of(make_engine, {"*": answer}, enable_predictive_loading=False)
+    engine = engine_of(make_engine, {"*": answer}, predictive=False)
     engine._queue._clock = lambda: now[0]
     wanted = ["A"] * 20 + ["B"] * 5 + ["C"] * 5
     handles = [engine.submit(name, agent=name) for name in wanted]
@@ -117,9 +116,7 @@ def test_nobody_waits_for_more_than_the_turns_before_him(make_engine: MakeEngine
 def test_an_urgent_request_has_its_model_loaded(make_engine: MakeEngine) -> None:
     """A higher priority comes first also when that costs a load."""
     held = Held(FakeAnswer(TEXT))
-    engine = engine_of(
-        make_engine, {"a": held, "*": FakeAnswer(TEXT)}, enable_predictive_loading=False
-    )
+    engine = engine_of(make_engine, {"a": held, "*": FakeAnswer(TEXT)}, predictive=False)
     first = engine.submit("Hello?", agent="A")
     held.wait_for()
     later = [engine.submit("Hello?", agent="A") for _ in range(3)]
@@ -145,9 +142,7 @@ def test_nobody_waits_for_the_room_of_a_paused_model(make_engine: MakeEngine) ->
     errors = {"b": [WorkerError("no luck") for _ in range(3)]}
     backend = FakeBackend({"a": answer}, footprints=SIZES, load_errors=errors)
     agents = {"A": ["a"], "B": ["b", "a"]}
-    engine = make_engine(
-        backend, agents, memory_budget=100 * MIB, slots=2, enable_predictive_loading=False
-    )
+    engine = make_engine(backend, agents, budget=100 * MIB, slots=2, predictive=False)
     for _ in range(3):
         with pytest.raises(WorkerError):
             engine.preload("B")
@@ -191,7 +186,7 @@ def test_any_mix_of_models_ends_within_the_budget(make_engine: MakeEngine, seed:
     agents = {name.upper(): [name, models[(n + 1) % 5]] for n, name in enumerate(models)}
     pinned = dice.choice("ABCDE")
     engine = make_engine(
-        backend, agents, memory_budget=120 * MIB, slots=2, pinned=[pinned], model_turn_s=0.05
+        backend, agents, budget=120 * MIB, slots=2, pinned=[pinned], model_turn_s=0.05
     )
 
     def work(worker: int) -> int:
@@ -240,9 +235,7 @@ def test_any_mix_of_models_ends_within_the_budget(make_engine: MakeEngine, seed:
 
 def test_the_models_of_pinned_agents_stay(make_engine: MakeEngine) -> None:
     """Others come and go beside them; statistics say who is pinned."""
-    engine = engine_of(
-        make_engine, memory_budget=130 * MIB, pinned=["A"], enable_predictive_loading=False
-    )
+    engine = engine_of(make_engine, budget=130 * MIB, pinned=["A"], predictive=False)
     for agent in "ABCBCAC":
         engine.infer("Hello?", agent=agent)
         assert "a" in here(engine)
@@ -260,7 +253,7 @@ def test_an_unknown_pinned_agent_is_refused(make_engine: MakeEngine) -> None:
 
 def test_preload_pins_until_unload(make_engine: MakeEngine) -> None:
     """What was loaded to stay stays, whatever is asked for; unloading it frees it and its pin."""
-    engine = engine_of(make_engine, memory_budget=130 * MIB, enable_predictive_loading=False)
+    engine = engine_of(make_engine, budget=130 * MIB, predictive=False)
     assert engine.preload("A", pin=True).model_id == "a"
     for agent in "BCBC":
         engine.infer("Hello?", agent=agent)
@@ -274,7 +267,7 @@ def test_preload_pins_until_unload(make_engine: MakeEngine) -> None:
 
 def test_preload_without_pin_may_be_evicted(make_engine: MakeEngine) -> None:
     """It is as idle as any other, and evicts what is."""
-    engine = engine_of(make_engine, enable_predictive_loading=False)
+    engine = engine_of(make_engine, predictive=False)
     engine.preload("A")
     assert engine.preload("B").model_id == "b"
     assert here(engine) == {"b"}
@@ -306,7 +299,7 @@ def test_receipts_list_who_went(make_engine: MakeEngine) -> None:
     the others say nothing."""
     sizes = {"a": 40 * MIB, "b": 40 * MIB, "c": 90 * MIB}
     backend = FakeBackend({"*": FakeAnswer(TEXT)}, footprints=sizes)
-    engine = make_engine(backend, AGENTS, memory_budget=100 * MIB, enable_predictive_loading=False)
+    engine = make_engine(backend, AGENTS, budget=100 * MIB, predictive=False)
     assert engine.infer("Hello?", agent="A").receipt.evicted == []
     assert engine.infer("Hello?", agent="B").receipt.evicted == []
     assert engine.infer("Hello?", agent="C").receipt.evicted == ["a@q4", "b@q4"]
@@ -321,7 +314,7 @@ def test_waiting_requests_know_their_place(make_engine: MakeEngine) -> None:
     """From 1 to n in the order in which they would be served; None for what runs or has ended, and
     for what was cancelled."""
     held = Held(FakeAnswer(TEXT))
-    engine = engine_of(make_engine, {"*": held}, enable_predictive_loading=False)
+    engine = engine_of(make_engine, {"*": held}, predictive=False)
     running = engine.submit("Hello?", agent="A")
     held.wait_for()
     waiting = [engine.submit("Hello?", agent="A", session_id="s") for _ in range(4)]
@@ -443,15 +436,15 @@ def real(three_models: ModelRegistry, tmp_path: Path) -> Iterator[OrionInference
         "slots": 1,
         "threads": 1,
         "context_length": 512,
-        "keep_warm": False,
-        "enable_predictive_loading": False,
+        "keep_spare_worker": False,
+        "predictive": False,
     }
-    with OrionInferenceEngine(three_models, EngineConfig(**common)) as looking:
+    with OrionInferenceEngine(three_models, config_with(**common)) as looking:
         model = looking.plan("Hello?", agent="A").model
     assert model is not None
     assert model.needed_bytes is not None
     budget = int(BUDGET_MODELS * model.needed_bytes)
-    with OrionInferenceEngine(three_models, EngineConfig(memory_budget=budget, **common)) as engine:
+    with OrionInferenceEngine(three_models, config_with(budget=budget, **common)) as engine:
         yield engine
 
 
@@ -464,13 +457,13 @@ def test_a_corrupt_model_is_paused_and_evicts_nobody(
     write_tiny_llama(tmp_path / "b.gguf", context_length=512)
     data = three_models.data.model_dump(mode="json", exclude_defaults=True)
     registry = ModelRegistry.parse(json.dumps(data), base=tmp_path)
-    config = EngineConfig(
+    config = config_with(
         cache_dir=tmp_path / "cache",
         slots=1,
         threads=1,
         context_length=512,
-        keep_warm=False,
-        memory_budget=120 * MIB,
+        keep_spare_worker=False,
+        budget=120 * MIB,
     )
     with OrionInferenceEngine(registry, config) as engine:
         engine.preload("B")

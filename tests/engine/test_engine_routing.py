@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from engines import TEXT, Clock, MakeEngine, names
-from helpers import registry_with
+from helpers import all_stages_but, config_with, registry_with
 from minilm import write_minilm
 from tiny import write_tiny_llama
 
@@ -63,7 +63,7 @@ def test_the_default_router_is_the_hybrid_one(make_engine: MakeEngine) -> None:
 def test_an_application_brings_its_own_router(make_engine: MakeEngine) -> None:
     """It is asked instead, and nothing of the default one is made."""
     own = HybridRouter(enable_linear=False, residency_s=0.0)
-    engine = make_engine(agents=TRIO, router=own, router_weights="/nowhere/weights.npz")
+    engine = make_engine(agents=TRIO, router=own, weights="/nowhere/weights.npz")
     assert engine.router is own
     assert routed(engine, CODE).stages == ["start"]
 
@@ -72,7 +72,7 @@ def test_the_weights_can_be_left_out(make_engine: MakeEngine) -> None:
     """Then the hints of the registry decide."""
     hinted = {"models": {"primary": "b"}, "routing": {"keywords": {"snow": 3.0}}}
     agents = {"conversation": ["a"], "creative": ["c"], "skiing": hinted}
-    engine = make_engine(agents=agents, enable_linear_router=False)
+    engine = make_engine(agents=agents, stages=all_stages_but("linear"))
     route = routed(engine, "Is there snow?")
     assert (route.agent_id, route.stages) == ("skiing", ["start", "hints"])
 
@@ -82,7 +82,7 @@ def test_other_weights_can_be_named(make_engine: MakeEngine, tmp_path: Path) -> 
     agents = {**TRIO, "gardening": ["g"]}
     trained = HybridRouter().fit([("When do I prune roses?", "gardening")] * 4, pull=0.1)
     path = trained.save(tmp_path / "weights.npz")
-    engine = make_engine(agents=agents, router_weights=path)
+    engine = make_engine(agents=agents, weights=path)
     assert routed(engine, "When do I prune roses?").agent_id == "gardening"
     assert make_engine(agents=agents).plan("When do I prune roses?").route.agent_id != "gardening"
 
@@ -92,7 +92,7 @@ def test_weights_that_are_none_are_refused_at_once(make_engine: MakeEngine, tmp_
     (tmp_path / "weights.npz").write_bytes(b"nothing")
     for path in (tmp_path / "weights.npz", tmp_path / "missing.npz"):
         with pytest.raises(InvalidRequestError, match="weights"):
-            make_engine(router_weights=path)
+            make_engine(weights=path)
 
 
 def test_an_engine_is_made_without_numpy() -> None:
@@ -118,7 +118,7 @@ def test_the_log_does_not_quote_the_question(make_engine: MakeEngine) -> None:
     event = told()
     assert (event["agent_id"], event["stages"][0]) == ("code", "linear")
     assert "Python" not in json.dumps(event)
-    assert "ython" in told(log_content=True)["text"]
+    assert "ython" in told(include_content=True)["text"]
 
 
 # -- conversations
@@ -191,11 +191,9 @@ def test_any_stage_can_be_left_out(make_engine: MakeEngine) -> None:
     route = routed(make_engine(agents=agents), asked)
     assert {"linear", "hints"} <= set(route.stages)
     assert "asked for outright" in route.reason
-    without = routed(
-        make_engine(agents=agents, enable_route_hints=False, enable_route_wishes=False), asked
-    )
+    without = routed(make_engine(agents=agents, stages=all_stages_but("hints", "explicit")), asked)
     assert (without.stages, without.notes) == (["linear"], [])
-    engine = make_engine(agents=agents, enable_route_sessions=False)
+    engine = make_engine(agents=agents, stages=all_stages_but("sessions"))
     engine.infer(CODE, session_id="one")
     history = [{"role": "user", "content": CODE}]
     follow_up = routed(engine, FOLLOW_UP, session_id="one", conversation_history=history)
@@ -318,9 +316,9 @@ def test_a_file_that_cannot_be_read_is_no_image(
 
 
 def test_of_equal_agents_the_one_in_memory_answers(make_engine: MakeEngine, tmp_path: Path) -> None:
-    """Nobody waits for a load that makes no difference; `route_residency_s=0` leaves it at that."""
+    """Nobody waits for a load that makes no difference; `residency_s=0` leaves it at that."""
     backend = FakeBackend({"*": FakeAnswer(TEXT)})
-    settings = {"enable_linear_router": False, "cache_dir": tmp_path / "cache"}
+    settings = {"stages": all_stages_but("linear"), "cache_dir": tmp_path / "cache"}
     engine = make_engine(backend, DUO, **settings)
     assert engine.plan("Hm.").route.agent_id == "code"
     engine.preload("data")
@@ -328,7 +326,7 @@ def test_of_equal_agents_the_one_in_memory_answers(make_engine: MakeEngine, tmp_
     assert (route.agent_id, route.stages[-1]) == ("data", "residency")
     assert "data instead of the near-equal code" in route.reason
     assert backend.loaded == ["d@q4"]
-    strict = make_engine(agents=DUO, route_residency_s=0.0, **settings)
+    strict = make_engine(agents=DUO, residency_s=0.0, **settings)
     strict.preload("data")
     assert routed(strict, "Hm.").agent_id == "code"
 
@@ -360,7 +358,7 @@ def test_how_long_an_agent_would_take(make_engine: MakeEngine, tmp_path: Path) -
         agents,
         models={"f": {"variants": {"q4": variant}}},
         missing=["l"],
-        auto_download=True,
+        download={"auto": True},
         cache_dir=tmp_path / "cache",
     )
     assert engine._wait_s("conversation") == pytest.approx(0.3)
@@ -377,7 +375,7 @@ def test_how_long_an_agent_would_take(make_engine: MakeEngine, tmp_path: Path) -
 def test_feedback_is_kept_where_it_should_be(make_engine: MakeEngine, tmp_path: Path) -> None:
     """A line for each, which the training reads; the router learns from it."""
     path = tmp_path / "new" / "feedback.jsonl"
-    engine = make_engine(agents={**TRIO, "gardening": ["g"]}, router_feedback=path)
+    engine = make_engine(agents={**TRIO, "gardening": ["g"]}, feedback=path)
     result = engine.infer("When do I prune roses?\nIn May?")
     assert not path.exists()
     result.feedback(correct_agent="gardening")
@@ -405,7 +403,7 @@ def test_feedback_without_a_place_is_refused(make_engine: MakeEngine, tmp_path: 
     result = make_engine().infer("Hello?")
     by_hand = InferenceResult.model_validate_json(result.model_dump_json())
     for one in (result, by_hand):
-        with pytest.raises(InvalidRequestError, match=r"router_feedback=\.\.\."):
+        with pytest.raises(InvalidRequestError, match=r"EngineConfig\.router\.feedback"):
             one.feedback("conversation")
     assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
 
@@ -413,7 +411,7 @@ def test_feedback_without_a_place_is_refused(make_engine: MakeEngine, tmp_path: 
 def test_feedback_names_an_agent(make_engine: MakeEngine, tmp_path: Path) -> None:
     """One that there is none of is refused, one that came later is known."""
     path = tmp_path / "feedback.jsonl"
-    engine = make_engine(agents=TRIO, router_feedback=path)
+    engine = make_engine(agents=TRIO, feedback=path)
     result = engine.infer(CODE)
     with pytest.raises(UnknownAgentError, match="did you mean 'code'"):
         result.feedback("coed")
@@ -425,7 +423,7 @@ def test_feedback_names_an_agent(make_engine: MakeEngine, tmp_path: Path) -> Non
 
 def test_feedback_that_cannot_be_written_says_so(make_engine: MakeEngine, tmp_path: Path) -> None:
     """A place that is no file is an error, not silence."""
-    result = make_engine(router_feedback=tmp_path).infer("Hello?")
+    result = make_engine(feedback=tmp_path).infer("Hello?")
     with pytest.raises(InvalidRequestError, match=r"feedback cannot be kept: .*directory"):
         result.feedback("conversation")
 
@@ -435,7 +433,7 @@ def test_a_result_keeps_no_engine(tmp_path: Path) -> None:
     path = tmp_path / "feedback.jsonl"
     engine = OrionInferenceEngine(
         registry_with(tmp_path, TRIO),
-        EngineConfig(router_feedback=path),
+        config_with(feedback=path),
         backend=FakeBackend(),
         clock=Clock(),
     )
@@ -491,10 +489,10 @@ def config_of(tmp_path: Path, **settings: Any) -> EngineConfig:
         "slots": 1,
         "threads": 1,
         "context_length": 256,
-        "keep_warm": False,
-        "enable_predictive_loading": False,
+        "keep_spare_worker": False,
+        "predictive": False,
     }
-    return EngineConfig(**{**common, **settings})
+    return config_with(**{**common, **settings})
 
 
 SICK = "My tomato plants look sick"  # like an example in sense, hardly in words
@@ -503,7 +501,7 @@ SICK = "My tomato plants look sick"  # like an example in sense, hardly in words
 def test_the_embedding_model_is_asked(folder: Path, tmp_path: Path) -> None:
     """What means the same goes to the same agent; the model is the one that everybody shares, and
     what it says of the examples is kept for the next start."""
-    config = config_of(tmp_path, enable_linear_router=False)
+    config = config_of(tmp_path, stages=all_stages_but("linear"))
     with OrionInferenceEngine(registry_of(folder), config) as engine:
         route = routed(engine, SICK, max_tokens=1)
         assert (route.agent_id, route.stages) == ("gardening", ["start", "embedding"])
@@ -545,7 +543,7 @@ def _signals(text: str) -> Any:
 
 def test_the_embedding_stage_can_be_left_out(folder: Path, tmp_path: Path) -> None:
     """Then nothing is loaded for a route, and nothing said of it."""
-    config = config_of(tmp_path, enable_neural_router=False, enable_linear_router=False)
+    config = config_of(tmp_path, stages=all_stages_but("linear", "embeddings"))
     with OrionInferenceEngine(registry_of(folder), config) as engine:
         route = routed(engine, SICK, max_tokens=1)
         assert (route.stages, route.notes) == (["start"], [])
@@ -554,7 +552,7 @@ def test_the_embedding_stage_can_be_left_out(folder: Path, tmp_path: Path) -> No
 
 def test_a_plan_loads_no_embedding_model(folder: Path, tmp_path: Path) -> None:
     """It says that it would be; once it is in memory, the plan is the route."""
-    config = config_of(tmp_path, enable_linear_router=False)
+    config = config_of(tmp_path, stages=all_stages_but("linear"))
     with OrionInferenceEngine(registry_of(folder), config) as engine:
         history = [{"role": "user", "content": "How do I keep my plants alive?"}]
         for options in ({}, {"conversation_history": history}):
@@ -576,7 +574,7 @@ def test_a_plan_loads_no_embedding_model(folder: Path, tmp_path: Path) -> None:
 def test_a_broken_embedding_model_stops_nobody(folder: Path, tmp_path: Path) -> None:
     """Questions are routed without it; the receipt says so each time, an event once."""
     (folder / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
-    config = config_of(tmp_path, enable_linear_router=False)
+    config = config_of(tmp_path, stages=all_stages_but("linear"))
     with OrionInferenceEngine(registry_of(folder, "broken.gguf"), config) as engine:
         for _ in range(3):
             route = routed(engine, SICK, max_tokens=1)
@@ -591,7 +589,7 @@ def test_a_broken_embedding_model_stops_nobody(folder: Path, tmp_path: Path) -> 
 
 def test_an_embedding_model_that_is_not_here_is_not_fetched(folder: Path, tmp_path: Path) -> None:
     """The route says that it is missing; that is no failure."""
-    config = config_of(tmp_path, enable_linear_router=False, auto_download=True)
+    config = config_of(tmp_path, stages=all_stages_but("linear"), download={"auto": True})
     with OrionInferenceEngine(registry_of(folder, "missing.gguf"), config) as engine:
         route = routed(engine, SICK, max_tokens=1)
         assert route.stages == ["start"]
@@ -603,7 +601,7 @@ def test_an_embedding_model_that_is_not_here_is_not_fetched(folder: Path, tmp_pa
 def test_a_fake_backend_embeds_too(make_engine: MakeEngine) -> None:
     """An application's tests run the whole way of a route."""
     engine = make_engine(
-        agents=DUO, models={"d": {"type": "embedding"}}, enable_linear_router=False
+        agents=DUO, models={"d": {"type": "embedding"}}, stages=all_stages_but("linear")
     )
     vectors = engine.embed(["one two", "two one", "three"])
     assert vectors[0] @ vectors[1] == pytest.approx(1.0)

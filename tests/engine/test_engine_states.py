@@ -222,8 +222,8 @@ def test_texts_are_not_logged(make_engine, caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_texts_are_logged_when_asked_for(make_engine) -> None:
-    """With log_content=True questions, answers and errors are exported as they are."""
-    engine = make_engine({"*": secretive}, log_content=True)
+    """With include_content=True questions, answers and errors are exported as they are."""
+    engine = make_engine({"*": secretive}, include_content=True)
     ask_secretly(engine)
     exported = json.dumps(engine.export_logs())
     assert f"You said {SECRET}" in exported
@@ -231,11 +231,11 @@ def test_texts_are_logged_when_asked_for(make_engine) -> None:
 
 
 def test_the_export_is_bounded(make_engine) -> None:
-    """Only the last log_events events are kept; 0 keeps none."""
-    engine = make_engine(log_events=3)
+    """Only the last max_events events are kept; 0 keeps none."""
+    engine = make_engine(max_events=3)
     engine.infer("Hello?")
     assert len(engine.export_logs()) == 3
-    silent = make_engine(log_events=0)
+    silent = make_engine(max_events=0)
     silent.infer("Hello?")
     assert silent.export_logs() == []
 

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 from conftest import worker_processes
 from engines import TEXT, Clock, MakeEngine, outcomes
-from helpers import Held, registry_with, wait_until
+from helpers import Held, config_with, registry_with, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_tiny_llama
 
 from orion_oie import (
     EngineClosedError,
-    EngineConfig,
     InsufficientMemoryError,
     InvalidRequestError,
     ModelRegistry,
@@ -33,7 +32,7 @@ SIZES = {"a": 60 * MIB, "b": 60 * MIB, "c": 30 * MIB}
 def engine_of(make_engine: MakeEngine, backend: Any = None, **config: Any) -> OrionInferenceEngine:
     if backend is None:
         backend = FakeBackend({"*": FakeAnswer(TEXT)}, footprints=SIZES)
-    settings = {"memory_budget": 100 * MIB, "enable_predictive_loading": False, **config}
+    settings = {"budget": 100 * MIB, "predictive": False, **config}
     return make_engine(backend, AGENTS, **settings)
 
 
@@ -156,7 +155,7 @@ def test_a_plan_says_what_would_be_fetched(make_engine: MakeEngine) -> None:
     variant = {"quantization": "q4", "size_mb": 7, "min_ram_gb": 0.1, "source": source}
     models = {"a": {"variants": {"q4": variant}}}
     backend = FakeBackend(footprints=SIZES)
-    fetching = make_engine(backend, {"conversation": ["a"]}, models=models, auto_download=True)
+    fetching = make_engine(backend, {"conversation": ["a"]}, models=models, download={"auto": True})
     plan = fetching.plan("Hello?")
     assert plan.model is not None
     assert not plan.model.is_here
@@ -171,7 +170,7 @@ def test_a_plan_says_what_would_be_fetched(make_engine: MakeEngine) -> None:
 def test_a_plan_for_what_never_fits(make_engine: MakeEngine) -> None:
     """The chain goes on behind a model that is too large, and says why; with nothing else, no model
     would answer, and none does."""
-    engine = engine_of(make_engine, memory_budget=40 * MIB)
+    engine = engine_of(make_engine, budget=40 * MIB)
     plan = engine.plan("Hello?")
     assert plan.model is None
     assert "of a budget of" in plan.considered[0].why_not
@@ -184,7 +183,7 @@ def test_a_plan_knows_what_is_pinned(make_engine: MakeEngine) -> None:
     """Room that pinned models hold is no room: the next of the chain would answer, and does."""
     agents = {"conversation": ["a"], "second": ["b", "c"]}
     backend = FakeBackend({"*": FakeAnswer(TEXT)}, footprints=SIZES)
-    engine = make_engine(backend, agents, memory_budget=100 * MIB, pinned=["conversation"])
+    engine = make_engine(backend, agents, budget=100 * MIB, pinned=["conversation"])
     engine.infer("Hello?")
     plan = engine.plan("Hello?", agent="second")
     assert plan.model is not None
@@ -235,7 +234,7 @@ def test_a_plan_knows_who_stands_in(make_engine: MakeEngine) -> None:
     """While the full model is not in memory, the lite one would answer."""
     agents = {"conversation": {"models": {"primary": "a", "lite": "c"}}}
     engine = make_engine(
-        FakeBackend({"*": FakeAnswer(TEXT)}, footprints=SIZES), agents, memory_budget=100 * MIB
+        FakeBackend({"*": FakeAnswer(TEXT)}, footprints=SIZES), agents, budget=100 * MIB
     )
     plan = engine.plan("Hello?")
     assert plan.model is not None
@@ -317,9 +316,7 @@ def test_plans_are_right(
         folder, {"first": ["a", "b"], "second": ["b", "c"], "third": ["c", "a"]}
     )
     footprints = {name: size * MIB for name, size in sizes_mb.items()}
-    config = EngineConfig(
-        memory_budget=100 * MIB, pinned=sorted(pinned), enable_predictive_loading=False
-    )
+    config = config_with(budget=100 * MIB, pinned=sorted(pinned), predictive=False)
     backend = FakeBackend({"*": FakeAnswer("Yes.")}, footprints=footprints)
     with OrionInferenceEngine(registry, config, backend=backend, clock=Clock()) as engine:
         for agent in agents:
@@ -350,14 +347,14 @@ def test_plans_of_a_real_model_are_right(tmp_path: Path) -> None:
     }
     content = {"version": "1", "models": models, "agents": agents}
     registry = ModelRegistry.parse(json.dumps(content), base=tmp_path)
-    config = EngineConfig(
+    config = config_with(
         cache_dir=tmp_path / "cache",
         slots=1,
         threads=1,
         context_length=512,
-        memory_budget=120 * MIB,
-        keep_warm=False,
-        enable_predictive_loading=False,
+        budget=120 * MIB,
+        keep_spare_worker=False,
+        predictive=False,
     )
     engine = OrionInferenceEngine(registry, config)
     try:

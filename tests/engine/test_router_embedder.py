@@ -9,14 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import BOUND_S, Clock, Running, no_more_threads, registry_with, run_all, wait_until
+from helpers import (
+    BOUND_S,
+    Clock,
+    Running,
+    config_with,
+    no_more_threads,
+    registry_with,
+    run_all,
+    wait_until,
+)
 from minilm import minilm_folder, write_minilm
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.fake import FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
-from orion_oie.config import EngineConfig
 from orion_oie.embeddings.shared import SharedEmbeddings
+from orion_oie.engine.build import resolved
 from orion_oie.engine.router_embedder import (
     PAUSE_S,
     RouterEmbedder,
@@ -67,8 +76,8 @@ class World:
         self.backend.gate.set()
         self.clock = Clock()
         self.degraded: list[str] = []
-        self.config = EngineConfig(cache_dir=folder / "cache", **config)
-        cache = ModelCache(self.config.cache_dir)
+        self.config = resolved(config_with(cache_dir=folder / "cache", **config))
+        cache = ModelCache(self.config.download.cache_dir)
         events = EventLog(0)
         self.keeper = Housekeeper(self.config, self.backend, self.backend.load, events, cache.root)
         self.pool = self.keeper.pool
@@ -140,7 +149,7 @@ def test_it_embeds(make_world: Callable[..., World]) -> None:
 )
 def test_its_name(make_world: Callable[..., World], setting: str | None, name: str) -> None:
     """Weights are trained for a model by this name, wherever it comes from."""
-    assert make_world(embedding_model=setting).embedder.name == name
+    assert make_world(embeddings={"model": setting}).embedder.name == name
 
 
 def test_whether_it_is_here_is_looked_at_now_and_then(make_world: Callable[..., World]) -> None:
@@ -165,7 +174,7 @@ def test_nothing_is_fetched(make_world: Callable[..., World]) -> None:
     """A model that could be fetched is not here."""
     source = {"url": "https://example.org", "shards": ["m.gguf"]}
     variant = {"quantization": "q4", "size_mb": 7, "min_ram_gb": 0.1, "source": source}
-    world = make_world(auto_download=True, embedding_model="far")
+    world = make_world(download={"auto": True}, embeddings={"model": "far"})
     model = world.registry.model("minilm").model_dump(mode="json", exclude_defaults=True)
     world.registry.add_model("far", {**model, "variants": {"q4": variant}})
     assert not world.embedder.is_ready()
@@ -251,7 +260,7 @@ def test_a_failure_is_told_once_and_left_alone(make_world: Callable[..., World])
 
 def test_models_in_memory_do_not_give_way_in_turns(make_world: Callable[..., World]) -> None:
     """Where the one would make the other leave, and the other the one, it is not loaded."""
-    for limits in ({"memory_budget": 55 * MIB}, {"max_models": 1}):
+    for limits in ({"budget": 55 * MIB}, {"max_models": 1}):
         world = make_world(**limits)
         with world.use("conversation"):
             pass
@@ -263,7 +272,7 @@ def test_models_in_memory_do_not_give_way_in_turns(make_world: Callable[..., Wor
 
 def test_one_of_several_may_give_way(make_world: Callable[..., World]) -> None:
     """Where it fits beside each of them, the one that was idle for longest goes."""
-    world = make_world(memory_budget=105 * MIB)
+    world = make_world(budget=105 * MIB)
     for agent_id in ("second", "conversation"):
         with world.use(agent_id):
             pass
@@ -273,7 +282,7 @@ def test_one_of_several_may_give_way(make_world: Callable[..., World]) -> None:
 
 def test_a_model_in_use_is_not_waited_for(make_world: Callable[..., World]) -> None:
     """A route does not stand behind an answer."""
-    world = make_world(memory_budget=105 * MIB)
+    world = make_world(budget=105 * MIB)
     with world.use("conversation"), world.use("second"), pytest.raises(InsufficientMemoryError):
         world.embedder.embed(["x"])
     world.clock.tick(PAUSE_S)
@@ -343,7 +352,7 @@ def test_a_text_that_is_too_long_is_its_own_fault(make_world: Callable[..., Worl
 
     world = make_world(threads=1)
     write_minilm(world.folder / "minilm.gguf")
-    backend = LlamaBackend(LoaderSettings(), cache=ModelCache(world.config.cache_dir))
+    backend = LlamaBackend(LoaderSettings(), cache=ModelCache(world.config.download.cache_dir))
     world.pool._load = backend.load
     try:
         first = world.embedder.embed(["a text"])
@@ -359,7 +368,9 @@ def test_a_text_that_is_too_long_is_its_own_fault(make_world: Callable[..., Worl
 def test_sentence_transformers_are_used_in_this_process(make_world: Callable[..., World]) -> None:
     """With nothing in the pool; what is loaded is known when it was loaded."""
     pytest.importorskip("sentence_transformers")
-    world = make_world(limit_s=120.0, embedding_model=f"sentence-transformers:{minilm_folder()}")
+    world = make_world(
+        limit_s=120.0, embeddings={"model": f"sentence-transformers:{minilm_folder()}"}
+    )
     assert (world.embedder.is_ready(), world.embedder.is_loaded()) == (True, False)
     vectors = world.embedder.embed(["a dog", "a puppy", "a tax form"])
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2

@@ -75,7 +75,7 @@ def test_a_running_answer_stays_with_its_model(make_engine: MakeEngine) -> None:
 
 def test_no_stand_in_when_asked_to_wait(make_engine: MakeEngine) -> None:
     """With the sequential strategy, a request waits for the full model."""
-    engine = make_engine(FakeBackend(SCRIPTS), AGENT, loading_strategy="sequential")
+    engine = make_engine(FakeBackend(SCRIPTS), AGENT, strategy="sequential")
     result = engine.infer("hello")
     assert result.model_id == "full"
     assert engine.stats().models.keys() == {"full@q4"}
@@ -83,7 +83,7 @@ def test_no_stand_in_when_asked_to_wait(make_engine: MakeEngine) -> None:
 
 def test_no_stand_in_when_switched_off(make_engine: MakeEngine) -> None:
     """Without stand-ins, a request waits for the full model."""
-    engine = make_engine(FakeBackend(SCRIPTS), AGENT, enable_stand_in=False)
+    engine = make_engine(FakeBackend(SCRIPTS), AGENT, stand_in=False)
     assert engine.infer("hello").model_id == "full"
 
 
@@ -112,7 +112,7 @@ def test_a_full_model_that_cannot_be_loaded(make_engine: MakeEngine) -> None:
     broken = [WorkerError("no luck") for _ in range(9)]
     backend = FakeBackend(SCRIPTS, load_errors={"full": broken})
     # A load for a request that is only expected would fail as well, and count.
-    engine = make_engine(backend, AGENT, enable_predictive_loading=False)
+    engine = make_engine(backend, AGENT, predictive=False)
     for _ in range(3):
         handle = engine.submit("hello")
         assert handle.result(10).model_id == "lite"

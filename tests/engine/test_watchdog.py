@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 from engines import TEXT, MakeEngine
-from helpers import Held, Running, registry_with, wait_until
+from helpers import Held, Running, config_with, registry_with, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orion_oie import EngineConfig, OrionInferenceEngine
+from orion_oie import OrionInferenceEngine
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.engine.lifecycle import (
     RequestLifecycle,
@@ -117,7 +117,7 @@ def test_a_request_is_quiet_since_its_last_step() -> None:
 
 
 def engine_of(make_engine: MakeEngine, backend: FakeBackend, **config: Any) -> OrionInferenceEngine:
-    settings = {"stuck_after_s": 0.05, "enable_predictive_loading": False, **config}
+    settings = {"stuck_after_s": 0.05, "predictive": False, **config}
     return make_engine(backend, {"conversation": ["a"], "second": ["b"]}, **settings)
 
 
@@ -171,7 +171,7 @@ def test_who_waits_is_named_with_its_blocker(make_engine: MakeEngine) -> None:
     model of the first one to become idle."""
     held = Held(FakeAnswer(TEXT))
     backend = FakeBackend({"a": held}, footprints={"a": 60 * MIB, "b": 60 * MIB})
-    engine = engine_of(make_engine, backend, memory_budget=100 * MIB)
+    engine = engine_of(make_engine, backend, budget=100 * MIB)
     running = engine.submit("Hello?")
     held.wait_for()
     waiting = engine.submit("Hello?", agent="second")
@@ -217,7 +217,7 @@ def test_a_request_that_nobody_can_answer_is_not_in_the_way(
 
     engine = OrionInferenceEngine(
         registry_with(tmp_path, {"conversation": ["a"]}),
-        EngineConfig(stuck_after_s=0.05),
+        config_with(stuck_after_s=0.05),
         backend=FakeBackend(),
         router=Router(),
     )

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from contracts import INFO
 from gguf import GGUFReader, GGUFWriter
+from helpers import config_with
 from minilm import minilm_folder, original_minilm, write_minilm
 from numpy.typing import NDArray
 
-from orion_oie import EngineConfig, ModelRegistry, ModelSpec, OrionInferenceEngine
+from orion_oie import ModelRegistry, ModelSpec, OrionInferenceEngine
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.backends.llama.worker.embedder import Embedder
@@ -503,7 +504,9 @@ def test_the_command_says_how_to_name_it(
     assert spec.variants["q8_0"].quantization == "Q8_0"
     registry = ModelRegistry.packaged()
     registry.add_model("minilm", spec)
-    config = EngineConfig(cache_dir=tmp_path / "cache", keep_warm=False, embedding_model="minilm")
+    config = config_with(
+        cache_dir=tmp_path / "cache", keep_spare_worker=False, embeddings={"model": "minilm"}
+    )
     with OrionInferenceEngine(registry, config) as engine:
         assert engine.embed(["Hello"]).shape == (1, 384)
 

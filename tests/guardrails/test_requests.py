@@ -61,7 +61,7 @@ def test_a_question_has_a_limit() -> None:
     error = refusal("x" * (LIMIT + 1))
     assert error.message == (
         "the question has 21 characters, the limit is 20; shorten it or raise "
-        "EngineConfig(max_query_chars=...)"
+        "EngineConfig.guardrails.max_query_chars"
     )
     assert error.details == {"characters": 21, "limit": 20}
 

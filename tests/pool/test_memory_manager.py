@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 from engines import TEXT, MakeEngine, names
-from helpers import BOUND_S, Held, Running, wait_until
+from helpers import BOUND_S, Held, Running, config_with, wait_until
 from pools import spec
 
 from orion_oie import (
-    EngineConfig,
     InsufficientMemoryError,
     ModelCorruptError,
 )
@@ -100,7 +99,7 @@ class House:
         self.events = EventLog(100)
         self.gone: list[str] = []
         self.keeper = Housekeeper(
-            EngineConfig(**config),
+            config_with(**config),
             machine,
             machine.load,
             self.events,
@@ -259,7 +258,7 @@ def test_loads_wait_until_there_is_memory_again(make_house: MakeHouse) -> None:
     """At critical pressure no load begins, though no model is left to be watched; once there is
     memory, it goes on by itself."""
     machine = Machine(a=1, b=1)
-    house = make_house(machine, OFTEN_S, memory_budget=4 * GIB)
+    house = make_house(machine, OFTEN_S, budget=4 * GIB)
     house.use("a")
     machine.others = 15 * GIB + GIB // 2
     wait_until(lambda: machine.here == set())
@@ -278,7 +277,7 @@ def test_the_first_load_looks_first(make_house: MakeHouse) -> None:
     """Nobody watched before it: it waits all the same, and the machine is looked at meanwhile."""
     machine = Machine(a=1)
     machine.others = 15 * GIB + GIB // 2
-    house = make_house(machine, OFTEN_S, memory_budget=4 * GIB)
+    house = make_house(machine, OFTEN_S, budget=4 * GIB)
     waiting = Running(house.use, "a")
     wait_until(lambda: len(house.keeper.monitor.history()) > 2 * CALM_SAMPLES)
     assert machine.loaded == []
@@ -291,7 +290,7 @@ def test_a_load_that_waits_in_vain_says_so(make_house: MakeHouse) -> None:
     """After its patience it is refused, and the memory is watched no more when all is well."""
     machine = Machine(a=1)
     machine.others = 15 * GIB + GIB // 2
-    house = make_house(machine, OFTEN_S, memory_budget=4 * GIB)
+    house = make_house(machine, OFTEN_S, budget=4 * GIB)
     house.pool._pressure_wait_s = 0.01
     with pytest.raises(InsufficientMemoryError, match="about to run out of memory"):
         house.use("a")
@@ -308,7 +307,7 @@ def test_a_model_that_takes_more_is_counted(make_house: MakeHouse) -> None:
     """More than was reserved counts from when it is seen, and what is too much then goes: the one
     that is idle."""
     machine = Machine(a=1, b=1)
-    house = make_house(machine, memory_budget=3 * GIB)
+    house = make_house(machine, budget=3 * GIB)
     house.use("a")
     house.hold("b")
     assert house.pool.reserved_bytes == 2 * GIB
@@ -390,7 +389,7 @@ def test_the_budget_follows_the_machine(make_house: MakeHouse) -> None:
 def test_a_machine_that_cannot_be_read_is_told(make_house: MakeHouse) -> None:
     """Loads go on; what cannot be seen is told as an event."""
     machine = Machine(a=1)
-    house = make_house(machine, memory_budget=4 * GIB)
+    house = make_house(machine, budget=4 * GIB)
     machine.error = PermissionError("not for you")
     house.use("a")
     assert machine.here == {"a"}
@@ -516,7 +515,7 @@ def test_an_engine_under_pressure(on_machine: Callable[..., Any]) -> None:
     machine = Machine(a=1, b=1)
     held = Held(FakeAnswer("At last."))
     machine.scripts = {"a": held, "*": FakeAnswer(TEXT)}
-    engine = on_machine(machine, {"conversation": ["a"], "second": ["b"]}, memory_budget=9 * GIB)
+    engine = on_machine(machine, {"conversation": ["a"], "second": ["b"]}, budget=9 * GIB)
     running = engine.submit("Hello?")
     held.wait_for()
     engine.infer("Hello?", agent="second")

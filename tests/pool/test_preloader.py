@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 from engines import TEXT, Clock, MakeEngine, names
-from helpers import registry_with, wait_until
+from helpers import config_with, registry_with, wait_until
 from pools import Holder, World, spec
 
-from orion_oie import EngineConfig, ModelInfo, OrionInferenceEngine, PredictionStats, WorkerError
+from orion_oie import ModelInfo, OrionInferenceEngine, PredictionStats, WorkerError
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.cancellation import CancelScope
+from orion_oie.engine.build import resolved
 from orion_oie.errors import InsufficientMemoryError
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import Choice
@@ -38,7 +39,7 @@ def engine_of(make_engine: MakeEngine, budget: int = 100, **settings: Any) -> Or
     backend = FakeBackend(
         {"*": FakeAnswer(TEXT)}, footprints=dict.fromkeys("abc", 60 * MIB), **settings
     )
-    return make_engine(backend, AGENTS, memory_budget=budget * MIB)
+    return make_engine(backend, AGENTS, budget=budget * MIB)
 
 
 def ask(engine: OrionInferenceEngine, agents: str, session: str | None = "s") -> Any:
@@ -123,7 +124,7 @@ def test_a_user_may_come_while_the_model_is_loaded_ahead(make_engine: MakeEngine
 def test_nothing_is_loaded_ahead_when_switched_off(make_engine: MakeEngine) -> None:
     """Then nothing is predicted at all, and the statistics say that it is off."""
     backend = FakeBackend({"*": FakeAnswer(TEXT)}, footprints=dict.fromkeys("abc", 60 * MIB))
-    engine = make_engine(backend, AGENTS, memory_budget=100 * MIB, enable_predictive_loading=False)
+    engine = make_engine(backend, AGENTS, budget=100 * MIB, predictive=False)
     ask(engine, "ABABAB")
     assert here(engine) == {"b"}
     assert len(backend.loaded) == 6
@@ -156,7 +157,7 @@ def test_a_paused_model_is_not_loaded_ahead(make_engine: MakeEngine) -> None:
         footprints=dict.fromkeys("abc", 60 * MIB),
         load_errors=errors,
     )
-    engine = make_engine(backend, AGENTS, memory_budget=100 * MIB, clock=clock)
+    engine = make_engine(backend, AGENTS, budget=100 * MIB, clock=clock)
     ask(engine, "ABAB")
     engine.unload("B")
     errors["b"] += [WorkerError("no luck") for _ in range(3)]
@@ -208,7 +209,7 @@ class House:
         self.paused: set[str] = set()
         self.loaded: list[tuple[str, tuple[str, ...]]] = []
         self.clock = Clock()
-        config = EngineConfig(enable_predictive_loading=is_enabled)
+        config = resolved(config_with(predictive=is_enabled))
         sizes = ModelSizes(self.footprint, FootprintLedger())
         self.pool = AgentPool(
             self.world.load,

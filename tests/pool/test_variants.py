@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 from engines import MakeEngine, ended
-from helpers import registry_with
+from helpers import config_with, registry_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_tiny_llama
 
-from orion_oie import EngineConfig, InsufficientMemoryError, ModelCorruptError, ModelNotFoundError
+from orion_oie import InsufficientMemoryError, ModelCorruptError, ModelNotFoundError
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.backends.llama.host.loader import LlamaBackend
+from orion_oie.engine.build import resolved
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import (
     Choice,
@@ -72,7 +73,7 @@ class World:
         )
         self.placement = Placement(
             self.registry,
-            EngineConfig(**config),
+            resolved(config_with(**config)),
             ModelCache(folder / "cache"),
             self.sizes,
             lambda: self.budget_bytes,
@@ -136,7 +137,7 @@ def test_the_agents_loading_strategy_comes_first(
 ) -> None:
     """An agent's strategy goes over the engine's, down to what the backend is told."""
     agent = {} if of_agent is None else {"loading_strategy": of_agent}
-    world = World(tmp_path, variants(), agent=agent, loading_strategy=of_engine)
+    world = World(tmp_path, variants(), agent=agent, strategy=of_engine)
     expected = of_agent or of_engine
     assert world.placement.loading_strategy("conversation") == expected
     assert world.placement.load_spec(world.choice()).is_progressive is (expected == "progressive")
@@ -172,7 +173,7 @@ def test_shards_as_the_agent_the_variant_and_the_engine_say(tmp_path: Path) -> N
 def test_the_spec_says_all_that_the_engine_says(tmp_path: Path) -> None:
     """Slots, context, threads and what may be parked reach the backend; size is in bytes."""
     world = World(
-        tmp_path, variants("q4"), slots=3, context_length=512, threads=2, parked_bytes=12345
+        tmp_path, variants("q4"), slots=3, context_length=512, threads=2, host_cache_bytes=12345
     )
     spec = world.placement.load_spec(world.choice())
     assert (spec.slots, spec.context_length, spec.threads) == (3, 512, 2)
@@ -288,9 +289,9 @@ def test_when_nothing_fits_the_smallest_is_a_choice(tmp_path: Path) -> None:
 
 
 def test_what_may_be_fetched_is_chosen_when_that_is_allowed(tmp_path: Path) -> None:
-    """With `auto_download` the first of the registry that fits; it says where it comes from."""
+    """With `download.auto` the first of the registry that fits; it says where it comes from."""
     models = {"main": {"variants": {"q4": remote("q4"), "q8": remote("q8")}}}
-    world = World(tmp_path, models, here=(), auto_download=True)
+    world = World(tmp_path, models, here=(), download={"auto": True})
     choice = world.choice()
     assert (choice.variant, choice.files) == ("q4", None)
     assert choice.source is not None
@@ -301,7 +302,7 @@ def test_what_may_be_fetched_is_chosen_when_that_is_allowed(tmp_path: Path) -> N
 
 
 def test_nothing_is_chosen_to_be_fetched_when_that_is_not_allowed(tmp_path: Path) -> None:
-    """Without `auto_download` what is here is taken, whatever was wanted; with nothing here, the
+    """Without `download.auto` what is here is taken, whatever was wanted; with nothing here, the
     choice says why it is of no use."""
     both = {"main": {"variants": {"q4": variant("q4"), "q8": remote("q8")}}}
     world = World(tmp_path, both, here=["q4"], agent={"quantization": "q8"})
@@ -315,7 +316,7 @@ def test_nothing_is_chosen_to_be_fetched_when_that_is_not_allowed(tmp_path: Path
 def test_what_is_here_is_used_before_anything_is_fetched(tmp_path: Path) -> None:
     """Without a wish nothing is fetched while something fits; a level that is wanted is fetched."""
     both = {"main": {"variants": {"q8": remote("q8"), "q4": variant("q4")}}}
-    world = World(tmp_path, both, here=["q4"], auto_download=True)
+    world = World(tmp_path, both, here=["q4"], download={"auto": True})
     assert world.choice().variant == "q4"
     world.wish(quantization="q8")
     assert world.choice().variant == "q8"
@@ -360,7 +361,7 @@ def engine_of(make_engine: MakeEngine, tmp_path: Path, **settings: Any) -> Any:
     for name in NAMES:
         (tmp_path / f"{name}.gguf").touch()
     backend = FakeBackend({"*": FakeAnswer("Yes.")}, footprints=BIG)
-    settings = {"memory_budget": 100 * MIB, **settings}
+    settings = {"budget": 100 * MIB, **settings}
     return make_engine(backend, AGENTS, models=variants(), **settings)
 
 
@@ -397,7 +398,7 @@ def test_an_error_about_memory_when_no_variant_would_fit(
     """It says that, too, and what the smallest one needs."""
     for name in NAMES:
         (tmp_path / f"{name}.gguf").touch()
-    engine = make_engine(FakeBackend(footprints=BIG), models=variants(), memory_budget=20 * MIB)
+    engine = make_engine(FakeBackend(footprints=BIG), models=variants(), budget=20 * MIB)
     with pytest.raises(InsufficientMemoryError, match=r"main@q4 needs 30 MiB.*none of its other"):
         engine.infer("Hello?")
 
@@ -406,7 +407,7 @@ def test_the_number_of_models_is_no_matter_of_variants(
     make_engine: MakeEngine, tmp_path: Path
 ) -> None:
     """Where what is pinned leaves no place at all, no smaller variant is recommended."""
-    settings = {"memory_budget": 200 * MIB, "max_models": 1}
+    settings = {"budget": 200 * MIB, "max_models": 1}
     engine = engine_of(make_engine, tmp_path, pinned=["other"], **settings)
     engine.infer("Hello?", agent="other")
     handle = ended(engine.submit("Hello?", agent="conversation"))
@@ -419,7 +420,7 @@ def test_what_is_nowhere_is_not_recommended(make_engine: MakeEngine, tmp_path: P
     """A variant whose file is neither here nor anywhere else is no way out."""
     (tmp_path / "q8.gguf").touch()
     engine = make_engine(
-        FakeBackend(footprints={"main@q8": 80 * MIB}), models=variants(), memory_budget=60 * MIB
+        FakeBackend(footprints={"main@q8": 80 * MIB}), models=variants(), budget=60 * MIB
     )
     with pytest.raises(InsufficientMemoryError, match="none of its other variants"):
         engine.infer("Hello?")
@@ -430,7 +431,7 @@ def test_the_packaged_registry_can_be_placed(tmp_path: Path) -> None:
     registry = ModelRegistry.packaged()
     cache = ModelCache(tmp_path)
     sizes = ModelSizes(LlamaBackend(cache=cache).footprint, FootprintLedger())
-    config = EngineConfig(auto_download=True)
+    config = resolved(config_with(download={"auto": True}))
     placement = Placement(registry, config, cache, sizes, lambda: 4 * 10**9, lambda _key: False)
     for agent_id in registry.agents:
         for choice in placement.choices(agent_id):

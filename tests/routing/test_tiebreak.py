@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from engines import TEXT, MakeEngine
-from helpers import BOUND_S, Running, wait_until
+from helpers import BOUND_S, Running, all_stages_but, config_with, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 from internals import pool_of
 
-from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
+from orion_oie import ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.base import (
     Completion,
     GenerationJob,
@@ -161,10 +161,8 @@ DUO = {"code": ["b"], "data": ["d"], "other": ["e"]}
 def engine_of(make_engine: MakeEngine, tmp_path: Path, backend: Any, **config: Any) -> Any:
     settings = {
         "cache_dir": tmp_path / "cache",
-        "enable_linear_router": False,
-        "enable_neural_router": False,
-        "route_residency_s": 0.0,
-        "enable_route_tie_break": True,
+        "stages": [*all_stages_but("linear", "embeddings"), "tie_break"],
+        "residency_s": 0.0,
         **config,
     }
     return make_engine(backend, DUO, models={"e": {"type": "embedding"}}, **settings)
@@ -237,7 +235,8 @@ def test_a_model_that_is_arriving_is_not_asked(make_engine: MakeEngine, tmp_path
 def test_it_is_off_unless_asked_for(make_engine: MakeEngine, tmp_path: Path) -> None:
     """By default no question is shown to a model that need not answer it."""
     backend = FakeBackend({"*": FakeAnswer(error=WorkerCrashedError("asked"))})
-    engine = engine_of(make_engine, tmp_path, backend, enable_route_tie_break=False)
+    stages = all_stages_but("linear", "embeddings")
+    engine = engine_of(make_engine, tmp_path, backend, stages=stages)
     engine.preload("code")
     assert engine.plan("Hm.").route.notes == []
     engine = engine_of(make_engine, tmp_path, backend)
@@ -247,16 +246,15 @@ def test_it_is_off_unless_asked_for(make_engine: MakeEngine, tmp_path: Path) -> 
 
 def test_a_real_model_decides(smollm2: Path, tmp_path: Path) -> None:
     """SmolLM2, once it is in memory: a probability, and the opposite one for the agents swapped."""
-    config = EngineConfig(
+    config = config_with(
         cache_dir=tmp_path / "cache",
-        enable_route_tie_break=True,
-        enable_linear_router=False,
-        route_residency_s=0.0,
+        stages=[*all_stages_but("linear"), "tie_break"],
+        residency_s=0.0,
         slots=1,
         threads=1,
         context_length=1024,
-        keep_warm=False,
-        enable_predictive_loading=False,
+        keep_spare_worker=False,
+        predictive=False,
     )
     with OrionInferenceEngine(config=config) as engine:
         assert "tie_break" not in engine.plan("Hm.").route.stages

@@ -166,10 +166,20 @@ def pull(
         click.echo(file)
 
 
-def _engine(registry: Path | None, cache_dir: Path | None, **settings: Any) -> OrionInferenceEngine:
+def _engine(
+    registry: Path | None,
+    cache_dir: Path | None,
+    *,
+    download: Mapping[str, Any],
+    loading: Mapping[str, Any] | None = None,
+) -> OrionInferenceEngine:
     """An engine for one command: nobody asks a second question."""
-    config = EngineConfig(cache_dir=cache_dir, slots=1, keep_warm=False, **settings)
-    return OrionInferenceEngine(registry, config)
+    sections: dict[str, Any] = {
+        "serving": {"slots": 1},
+        "loading": {"keep_spare_worker": False, **(loading or {})},
+        "download": {"cache_dir": cache_dir, **download},
+    }
+    return OrionInferenceEngine(registry, EngineConfig(**sections))
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -211,12 +221,15 @@ def run(
         seed=seed,
         system_prompt=system,
     )
-    settings = {
-        "auto_download": auto_download,
-        "loading_strategy": "sequential" if sequential else "progressive",
-        "enable_stand_in": False,  # nobody asks a second question that the full model could answer
+    download = {"auto": auto_download}
+    loading = {
+        "strategy": "sequential" if sequential else "progressive",
+        "stand_in": False,  # nobody asks a second question that the full model could answer
     }
-    with LoadDisplay() as display, _engine(registry, cache_dir, **settings) as engine:
+    with (
+        LoadDisplay() as display,
+        _engine(registry, cache_dir, download=download, loading=loading) as engine,
+    ):
         engine.subscribe(display.show)
         with engine.stream(question, **options) as handle:
             try:

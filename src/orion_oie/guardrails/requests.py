@@ -3,9 +3,8 @@
 Does not judge the intent of a request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -27,7 +26,7 @@ def checked_query(query: object, options: RequestOptions, max_chars: int) -> str
     return question
 
 
-def checked_options(options: dict[str, Any]) -> RequestOptions:
+def checked_options(options: Mapping[str, object]) -> RequestOptions:
     """The keyword options of a request; raises `InvalidRequestError` with every problem."""
     try:
         return RequestOptions.model_validate(options)
@@ -82,7 +81,7 @@ def check_text(text: str, where: str, max_chars: int) -> None:
     if len(text) > max_chars:
         raise InvalidRequestError(
             f"{where} has {len(text)} characters, the limit is {max_chars}; shorten it or raise "
-            "EngineConfig(max_query_chars=...)",
+            "EngineConfig.guardrails.max_query_chars",
             characters=len(text),
             limit=max_chars,
         )

@@ -87,7 +87,7 @@ class SourceSpec(Spec):
 
 class ShardingSpec(Spec):
     """How a variant is split, and how many shards must be here before anything is computed; goes
-    over `EngineConfig.sharding`. `enabled` says of a variant that its
+    over `EngineConfig.loading.sharding`. `enabled` says of a variant that its
     files are split; of an agent, if it is given, whether to compute while they arrive."""
 
     enabled: bool = False

@@ -126,7 +126,7 @@ def too_large(
         said += f"; at most {limits.models} models may be in memory"
     return InsufficientMemoryError(
         f"{key} needs {in_mib(size_bytes)}, and the memory budget is {there}{said}; use a smaller "
-        "variant or context_length, raise EngineConfig(memory_budget=...), or unpin",
+        "variant or context_length, raise EngineConfig.memory.budget, or unpin",
         model=key,
         needed_bytes=size_bytes,
         budget_bytes=budget_bytes,

@@ -84,13 +84,13 @@ class Housekeeper:
             on_sample=self._on_sample,
             on_level=self._on_level,
         )
-        self.budget = MemoryBudget(config.memory_budget, self._held_bytes, read_system=read_system)
+        self.budget = MemoryBudget(config.memory.budget, self._held_bytes, read_system=read_system)
         backend.may_take = self.may_take
         self._load = load
         self.on_gone: Callable[[str], None] = lambda _key: None
         self.pool = AgentPool(
             self._timed_load,
-            config.max_models,
+            config.memory.max_models,
             self._on_evicted,
             size_of=self._size_of,
             budget_bytes=self.budget.bytes,

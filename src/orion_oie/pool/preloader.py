@@ -56,7 +56,7 @@ class Preloader:
         load_ahead: LoadAhead,
         clock: Callable[[], float],
     ) -> None:
-        self._is_enabled = config.enable_predictive_loading
+        self._is_enabled = config.loading.predictive
         self._placement = placement
         self._pool = pool
         self._sizes = sizes

@@ -90,11 +90,11 @@ class Placement:
             files=files,
             source=choice.source,
             sharding=self._sharding(agent, variant),
-            slots=self._config.slots,
-            context_length=self._config.context_length,
-            threads=self._config.threads,
+            slots=self._config.serving.slot_count,
+            context_length=self._config.serving.context_length,
+            threads=self._config.serving.threads,
             gpu_layers=_gpu_layers(self._config),
-            parked_bytes=self._config.parked_bytes,
+            parked_bytes=self._config.memory.host_cache_bytes,
             prompt_format=model.prompt_format,
             expected_bytes=int(variant.size_mb * _BYTES_PER_MB),
             is_progressive=self.loading_strategy(choice.agent_id) == "progressive",
@@ -118,7 +118,7 @@ class Placement:
         return LoadSpec(
             info=_info(model_id, state.name, model),
             files=state.files,
-            threads=self._config.threads,
+            threads=self._config.serving.threads,
             gpu_layers=_gpu_layers(self._config),
             is_embedding=True,
             expected_bytes=int(state.spec.size_mb * _BYTES_PER_MB),
@@ -127,7 +127,7 @@ class Placement:
     def loading_strategy(self, agent_id: str) -> str:
         """How an agent's models are loaded."""
         agent = self._registry.agent(agent_id)
-        return agent.loading_strategy or self._config.loading_strategy
+        return agent.loading_strategy or self._config.loading.strategy
 
     def report(self, choice: Choice, reserved_bytes: int) -> VariantReport:
         """The variant of a choice, for a receipt."""
@@ -175,11 +175,11 @@ class Placement:
     def _sharding(self, agent: AgentSpec, variant: VariantSpec) -> ShardingConfig:
         told = agent.sharding or variant.sharding
         if told is None:
-            return self._config.sharding
+            return self._config.loading.sharding
         update = {"num_shards": told.num_shards, "initial_shards": told.initial_shards}
         if agent.sharding is not None and "enabled" in agent.sharding.model_fields_set:
             update["enabled"] = agent.sharding.enabled
-        return self._config.sharding.model_copy(update=update)
+        return self._config.loading.sharding.model_copy(update=update)
 
     def _pick(
         self, agent_id: str, model_id: str, variants: Sequence[VariantState]
@@ -233,7 +233,7 @@ class Placement:
         ]
 
     def _can_be_used(self, state: VariantState) -> bool:
-        return state.files is not None or (state.is_fetchable and self._config.auto_download)
+        return state.files is not None or (state.is_fetchable and self._config.download.auto)
 
     def _needed_bytes(self, agent_id: str, model_id: str, state: VariantState) -> int | None:
         source = state.spec.source if state.is_fetchable else None
@@ -249,7 +249,7 @@ class Placement:
 
 
 def _gpu_layers(config: EngineConfig) -> int | None:
-    return None if config.gpu_layers == "auto" else config.gpu_layers
+    return None if config.serving.gpu_layers == "auto" else config.serving.gpu_layers
 
 
 def _info(model_id: str, variant: str, model: ModelSpec) -> ModelInfo:

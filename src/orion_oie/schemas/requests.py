@@ -1,7 +1,8 @@
 """The input of a request: messages, sampling settings, options."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BeforeValidator, Field
 
@@ -61,20 +62,38 @@ Images = Annotated[
 
 
 class SamplingDefaults(Schema):
-    """Sampling settings that an agent may preset; None leaves the choice to the next level.
+    """Sampling settings that an agent may preset. None leaves the choice to the next level."""
 
-    `temperature` 0 is greedy decoding. `top_k` 0 considers every token. `min_p` drops tokens
-    less probable than this fraction of the most probable one. `repeat_penalty` above 1 makes
-    recent tokens less likely.
-    """
+    temperature: Temperature | None = Field(
+        default=None,
+        description="Spread of the distribution that tokens are drawn from. 0 is greedy decoding.",
+    )
 
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    repeat_penalty: RepeatPenalty | None = None
-    max_tokens: MaxTokens | None = None
-    stop: StopStrings | None = None
+    top_p: TopP | None = Field(
+        default=None,
+        description="Probability that the most probable tokens, from which one is drawn, have "
+        "together. 1 considers every token.",
+    )
+
+    top_k: TopK | None = Field(
+        default=None,
+        description="Number of most probable tokens considered. 0 considers every token.",
+    )
+
+    min_p: MinP | None = Field(
+        default=None,
+        description="Least probability of a token, as a fraction of that of the most probable one.",
+    )
+
+    repeat_penalty: RepeatPenalty | None = Field(
+        default=None, description="Penalty of recent tokens. Above 1 makes them less likely."
+    )
+
+    max_tokens: MaxTokens | None = Field(default=None, description="Most tokens of the answer.")
+
+    stop: StopStrings | None = Field(
+        default=None, description="Text, or several, before which the answer ends."
+    )
 
 
 class GenerationOptions(Schema):
@@ -104,35 +123,112 @@ class GenerationOptions(Schema):
 class RequestOptions(SamplingDefaults):
     """The keyword options of `OrionInferenceEngine.infer` and its siblings.
 
-    agent: who answers; None lets the router choose. images: what the question is about, as paths or
-    as the bytes of files. conversation_history: earlier turns of user and assistant, as messages
-    or as {"role", "content"}. session_id: requests with one id find the state of their last turn
-    again, as long as it is in memory, and the agent that answered it; no text is kept.
-    system_prompt: replaces the agent's. seed: None draws one; the receipt names it.
-    logit_bias: what to add to the logits of tokens, by number or by a text that is one token of
-    the model; -100 all but forbids one. json_schema: the answer is JSON that validates against
-    it. grammar: the answer is in the language of this GBNF grammar, whose first rule is `root`.
-    logprobs: return the log-probability of each token, and of as many alternatives.
-    deadline: seconds for everything, from the call to the last token. priority: higher is served
-    first. local_only: nothing leaves this machine, whatever fails.
-    on_overflow: what to do with a history that does not fit the context; "drop_oldest" drops
-    whole turns, and the receipt counts them.
-    on_stream_failure: a model that fails after its text was seen is an error, or "restart"
-    begins again and says so in the stream.
+    `RequestOptionsDict` lists the same options for type checkers and editors.
     """
 
-    agent: str | None = None
-    images: Images = []
-    conversation_history: list[Message] = []
-    session_id: str | None = Field(default=None, min_length=1, max_length=256)
-    system_prompt: str | None = None
-    seed: Seed | None = None
-    logit_bias: dict[BiasKey, Bias] = {}
-    json_schema: dict[str, Any] | None = None
-    grammar: str | None = None
-    logprobs: TopLogprobs | None = None
-    deadline: Annotated[float, Field(strict=True, gt=0, le=LONGEST_WAIT_S)] | None = None
-    priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
-    local_only: Annotated[bool, Field(strict=True)] = False
-    on_overflow: Literal["error", "drop_oldest"] = "error"
-    on_stream_failure: Literal["error", "restart"] = "error"
+    agent: str | None = Field(
+        default=None, description="Agent that answers. None lets the router choose."
+    )
+
+    images: Images = Field(
+        default=[], description="Images of the question, as paths or as the bytes of files."
+    )
+
+    conversation_history: list[Message] = Field(
+        default=[],
+        description="Earlier turns of user and assistant, as `Message`s or as dictionaries with "
+        '"role" and "content".',
+    )
+
+    session_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="Name of a conversation. Its next request finds the state of the last turn "
+        "again, as long as it is in memory, and the agent that answered. No text is kept.",
+    )
+
+    system_prompt: str | None = Field(
+        default=None, description="System prompt that replaces the agent's."
+    )
+
+    seed: Seed | None = Field(
+        default=None,
+        description="Seed of the random numbers. None draws one, which the receipt names.",
+    )
+
+    logit_bias: dict[BiasKey, Bias] = Field(
+        default={},
+        description="Added to the logits of tokens. A token is given by its number, or by a text "
+        "that is one token of the model; -100 all but forbids it.",
+    )
+
+    json_schema: dict[str, Any] | None = Field(
+        default=None,
+        description="JSON Schema. The answer is JSON that validates against it.",
+    )
+
+    grammar: str | None = Field(
+        default=None,
+        description="GBNF grammar with the first rule `root`. The answer is in its language.",
+    )
+
+    logprobs: TopLogprobs | None = Field(
+        default=None,
+        description="Return the log-probability of each token, and of this many alternatives.",
+    )
+
+    deadline: Annotated[float, Field(strict=True, gt=0, le=LONGEST_WAIT_S)] | None = Field(
+        default=None,
+        description="Seconds for everything, from the call to the last token.",
+    )
+
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = Field(
+        default=0, description="Requests of higher priority are served first."
+    )
+
+    local_only: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="Let nothing leave this machine, whatever fails."
+    )
+
+    on_overflow: Literal["error", "drop_oldest"] = Field(
+        default="error",
+        description='Treatment of a history that does not fit the context. "drop_oldest" drops '
+        "whole turns, and the receipt counts them.",
+    )
+
+    on_stream_failure: Literal["error", "restart"] = Field(
+        default="error",
+        description="Treatment of a model that fails after some of its text was read. "
+        '"restart" begins again and reports that in the stream.',
+    )
+
+
+class RequestOptionsDict(TypedDict, total=False):
+    """The keyword options of a request as a type: `**options: Unpack[RequestOptionsDict]`.
+
+    Each is described at the field of `RequestOptions` with the same name, which checks it.
+    """
+
+    agent: str | None
+    images: Sequence[str | Path | bytes]
+    conversation_history: Sequence[Message | Mapping[str, str]]
+    session_id: str | None
+    system_prompt: str | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    repeat_penalty: float | None
+    seed: int | None
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    logit_bias: Mapping[int, float] | Mapping[str, float] | Mapping[int | str, float]
+    json_schema: dict[str, Any] | None
+    grammar: str | None
+    logprobs: int | None
+    deadline: float | None
+    priority: int
+    local_only: bool
+    on_overflow: Literal["error", "drop_oldest"]
+    on_stream_failure: Literal["error", "restart"]

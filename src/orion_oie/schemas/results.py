@@ -189,7 +189,7 @@ class InferenceResult(Schema):
         """
         if self._feedback is None:
             raise InvalidRequestError(
-                "feedback is not kept: name a file with EngineConfig(router_feedback=...)"
+                "feedback is not kept: name a file with EngineConfig.router.feedback"
             )
         self._feedback(correct_agent)
 

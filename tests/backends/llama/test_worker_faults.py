@@ -17,10 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import worker_processes
-from helpers import one_model_registry, until
+from helpers import config_with, one_model_registry, until
 
 from orion_oie import (
-    EngineConfig,
     Event,
     OrionInferenceEngine,
     RequestHandle,
@@ -106,7 +105,7 @@ def test_worker_dies_while_idle(engine) -> None:
 
 def test_worker_dies_while_loading(smollm2: Path) -> None:
     """A worker that dies during the load: the load is tried again, or fails as a crash."""
-    config = EngineConfig(keep_warm=False)
+    config = config_with(keep_spare_worker=False)
     with OrionInferenceEngine(one_model_registry(smollm2), config) as engine:
         handle = engine.submit("Hello?", max_tokens=4)
         until(lambda: bool(worker_processes()), "a worker is started")
@@ -282,7 +281,7 @@ def test_the_worker_imports_what_the_host_would(tiny_model: Path, tmp_path: Path
 
 def test_config_is_kept(tiny_model: Path) -> None:
     """slots and context_length of the configuration reach the worker."""
-    config = EngineConfig(slots=2, context_length=256, threads=1)
+    config = config_with(slots=2, context_length=256, threads=1)
     with OrionInferenceEngine(one_model_registry(tiny_model), config) as engine:
         info = engine.preload("conversation")
         assert (info.context_length, info.threads) == (256, 1)

@@ -216,7 +216,7 @@ class RequestQueue(Generic[T]):
             when = f"in about {after_s:.1f} s"
         return QueueFullError(
             f"{waiting} requests are waiting and the limit is {self._limit}; "
-            f"try again {when} or raise EngineConfig(max_queue=...)",
+            f"try again {when} or raise EngineConfig.serving.max_queue",
             **details,
         )
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import worker_processes
-from helpers import wait_until
+from helpers import config_with, wait_until
 
-from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine
+from orion_oie import ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
@@ -126,8 +126,8 @@ def test_an_engine_prepares_and_cleans_up(tiny_model: Path) -> None:
 
 
 def test_an_engine_need_not(tiny_model: Path) -> None:
-    """`keep_warm=False` starts nothing that is not needed."""
-    config = EngineConfig(keep_warm=False)
+    """`keep_spare_worker=False` starts nothing that is not needed."""
+    config = config_with(keep_spare_worker=False)
     with OrionInferenceEngine(registry_of(tiny_model), config) as engine:
         assert worker_processes() == []
         engine.infer("Hi", max_tokens=2)
@@ -140,7 +140,7 @@ def test_it_ends_with_its_host(end: signal.Signals) -> None:
     script = textwrap.dedent(
         """
         import sys, time
-        from orion_oie.backends.llama.loader import LlamaBackend
+        from orion_oie.backends.llama.host.loader import LlamaBackend
         backend = LlamaBackend(is_calm=lambda: True)
         backend.warm_up()
         while backend._spare._spare is None:

@@ -213,7 +213,7 @@ class LlamaModel:
         if not is_ended:
             error = WorkerTimeoutError(
                 f"{self._spec.key} was not loaded within {timeout_s:g} s; raise "
-                "EngineConfig(load_timeout_s=...)",
+                "EngineConfig.loading.timeout_s",
                 timeout_s=timeout_s,
             )
         if error is not None:

@@ -129,7 +129,7 @@ def _overflow(prompt: int, requested: int, limit: int, dropped: int) -> ContextO
     return ContextOverflowError(
         f"the prompt has {prompt} tokens{after} and the answer may take {requested}, but the "
         f"context holds {limit}; shorten the question or the history, lower max_tokens, pass "
-        'on_overflow="drop_oldest", or raise EngineConfig(context_length=...)',
+        'on_overflow="drop_oldest", or raise EngineConfig.serving.context_length',
         prompt_tokens=prompt,
         requested_tokens=requested,
         limit=limit,
