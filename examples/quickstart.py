@@ -6,6 +6,7 @@ Runs offline with the smollm2 extra. SmolLM2-135M is tiny: expect fluent, not al
 import sys
 
 from orion_oie import InferenceResult, OrionInferenceEngine
+from orion_oie.telemetry.events import ModelLoaded
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
@@ -22,9 +23,7 @@ def main() -> None:
     loads: list[str] = []
     with OrionInferenceEngine() as engine:
         engine.subscribe(
-            lambda event: (
-                loads.append(event.fields["key"]) if event.name == "model.loaded" else None
-            )
+            lambda event: loads.append(event.key) if isinstance(event, ModelLoaded) else None
         )
         for question in QUESTIONS:
             print(f"\n{BOLD}> {question}{PLAIN}")

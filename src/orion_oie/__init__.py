@@ -98,8 +98,7 @@ from orion_oie.schemas.stats import (
     PredictionStats,
 )
 from orion_oie.telemetry.events import Event
-
-__version__ = "0.1.0"
+from orion_oie.version import __version__
 
 __all__ = [
     "AgentModels",

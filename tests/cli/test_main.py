@@ -40,6 +40,7 @@ from orion_oie.models.downloads.loopback import (
     Misbehaviour,
 )
 from orion_oie.models.formats.gguf import read_header
+from orion_oie.telemetry import event_docs
 
 COMMAND = [sys.executable, "-m", "orion_oie"]
 WRONG_DIGEST = "0" * 64
@@ -175,6 +176,14 @@ def test_lifecycle_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "l.md").read_text() == lifecycle.document()
 
 
+def test_events_are_printed_and_written(tmp_path: Path, capsys: Capture) -> None:
+    """`events` prints docs/events.md; `events FILE` writes it."""
+    assert main(["events"]) == 0
+    assert capsys.readouterr().out == event_docs.document()
+    assert main(["events", str(tmp_path / "e.md")]) == 0
+    assert (tmp_path / "e.md").read_text() == event_docs.document()
+
+
 # -- how it is run
 
 
@@ -226,7 +235,7 @@ def test_wrong_usage_has_status_2(arguments: list[str], capsys: Capture) -> None
 
 
 @pytest.mark.parametrize(
-    "command", ["pull", "models", "inspect", "run", "hardware", "schema", "lifecycle"]
+    "command", ["pull", "models", "inspect", "run", "hardware", "schema", "lifecycle", "events"]
 )
 def test_each_command_has_help(command: str, capsys: Capture) -> None:
     """`COMMAND --help` explains it."""

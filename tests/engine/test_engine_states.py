@@ -65,7 +65,7 @@ def test_one_request_as_events(make_engine) -> None:
     ]
     own = [event for event in events if not event.name.startswith("model.")]
     assert {event.request_id for event in own} == {handle.id}
-    assert names(engine) == [event.name for event in events]
+    assert names(engine) == ["engine.started", *(event.name for event in events)]
 
 
 def test_a_failed_request_as_events(make_engine) -> None:
@@ -73,6 +73,7 @@ def test_a_failed_request_as_events(make_engine) -> None:
     engine = make_engine()
     ended(engine.submit("Hello?", agent="nobody"))
     assert names(engine) == [
+        "engine.started",
         "request.received",
         "request.state",
         "request.state",

@@ -44,7 +44,7 @@ from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool.memory_manager import Housekeeper
 from orion_oie.pool.variants import Placement
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
 
 MIB = 2**20
 KEY = "minilm@q4"

@@ -32,7 +32,7 @@ from orion_oie.hardware.probe import (
 )
 from orion_oie.pool.footprint_ledger import FILE_NAME
 from orion_oie.pool.memory_manager import Housekeeper
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
 
 GIB = 2**30
 LOW, MEDIUM, HIGH, CRITICAL = PressureLevel

@@ -24,7 +24,7 @@ from orion_oie.pool.pool import AgentPool
 from orion_oie.pool.preloader import Preloader
 from orion_oie.pool.sizes import ModelSizes
 from orion_oie.pool.variants import Placement
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
 
 AGENTS = {"A": ["a"], "B": ["b"], "C": ["c"]}
 MIB = 2**20

@@ -1,264 +1,214 @@
-"""Events: complete, redacted, handed on to all who listen, silent until logging is configured."""
+"""The catalogue of events: complete, documented, redacted, and ready for JSON."""
 
+import ast
 import json
-import logging
-import subprocess
-import sys
-from functools import partial
-from typing import Any
-from unittest.mock import ANY
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
-from helpers import run_all
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import orion_oie
+from orion_oie.schemas.loading import LoadProgress
+from orion_oie.telemetry import event_docs
+from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import (
+    CATALOGUE,
+    Content,
     Event,
-    EventLog,
+    Level,
+    ModelLoading,
+    RequestFailed,
+    RequestReceived,
+    names_of,
     redacted,
 )
 
+TOP = Path(__file__).parents[2]
+SOURCES = Path(orion_oie.__file__).parent
 SECRET = "my secret question"
-
-
-def exported(log: EventLog) -> list[dict[str, Any]]:
-    """The events without their time, which must be there."""
-    return [{key: value for key, value in event.items() if key != "at"} for event in log.export()]
-
-
-@pytest.fixture
-def log() -> EventLog:
-    return EventLog(100)
-
-
-@pytest.fixture(autouse=True)
-def debug_logging(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="orion_oie")
-
-
-# What an event is
-
-
-def test_an_event_is_kept_and_handed_on_whole(log: EventLog) -> None:
-    """Name, time, fields and request are the same for subscribers and in the export."""
-    seen: list[Event] = []
-    log.subscribe(seen.append)
-    log.publish("model.loaded", "r1", key="m@q8_0", load_ms=12.5)
-    log.publish("engine.closed")
-    assert seen == [
-        Event("model.loaded", ANY, {"key": "m@q8_0", "load_ms": 12.5}, "r1"),
-        Event("engine.closed", ANY, {}, None),
-    ]
-    assert log.export() == [
-        {
-            "event": "model.loaded",
-            "at": seen[0].at,
-            "request_id": "r1",
-            "key": "m@q8_0",
-            "load_ms": 12.5,
-        },
-        {"event": "engine.closed", "at": seen[1].at, "request_id": None},
-    ]
-    assert 0 < seen[0].at <= seen[1].at
-    json.dumps(log.export())
-
-
-def test_fields_may_have_any_name(log: EventLog) -> None:
-    """A field may be called like a parameter of the logging machinery."""
-    fields = {"name": "a", "msg": "b", "args": "c", "self": "d", "event_name": "e", "exc_info": "f"}
-    log.publish("odd.names", **fields)
-    assert exported(log) == [{"event": "odd.names", "request_id": None, **fields}]
-
-
-# What is not shown
-
-
-def test_texts_are_redacted_unless_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    """What users and models said appears as its length: in the log, the export, and for
-    subscribers. With `log_content` it appears as it is."""
-    for log_content in (False, True):
-        caplog.clear()
-        log, seen = EventLog(10, log_content=log_content), []
-        log.subscribe(seen.append)
-        log.publish("request.received", "r1", query=SECRET, characters=len(SECRET))
-        shown = SECRET if log_content else "<18 characters>"
-        fields = {"query": shown, "characters": 18}
-        assert exported(log) == [{"event": "request.received", "request_id": "r1", **fields}]
-        assert seen == [Event("request.received", ANY, fields, "r1")]
-        (record,) = caplog.records
-        assert vars(record)["orion"] == fields
-        assert (SECRET in str(vars(record))) is log_content
-
-
-def test_every_field_that_holds_text_is_redacted() -> None:
-    """The fields of questions, answers and prompts lose their text; numbers and ids stay."""
-    texts = ["query", "content", "text", "answer", "prompt", "system_prompt"]
-    assert redacted(dict.fromkeys(texts, SECRET)) == dict.fromkeys(texts, "<18 characters>")
-    others = {"key": "m@q8_0", "text": 3, "tokens": 5, "error": "it died"}
-    assert redacted(others) == others
-
-
-def test_redacting_leaves_the_caller_s_data_alone() -> None:
-    """The fields given are not changed."""
-    fields = {"query": SECRET}
-    redacted(fields)
-    assert fields == {"query": SECRET}
-
-
-# How many are kept
-
-
-@pytest.mark.parametrize("capacity", [0, 1, 3, 10])
-def test_the_last_events_are_kept(capacity: int) -> None:
-    """Older ones make room; a log of capacity 0 keeps none and still hands them on."""
-    log, seen = EventLog(capacity), []
-    log.subscribe(seen.append)
-    for number in range(5):
-        log.publish("x", number=number)
-    assert [event["number"] for event in log.export()] == list(range(5))[max(0, 5 - capacity) :]
-    assert len(seen) == 5
-
-
-def test_an_export_is_a_copy(log: EventLog) -> None:
-    """Changing what was exported changes nothing here."""
-    log.publish("x", number=1)
-    log.export()[0]["number"] = 2
-    log.export().clear()
-    assert exported(log) == [{"event": "x", "request_id": None, "number": 1}]
-
-
-# Who listens
-
-
-def test_a_subscriber_that_raises_disturbs_nobody(
-    log: EventLog, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The others get the event, the publisher goes on, and the failure is logged with its cause."""
-    seen: list[str] = []
-
-    def broken(_event: Event) -> None:
-        raise ValueError("broken subscriber")
-
-    log.subscribe(lambda event: seen.append(f"before {event.name}"))
-    log.subscribe(broken)
-    log.subscribe(lambda event: seen.append(f"after {event.name}"))
-    log.publish("x")
-    log.publish("y")
-    assert seen == ["before x", "after x", "before y", "after y"]
-    failures = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [record.getMessage() for record in failures] == [
-        "a subscriber failed on x",
-        "a subscriber failed on y",
-    ]
-    assert all("broken subscriber" in str(record.exc_info) for record in failures)
-
-
-def test_unsubscribing_ends_one_subscription(log: EventLog) -> None:
-    """Each subscription ends on its own, also when one callback was given twice; ending it
-    again does nothing."""
-    seen: list[str] = []
-
-    def callback(event: Event) -> None:
-        seen.append(event.name)
-
-    first, second = log.subscribe(callback), log.subscribe(callback)
-    log.publish("both")
-    first()
-    first()
-    log.publish("one")
-    second()
-    log.publish("none")
-    assert seen == ["both", "both", "one"]
-
-
-def test_subscribers_may_subscribe_and_publish(log: EventLog) -> None:
-    """No lock is held during a callback: it may publish, export, subscribe and unsubscribe."""
-    seen: list[str] = []
-
-    def nested(event: Event) -> None:
-        seen.append(event.name)
-        undo()
-        log.subscribe(lambda later: seen.append(f"new {later.name}"))
-        log.publish("inner")
-        seen.append(f"{len(log.export())} events")
-
-    undo = log.subscribe(nested)
-    log.publish("outer")
-    assert seen == ["outer", "new inner", "2 events"]
-
-
-def test_threads_publish_at_the_same_time() -> None:
-    """No event of any thread is lost, and each thread's events stay in order."""
-    log, seen = EventLog(1000), []
-    log.subscribe(seen.append)
-
-    def work(thread: int) -> None:
-        for number in range(50):
-            log.publish("x", thread=thread, number=number)
-
-    for run in run_all([partial(work, thread) for thread in range(8)]):
-        run.join()
-    for events in ([event.fields for event in seen], exported(log)):
-        for thread in range(8):
-            assert [e["number"] for e in events if e["thread"] == thread] == list(range(50))
-
-
-# The standard library's logging
-
-
-@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
-def test_an_event_is_a_log_record(
-    log: EventLog, caplog: pytest.LogCaptureFixture, level: str
-) -> None:
-    """It goes to the logger "orion_oie" at its level, with name, fields and request."""
-    log.publish("worker.crashed", "r1", level=level, model_id="m")
-    (record,) = caplog.records
-    assert (record.name, record.levelname, record.getMessage()) == (
-        "orion_oie",
-        level.upper(),
-        "worker.crashed",
-    )
-    extra = {key: vars(record)[key] for key in ("orion", "request_id")}
-    assert extra == {"orion": {"model_id": "m"}, "request_id": "r1"}
-
-
-def test_the_level_filters_the_log_but_not_the_events(
-    log: EventLog, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What the application does not log it can still subscribe to."""
-    caplog.set_level(logging.WARNING, logger="orion_oie")
-    log.publish("quiet", level="info")
-    log.publish("loud", level="warning")
-    assert [record.getMessage() for record in caplog.records] == ["loud"]
-    assert [event["event"] for event in log.export()] == ["quiet", "loud"]
-
-
-PROGRAM = """
-import logging, sys
-from orion_oie.logs import EventLog
-if "configured" in sys.argv:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s %(orion)s")
-log = EventLog(10)
-def broken(event): raise ValueError
-if "broken" in sys.argv:
-    log.subscribe(broken)
-log.publish("a.debug", level="debug")
-log.publish("an.error", level="error", key="k")
-"""
-
-
-@pytest.mark.parametrize(
-    ("arguments", "printed"),
-    [
-        ([], ""),
-        (["broken"], ""),
-        (["configured"], "ERROR orion_oie an.error {'key': 'k'}\n"),
-    ],
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+PROGRESS = st.builds(
+    LoadProgress,
+    fraction=FINITE,
+    shards=st.integers(),
+    bytes_total=st.integers(),
+    bytes_per_s=st.none() | FINITE,
+    seconds_left=st.none() | FINITE,
+    mode=st.sampled_from(["progressive", "sequential"]),
+    note=st.text(),
 )
-def test_nothing_is_printed_before_logging_is_configured(
-    arguments: list[str], printed: str
-) -> None:
-    """A fresh program sees no output, not even of errors; after `basicConfig` it sees events."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", printed)
+every_event = pytest.mark.parametrize("kind", CATALOGUE.values(), ids=CATALOGUE)
+
+
+def events_of(kind: type[Event]) -> st.SearchStrategy[Event]:
+    """Events of a class, with any values that its types allow."""
+    special = {float: FINITE, LoadProgress: PROGRESS}
+    hints = get_type_hints(kind)
+    own = {name: special.get(hints[name], st.from_type(hints[name])) for name in names_of(kind).own}
+    return st.builds(kind, request_id=st.none() | st.text(), **own)
+
+
+def example_of(kind: type[Event]) -> Event:
+    """An event whose texts are all the secret."""
+    values = {str: SECRET, str | None: SECRET, LoadProgress: LoadProgress("ready")}
+    hints = get_type_hints(kind)
+    return kind(**{name: values.get(hints[name], 0) for name in names_of(kind).own})
+
+
+def published() -> Iterator[tuple[str, ast.expr | None]]:
+    """Every call of a method `publish` in the library: its place and its argument."""
+    for path in sorted(SOURCES.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Attribute(attr="publish"), args=[argument], keywords=[]):
+                    yield f"{path.name}:{node.lineno}", argument
+                case ast.Call(func=ast.Attribute(attr="publish")):
+                    yield f"{path.name}:{node.lineno}", None
+
+
+# Completeness
+
+
+def test_what_is_published_is_the_catalogue() -> None:
+    """Every call of `publish` makes an event of the catalogue, and each of those is published."""
+    classes = {kind.__name__ for kind in CATALOGUE.values()}
+    used = set()
+    for place, argument in published():
+        assert isinstance(argument, ast.Call), place
+        assert isinstance(argument.func, ast.Name), place
+        assert argument.func.id in classes, place
+        used.add(argument.func.id)
+    assert used == classes
+
+
+def test_names_are_unique_and_dotted() -> None:
+    """No two classes share a name, and every name is a thing and what happened to it."""
+    assert len({kind.name for kind in CATALOGUE.values()}) == len(CATALOGUE)
+    assert all(kind.name == name for name, kind in CATALOGUE.items())
+    assert all(name.replace("_", "").split(".")[1].isalpha() for name in CATALOGUE)
+    assert Event not in CATALOGUE.values()
+
+
+def test_the_document_is_in_step() -> None:
+    """docs/events.md is what the library generates: `python -m orion_oie events`."""
+    written = (TOP / "docs" / "events.md").read_text(encoding="utf-8")
+    assert written == event_docs.document()
+
+
+@every_event
+def test_an_event_is_documented(kind: type[Event]) -> None:
+    """The document has a section for it, that says when it is published, and its fields."""
+    section = event_docs.document().split(f"\n## {kind.name}\n")[1].split("\n## ")[0]
+    assert section.strip().startswith("Published ")
+    for name in names_of(kind).own:
+        assert f"\n| `{name}` | `" in section
+
+
+# Shape
+
+
+@every_event
+def test_an_event_is_frozen_and_small(kind: type[Event]) -> None:
+    """A subscriber cannot change what others see, and an event has no dictionary."""
+    event = example_of(kind)
+    with pytest.raises(FrozenInstanceError):
+        event.at = 0.0  # type: ignore[misc]
+    assert not hasattr(event, "__dict__")
+    assert event.level in get_args(Level)
+    assert event.at > 0
+    assert event.request_id is None
+
+
+@every_event
+@settings(deadline=None, max_examples=30)  # the first log imports structlog
+@given(data=st.data())
+def test_an_export_is_json(kind: type[Event], data: st.DataObject) -> None:
+    """Whatever an event's fields hold, JSON gives the same back."""
+    event = data.draw(events_of(kind))
+    log = EventLog(1, log_content=True)
+    log.publish(event)
+    (exported,) = log.export()
+    assert json.loads(json.dumps(exported)) == exported
+    assert exported == {
+        "event": kind.name,
+        "at": event.at,
+        "request_id": event.request_id,
+        **event.fields,
+    }
+
+
+@every_event
+def test_no_field_hides_a_common_one(kind: type[Event]) -> None:
+    """In an export, an event's own fields stand beside its name, time and request."""
+    assert not {"event", "at", "request_id"} & set(example_of(kind).fields)
+
+
+def test_a_step_of_a_load_has_the_fields_of_its_progress() -> None:
+    """The fields of `LoadProgress` are flat in exports, and one object for subscribers."""
+    progress = LoadProgress("downloading", fraction=0.5, bytes_total=10, bytes_loaded=5)
+    event = ModelLoading(key="m@q4", progress=progress)
+    assert list(event.fields) == ["key", *(one.name for one in fields(LoadProgress))]
+    assert (event.fields["phase"], event.fields["bytes_loaded"]) == ("downloading", 5)
+    assert event.progress is progress
+
+
+# Redaction
+
+
+@every_event
+def test_content_is_redacted(kind: type[Event]) -> None:
+    """Every text of a user or a model is replaced by its length; everything else stays."""
+    event = example_of(kind)
+    shown = redacted(event)
+    content = names_of(kind).content
+    for name in names_of(kind).all:
+        if name in content:
+            assert getattr(event, name) == SECRET
+            assert getattr(shown, name) == "<18 characters>"
+        else:
+            assert getattr(shown, name) == getattr(event, name)
+    assert type(shown) is kind
+    assert (shown == event) is (not content)
+
+
+@every_event
+@pytest.mark.parametrize("log_content", [False, True])
+def test_subscribers_see_content_only_when_asked_for(kind: type[Event], log_content: bool) -> None:
+    """A log hands on and exports what it may show, for every class."""
+    event, seen = example_of(kind), []
+    log = EventLog(1, log_content=log_content)
+    log.subscribe(seen.append)
+    log.publish(event)
+    expected = event if log_content else redacted(event)
+    assert seen == [expected]
+    assert log.export()[0].items() >= expected.fields.items()
+
+
+def test_texts_are_content() -> None:
+    """Fields of questions, answers and prompts are declared as content, and nothing else is."""
+    texts = {"query", "content", "text", "answer", "prompt", "system_prompt"}
+    for kind in CATALOGUE.values():
+        declared = {
+            one.name for one in fields(kind) if one.type is Content or Content in get_args(one.type)
+        }
+        assert declared == set(names_of(kind).content) == texts & set(names_of(kind).all)
+    redacted_names = {name for kind in CATALOGUE.values() for name in names_of(kind).content}
+    assert redacted_names == {"query", "text", "content"}
+
+
+def test_a_missing_text_stays_missing() -> None:
+    """An optional text that is not there has no length."""
+    event = RequestFailed(error="UnknownAgentError: no agent is called x")
+    assert redacted(event) == event
+
+
+def test_redacting_leaves_the_publisher_s_event_alone() -> None:
+    """The event given is not changed, and the other one has its time and request."""
+    event = RequestReceived(request_id="r1", query=SECRET)
+    shown = redacted(event)
+    assert event.query == SECRET
+    assert (shown.at, shown.request_id) == (event.at, "r1")

@@ -13,13 +13,16 @@ from typing import Any, TextIO
 import pytest
 from helpers import run_all, wait_until
 
-from orion_oie import (
-    Event,
-    OrionInferenceEngine,
-)
-from orion_oie.schemas.loading import LoadProgress
+from orion_oie import OrionInferenceEngine
+from orion_oie.schemas.loading import LoadPhase, LoadProgress
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry import progress
+from orion_oie.telemetry.events import (
+    ModelFetched,
+    ModelLoadFailed,
+    ModelLoading,
+    RequestReceived,
+)
 from orion_oie.telemetry.progress import LoadDisplay
 
 KEY = "main@q4"
@@ -33,13 +36,19 @@ def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_BETWEEN_LINES_S", 0.0)
 
 
-def step(phase: str, key: str = KEY, **fields: Any) -> Event:
+def step(phase: LoadPhase, key: str = KEY, **fields: Any) -> ModelLoading:
     """An event of a load, as an engine publishes it."""
-    known = {name: getattr(LoadProgress("ready"), name) for name in LoadProgress.__slots__}
-    return Event("model.loading", 0.0, {"key": key, **known, "phase": phase, **fields})
+    return ModelLoading(key=key, progress=LoadProgress(phase, **fields))
 
 
-def fetched(megabytes: int, key: str = KEY, phase: str = "downloading", **fields: Any) -> Event:
+def arrived(key: str = KEY) -> ModelFetched:
+    """The end of a download of 100 MB."""
+    return ModelFetched(key=key, bytes=100 * MB)
+
+
+def fetched(
+    megabytes: int, key: str = KEY, phase: LoadPhase = "downloading", **fields: Any
+) -> ModelLoading:
     """A step at which that much of 100 MB is here, 50 MB a second."""
     left = 100 - megabytes
     return step(
@@ -138,7 +147,7 @@ def test_a_download_is_always_shown() -> None:
         stream.expect("main@q4: downloading, 0 % of 100.0 MB, 50.0 MB/s, 2.0 s left")
         display.show(fetched(35))
         stream.expect("35 % of 100.0 MB, 50.0 MB/s, 1.3 s left")
-        display.show(Event("model.fetched", 0.0, {"key": KEY, "bytes": 100 * MB}))
+        display.show(arrived())
     assert re.fullmatch(r"main@q4: fetched 100.0 MB in \d\.\d s", stream.lines[-1])
 
 
@@ -166,7 +175,7 @@ def test_lines_do_not_come_faster_than_they_can_be_read(monkeypatch: pytest.Monk
         stream.expect("downloading, 0 %")
         for megabytes in range(1, 100):
             display.show(fetched(megabytes))
-        display.show(Event("model.fetched", 0.0, {"key": KEY}))
+        display.show(arrived())
     assert len(stream.lines) == 2
     assert "fetched 100.0 MB" in stream.lines[-1]
 
@@ -179,7 +188,7 @@ def test_the_speed_of_a_download_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     display = LoadDisplay(stream)
     display.show(fetched(0))
     now[0] += 2.5
-    display.show(Event("model.fetched", 0.0, {"key": KEY}))
+    display.show(arrived())
     display.close()
     assert stream.lines[-1] == "main@q4: fetched 100.0 MB in 2.5 s (40.0 MB/s)"
 
@@ -190,7 +199,7 @@ def test_what_was_here_before_is_not_counted_as_fetched() -> None:
     with LoadDisplay(stream) as display:
         display.show(fetched(70))
         display.show(fetched(100))
-        display.show(Event("model.fetched", 0.0, {"key": KEY}))
+        display.show(arrived())
     assert "fetched 30.0 MB of 100.0 MB" in stream.lines[-1]
 
 
@@ -208,7 +217,7 @@ def test_a_failed_load_ends() -> None:
     with LoadDisplay(stream) as display:
         display.show(fetched(10))
         stream.expect("10 %")
-        display.show(Event("model.load_failed", 0.0, {"key": KEY, "error": "OrionError: no"}))
+        display.show(ModelLoadFailed(key=KEY, error="OrionError: no"))
         stream.expect("main@q4: failed after 0.0 s")
         wait_until(lambda: not display_threads())
 
@@ -246,9 +255,9 @@ def test_closing_tells_the_last_state_and_ends_it_all() -> None:
 def test_other_events_are_passed_over() -> None:
     """Events that are not about loads, or end loads that nobody saw, start nothing."""
     display = LoadDisplay(Lines())
-    display.show(Event("request.received", 0.0, {"query": "?"}))
-    display.show(Event("model.fetched", 0.0, {"key": KEY}))
-    display.show(Event("model.load_failed", 0.0, {"key": KEY}))
+    display.show(RequestReceived(query="?"))
+    display.show(arrived())
+    display.show(ModelLoadFailed(key=KEY, error="OrionError: no"))
     assert display_threads() == []
 
 
@@ -264,7 +273,7 @@ def test_events_may_come_on_many_threads() -> None:
             def report() -> None:
                 for megabytes in range(0, 101, 5):
                     display.show(fetched(megabytes, key))
-                display.show(Event("model.fetched", 0.0, {"key": key}))
+                display.show(arrived(key))
 
             return report
 

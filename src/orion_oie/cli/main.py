@@ -58,6 +58,7 @@ from orion_oie.models.inventory import (
     inventory,
 )
 from orion_oie.schemas.units import size_text
+from orion_oie.telemetry import event_docs
 from orion_oie.telemetry.progress import LoadDisplay
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
@@ -124,6 +125,16 @@ def write_lifecycle(file: Path | None) -> None:
     Goes to FILE or the standard output.
     """
     _write(lifecycle.document(), file)
+
+
+@commands.command("events")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def write_events(file: Path | None) -> None:
+    """Write the catalogue of events, as Markdown.
+
+    Goes to FILE or the standard output.
+    """
+    _write(event_docs.document(), file)
 
 
 def _write(text: str, file: Path | None) -> None:

@@ -29,7 +29,7 @@ from orion_oie.pool.preloader import Preloader
 from orion_oie.pool.variants import Placement
 from orion_oie.routing.base import Router
 from orion_oie.telemetry.counters import Counters
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
 
 if TYPE_CHECKING:
     from orion_oie.models.downloads.cache import ModelCache

@@ -44,7 +44,8 @@ from orion_oie.schemas.results import (
     Outcome,
 )
 from orion_oie.telemetry.counters import Counters
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import RequestFallback, RequestReplayed
 
 
 class Answerer:
@@ -277,12 +278,11 @@ class Answerer:
         self._counters.count("replays" if is_replay else "fallbacks")
         request.replays += is_replay
         request.removed_characters = 0
-        self._events.publish(
-            "request.replayed" if is_replay else "request.fallback",
-            request.id,
-            level="warning",
-            error=f"{type(error).__name__}: {error.message}",
-        )
+        described = f"{type(error).__name__}: {error.message}"
+        if is_replay:
+            self._events.publish(RequestReplayed(request_id=request.id, error=described))
+        else:
+            self._events.publish(RequestFallback(request_id=request.id, error=described))
         if request.stream.has_text:
             request.stream.restart()
         request.lifecycle.move("load")

@@ -58,10 +58,19 @@ from orion_oie.schemas.stats import (
     Health,
 )
 from orion_oie.telemetry.counters import Counters
+from orion_oie.telemetry.event_log import EventLog, Subscriber
 from orion_oie.telemetry.events import (
-    EventLog,
-    Subscriber,
+    EngineClosed,
+    EngineStarted,
+    Level,
+    PoolUnloaded,
+    RequestCancelled,
+    RequestFailed,
+    RequestReceived,
+    RequestRouted,
+    RequestSucceeded,
 )
+from orion_oie.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,6 +147,7 @@ class OrionInferenceEngine:
         self._feedback_on = reporting.feedback_on(config, self.registry)
         self._is_closed = False
         self._finalizer = weakref.finalize(self, self._backend.kill_all)
+        events.publish(EngineStarted(version=__version__, pid=self._pid))
 
     @property
     def router(self) -> Router:
@@ -244,7 +254,7 @@ class OrionInferenceEngine:
         with self._live_changed:
             self._live_changed.wait_for(lambda: not self._live, self.config.serving.cancel_grace_s)
         self._finalizer.detach()
-        self._events.publish("engine.closed")
+        self._events.publish(EngineClosed())
 
     def plan(self, query: str, **options: Unpack[RequestOptionsDict]) -> Plan:
         """What `infer` would do with the same arguments now: the route, the model and its variant,
@@ -310,7 +320,7 @@ class OrionInferenceEngine:
         unloaded = [key for key in keys if self._pool.unload(key)]
         for key in unloaded:
             self._preloader.note_gone(key)
-            self._events.publish("pool.unloaded", key=key)
+            self._events.publish(PoolUnloaded(key=key))
         return bool(unloaded)
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
@@ -387,7 +397,7 @@ class OrionInferenceEngine:
         request = Request(handle, owner=self, is_streamed=is_streamed)
         self._counters.count("received")
         shown = query if isinstance(query, str) else f"<{type(query).__name__}>"
-        self._events.publish("request.received", request.id, query=shown)
+        self._events.publish(RequestReceived(request_id=request.id, query=shown))
         with self._live_changed:
             self._live.add(request)
         try:
@@ -422,12 +432,13 @@ class OrionInferenceEngine:
         request.choices = self._choices(request.route.agent_id)
         request.route_ms = (time.perf_counter() - started) * 1e3
         self._events.publish(
-            "request.routed",
-            request.id,
-            agent_id=request.route.agent_id,
-            confidence=request.route.confidence,
-            stages=request.route.stages,
-            text=request.route.reason,  # it quotes the question
+            RequestRouted(
+                request_id=request.id,
+                agent_id=request.route.agent_id,
+                confidence=request.route.confidence,
+                stages=request.route.stages,
+                text=request.route.reason,
+            )
         )
 
     def _route_of(self, query: str, options: RequestOptions, *, is_trial: bool = False) -> Route:
@@ -522,13 +533,14 @@ class OrionInferenceEngine:
         self._counters.answered(choice.agent_id, completion.usage)
         self._forget(request)
         self._events.publish(
-            "request.succeeded",
-            request.id,
-            agent_id=result.agent_id,
-            model_id=result.model_id,
-            completion_tokens=result.usage.completion_tokens,
-            total_ms=round(result.timings.total_ms, 1),
-            content=result.content,
+            RequestSucceeded(
+                request_id=request.id,
+                agent_id=result.agent_id,
+                model_id=result.model_id,
+                completion_tokens=result.usage.completion_tokens,
+                total_ms=round(result.timings.total_ms, 1),
+                content=result.content,
+            )
         )
         request.succeed(result)
         self._preloader.consider(request.route.agent_id, request.options.session_id)
@@ -545,12 +557,14 @@ class OrionInferenceEngine:
         else:
             self._counters.failed(error)
         self._forget(request)
-        self._events.publish(
-            "request.cancelled" if is_cancelled else "request.failed",
-            request.id,
-            level="info" if isinstance(error, OrionError) else "error",
-            **_told(error),
-        )
+        described, text = _described(error)
+        if is_cancelled:
+            self._events.publish(RequestCancelled(request_id=request.id, error=described))
+        else:
+            level: Level = "info" if isinstance(error, OrionError) else "error"
+            self._events.publish(
+                RequestFailed(request_id=request.id, level=level, error=described, text=text)
+            )
         request.fail(error)
 
     def _note_turn(self, request: Request, agent_id: str) -> None:
@@ -582,12 +596,12 @@ class OrionInferenceEngine:
             )
 
 
-def _told(error: BaseException) -> dict[str, str]:
-    """An error as fields of an event: its message is content where it may quote the caller."""
+def _described(error: BaseException) -> tuple[str, str | None]:
+    """`error` and `text` of a `RequestFailed`: a message that may quote the caller is content."""
     name = type(error).__name__
     if type(error) is InvalidRequestError or not isinstance(error, OrionError):
-        return {"error": name, "text": str(error)}
-    return {"error": f"{name}: {error}"}
+        return name, str(error)
+    return f"{name}: {error}", None
 
 
 def _call(method: "weakref.ReferenceType[Callable[[Request], None]]", request: Request) -> None:

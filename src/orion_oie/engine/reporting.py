@@ -6,7 +6,6 @@ must not keep a forgotten engine alive.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,18 @@ from orion_oie.schemas.loading import (
 )
 from orion_oie.schemas.results import Route
 from orion_oie.schemas.stats import BreakerState
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import (
+    BreakerChanged,
+    ModelFetched,
+    ModelLoaded,
+    ModelLoadFailed,
+    ModelLoading,
+    ModelLog,
+    RequestStateChanged,
+    RouterDegraded,
+    WorkerCrashed,
+)
 
 if TYPE_CHECKING:
     from orion_oie.models.downloads.cache import ModelCache
@@ -68,10 +78,10 @@ def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -
         cache=cache,
         is_calm=probe.has_spare_memory if config.loading.keep_spare_worker else None,
         on_log=lambda level, line, model_id: events.publish(
-            "model.log", level=level, line=line, model_id=model_id
+            ModelLog(level="error" if level == "error" else "warning", line=line, model_id=model_id)
         ),
         on_crash=lambda model_id, error: events.publish(
-            "worker.crashed", level="error", model_id=model_id, error=error.message
+            WorkerCrashed(model_id=model_id, error=error.message)
         ),
     )
 
@@ -101,17 +111,16 @@ def pull(
             seconds_left=(total - arrived) / speed if speed else None,
             note="" if download is not None else "another process fetches it",
         )
-        events.publish("model.loading", level="debug", key=key, **asdict(progress))
+        events.publish(ModelLoading(key=key, progress=progress))
 
-    first = LoadProgress("initializing")
-    events.publish("model.loading", level="debug", key=key, **asdict(first))
+    events.publish(ModelLoading(key=key, progress=LoadProgress("initializing")))
     try:
         files = cache.pull(source, config.download, CancelScope(), report)
     except OrionError as error:
         described = f"{type(error).__name__}: {error.message}"
-        events.publish("model.load_failed", level="warning", key=key, error=described)
+        events.publish(ModelLoadFailed(key=key, error=described))
         raise
-    events.publish("model.fetched", key=key, bytes=cache.arrived(source)[1])
+    events.publish(ModelFetched(key=key, bytes=cache.arrived(source)[1]))
     return files
 
 
@@ -172,7 +181,7 @@ def guarded_load(
 
     def load(spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LoadedModel:
         def report(progress: LoadProgress) -> None:
-            events.publish("model.loading", level="debug", key=spec.key, **asdict(progress))
+            events.publish(ModelLoading(key=spec.key, progress=progress))
             on_progress(progress)
 
         started = time.perf_counter()
@@ -181,10 +190,10 @@ def guarded_load(
                 model = backend.load(spec, scope, report)
         except OrionError as error:
             described = f"{type(error).__name__}: {error.message}"
-            events.publish("model.load_failed", level="warning", key=spec.key, error=described)
+            events.publish(ModelLoadFailed(key=spec.key, error=described))
             raise
         load_ms = round((time.perf_counter() - started) * 1e3, 1)
-        events.publish("model.loaded", key=spec.key, pid=model.pid, load_ms=load_ms)
+        events.publish(ModelLoaded(key=spec.key, pid=model.pid, load_ms=load_ms))
         return model
 
     return load
@@ -194,7 +203,7 @@ def state_reporter(
     events: EventLog,
 ) -> Callable[[RequestHandle, RequestState, RequestState], None]:
     def report(handle: RequestHandle, old: RequestState, new: RequestState) -> None:
-        events.publish("request.state", handle.id, level="debug", old=old.value, new=new.value)
+        events.publish(RequestStateChanged(request_id=handle.id, old=old.value, new=new.value))
 
     return report
 
@@ -202,15 +211,13 @@ def state_reporter(
 def degraded_reporter(events: EventLog) -> Callable[[str, OrionError], None]:
     def report(stage: str, error: OrionError) -> None:
         described = f"{type(error).__name__}: {error.message}"
-        events.publish("router.degraded", level="warning", stage=stage, error=described)
+        events.publish(RouterDegraded(stage=stage, error=described))
 
     return report
 
 
 def breaker_reporter(events: EventLog) -> Callable[[str, BreakerState, BreakerState], None]:
     def report(name: str, old: BreakerState, new: BreakerState) -> None:
-        events.publish(
-            "breaker.changed", level="warning", breaker=name, old=old.value, new=new.value
-        )
+        events.publish(BreakerChanged(breaker=name, old=old.value, new=new.value))
 
     return report

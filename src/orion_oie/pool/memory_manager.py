@@ -43,7 +43,8 @@ from orion_oie.pool.pool import (
 )
 from orion_oie.pool.sizes import ModelSizes
 from orion_oie.schemas.loading import OnProgress
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import MemoryPressure, MemoryRelieved, MemoryTrouble, PoolEvicted
 
 _EVERYTHING = 2**62
 _STALE_S = 2.0
@@ -153,7 +154,7 @@ class Housekeeper:
             self._warn(f"what {spec.key} takes cannot be kept: {error.message}")
 
     def _on_evicted(self, key: str) -> None:
-        self._events.publish("pool.evicted", key=key)
+        self._events.publish(PoolEvicted(key=key))
         self.on_gone(key)
 
     def _held_bytes(self) -> int:
@@ -213,25 +214,24 @@ class Housekeeper:
         wanted = _EVERYTHING if is_critical else enough - system.available_bytes
         keys = self.pool.relieve(wanted)
         if keys:
-            self._events.publish(
-                "memory.relieved", level="warning", pressure=sample.level.value, keys=keys
-            )
+            self._events.publish(MemoryRelieved(pressure=sample.level.value, keys=keys))
 
     def _on_level(self, old: PressureLevel, new: PressureLevel, sample: MemorySample) -> None:
         self._events.publish(
-            "memory.pressure",
-            level="info" if new < PressureLevel.HIGH else "warning",
-            old=old.value,
-            new=new.value,
-            available_bytes=sample.system.available_bytes,
-            total_bytes=sample.system.total_bytes,
-            limited_by=sample.system.limited_by,
-            workers_bytes=sample.workers_bytes,
-            advice=self.monitor.recommendations(),
+            MemoryPressure(
+                level="info" if new < PressureLevel.HIGH else "warning",
+                old=old.value,
+                new=new.value,
+                available_bytes=sample.system.available_bytes,
+                total_bytes=sample.system.total_bytes,
+                limited_by=sample.system.limited_by,
+                workers_bytes=sample.workers_bytes,
+                advice=self.monitor.recommendations(),
+            )
         )
 
     def _warn(self, text: str) -> None:
-        self._events.publish("memory.trouble", level="warning", error=text)
+        self._events.publish(MemoryTrouble(error=text))
 
 
 def _held_bytes(sample: MemorySample) -> int:

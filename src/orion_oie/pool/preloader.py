@@ -23,7 +23,8 @@ from orion_oie.pool.sizes import ModelSizes
 from orion_oie.pool.variants import Placement
 from orion_oie.schemas.results import ModelInfo
 from orion_oie.schemas.stats import PredictionStats
-from orion_oie.telemetry.events import EventLog
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import ModelLoadingAhead, PreloadTrouble
 
 LoadAhead = Callable[[Choice, Collection[str]], "Future[ModelInfo]"]
 """Begins to load a model, at the cost of no others than these."""
@@ -96,9 +97,7 @@ class Preloader:
         try:
             self._consider(agent_id, session_id)
         except Exception as error:  # noqa: BLE001 (the answer is given, and others are to come)
-            self._events.publish(
-                "preload.trouble", level="error", text=f"{type(error).__name__}: {error}"
-            )
+            self._events.publish(PreloadTrouble(text=f"{type(error).__name__}: {error}"))
 
     def _consider(self, agent_id: str, session_id: str | None) -> None:
         if not self._is_enabled or self._is_anything_waiting() or not self._is_calm():
@@ -135,14 +134,15 @@ class Preloader:
             is_anything_waiting=self._is_anything_waiting(),
             is_enabled=self._is_enabled,
         )
-        if decision.key is None:
+        if decision.key is None or decision.agent_id is None:
             return
         self._ledger.started(decision.key)
         self._events.publish(
-            "model.loading_ahead",
-            key=decision.key,
-            agent_id=decision.agent_id,
-            probability=round(decision.probability, 2),
+            ModelLoadingAhead(
+                key=decision.key,
+                agent_id=decision.agent_id,
+                probability=round(decision.probability, 2),
+            )
         )
         chosen = candidates[decision.key]
         loading = self._load_ahead(chosen.choice, chosen.victims or ())

@@ -1,5 +1,6 @@
 """What happened: events, counts, and loads shown as they go on.
 
-events: the log that every part publishes to. counters: how many requests ended how. progress: a
-display of loads for terminals and applications.
+events: the catalogue, one class an event. event_log: the log that every part publishes to.
+event_docs: docs/events.md. counters: numbers of requests by outcome. progress: a display of loads
+for terminals and applications.
 """

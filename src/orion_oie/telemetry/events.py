@@ -1,107 +1,436 @@
-"""What happened, as events: dotted names with fields, logged, kept and handed to subscribers.
+"""The catalogue of events: one class for everything that an engine reports.
 
-An event goes through one `EventLog` per engine. Texts of users and models are replaced by their
-length unless `log_content` asks for them. Nothing is printed here: the events go to the standard
-library's logger "orion_oie", which is silent until the application configures logging.
+    engine.subscribe(lambda event: print(event.name, event.fields))
+
+`docs/events.md` is generated from this module by `orion-oie events`. Publishes nothing itself: see
+`event_log.py`.
 """
 
-import logging
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-_CONTENT_FIELDS = frozenset({"query", "content", "text", "answer", "prompt", "system_prompt"})
+from orion_oie.schemas.loading import LoadProgress
 
-logging.getLogger("orion_oie").addHandler(logging.NullHandler())
+Level = Literal["debug", "info", "warning", "error"]
+
+Content = Annotated[str, "content"]
+"""A text of a user or a model, or one that may quote it. Subscribers and logs see its length only,
+unless `EngineConfig.log_content` is set."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened. `at` is seconds since the epoch.
+    """Base of all events. An event is made where it happens, and published at once."""
 
-    Names: request.received, request.state, request.routed, request.succeeded, request.failed,
-    request.cancelled, request.fallback, request.replayed, model.loading (a step of a load: the
-    fields of `LoadProgress`), model.loaded, model.fetched, model.load_failed, model.log,
-    pool.evicted, pool.unloaded, worker.crashed, breaker.changed, router.degraded (a stage of the
-    router fails; told once, until it works again), engine.started, engine.closed.
-    """
+    name: ClassVar[str]
+    """Dotted name, as in logs and exports."""
+    default_level: ClassVar[Level] = "info"
 
-    name: str
-    at: float
-    fields: Mapping[str, Any] = field(default_factory=dict)
     request_id: str | None = None
+    """Request that it belongs to; None for events of the engine and its models."""
+    at: float = field(default_factory=time.time)
+    """Time of the event, in seconds since the epoch."""
+
+    @property
+    def level(self) -> Level:
+        """Severity in the log."""
+        return self.default_level
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The event's own fields by name: JSON-compatible, without `request_id`, `at`, `level`."""
+        return {name: getattr(self, name) for name in names_of(type(self)).own}
 
 
-Subscriber = Callable[[Event], None]
+# -- the engine
 
 
-class EventLog:
-    """Takes events from all threads; keeps the last `capacity` of them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStarted(Event):
+    """Published once, when an engine has been built. No model is loaded yet."""
 
-    def __init__(self, capacity: int, *, log_content: bool = False) -> None:
-        # structlog imports rich when it is installed: a tenth of a second that a mere
-        # `import orion_oie` should not cost.
-        import structlog
+    name = "engine.started"
 
-        self._recent: deque[Event] = deque(maxlen=capacity)
-        self._subscribers: dict[int, Subscriber] = {}
-        self._next_key = 0
-        self._lock = threading.Lock()
-        self._log_content = log_content
-        self._logger = structlog.wrap_logger(
-            logging.getLogger("orion_oie"),
-            processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
-            wrapper_class=structlog.stdlib.BoundLogger,
-            cache_logger_on_first_use=True,
+    version: str
+    """Version of this library."""
+    pid: int
+    """Process that the engine belongs to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineClosed(Event):
+    """Published once, when an engine has been shut down and its workers have ended."""
+
+    name = "engine.closed"
+
+
+# -- requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestReceived(Event):
+    """Published when a request comes in, before it is checked."""
+
+    name = "request.received"
+
+    query: Content
+    """The question. Its type in angle brackets when it is not a text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStateChanged(Event):
+    """Published when a request enters another state."""
+
+    name = "request.state"
+    default_level = "debug"
+
+    old: str
+    """State before, a value of `RequestState`."""
+    new: str
+    """State from now on, a value of `RequestState`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRouted(Event):
+    """Published when the agent that answers has been chosen."""
+
+    name = "request.routed"
+
+    agent_id: str
+    """Agent that answers."""
+    confidence: float
+    """Confidence of the router, in [0, 1]."""
+    stages: list[str]
+    """Stages of the router that were asked, in order."""
+    text: Content
+    """Reason for the choice. It quotes the question."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFallback(Event):
+    """Published when a model failed and the next one of the chain is tried."""
+
+    name = "request.fallback"
+    default_level = "warning"
+
+    error: str
+    """Type and message of the error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestReplayed(Event):
+    """Published when a worker crashed and its model is tried once more."""
+
+    name = "request.replayed"
+    default_level = "warning"
+
+    error: str
+    """Type and message of the error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSucceeded(Event):
+    """Published when a request has been answered, before its caller gets the answer."""
+
+    name = "request.succeeded"
+
+    agent_id: str
+    """Agent that answered."""
+    model_id: str
+    """Model that answered."""
+    completion_tokens: int
+    """Tokens of the answer."""
+    total_ms: float
+    """Time from the call to the answer, in milliseconds."""
+    content: Content
+    """The answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFailed(Event):
+    """Published when a request ends with an error. Level "error" for one that is not an
+    `OrionError`: a bug in the library or in code of the application that it called."""
+
+    name = "request.failed"
+
+    error: str
+    """Type of the error, with its message if that cannot quote the caller."""
+    text: Content | None = None
+    """Message of an error that may quote the caller; else None."""
+    level: Level = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestCancelled(Event):
+    """Published when a request ends because its caller cancelled it or the engine was closed."""
+
+    name = "request.cancelled"
+
+    error: str
+    """Type and message of the error that the request ends with."""
+
+
+# -- models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoading(Event):
+    """Published at each step of a load or a download, several times a second."""
+
+    name = "model.loading"
+    default_level = "debug"
+
+    key: str
+    """Model and variant, as in `model@variant`."""
+    progress: LoadProgress
+    """How far it is. In `fields`, logs and exports the fields of `LoadProgress` take its place:
+    `phase`, `fraction`, `shards`, `shards_loaded`, `bytes_total`, `bytes_loaded`, `bytes_per_s`,
+    `seconds_left`, `mode`, `note`."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The key, and the fields of `LoadProgress`."""
+        return {"key": self.key, **asdict(self.progress)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoaded(Event):
+    """Published when a model can answer."""
+
+    name = "model.loaded"
+
+    key: str
+    """Model and variant, as in `model@variant`."""
+    pid: int | None
+    """Process of its worker; None for a backend without workers."""
+    load_ms: float
+    """Duration of the load, in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFetched(Event):
+    """Published when `engine.pull` has all files of a model."""
+
+    name = "model.fetched"
+
+    key: str
+    """Model and variant, as in `model@variant`."""
+    bytes: int
+    """Size of its files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoadFailed(Event):
+    """Published when a load or a download ends with an error."""
+
+    name = "model.load_failed"
+    default_level = "warning"
+
+    key: str
+    """Model and variant, as in `model@variant`."""
+    error: str
+    """Type and message of the error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoadingAhead(Event):
+    """Published when the load of a model begins that is likely to be needed next."""
+
+    name = "model.loading_ahead"
+
+    key: str
+    """Model and variant, as in `model@variant`."""
+    agent_id: str
+    """Agent that is likely to be asked next."""
+    probability: float
+    """Probability that it is, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLog(Event):
+    """Published for a warning or an error that llama.cpp or a worker logs."""
+
+    name = "model.log"
+
+    model_id: str
+    """Model of the worker."""
+    line: str
+    """The line."""
+    level: Level = "warning"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCrashed(Event):
+    """Published when the process of a model died."""
+
+    name = "worker.crashed"
+    default_level = "error"
+
+    model_id: str
+    """Model of the worker."""
+    error: str
+    """Message of the error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerChanged(Event):
+    """Published when a circuit breaker changes its state."""
+
+    name = "breaker.changed"
+    default_level = "warning"
+
+    breaker: str
+    """Model and operation, as in `model:load`."""
+    old: str
+    """State before, a value of `BreakerState`."""
+    new: str
+    """State from now on, a value of `BreakerState`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterDegraded(Event):
+    """Published when a stage of the router fails: once, until the stage works again."""
+
+    name = "router.degraded"
+    default_level = "warning"
+
+    stage: str
+    """Stage that is left out meanwhile."""
+    error: str
+    """Type and message of the error."""
+
+
+# -- memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolEvicted(Event):
+    """Published when an idle model was unloaded because its memory was needed."""
+
+    name = "pool.evicted"
+
+    key: str
+    """Model and variant, as in `model@variant`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolUnloaded(Event):
+    """Published when a model was unloaded by `engine.unload`."""
+
+    name = "pool.unloaded"
+
+    key: str
+    """Model and variant, as in `model@variant`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPressure(Event):
+    """Published when the memory of the machine gets shorter or recovers. Level "warning" when the
+    new pressure is high or critical."""
+
+    name = "memory.pressure"
+
+    old: str
+    """Pressure before: `low`, `medium`, `high` or `critical`."""
+    new: str
+    """Pressure from now on."""
+    available_bytes: int
+    """Memory that can be had without swapping."""
+    total_bytes: int
+    """All memory of the machine or the container."""
+    limited_by: Literal["system", "cgroup"]
+    """Origin of the limit: the machine or its control group."""
+    workers_bytes: int
+    """Memory that the workers take."""
+    advice: list[str]
+    """Recommendations, in sentences."""
+    level: Level = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRelieved(Event):
+    """Published when idle models were unloaded because memory is short."""
+
+    name = "memory.relieved"
+    default_level = "warning"
+
+    pressure: str
+    """Pressure that was measured: `high` or `critical`."""
+    keys: list[str]
+    """Models that were unloaded, each as `model@variant`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTrouble(Event):
+    """Published when memory cannot be watched, or the size of a model cannot be kept."""
+
+    name = "memory.trouble"
+    default_level = "warning"
+
+    error: str
+    """Description of the problem."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreloadTrouble(Event):
+    """Published when loading ahead failed unexpectedly. The answer before it was given."""
+
+    name = "preload.trouble"
+    default_level = "error"
+
+    text: Content
+    """Type and message of the error. It may quote the question."""
+
+
+CATALOGUE: Mapping[str, type[Event]] = {
+    kind.name: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+}
+"""Every event by its name, in the order of this module."""
+
+_COMMON_FIELDS = frozenset({"request_id", "at", "level"})
+
+
+class FieldNames(NamedTuple):
+    """Names of the fields of a class of events."""
+
+    all: tuple[str, ...]
+    own: tuple[str, ...]  # without those that every event has
+    content: tuple[str, ...]  # texts of users or models
+
+
+_names: dict[type[Event], FieldNames] = {}  # asked for at every event
+
+
+def names_of(kind: type[Event]) -> FieldNames:
+    """Names of the fields of a class of events."""
+    names = _names.get(kind)
+    if names is None:
+        every = fields(kind)
+        names = FieldNames(
+            all=tuple(one.name for one in every),
+            own=tuple(one.name for one in every if one.name not in _COMMON_FIELDS),
+            content=tuple(
+                one.name for one in every if one.type is Content or Content in get_args(one.type)
+            ),
         )
-
-    def publish(
-        self, event_name: str, /, request_id: str | None = None, level: str = "info", **fields: Any
-    ) -> None:
-        """Log an event and hand it to every subscriber, on this thread, with no lock held."""
-        shown = fields if self._log_content else redacted(fields)
-        event = Event(event_name, time.time(), shown, request_id)
-        with self._lock:
-            self._recent.append(event)
-            subscribers = list(self._subscribers.values())
-        bound = self._logger if request_id is None else self._logger.bind(request_id=request_id)
-        getattr(bound, level)(event_name, orion=dict(shown))
-        for subscriber in subscribers:
-            try:
-                subscriber(event)
-            except Exception:
-                logging.getLogger("orion_oie").exception("a subscriber failed on %s", event_name)
-
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Call `subscriber` for every event from now on; returns the undo."""
-        with self._lock:
-            key = self._next_key
-            self._next_key += 1
-            self._subscribers[key] = subscriber
-
-        def unsubscribe() -> None:
-            with self._lock:
-                self._subscribers.pop(key, None)
-
-        return unsubscribe
-
-    def export(self) -> list[dict[str, Any]]:
-        """The recent events, oldest first, as JSON-compatible dictionaries."""
-        with self._lock:
-            events = list(self._recent)
-        return [
-            {"event": e.name, "at": e.at, "request_id": e.request_id, **e.fields} for e in events
-        ]
+        _names[kind] = names
+    return names
 
 
-def redacted(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with every text of a user or a model replaced by its length."""
-    return {
-        name: f"<{len(value)} characters>"
-        if name in _CONTENT_FIELDS and isinstance(value, str)
-        else value
-        for name, value in fields.items()
-    }
+def redacted(event: Event) -> Event:
+    """The event with every text of a user or a model replaced by its length."""
+    names = names_of(type(event))
+    if not names.content:
+        return event
+    # `dataclasses.replace` takes three times as long, and every request waits for this.
+    copy = object.__new__(type(event))
+    for name in names.all:
+        value = getattr(event, name)
+        if name in names.content and isinstance(value, str):
+            value = f"<{len(value)} characters>"
+        object.__setattr__(copy, name, value)
+    return copy

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.units import size_text
-from orion_oie.telemetry.events import Event
+from orion_oie.telemetry.events import Event, ModelFetched, ModelLoadFailed, ModelLoading
 
 if TYPE_CHECKING:  # an extra, and slow to import
     from rich.console import Console, Group
@@ -76,20 +76,20 @@ class LoadDisplay:
 
     def show(self, event: Event) -> None:
         """Note an event; those that are not about loads are passed over."""
-        key = event.fields.get("key")
+        if not isinstance(event, ModelLoading | ModelFetched | ModelLoadFailed):
+            return
         now = time.monotonic()
         with self._lock, contextlib.suppress(RuntimeError):  # no more threads: nothing is shown
-            load = self._loads.get(key) if isinstance(key, str) else None
+            load = self._loads.get(event.key)
             if self._is_closed:
                 return
-            if event.name == "model.loading":
+            if isinstance(event, ModelLoading):
                 load = _moved(load, event, now)
-            elif load is not None and event.name == "model.fetched":
-                load = replace(load, outcome="fetched", ended_at=now)
-            elif load is not None and event.name == "model.load_failed":
-                load = replace(load, outcome="failed", ended_at=now)
-            else:
+            elif load is None:
                 return
+            else:
+                outcome = "fetched" if isinstance(event, ModelFetched) else "failed"
+                load = replace(load, outcome=outcome, ended_at=now)
             self._loads[load.key] = load
             if load.outcome:
                 self._wake.set()
@@ -144,13 +144,11 @@ class LoadDisplay:
                     self._thread = None
 
 
-def _moved(load: _Load | None, event: Event, now: float) -> _Load:
+def _moved(load: _Load | None, event: ModelLoading, now: float) -> _Load:
     """A load after one more step of it; a new one if it is its first."""
-    fields = dict(event.fields)
-    key = fields.pop("key")
-    progress = LoadProgress(**fields)
+    progress = event.progress
     if load is None or load.outcome:
-        load = _Load(key, now, progress, progress.bytes_loaded)
+        load = _Load(event.key, now, progress, progress.bytes_loaded)
     elif load.progress.bytes_total == 0:
         load = replace(load, had_bytes=progress.bytes_loaded)
     is_fetched = progress.phase == "downloading" or progress.mode == "progressive"
