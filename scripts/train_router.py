@@ -28,12 +28,12 @@ from orion_oie.routing.linear.fitting import (
     fitted,
     rarity_of,
     read_examples,
-    softmax,
 )
 from orion_oie.routing.linear.model import (
     Calibration,
     LinearModel,
     empty_model,
+    softmax,
 )
 from orion_oie.routing.profiles import text_to_embed
 from orion_oie.routing.text.prompt import read

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from helpers import BOUND_S, no_more_threads, run_all, wait_until
+from internals import at_idle_timeout
 
 from orion_oie import cancellation
 from orion_oie.cancellation import CancelScope, DeadlineTimer
@@ -295,16 +296,12 @@ def test_a_deadline_that_comes_as_the_thread_gives_up_fires() -> None:
     """A deadline that comes between the end of the idle wait and the next look is not lost."""
     timer = DeadlineTimer()
     first, second = CancelScope(), CancelScope()
-    wait = timer._condition.wait
 
-    def wait_in_vain(timeout: float) -> bool:
-        if timer._pending or first.error is None:
-            return wait(timeout)
+    def watch_second() -> None:
         if second.error is None:
             timer.watch(second, 0.001)
-        return False
 
-    timer._condition.wait = wait_in_vain
+    at_idle_timeout(timer, lambda: first.error is not None, watch_second)
     timer.watch(first, 0.001)
     wait_until(lambda: second.error)
 
@@ -319,8 +316,9 @@ def test_a_thread_that_cannot_start_is_tried_again() -> None:
     wait_until(lambda: near.error)
 
 
-def test_a_fired_deadline_is_not_kept() -> None:
+def test_a_fired_deadline_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waiting thread holds nothing of the request whose deadline fired last."""
+    monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", BOUND_S)
     timer = DeadlineTimer()
     scope = CancelScope()
     fired = threading.Event()
@@ -329,7 +327,7 @@ def test_a_fired_deadline_is_not_kept() -> None:
     gone = weakref.ref(scope)
     del scope
     assert fired.wait(BOUND_S)
-    wait_until(lambda: gone() is None, cancellation._IDLE_EXIT_S / 2)
+    wait_until(lambda: gone() is None, BOUND_S / 2)
 
 
 def test_at_most_one_timer_thread_runs(timer_threads: Threads) -> None:

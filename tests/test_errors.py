@@ -55,7 +55,7 @@ def test_the_documented_tree_is_the_real_one() -> None:
 
 
 def test_the_classes_come_in_the_order_of_the_tree() -> None:
-    """Who reads the tree finds the classes below in the same order."""
+    """The tree in the docstring lists the classes in the order of the module."""
     in_file = [name for name, value in vars(errors).items() if isinstance(value, type)]
     assert [name for name in in_file if name.endswith("Error")] == list(documented_parents())
 

@@ -1,8 +1,8 @@
-"""One way to stop a request, whoever asks and wherever it is: the `CancelScope`.
+"""Cancellation of requests: the `CancelScope` is the single way to stop one.
 
-A cancel by the caller, a deadline and a shutdown all end as `scope.cancel(error)`. Whatever the
-request is doing at that time (waiting in the queue, waiting for a load, generating) has put a
-callback there. Nothing here interrupts threads.
+A cancel by the caller, a deadline and a shutdown all call `scope.cancel(error)`. The stage that the
+request is in (waiting in the queue, waiting for a load, generating) has registered a callback for
+that. No thread is interrupted.
 """
 
 import heapq
@@ -18,7 +18,7 @@ _IDLE_EXIT_S = 5.0
 
 
 class CancelScope:
-    """Holds the error that ends a request, at most once, and tells those who wait."""
+    """Holds the error that ends a request, set at most once, and notifies its callbacks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,11 +28,11 @@ class CancelScope:
 
     @property
     def error(self) -> OrionError | None:
-        """Why the request must end, or None while it may go on."""
+        """The reason why the request must end; None while it may go on."""
         return self._error
 
     def cancel(self, error: OrionError) -> bool:
-        """End the request with `error`; False when it had been ended before."""
+        """End the request with `error`. Returns False if it was cancelled before."""
         with self._lock:
             if self._error is not None:
                 return False
@@ -43,7 +43,7 @@ class CancelScope:
             try:
                 callback()
             except Exception:
-                # The others must still be told, and the thread that cancels is not to blame.
+                # The other callbacks must still run, and the cancelling thread must not fail.
                 logging.getLogger("orion_oie").exception("a cancel callback failed")
         return True
 
@@ -53,9 +53,10 @@ class CancelScope:
             raise self._error
 
     def on_cancel(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` once when the scope is cancelled (now, if it was); returns the undo.
+        """Call `callback` once when the scope is cancelled, or now if it already is. Returns a
+        function that removes the callback.
 
-        The callback runs on the thread that cancels: it must be short and must not block.
+        The callback runs on the thread that cancels, so it must be short and must not block.
         """
         with self._lock:
             if self._error is None:
@@ -80,7 +81,7 @@ class DeadlineTimer:
         self._running = False
 
     def watch(self, scope: CancelScope, deadline_s: float) -> None:
-        """Cancel `scope` with `DeadlineExceededError` in `deadline_s` seconds from now."""
+        """Cancel `scope` with `DeadlineExceededError` after `deadline_s` seconds."""
         entry = (time.monotonic() + deadline_s, next(self._order), scope, deadline_s)
         with self._condition:
             if not self._running:
@@ -100,7 +101,7 @@ class DeadlineTimer:
 
     def _run(self) -> None:
         while self._fire_next():
-            pass  # and keep nothing of the last request while waiting for the next
+            pass  # the call returns each time, so that waiting keeps no reference to a request
 
     def _fire_next(self) -> bool:
         due = self._next_due()
@@ -117,7 +118,7 @@ class DeadlineTimer:
         return True
 
     def _next_due(self) -> tuple[CancelScope, float] | None:
-        """Wait for the next scope that is due; None when there was nothing to do for a while."""
+        """Wait for the next scope that is due; None after a while without any deadline."""
         with self._condition:
             while True:
                 if not self._pending:

@@ -1,4 +1,4 @@
-"""Every error this library raises, in one tree.
+"""All errors that this library raises, in one tree.
 
     OrionError
     ├── InvalidRequestError        the caller must change the request
@@ -14,7 +14,7 @@
     │   └── InsufficientMemoryError
     ├── WorkerError                the process that holds a model failed
     │   ├── WorkerCrashedError     it died
-    │   └── WorkerTimeoutError     it stopped answering
+    │   └── WorkerTimeoutError     it stopped responding
     ├── CircuitOpenError           the operation failed too often lately and is paused
     ├── QueueFullError             too many requests are waiting
     ├── DeadlineExceededError      the request's own time limit passed
@@ -26,7 +26,7 @@
     ├── EngineClosedError          the engine was shut down
     └── RecipeError                a foundry recipe is wrong
 
-`retryable` says whether the same call may succeed later without a change.
+`retryable` is True if the same call may succeed later without a change.
 `details` holds the numbers of the message, for programs.
 """
 
@@ -36,8 +36,8 @@ from typing import Any, ClassVar
 class OrionError(Exception):
     """Base of all errors of this library.
 
-    `message` says what happened, with numbers, and what to do about it; `details` holds the
-    same facts as JSON-compatible values.
+    message: describes what happened, with numbers, and what to do about it. details: the same
+    facts as JSON-compatible values.
     """
 
     retryable: ClassVar[bool] = False
@@ -54,7 +54,7 @@ def described(error: BaseException) -> str:
 
 
 class InvalidRequestError(OrionError):
-    """The request itself is wrong; `details["problems"]` may list one line per fault."""
+    """The request itself is wrong; `details["problems"]` may list the faults, one line each."""
 
 
 class ContextOverflowError(InvalidRequestError):
@@ -70,7 +70,7 @@ class UnknownAgentError(InvalidRequestError):
 
 
 class RegistryError(OrionError):
-    """A registry is unusable; `problems` lists everything that was found, in file order."""
+    """A registry is unusable; `problems` lists every fault, in file order."""
 
     def __init__(self, message: str, problems: list[str] | None = None, **details: Any) -> None:
         super().__init__(message, problems=problems or [], **details)
@@ -116,7 +116,7 @@ class WorkerCrashedError(WorkerError):
 
 
 class WorkerTimeoutError(WorkerError):
-    """A worker process stopped answering and was ended."""
+    """A worker process stopped responding and was terminated."""
 
 
 class CircuitOpenError(OrionError):

@@ -1,4 +1,4 @@
-"""Which grammars may be asked of an answer: those that llama.cpp can follow; for all others an
+"""Grammars for an answer: those that llama.cpp can follow pass; for all others an
 error says why."""
 
 import time
@@ -14,7 +14,7 @@ from orion_oie.guardrails.gbnf import check_grammar
 
 
 def verdict(text: str) -> str | None:
-    """What the check complains of; any other error is the test's."""
+    """The message of the check; any other error fails the test."""
     try:
         check_grammar(text)
     except InvalidRequestError as error:
@@ -116,7 +116,7 @@ FAULTY = {
 
 @pytest.mark.parametrize("text", FAULTY, ids=lambda text: text[:30])
 def test_a_faulty_grammar_is_refused(text: str) -> None:
-    """What llama.cpp would refuse, misread, or not survive is an error that says what it is."""
+    """A grammar that llama.cpp would refuse, misread or crash on is refused with the fault."""
     with pytest.raises(InvalidRequestError) as caught:
         check_grammar(text)
     assert caught.value.message.startswith("grammar")
@@ -149,7 +149,7 @@ def test_any_text_gets_a_verdict(parts: list[str]) -> None:
     ids=["long", "chain", "deep", "class"],
 )  # fmt: skip
 def test_no_grammar_takes_long_to_check(text: str) -> None:
-    """What is allowed in size is also judged in time."""
+    """The check of an input of the largest allowed size takes a bounded time."""
     assert len(text) <= gbnf.MAX_GRAMMAR_CHARS
     started = time.perf_counter()
     verdict(text)

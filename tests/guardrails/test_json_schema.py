@@ -1,4 +1,4 @@
-"""Which JSON Schemas may be asked of an answer: those that can be kept; for all others an error
+"""JSON Schemas for an answer: those that can be enforced pass; for all others an error
 says where and why."""
 
 import json
@@ -26,7 +26,7 @@ def refusal(schema: object) -> InvalidRequestError:
 
 
 def verdict(schema: object) -> str | None:
-    """What the check complains of; any other error is the test's."""
+    """The message of the check; any other error fails the test."""
     try:
         check_json_schema(schema)
     except InvalidRequestError as error:
@@ -205,7 +205,7 @@ REFUSED: list[tuple[object, str, str, str]] = [
 def test_a_refusal_names_place_and_keyword(
     schema: object, path: str, keyword: str, words: str
 ) -> None:
-    """What is malformed, contradictory or not enforceable is refused, with its place and reason."""
+    """A malformed, contradictory or unenforceable schema is refused, with place and reason."""
     error = refusal(schema)
     assert error.details == {"path": path, "keyword": keyword}
     assert error.message.startswith(f"json_schema at {path}: '" if path else "json_schema: '")
@@ -301,7 +301,7 @@ def test_a_schema_has_a_size_and_a_depth() -> None:
     ids=["chain", "mesh", "unions", "names"],
 )  # fmt: skip
 def test_no_schema_takes_long_to_check(schema: dict[str, Any]) -> None:
-    """What is allowed in size is also judged in time."""
+    """The check of an input of the largest allowed size takes a bounded time."""
     started = time.perf_counter()
     verdict(schema)
     assert time.perf_counter() - started < 2

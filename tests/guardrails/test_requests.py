@@ -1,4 +1,4 @@
-"""What may come in: questions and turns of the right shape and size, whatever they say."""
+"""Request checks: questions and turns of the right shape and size pass, whatever they say."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What may go out: every word of an answer, and nothing that could act on a terminal."""
+"""Sanitizing: every word of an answer stays, and nothing that could act on a terminal."""
 
 import unicodedata
 from itertools import pairwise
@@ -20,7 +20,7 @@ def is_unsafe(character: str) -> bool:
 
 @given(text=any_text)
 def test_only_unsafe_characters_are_removed(text: str) -> None:
-    """What is left is the text without them, in order, and the count is theirs."""
+    """The result is the text without unsafe characters, in order, with their number."""
     kept = "".join(character for character in text if not is_unsafe(character))
     assert clean(text) == (kept, len(text) - len(kept))
 

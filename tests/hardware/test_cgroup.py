@@ -85,7 +85,7 @@ def test_v1_controllers_beside_a_v2_mount(fake: FakeProc) -> None:
 
 
 def test_an_outer_group_may_have_less_left(fake: FakeProc) -> None:
-    """Neighbours fill an outer group: its room counts although its limit is the larger one."""
+    """Other processes fill an outer group: its free memory counts although its limit is larger."""
     top = fake.v2("/pod/me")
     put(top / "pod", memory_v2(1000 * MIB, used=990 * MIB))
     put(top / "pod/me", memory_v2(500 * MIB, used=100 * MIB))
@@ -195,7 +195,7 @@ def test_the_smallest_of_nested_limits_counts(
 
 
 def test_a_process_that_is_moved_is_found_again(fake: FakeProc) -> None:
-    """Where groups lie is remembered, but not in which of them the process is, nor the limits."""
+    """The location of groups is cached, but neither the group of the process nor the limits."""
     top = fake.v2("/a")
     for name, limit in (("a", 64 * MIB), ("b", 32 * MIB)):
         put(top / name, memory_v2(limit))

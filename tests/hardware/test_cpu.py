@@ -140,7 +140,7 @@ def test_only_cores_that_may_be_used_count() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says")
 def test_this_machine() -> None:
-    """What is said of this machine fits to what else is known of it."""
+    """The description of this machine agrees with what the system reports elsewhere."""
     found = this_cpu()
     assert this_cpu() is found
     online = os.cpu_count() or 1

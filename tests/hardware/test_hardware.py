@@ -85,7 +85,7 @@ def test_usable_cores_where_little_is_told(computer: pytest.MonkeyPatch) -> None
 
 @needs_affinity
 def test_affinity_is_seen_at_once() -> None:
-    """Where the process may run on one processor only, it has one core: for real."""
+    """A real process that may run on one processor only has one core."""
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -133,7 +133,7 @@ def test_limits_of_a_container(computer: pytest.MonkeyPatch) -> None:
 
 
 def test_devices_are_llamas_and_there_is_always_a_cpu(computer: pytest.MonkeyPatch) -> None:
-    """What llama.cpp names stays as it is; of a mere name no more is known."""
+    """Devices from llama.cpp stay unchanged; a name alone becomes a device without details."""
     gpu = Device(name="CUDA0", kind="cuda", description="A GPU", total_bytes=9, free_bytes=8)
     its_cpu = Device(name="CPU", kind="cpu", total_bytes=7, free_bytes=7)
     assert detect([gpu, its_cpu]).devices == [gpu, its_cpu]
@@ -201,7 +201,7 @@ def test_nvidia(tmp_path: Path) -> None:
 
 
 def test_nvidia_without_its_driver(tmp_path: Path) -> None:
-    """What only the system's own driver knows can be used in Vulkan's way."""
+    """A GPU that only the system's own driver knows can be used through Vulkan."""
     write(tmp_path, dev__dri__renderD128="")
     write(tmp_path, sys__class__drm__renderD128__device__vendor="0x10de\n")
     assert gpus(tmp_path) == [("vulkan", "NVIDIA", "dev/dri/renderD128")]

@@ -1,4 +1,4 @@
-"""The monitor sees what there is, tells of changes once, costs next to nothing, holds nobody."""
+"""The monitor measures memory, reports each change once, costs little, and keeps no owner alive."""
 
 import gc
 import os
@@ -39,7 +39,7 @@ LOW, MEDIUM, HIGH, CRITICAL = PressureLevel
 
 
 class World:
-    """What the readers of a monitor see, and what its callbacks heard."""
+    """The readings that a monitor gets, and the calls of its callbacks."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -143,7 +143,7 @@ def test_history_is_bounded(world: World) -> None:
 
 
 def test_a_change_of_level_is_told_once(world: World) -> None:
-    """Up at once and down when it is sure, each time with the sample that decided."""
+    """The level rises at once and falls late; each callback gets the sample that decided."""
     monitor = world.monitor()
     for available in (8 * GIB, GIB, GIB, 8 * GIB, 8 * GIB, 8 * GIB):
         world.available = available
@@ -154,7 +154,7 @@ def test_a_change_of_level_is_told_once(world: World) -> None:
 
 
 def test_the_cache_is_measured_rarely(world: World) -> None:
-    """Once a minute; meanwhile samples say what was found last."""
+    """The cache is measured once a minute; samples in between repeat the last size."""
     monitor = world.monitor(cache_dir=Path("cache"))
     for _ in range(3):
         monitor.sample_now()
@@ -168,7 +168,7 @@ def test_the_cache_is_measured_rarely(world: World) -> None:
 
 
 def test_a_cache_that_cannot_be_measured_is_told(world: World) -> None:
-    """Its size is not known then, and all the rest of the sample is taken."""
+    """An unreadable cache has no size, and the rest of the sample is taken."""
     world.folder_bytes = PermissionError("closed")
     monitor = world.monitor(cache_dir=Path("cache"))
     assert monitor.sample_now().cache_bytes is None
@@ -292,7 +292,7 @@ def test_a_callback_may_stop_the_monitor(world: World) -> None:
 
 
 def test_a_stop_says_when_a_callback_still_runs(world: World) -> None:
-    """It waits as long as it was told; what runs ends later, and a new thread may run beside it."""
+    """A stop waits for its timeout; a running call ends later, even beside a new thread."""
     entered, let_go = threading.Event(), threading.Event()
 
     def hold(_: MemorySample) -> None:
@@ -313,7 +313,7 @@ def test_a_stop_says_when_a_callback_still_runs(world: World) -> None:
 
 
 def test_a_start_that_fails_can_be_repeated(world: World) -> None:
-    """A system that refuses threads is not forever so."""
+    """A start that fails for lack of threads can be repeated."""
     monitor = world.monitor()
     with no_more_threads(), pytest.raises(RuntimeError, match="no more threads"):
         monitor.start()
@@ -322,7 +322,7 @@ def test_a_start_that_fails_can_be_repeated(world: World) -> None:
 
 
 class Owner:
-    """Has a monitor that calls back into it, as an engine would, and forgets to stop it."""
+    """An owner whose monitor calls back into it, as an engine's does, and that never stops it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -342,7 +342,7 @@ class Owner:
 
 
 def test_a_forgotten_owner_is_not_kept_alive() -> None:
-    """The thread ends when nobody else knows the monitor, although its callbacks know the owner."""
+    """The thread ends with the last reference to the monitor; its callbacks refer to the owner."""
 
     def forget() -> "weakref.ref[Owner]":
         owner = Owner()
@@ -418,7 +418,7 @@ def cpu_of(call: Callable[[], object], calls: int = 20) -> float:
 
 
 def test_there_is_nothing_to_say_when_pressure_is_low(world: World) -> None:
-    """Neither before the first sample nor with enough memory; nobody is asked who is idle."""
+    """Without a sample or with enough memory there is no advice, and `idle` is not called."""
 
     def fail() -> list[str]:
         raise AssertionError
@@ -429,7 +429,7 @@ def test_there_is_nothing_to_say_when_pressure_is_low(world: World) -> None:
 
 
 def test_the_largest_idle_models_are_named(world: World) -> None:
-    """By what they give back, which mapped files are not part of; those in use are not named."""
+    """Idle models are named by the bytes they free, without mapped files; models in use are not."""
     world.available = GIB
     world.add_worker("busy@q4", 1, private=9 * GIB)
     world.add_worker("small@q4", 2, private=300 * MIB)
@@ -447,7 +447,7 @@ def test_the_largest_idle_models_are_named(world: World) -> None:
 
 
 def test_a_limit_of_the_container_is_named(world: World) -> None:
-    """Who could raise it should know that it is what runs short, from medium pressure on."""
+    """From medium pressure on, the advice says that the container's limit is what runs short."""
     world.available, world.limited_by = 3 * GIB, "cgroup"
     monitor = world.monitor()
     monitor.sample_now()
@@ -459,7 +459,7 @@ def test_a_limit_of_the_container_is_named(world: World) -> None:
 
 
 def test_without_idle_models_the_largest_is_named(world: World) -> None:
-    """And a host process that takes more than all of its workers is not kept quiet."""
+    """A host process that takes more than all of its workers is mentioned."""
     world.available = 500 * MIB
     world.add_worker("small@q4", 1, private=100 * MIB)
     world.add_worker("large@q4", 2, private=200 * MIB)

@@ -57,8 +57,8 @@ import sys
 sys.stdin.readline()  # imports only when it is where it should be
 import json
 from dataclasses import asdict
-from orion_oie.memory import probe
-from orion_oie.memory.pressure import PressureGauge
+from orion_oie.hardware import probe
+from orion_oie.hardware.pressure import PressureGauge
 
 kept, gauge = [], PressureGauge()
 while True:
@@ -204,13 +204,13 @@ def test_a_limit_above_what_the_machine_has_is_none(tmp_path: Path) -> None:
     assert found.limited_by == "system"
 
 
-def test_calm_is_room_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With more than 2 GiB left there is memory to spare."""
-    for available, is_calm in ((2 * 2**30, False), (2 * 2**30 + 1, True)):
+def test_memory_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is to spare if more than 2 GiB are available."""
+    for available, has_spare in ((2 * 2**30, False), (2 * 2**30 + 1, True)):
         found = SystemMemory(2**40, available)
         monkeypatch.setattr(probe, "system_memory", lambda found=found: found)
         assert probe.available_bytes() == available
-        assert probe.is_calm() is is_calm
+        assert probe.has_spare_memory() is has_spare
 
 
 def test_a_real_group_is_seen_from_inside() -> None:
@@ -244,7 +244,7 @@ def test_a_real_group_is_seen_from_inside() -> None:
 
 
 def test_folders_are_measured_in_blocks(tmp_path: Path) -> None:
-    """What was written counts, at any depth; holes do not, nor does the second name of a file."""
+    """Written blocks count at any depth; holes do not, nor does the second name of a file."""
     assert probe.folder_bytes(tmp_path) == 0
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/model").write_bytes(os.urandom(4 * MIB))
@@ -326,7 +326,7 @@ def test_a_file_that_went_after_it_was_listed_is_fine(
 
 
 class _Listed:
-    """What scandir gives, from a list that may be out of date."""
+    """Entries as scandir yields them, from a list that may be out of date."""
 
     def __init__(self, entries: list[os.DirEntry[str]]) -> None:
         self._entries = entries

@@ -1,4 +1,4 @@
-"""How good a router is said to be: figures by hand, and a floor under our own."""
+"""Evaluation of routers: figures checked by hand, and a minimum for our own router."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is asked for outright: a few patterns that are nearly always right."""
+"""Explicit requests: a few patterns that are nearly always right."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routes import ANY_TEXT, HOSTILE, REPEATED
 
-from orion_oie.routing.explicit import wish
+from orion_oie.routing.explicit import explicit_request
 from orion_oie.routing.linear.fitting import read_examples
 from orion_oie.routing.linear.model import TOPICS
 from orion_oie.routing.text.prompt import read
@@ -34,7 +34,7 @@ SETS = Path(__file__).parents[2] / "benchmarks" / "routing"
 )
 def test_what_is_asked_for(text: str, topic: str, words: str | None) -> None:
     """The topic, and the words that say so as they were written."""
-    found = wish(text)
+    found = explicit_request(text)
     assert found is not None
     assert found[0] == topic
     assert found[0] in TOPICS
@@ -58,26 +58,26 @@ def test_what_is_asked_for(text: str, topic: str, words: str | None) -> None:
     ],
 )
 def test_what_is_not_asked_for(text: str) -> None:
-    """The words alone are no wish."""
-    assert wish(text) is None
+    """The words alone are no request for a topic."""
+    assert explicit_request(text) is None
 
 
 def test_two_wishes_that_disagree() -> None:
     """Neither is taken; two for one topic are one."""
-    assert wish("Write a function in Python and answer in German") is None
-    assert wish("Translate it to German and answer in German") is not None
+    assert explicit_request("Write a function in Python and answer in German") is None
+    assert explicit_request("Translate it to German and answer in German") is not None
 
 
 def test_only_the_start_is_looked_at() -> None:
-    """A wish far behind, or over more than a few words, is for the weights to find."""
-    assert wish("answer in German") == ("multilingual", "answer in German")
-    assert wish(f"{'so ' * 200} answer in German") is None
-    assert wish(f"translate {'it and ' * 20} to German") is None
+    """A request far behind, or over more than a few words, is for the weights to find."""
+    assert explicit_request("answer in German") == ("multilingual", "answer in German")
+    assert explicit_request(f"{'so ' * 200} answer in German") is None
+    assert explicit_request(f"translate {'it and ' * 20} to German") is None
 
 
 def test_the_words_can_be_shown() -> None:
     """Whatever stands between them: no control characters, no lone surrogates."""
-    found = wish("translate \x1b[31m\ud800\u202e this into French")
+    found = explicit_request("translate \x1b[31m\ud800\u202e this into French")
     assert found == ("multilingual", "translate [31m this into French")
 
 
@@ -85,7 +85,7 @@ def test_the_words_can_be_shown() -> None:
 @settings(deadline=None)
 def test_any_text(text: str) -> None:
     """Nothing raises, and what is found is a topic with words of the text."""
-    found = wish(text)
+    found = explicit_request(text)
     assert found is None or (found[0] in TOPICS and found[1].isprintable() and found[1])
 
 
@@ -94,7 +94,9 @@ def test_any_text(text: str) -> None:
 def test_wishes_are_nearly_always_right(file: str, precision: float) -> None:
     """On our own prompts: of those that ask outright, nearly all are for that topic."""
     examples = read_examples(SETS / file)
-    found = [(wish(read(example.text).parts.instruction), example) for example in examples]
+    found = [
+        (explicit_request(read(example.text).parts.instruction), example) for example in examples
+    ]
     right = [one[0] in example.accepted for one, example in found if one is not None]
     assert len(right) >= 5
     assert sum(right) / len(right) >= precision, json.dumps(

@@ -1,4 +1,4 @@
-"""What users said about routes: whole lines in a file, whoever writes beside."""
+"""Feedback on routes: whole lines in a file, also with concurrent writers."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_any_text_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
-    """Who died in the middle of one leaves a line that is named, and the next one is whole."""
+    """A line cut off by a killed process is reported by number, and the next line is whole."""
     store = FeedbackStore(tmp_path / "feedback.jsonl")
     add(store, "first")
     with store.path.open("ab") as file:

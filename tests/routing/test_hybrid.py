@@ -420,7 +420,7 @@ def test_stages_that_are_off(text: str, linear: bool, hints: bool) -> None:
 
 
 def test_without_the_linear_model_the_hints_decide() -> None:
-    """That the weights know better is of no account, be they given or fitted."""
+    """Without the linear model its weights have no influence, whether given or fitted."""
     router = toy({"tea": "code"}, enable_linear=False)
     agents = {**AGENTS, "creative": agent(keywords={"tea": 3})}
     assert router.route("tea", agents).agent_id == "creative"
@@ -522,7 +522,7 @@ def test_a_rival_may_speak_where_the_weights_are_sure() -> None:
 
 
 def test_a_rival_moves_no_topic_where_the_weights_are_sure() -> None:
-    """What a trained head says counts where the words are not sure, with a rival or without."""
+    """A trained head counts if the words are not sure, with a rival or without."""
     head = np.zeros((Bag.dimensions + len(SIGNALS), len(TOPICS)), np.float32)
     bias = np.zeros(len(TOPICS), np.float32)
     bias[TOPICS.index("data")] = 3.0
@@ -582,7 +582,7 @@ def test_the_tie_break_is_asked_when_two_are_close() -> None:
 
 
 class Slow(Bag):
-    """Takes its time, which is measured by a clock of its own."""
+    """A slow embedder with a clock of its own."""
 
     def embed(self, texts: Sequence[str], limit_s: float | None = None) -> NDArray[np.float32]:
         found = super().embed(texts, limit_s)
@@ -667,11 +667,11 @@ def test_residency_never_bridges_a_clear_difference(text: str, waits: dict[str, 
     assert best - shares[found.candidates[0].agent_id] <= NEAR + 1e-3
 
 
-# Wishes
+# Explicit requests
 
 
-def test_wishes_raise_the_odds() -> None:
-    """What is asked for outright counts beside the words, and is noted."""
+def test_explicit_requests_raise_the_odds() -> None:
+    """An explicit request counts in addition to the words, and is noted."""
     weak = HybridRouter(model=empty_model())
     found = weak.route("Answer in Polish: what is a monad?", AGENTS)
     assert found.agent_id == "multilingual"
@@ -716,7 +716,7 @@ def test_fit_teaches_the_topics_that_the_hints_name() -> None:
 
 
 def test_fit_also_trains_the_embedding_stage() -> None:
-    """With an embedding model that is here, its vectors get weights of their own."""
+    """With an embedding model on this machine, its vectors get weights of their own."""
     router = HybridRouter(model=empty_model(), embedder=Bag())
     pairs = [("umbrella sales", "data"), ("rhyme of rain", "creative")] * 10
     assert router.fit(pairs, AGENTS, pull=0.1).heads == {}, "a head takes examples of all topics"
@@ -732,14 +732,14 @@ def test_fit_also_trains_the_embedding_stage() -> None:
 
 
 def test_fit_waits_for_the_embedding_model() -> None:
-    """However long it takes: a route would go on without it."""
+    """Training waits for the embedding model, while a route would go on without it."""
     embedder = Bag()
     HybridRouter(model=empty_model(), embedder=embedder).fit([("rain", "creative")] * 20, AGENTS)
     assert embedder.limits == [math.inf, math.inf]
 
 
 def test_nothing_is_embedded_for_what_cannot_be_learned() -> None:
-    """What is wrong is said before the work."""
+    """Faulty arguments are refused before any training."""
     embedder = Bag()
     router = HybridRouter(model=empty_model(), embedder=embedder)
     for examples, pull in ([("a", "code")], -1.0), ([(1, "code")], 1.0), ([], 1.0):

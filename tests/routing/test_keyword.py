@@ -296,7 +296,7 @@ def test_any_hint_is_accepted(text: str, hints: list[str]) -> None:
 @settings(deadline=None, max_examples=20)
 @given(any_text, any_text)
 def test_only_the_ends_of_a_long_text_are_read(one: str, other: str) -> None:
-    """What stands in the middle of a very long text changes nothing: work has a bound."""
+    """The middle of a very long text changes nothing, so the work is bounded."""
     head, tail, fill = "Summarize this. " * 300, "And be brief. " * 300, 1_000
     assert route(head + one.ljust(fill) + tail, AGENTS) == route(
         head + other.ljust(fill) + tail, AGENTS

@@ -1,4 +1,4 @@
-"""What is known of an agent before any question: topics, examples, and vectors that are kept."""
+"""Profiles of agents: topics, examples, and vectors that are cached."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -67,7 +67,7 @@ def test_topics_of_an_agent(
 
 
 def test_a_model_may_know_the_agent_by_its_name() -> None:
-    """Then the other names of its topics do not count."""
+    """An agent with a topic of its own name does not get the other names as well."""
     assert topics_of("reasoning", agent(), ("reasoning", "math")) == ("reasoning",)
     assert topics_of("reasoning", agent(), ("math", "code")) == ("math",)
     assert topics_of("code", agent(), ()) == ()
@@ -249,7 +249,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: object) -> None:
 
 
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
-    """It costs the time to embed again, and no route."""
+    """A damaged cache costs the time to embed again, but no route fails."""
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "vectors"
     vectors_of(Bag(), folder)
@@ -267,7 +267,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_what_the_model_raises_is_raised(tmp_path: Path) -> None:
-    """And nothing is kept of the failure."""
+    """A failed embedding raises, and nothing of the failure is cached."""
     embedder = Bag()
     embedder.is_broken = True
     prototypes = Prototypes(embedder, tmp_path)
@@ -279,7 +279,7 @@ def test_what_the_model_raises_is_raised(tmp_path: Path) -> None:
 
 
 def test_several_threads_at_the_same_folder(tmp_path: Path) -> None:
-    """Whoever comes first, all get the vectors, and one whole file stays."""
+    """Concurrent callers all get the vectors, and one complete file stays."""
     all_prototypes = [Prototypes(Bag(), tmp_path) for _ in range(2)]
 
     def look(prototypes: Prototypes) -> NDArray[np.float32]:
@@ -336,15 +336,15 @@ def test_other_words_of_the_same_meaning(minilm: GGUFEmbedder, tmp_path: Path) -
     """Without a head the examples speak: a question that shares hardly a word is found."""
     agents = {**AGENTS, "sailing": SAILING}
     words = HybridRouter(model=empty_model())
-    meaning = HybridRouter(model=empty_model(), embedder=MiniLM(minilm, "m"), folder=tmp_path)
+    router = HybridRouter(model=empty_model(), embedder=MiniLM(minilm, "m"), folder=tmp_path)
     for question in (
         "shorten the sails in a strong wind",
         "what rope hitch fastens the foresail line",
     ):
         assert words.route(question, agents).agent_id != "sailing"
-        found = meaning.route(question, agents)
+        found = router.route(question, agents)
         assert (found.agent_id, found.stages[-1]) == ("sailing", "embedding")
-    assert meaning.route("refactor a database driver", agents).agent_id != "sailing"
+    assert router.route("refactor a database driver", agents).agent_id != "sailing"
     assert len(list(tmp_path.iterdir())) == 2  # of the examples, and of what has nothing in common
 
 

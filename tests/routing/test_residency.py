@@ -1,11 +1,11 @@
-"""Which of near-equal agents could answer sooner: a clear difference is never bridged."""
+"""Preference for agents that can answer sooner: a clear difference is never bridged."""
 
 import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orion_oie.routing.residency import NEAR, nearer
+from orion_oie.routing.residency import NEAR, faster_alternative
 
 LIMIT_S = 5.0
 
@@ -13,7 +13,7 @@ LIMIT_S = 5.0
 def taken(
     best: float, second: float, waits: dict[str, float | None], limit_s: float = LIMIT_S
 ) -> tuple[str, float] | None:
-    return nearer([("a", best), ("b", second)], waits.get, limit_s)
+    return faster_alternative([("a", best), ("b", second)], waits.get, limit_s)
 
 
 def test_the_gap_that_is_bridged_grows_with_the_wait() -> None:
@@ -28,7 +28,7 @@ def test_the_gap_that_is_bridged_grows_with_the_wait() -> None:
 
 
 def test_what_is_not_known_changes_nothing() -> None:
-    """Nobody is moved for a wait that cannot be said, nor to one."""
+    """An unknown wait neither gains nor loses an agent its place."""
     assert taken(0.5, 0.5, {"a": None, "b": 0.0}) is None
     assert taken(0.5, 0.5, {"a": 9.0, "b": None}) is None
     assert taken(0.5, 0.5, {}) is None
@@ -36,34 +36,34 @@ def test_what_is_not_known_changes_nothing() -> None:
 
 def test_it_can_be_off() -> None:
     assert taken(0.5, 0.5, {"a": 9.0, "b": 0.0}, limit_s=0) is None
-    assert nearer([], lambda _agent_id: 1.0, LIMIT_S) is None
-    assert nearer([("a", 1.0)], lambda _agent_id: 1.0, LIMIT_S) is None
+    assert faster_alternative([], lambda _agent_id: 1.0, LIMIT_S) is None
+    assert faster_alternative([("a", 1.0)], lambda _agent_id: 1.0, LIMIT_S) is None
 
 
 def test_the_best_of_those_that_can_answer_sooner() -> None:
     """The order of the agents stays that of their probabilities."""
     ranked = [("a", 0.4), ("b", 0.39), ("c", 0.38)]
-    assert nearer(ranked, {"a": 9.0, "b": 1.0, "c": 0.0}.get, LIMIT_S) == ("b", 8.0)
-    assert nearer(ranked, {"a": 9.0, "b": 9.0, "c": 0.0}.get, LIMIT_S) == ("c", 9.0)
+    assert faster_alternative(ranked, {"a": 9.0, "b": 1.0, "c": 0.0}.get, LIMIT_S) == ("b", 8.0)
+    assert faster_alternative(ranked, {"a": 9.0, "b": 9.0, "c": 0.0}.get, LIMIT_S) == ("c", 9.0)
 
 
 def test_an_agent_without_any_probability_is_never_taken() -> None:
-    """However small that of the best is."""
+    """An agent of probability 0 is never chosen, however small the best probability is."""
     assert taken(NEAR / 2, 0.0, {"a": 9.0, "b": 0.0}) is None
     assert taken(0.0, 0.0, {"a": 9.0, "b": 0.0}) is None
 
 
 def test_waits_are_asked_for_only_where_it_matters() -> None:
-    """To say a wait takes a look at the pool: none without a rival that is near."""
+    """`wait_s` is costly, so it is not called without a near rival."""
     asked: list[str] = []
 
     def wait_s(agent_id: str) -> float:
         asked.append(agent_id)
         return 0.0
 
-    nearer([("a", 0.9), ("b", 0.1)], wait_s, LIMIT_S)
+    faster_alternative([("a", 0.9), ("b", 0.1)], wait_s, LIMIT_S)
     assert asked == []
-    nearer([("a", 0.5), ("b", 0.49)], wait_s, LIMIT_S)
+    faster_alternative([("a", 0.5), ("b", 0.49)], wait_s, LIMIT_S)
     assert asked == ["a"]
 
 
@@ -77,11 +77,11 @@ def test_waits_are_asked_for_only_where_it_matters() -> None:
 def test_a_clear_difference_is_never_bridged(
     probabilities: list[float], waits: list[float | None], limit_s: float, near: float
 ) -> None:
-    """Who is taken is near, has a probability, and answers sooner by what is said."""
+    """The chosen agent is near, has a probability above 0, and saves the stated seconds."""
     names = "abcdef"
     ranked = sorted(zip(names, probabilities, strict=False), key=lambda item: -item[1])
     wait_of = dict(zip(names, waits, strict=True))
-    found = nearer(ranked, wait_of.get, limit_s, near)
+    found = faster_alternative(ranked, wait_of.get, limit_s, near)
     if found is None:
         return
     agent_id, saved = found

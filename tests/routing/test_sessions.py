@@ -24,9 +24,9 @@ from orion_oie.routing.sessions import (
     SHORT,
     SHORT_WORDS,
     STAY,
+    ConversationState,
     Sessions,
-    Standing,
-    pull,
+    stay_log_odds,
 )
 from orion_oie.schemas.requests import (
     Message,
@@ -58,11 +58,11 @@ def said(role: Role, content: str) -> Message:
 
 def test_standings() -> None:
     """Turns are counted from the last switch, and the first agent is no switch."""
-    standing = Standing("code")
-    assert standing.after("code") == Standing("code", 2)
-    switched = standing.after("code").after("data")
-    assert switched == Standing("data", 1, has_switched=True)
-    assert switched.after("data") == Standing("data", 2, has_switched=True)
+    state = ConversationState("code")
+    assert state.after("code") == ConversationState("code", 2)
+    switched = state.after("code").after("data")
+    assert switched == ConversationState("data", 1, has_switched=True)
+    assert switched.after("data") == ConversationState("data", 2, has_switched=True)
 
 
 def test_sessions_are_kept_apart() -> None:
@@ -70,13 +70,13 @@ def test_sessions_are_kept_apart() -> None:
     assert sessions.of("a") is None
     for session_id, agent_id in (("a", "code"), ("b", "data"), ("a", "code"), ("b", "code")):
         sessions.note(session_id, agent_id)
-    assert sessions.of("a") == Standing("code", 2)
-    assert sessions.of("b") == Standing("code", 1, has_switched=True)
+    assert sessions.of("a") == ConversationState("code", 2)
+    assert sessions.of("b") == ConversationState("code", 1, has_switched=True)
 
 
 def test_the_sessions_asked_last_are_kept() -> None:
-    """A bounded number; what was not asked for longest goes first."""
-    sessions = Sessions(most=2)
+    """The number of sessions is bounded; the least recently used goes first."""
+    sessions = Sessions(max_sessions=2)
     sessions.note("a", "code")
     sessions.note("b", "code")
     assert sessions.of("a") is not None
@@ -95,24 +95,24 @@ def test_sessions_from_several_threads() -> None:
 
     for run in run_all([note] * 4):
         run.join()
-    assert sessions.of("s") == Standing("code", 800)
+    assert sessions.of("s") == ConversationState("code", 800)
 
 
 # How strongly a turn stays
 
 
-def weight(query: str, standing: Standing = Standing("code")) -> float:  # noqa: B008 (frozen)
-    return pull(query, standing)[0]
+def weight(query: str, state: ConversationState = ConversationState("code")) -> float:  # noqa: B008 (frozen)
+    return stay_log_odds(query, state)[0]
 
 
 def test_short_turns_stay() -> None:
-    """Each further word makes a turn speak more for itself; a few words nearly always go on."""
+    """Each further word lowers the gain; turns of a few words nearly always stay."""
     lengths = [weight(" ".join(["a"] * count)) for count in range(1, 300)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] == pytest.approx(STAY - LESS_BY_LENGTH * math.log(2) + SHORT)
-    few = pull(" ".join(["a"] * SHORT_WORDS), Standing("code"))
+    few = stay_log_odds(" ".join(["a"] * SHORT_WORDS), ConversationState("code"))
     assert few[1] == "the turn is short"
-    more = pull(" ".join(["a"] * (SHORT_WORDS + 1)), Standing("code"))
+    more = stay_log_odds(" ".join(["a"] * (SHORT_WORDS + 1)), ConversationState("code"))
     assert more[1] == ""
     assert few[0] - more[0] > SHORT
     assert lengths[-1] == 0
@@ -120,9 +120,9 @@ def test_short_turns_stay() -> None:
 
 def test_text_without_spaces_has_words_too() -> None:
     """A long turn in Chinese is no short turn."""
-    assert pull("那么", Standing("code"))[1] == "the turn is short"
+    assert stay_log_odds("那么", ConversationState("code"))[1] == "the turn is short"
     assert weight("这是一个相当长的问题" * 20) < weight("那么")
-    assert pull("这是一个相当长的问题" * 20, Standing("code"))[1] == ""
+    assert stay_log_odds("这是一个相当长的问题" * 20, ConversationState("code"))[1] == ""
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_text_without_spaces_has_words_too() -> None:
     ],
 )
 def test_a_turn_may_say_that_it_is_about_something_else(query: str) -> None:
-    """That loosens it, in several languages."""
-    found, why = pull(query, Standing("code"))
+    """An announced change of topic lowers the gain, in several languages."""
+    found, why = stay_log_odds(query, ConversationState("code"))
     assert "it says that it is about something else" in why
     words = len(query.split()) if query.isascii() else max(len(query.split()), len(query) // 4)
     plain = STAY - LESS_BY_LENGTH * math.log1p(words) + (SHORT if words <= SHORT_WORDS else 0)
@@ -148,30 +148,34 @@ def test_a_turn_may_say_that_it_is_about_something_else(query: str) -> None:
 
 def test_damping_after_a_switch() -> None:
     """For some turns after a change it takes more to change again."""
-    switched = Standing("code", 1, has_switched=True)
+    switched = ConversationState("code", 1, has_switched=True)
     plain = weight("a b c d e f g h")
     assert weight("a b c d e f g h", switched) == pytest.approx(plain + RESTLESS)
-    assert pull("a b c d e f g h", switched)[1] == "the agent has just changed"
+    assert stay_log_odds("a b c d e f g h", switched)[1] == "the agent has just changed"
     for _ in range(RESTLESS_TURNS):
         switched = switched.after("code")
     assert weight("a b c d e f g h", switched) == plain
-    assert weight("a b c d e f g h", Standing("code", 1)) == plain
+    assert weight("a b c d e f g h", ConversationState("code", 1)) == plain
 
 
 @given(ANY_TEXT, st.booleans(), st.integers(1, 9))
 @settings(deadline=None)
 def test_no_turn_is_pushed_away(query: str, has_switched: bool, turns: int) -> None:
-    """The pull is never negative, and has a bound."""
-    found, why = pull(query, Standing("code", turns, has_switched))
+    """The log-odds are never negative, and have a bound."""
+    found, why = stay_log_odds(query, ConversationState("code", turns, has_switched))
     assert 0 <= found <= STAY + SHORT + RESTLESS
     assert why.isprintable()
 
 
 def test_a_long_turn_has_a_bound() -> None:
     """Of a million characters only the beginning is looked at."""
-    assert pull(LONG * 20_000, Standing("code")) == pull((LONG * 20_000)[:1000], Standing("code"))
+    assert stay_log_odds(LONG * 20_000, ConversationState("code")) == stay_log_odds(
+        (LONG * 20_000)[:1000], ConversationState("code")
+    )
     far = "a" * 1_000_000 + " by the way, what about something else?"
-    assert pull(far, Standing("code")) == pull("a", Standing("code"))
+    assert stay_log_odds(far, ConversationState("code")) == stay_log_odds(
+        "a", ConversationState("code")
+    )
 
 
 # Routes with a session id
@@ -254,7 +258,7 @@ def test_sessions_do_not_mix() -> None:
 
 
 def test_a_trial_remembers_nothing() -> None:
-    """Neither of a new conversation nor of one that goes on."""
+    """A trial is remembered neither in a new conversation nor in a known one."""
     used = router()
     trial = RouteContext(session_id="s", is_trial=True)
     used.route(clearly("loop"), AGENTS, trial)
@@ -267,7 +271,7 @@ def test_a_trial_remembers_nothing() -> None:
 
 
 def test_a_conversation_whose_agent_was_removed() -> None:
-    """It begins anew, and comes back when the agent does."""
+    """A conversation whose agent is gone starts anew, and resumes when the agent returns."""
     used = router()
     used.route(clearly("loop"), AGENTS, IN_CODE)
     rest = {agent_id: spec for agent_id, spec in AGENTS.items() if agent_id != "code"}
@@ -324,7 +328,7 @@ def test_a_history_is_read_as_it_was_asked() -> None:
 
 
 def test_a_known_session_goes_before_the_history() -> None:
-    """What answered is known better than what should have; a new process reads the history."""
+    """The agent that answered counts, not the one of the route; a new process reads the history."""
     used = router()
     used.route(clearly("loop"), AGENTS, IN_CODE)
     history = [said("user", clearly("sonnet"))]

@@ -83,7 +83,7 @@ def favours(agent: AgentSpec, by: float, letter_bias: float = 0.0) -> Model:
 
 @given(st.floats(-8, 8), st.floats(-8, 8))
 def test_a_liking_for_a_letter_cancels_out(by: float, bias: float) -> None:
-    """Whatever a model thinks of A and B, what is left is what it thinks of the agents."""
+    """A model's bias for A or B cancels out; only its opinion of the agents remains."""
     expected = 1 / (1 + math.exp(-by))
     model = favours(CODE, by, bias)
     assert breaker_over(model)("Sort this", CODE, DATA) == pytest.approx(expected)
@@ -128,7 +128,7 @@ def test_nobody_to_ask() -> None:
 
 
 def test_a_slow_model_is_not_waited_for() -> None:
-    """After a moment there is no answer, and the model is told to stop."""
+    """After the time limit there is no answer, and the model's generation is cancelled."""
 
     def hang(_job: GenerationJob, scope: CancelScope) -> Completion:
         ended = threading.Event()
@@ -215,7 +215,7 @@ def test_a_model_in_memory_is_asked(make_engine: MakeEngine, tmp_path: Path) -> 
 
 
 class Arriving(FakeBackend):
-    """Its models can answer before all of them is here."""
+    """A backend whose models can answer before all of their bytes have arrived."""
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> FakeModel:
         model = super().load(spec, scope, on_progress)
@@ -224,7 +224,7 @@ class Arriving(FakeBackend):
 
 
 def test_a_model_that_is_arriving_is_not_asked(make_engine: MakeEngine, tmp_path: Path) -> None:
-    """Its answer would wait for a download."""
+    """A model that is still arriving is not asked: its answer would wait for a download."""
     backend = Arriving({"*": FakeAnswer(error=WorkerCrashedError("asked"))})
     engine = engine_of(make_engine, tmp_path, backend)
     engine.preload("code")

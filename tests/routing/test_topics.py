@@ -49,7 +49,7 @@ def test_an_owner_has_its_topics() -> None:
 
 
 def test_owners_of_one_topic_share_it() -> None:
-    """Half each, until evidence speaks for one; more of it speaks louder."""
+    """Two owners have half each without evidence; more evidence gives a larger share."""
     plain = shares(TOPICS, [owner("a", "code"), owner("b", "code")])
     assert plain == {"a": 0.5, "b": 0.5}
     hinted = shares(TOPICS, [owner("a", "code"), owner("b", "code", hinted=math.e - 1)])
@@ -83,7 +83,7 @@ def test_a_guest_takes_by_its_evidence() -> None:
 
 
 def test_a_guest_of_a_topic_that_nobody_owns() -> None:
-    """It is claimed only as far as the evidence goes, and in full from there on."""
+    """A topic without an owner is given away in proportion to the evidence, up to all of it."""
     faint = shares(TOPICS, [owner("coder", "code"), guest("new", alike=1e-9)])
     part = math.exp(-3)
     taken = 0.4 * part + 0.6 * part / (1 + part)
@@ -103,7 +103,7 @@ def test_without_any_evidence() -> None:
 @given(topics, all_claims)
 @settings(deadline=None)
 def test_shares_add_up(found: dict[str, float], given_claims: list[Claim]) -> None:
-    """To 1, or all are 0; each is a probability, whatever the evidence."""
+    """The shares add up to 1 or are all 0, and each is a probability, whatever the evidence."""
     result = shares(found, given_claims)
     assert list(result) == [claim.agent_id for claim in given_claims]
     assert all(0 <= share <= 1 + 1e-9 for share in result.values())
@@ -118,7 +118,7 @@ def test_shares_add_up(found: dict[str, float], given_claims: list[Claim]) -> No
 def test_an_agent_without_evidence_changes_nothing(
     found: dict[str, float], given_claims: list[Claim], place: int
 ) -> None:
-    """Wherever it stands, and whatever its examples are like."""
+    """An agent without evidence changes nothing, whatever its place and its examples."""
     before = shares(found, given_claims)
     after = shares(found, [*given_claims[:place], guest("newcomer"), *given_claims[place:]])
     assert after.pop("newcomer") == 0

@@ -1,4 +1,4 @@
-"""What outside data gets to hear: which option, what is allowed, what was given, what was meant."""
+"""Messages for invalid data: the option, the allowed values, the given value, a suggestion."""
 
 import math
 from typing import Any
@@ -68,7 +68,7 @@ def test_a_close_name_is_suggested(word: str, hint: str) -> None:
 
 
 def test_no_known_words_is_no_error() -> None:
-    """Where nothing is known nothing is suggested."""
+    """Without known names there is no suggestion."""
     assert did_you_mean("anything", iter(())) == ""
 
 
@@ -81,7 +81,7 @@ def test_an_unknown_key_is_named_with_its_place() -> None:
 
 
 def test_an_unknown_key_without_a_close_one_lists_the_known() -> None:
-    """Who is far off gets to see what there is."""
+    """A key that resembles no known one gets the list of all."""
     assert problems(conversation_history=[{**TURN, "zzz": 1}]) == [
         "conversation_history.0.zzz: unknown key; known are content, role"
     ]
@@ -187,7 +187,7 @@ def test_all_problems_come_at_once() -> None:
 
 
 def test_a_missing_value_and_a_wrong_whole_are_named() -> None:
-    """What is not there is `missing`; a wrong whole has a name too."""
+    """An absent key is `missing`; a wrong top level has a name as well."""
     assert problems(conversation_history=[{"role": "user"}]) == [
         "conversation_history.0.content: missing"
     ]

@@ -140,7 +140,7 @@ def test_a_load_that_takes_time_is_shown() -> None:
 
 
 def test_a_download_is_always_shown() -> None:
-    """What is fetched is told, however quick: size, speed, time left, and the end."""
+    """A download is shown however quick it is: size, speed, time left, and the end."""
     stream = Lines()
     with LoadDisplay(stream, quiet_s=30) as display:
         display.show(fetched(0))
@@ -167,7 +167,7 @@ def test_each_phase_and_each_shard_has_a_line() -> None:
 
 
 def test_lines_do_not_come_faster_than_they_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What changes before the next line is due is left out; the end is not."""
+    """Changes before the next line is due are left out; the end is not."""
     monkeypatch.setattr(progress, "_BETWEEN_LINES_S", 60.0)
     stream = Lines()
     with LoadDisplay(stream) as display:
@@ -297,9 +297,9 @@ def test_a_stream_that_cannot_be_written_to_ends_the_display(stream: io.StringIO
         stream.close()
     with LoadDisplay(stream) as display:
         display.show(fetched(10))
-        wait_until(lambda: display._is_closed)
+        wait_until(lambda: not display_threads())
         display.show(fetched(20))
-    wait_until(lambda: not display_threads())
+        assert not display_threads()
 
 
 def test_a_stream_that_waits_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,7 +399,7 @@ def test_a_dumb_terminal_has_lines(terminal: Terminal, monkeypatch: pytest.Monke
 
 
 def test_a_file_gets_no_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no terminal gets neither codes nor carriage returns, even if colours are forced."""
+    """A stream that is no terminal gets no codes and no carriage returns, even if forced."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     stream = Lines()
     with LoadDisplay(stream) as display:
@@ -430,4 +430,4 @@ def test_sizes_in_words(count: float, text: str) -> None:
 )
 def test_times_in_words(seconds: float, text: str) -> None:
     """Times become coarser as they grow."""
-    assert progress._time_text(seconds) == text
+    assert progress.time_text(seconds) == text

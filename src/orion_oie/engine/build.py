@@ -205,7 +205,7 @@ def _llama_backend(config: EngineConfig, events: EventLog, cache: ModelCache) ->
             snapshot_bytes=config.memory.prefix_store_bytes,
         ),
         cache=cache,
-        is_calm=probe.is_calm if config.loading.keep_spare_worker else None,
+        is_calm=probe.has_spare_memory if config.loading.keep_spare_worker else None,
         on_log=lambda level, line, model_id: events.publish(
             ModelLog(model_id=model_id, line=line, level="error" if level == "error" else "warning")
         ),
@@ -243,7 +243,7 @@ def _hybrid_router(
         model=model,
         embedder=embedder,
         enable_linear="linear" in stages,
-        enable_wishes="explicit" in stages,
+        enable_explicit="explicit" in stages,
         enable_hints="hints" in stages,
         enable_sessions="sessions" in stages,
         folder=folder,

@@ -1,6 +1,6 @@
-"""What may come in, and what may go out.
+"""Guardrails: validation of requests, and sanitizing of answers.
 
-requests: shape and size of a question and its options. json_schema, gbnf: which schemas and
-grammars are refused before anything runs. sanitize: characters that an answer must not carry.
-Detectors of intent or of private data will be modules beside these.
+requests: shape and size of a question and its options. json_schema, schema_values, gbnf: schemas
+and grammars that are refused before generation. sanitize: characters that are removed from
+answers. Detectors of intent or of private data would become modules of this package.
 """

@@ -1,7 +1,7 @@
-"""Which grammars in llama.cpp's GBNF can be followed.
+"""Validation of grammars in GBNF, llama.cpp's grammar format.
 
-A grammar passes if native code can read it and always go on: what would crash llama.cpp, hang it or
-fill the memory is found here.
+A grammar passes if llama.cpp can parse it and never gets stuck. A grammar that would crash it, hang
+it or exhaust the memory is refused.
 """
 
 import re
@@ -13,11 +13,11 @@ from typing import NamedTuple, NoReturn
 from orion_oie.errors import InvalidRequestError
 
 MAX_GRAMMAR_CHARS = 64_000
-MAX_GROUP_DEPTH = 64  # native code reads groups by recursion
-MAX_REPEAT = 1999  # above it, llama.cpp refuses, or takes "at most" for "without limit"
-MAX_ELEMENTS = 100_000  # characters and names, with repetitions written out
-MAX_STARTS = 5000  # ways to begin, which llama.cpp follows side by side
-MAX_START_DEPTH = 500  # native code follows first elements by recursion
+MAX_GROUP_DEPTH = 64  # llama.cpp parses groups recursively
+MAX_REPEAT = 1999  # above it, llama.cpp refuses, or reads "at most" as "without limit"
+MAX_ELEMENTS = 100_000  # characters and names, with repetitions expanded
+MAX_STARTS = 5000  # alternatives for the first element, which llama.cpp follows in parallel
+MAX_START_DEPTH = 500  # llama.cpp follows first elements recursively
 
 _GAP = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
 _HEAD = re.compile(r"([A-Za-z0-9-]+)[ \t]*::=")
@@ -36,7 +36,7 @@ _CONTROLS = {"t": "\t", "n": "\n", "r": "\r"}
 
 
 def check_grammar(text: object) -> None:
-    """Raises `InvalidRequestError` unless llama.cpp can read the grammar and always go on."""
+    """Raise `InvalidRequestError` unless llama.cpp can parse and follow the grammar."""
     if not isinstance(text, str):
         raise InvalidRequestError(f"grammar must be a str, got {type(text).__name__}")
     if len(text) > MAX_GRAMMAR_CHARS:
@@ -49,7 +49,8 @@ def check_grammar(text: object) -> None:
 
 
 class _Part(NamedTuple):
-    """One element of a sequence: a rule, or `size` characters; how often it comes."""
+    """One element of a sequence: a rule, or `size` characters; repeated `least` to `most` times
+    (None: no limit)."""
 
     rule: str | None
     size: int
@@ -61,7 +62,7 @@ _Rules = dict[str, list[list[_Part]]]
 
 
 class _GrammarReader:
-    """Reads the text as llama.cpp does. A group becomes a rule, named by its number."""
+    """Parses a grammar as llama.cpp does. A group becomes a rule, named after its number."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -103,7 +104,7 @@ class _GrammarReader:
             self._fail("a '(' is not closed")
 
     def _take(self, kind: str, word: str, path: list[str]) -> None:
-        """One token goes into the innermost group of the path."""
+        """Add one token to the innermost group of the path."""
         sequence = self._rules[path[-1]][-1]
         if kind == "bar":
             self._rules[path[-1]].append([])
@@ -144,7 +145,7 @@ class _GrammarReader:
         return least, most
 
     def _letters(self, text: str) -> list[tuple[int, bool]]:
-        """The code points of a literal or class; true for a '-' that is not escaped."""
+        """The code points of a literal or class, each with True if it is an unescaped '-'."""
         letters, at = [], 0
         while at < len(text):
             found = _LETTER.match(text, at)
@@ -183,7 +184,7 @@ def _is_letter(code: int) -> bool:
 
 
 def _check_rules(rules: _Rules) -> None:
-    """What no rule shows by itself. An element that may be empty is called nullable."""
+    """Check the rules together. An element that may be empty is called nullable."""
     if "root" not in rules:
         raise InvalidRequestError("grammar has no rule 'root'")
     parts = [part for sequences in rules.values() for sequence in sequences for part in sequence]
@@ -205,7 +206,7 @@ def _check_rules(rules: _Rules) -> None:
 
 
 def _settled(rules: _Rules, is_settled: Callable[[_Part], bool]) -> set[str]:
-    """The rules that have a sequence of which every part is settled, or not needed."""
+    """The rules with a sequence in which every part is settled or optional, found recursively."""
     users = defaultdict(set)
     for name, sequences in rules.items():
         for sequence in sequences:
@@ -226,7 +227,7 @@ def _settled(rules: _Rules, is_settled: Callable[[_Part], bool]) -> set[str]:
 
 
 def _check_starts(rules: _Rules, nullable: set[str]) -> None:
-    """No rule begins with itself, and the ways in which one begins can be followed."""
+    """Check that no rule begins with itself, and that it begins in a limited number of ways."""
     starts = {name: [*_first_rules(rules[name], nullable)] for name in rules}
     try:
         order = [*TopologicalSorter(starts).static_order()]

@@ -1,9 +1,9 @@
-"""Which JSON Schemas an answer can be held to.
+"""Validation of the JSON Schemas that an answer can be constrained to.
 
-A schema passes if every value that is generated for it validates, by JSON Schema 2020-12. A keyword
-that would not be enforced is refused, never ignored; keywords that only describe are free.
+A schema passes if every value that is generated for it validates by JSON Schema 2020-12. A keyword
+that could not be enforced is refused, never ignored; annotations are allowed.
 
-Nothing is generated here: `backends/llama/schema_grammar.py` writes the grammar of a schema.
+The grammar of a schema is written by `backends/llama/worker/schema_grammar.py`.
 """
 
 import math
@@ -25,16 +25,16 @@ from orion_oie.guardrails.schema_values import (
 
 MAX_SCHEMA_CHARS = 100_000
 MAX_SCHEMA_DEPTH = 64
-MAX_NESTED_REFS = 16  # a value follows at most so many $ref, one inside the other
+MAX_NESTED_REFS = 16  # nested $ref that one value may follow
 MAX_COUNT = 50_000  # of characters, items and entries
 MAX_ENUM = 2000
 MAX_BRANCHES = 100
 MAX_PROPERTIES = 256
 MAX_INTEGER = 2**64
-MAX_NUMBER = 10**9  # bounds of numbers stay below it, and have at most so many decimals:
+MAX_NUMBER = 10**9  # bounds of numbers stay below it, and have at most NUMBER_DECIMALS decimals
 NUMBER_DECIMALS = 5
 FORMATS = frozenset({"date", "time", "date-time", "uuid", "email"})
-FREE_FORMATS = frozenset({"password", "path", "binary"})  # any text has them
+FREE_FORMATS = frozenset({"password", "path", "binary"})  # valid for any text
 
 _ANNOTATIONS = {
     **dict.fromkeys(("title", "description", "$comment"), str),
@@ -60,9 +60,9 @@ _KEYWORDS = {
 
 
 def check_json_schema(schema: object) -> None:
-    """Raises `InvalidRequestError` unless answers can be held to the schema.
+    """Raise `InvalidRequestError` unless answers can be constrained to the schema.
 
-    The error's details are the `path` of the place in the schema, and the `keyword`.
+    The error's details are the `path` in the schema and the `keyword`.
     """
     if not isinstance(schema, dict):
         raise InvalidRequestError(f"json_schema must be a dict, got {type(schema).__name__}")
@@ -79,14 +79,14 @@ def _step(path: str, key: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    """True for numbers, and booleans, that JSON can write and Python can read back."""
+    """True for numbers and booleans that JSON can write and Python can read back."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and abs(value) < 10**100
 
 
 class _SchemaCheck:
-    """One pass over every subschema, then what takes all of them to judge."""
+    """The check of one schema: one pass over every subschema, then the checks that need all."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._root = schema
@@ -112,7 +112,8 @@ class _SchemaCheck:
             self._check_one_of(branches, path)
 
     def _check_json(self, value: object, path: str, keyword: str, depth: int) -> None:
-        """The schema is JSON, and not too much of it; one that contains itself is too deep."""
+        """Check that the schema is JSON of a limited size and depth (one that contains itself is
+        too deep)."""
         self._grow(1)
         if isinstance(value, dict | list):
             if depth > MAX_SCHEMA_DEPTH:
@@ -233,11 +234,11 @@ class _SchemaCheck:
         for key in ("propertyNames", "minProperties", "maxProperties"):
             if key in schema and "properties" in schema:
                 _refuse(path, key, "cannot stand beside 'properties'")
-        # One name may come twice, so that two entries need not make two properties.
+        # Generated names may repeat, so two entries do not guarantee two properties.
         if schema.get("minProperties", 0) > (schema.get("additionalProperties") is not False):
             _refuse(path, "minProperties", "is supported up to 1, where properties are allowed")
 
-    # -- what takes all subschemas to judge
+    # -- checks that need all subschemas
 
     def _check_loops(self) -> None:
         graph = {ref: set(in_place(schema)) for ref, schema in self._targets.items()}
@@ -248,7 +249,7 @@ class _SchemaCheck:
             _refuse(ref[1:], "$ref", "leads back to itself with no value in between")
 
     def _check_end(self) -> None:
-        """Some value is reached within the references that a grammar follows."""
+        """Check that some value is reached within the references that a grammar follows."""
         levels: dict[str, float] = {}
         for _ in range(MAX_NESTED_REFS + 1):
             levels = {ref: nested_refs(schema, levels) for ref, schema in self._targets.items()}
@@ -256,7 +257,7 @@ class _SchemaCheck:
             _refuse("", "$ref", f"leads to no value within {MAX_NESTED_REFS} nested references")
 
     def _leaves(self, schema: Any) -> list[dict[str, Any]]:
-        """What a schema comes down to when its references and unions are followed."""
+        """The schemas that remain when references and unions are followed."""
         leaves, seen, todo = [], set(), [schema]
         while todo:
             inner = todo.pop()
@@ -274,7 +275,7 @@ class _SchemaCheck:
         return leaves
 
     def _check_one_of(self, branches: list[Any], path: str) -> None:
-        """No value that is made for one branch may validate against another."""
+        """Check that no value generated for one branch can validate against another."""
         leaves = [self._leaves(branch) for branch in branches]
         if sum(map(len, leaves)) > MAX_BRANCHES:
             _refuse(path, "oneOf", f"is supported for {MAX_BRANCHES} schemas, also inside unions")

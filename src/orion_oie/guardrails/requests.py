@@ -1,6 +1,6 @@
-"""What may come in: options, a question and a history that a model can be given.
+"""Request validation: shape and size of the options, the question and the history.
 
-Checks shape and size. Judging intent is not done here.
+Does not judge the intent of a request.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from orion_oie.schemas.validation import problems_of
 
 
 def checked_query(query: object, options: RequestOptions, max_chars: int) -> str:
-    """The question as it is put; raises what is wrong with it or with what goes with it."""
+    """The question, unchanged, if it and its options are valid. Raises `InvalidRequestError`."""
     question = check_query(query, max_chars)
     check_history(options.conversation_history, max_chars)
     check_images(options.images)
@@ -36,7 +36,7 @@ def checked_options(options: Mapping[str, object]) -> RequestOptions:
 
 
 def check_query(query: object, max_chars: int) -> str:
-    """The question itself, if it may go on; raises `InvalidRequestError`."""
+    """The question, unchanged, if it is valid. Raises `InvalidRequestError`."""
     if not isinstance(query, str):
         raise InvalidRequestError(f"the question must be a str, got {type(query).__name__}")
     if not query.strip():
@@ -47,7 +47,7 @@ def check_query(query: object, max_chars: int) -> str:
 
 
 def check_history(history: Sequence[Message], max_chars: int) -> None:
-    """Raises `InvalidRequestError` for a history that no chat template could place."""
+    """Raise `InvalidRequestError` for a history that no chat template could render."""
     for index, message in enumerate(history):
         where = f"conversation_history[{index}]"
         if message.role == "system":
@@ -58,7 +58,7 @@ def check_history(history: Sequence[Message], max_chars: int) -> None:
 
 
 def check_images(images: Sequence[str | Path | bytes]) -> None:
-    """Raises `InvalidRequestError` for an image that is empty or not a file that can be read."""
+    """Raise `InvalidRequestError` for an image that is empty or no readable file."""
     for index, image in enumerate(images):
         where = f"images[{index}]"
         if isinstance(image, bytes):
@@ -77,7 +77,7 @@ def check_images(images: Sequence[str | Path | bytes]) -> None:
 
 
 def check_text(text: str, where: str, max_chars: int) -> None:
-    """Raises `InvalidRequestError` for a text that is too long or that no tokenizer could take."""
+    """Raise `InvalidRequestError` for a text that is too long or not valid Unicode."""
     if len(text) > max_chars:
         raise InvalidRequestError(
             f"{where} has {len(text)} characters, the limit is {max_chars}; shorten it or raise "
@@ -98,7 +98,7 @@ def _check_structure(options: RequestOptions) -> None:
         return
     if options.json_schema is not None and options.grammar is not None:
         raise InvalidRequestError("json_schema and grammar exclude each other: pass one of them")
-    # Most requests want neither: a mere import of the library should not pay for them.
+    # Imported on demand: few requests use them, and the library should import quickly.
     from orion_oie.guardrails.gbnf import check_grammar
     from orion_oie.guardrails.json_schema import check_json_schema
 

@@ -1,5 +1,5 @@
-"""What the values of a schema are like, by the schema alone: of which types, with which properties,
-how deep. The schemas have the form that JSON Schema asks for; those inside may be `True`.
+"""Properties of the values of a JSON Schema, derived from the schema alone: their types, their
+properties, their depth. The schemas are well-formed; inner ones may be `True`.
 """
 
 import math
@@ -11,7 +11,7 @@ TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 
 
 def in_place(schema: Any) -> Iterator[str]:
-    """The references that a value of the schema itself, not one inside it, has to follow."""
+    """The references that a value of the schema itself (not an inner value) has to follow."""
     if schema is not True:
         if "$ref" in schema:
             yield schema["$ref"]
@@ -21,7 +21,7 @@ def in_place(schema: Any) -> Iterator[str]:
 
 
 def nested_refs(schema: Any, known: dict[str, float]) -> float:
-    """How many nested references the smallest value takes, by what is known of the targets."""
+    """The number of nested references of the smallest value; `known` holds those of the targets."""
     if schema is True:
         return 0
     if "$ref" in schema:
@@ -60,7 +60,7 @@ def always_there(schema: dict[str, Any]) -> set[str]:
 
 
 def types_of(leaf: dict[str, Any]) -> set[str]:
-    """The types that values of the schema may have; an integer is a number here."""
+    """The types that values of the schema may have; an integer counts as a number."""
     if "const" in leaf or "enum" in leaf:
         values = [leaf["const"]] if "const" in leaf else leaf["enum"]
         types = {kind for value in values for kind in types_of_value(value)}
@@ -81,7 +81,7 @@ def types_of_value(value: Any) -> set[str]:
 
 
 def comparable(value: Any) -> Any:
-    """Equal for values that are equal in JSON: 1 and 1.0 are, 1 and true are not."""
+    """A hashable form that is equal for values equal in JSON: 1 and 1.0 are, 1 and true are not."""
     if isinstance(value, list):
         return tuple(map(comparable, value))
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""What this machine is and has, now and over time.
+"""The hardware of this machine and its memory, now and over time.
 
-machine, cpu: cores, instructions, devices. probe, cgroup: how much memory there is, and who limits
-it. monitor: samples of memory over time; sample, pressure, advice are what it keeps, concludes and
-says.
+machine, cpu: cores, instructions, devices. probe, cgroup: memory and the limits on it. monitor:
+samples of memory over time; sample, pressure and advice are its data, its level and its
+recommendations.
 """

@@ -1,4 +1,4 @@
-"""What to do about memory pressure, in plain sentences with numbers. Pure: it does none of it."""
+"""Advice on memory pressure, in plain sentences with numbers. Pure: it takes no action."""
 
 from collections.abc import Iterable
 
@@ -7,13 +7,13 @@ from orion_oie.hardware.probe import ProcessMemory
 from orion_oie.hardware.sample import MemorySample
 from orion_oie.schemas.units import in_gib
 
-_NAMED = 3  # a list of more models is no advice
+_NAMED = 3  # a longer list of models would not help anybody
 
 
 def advise(sample: MemorySample, idle: Iterable[str] = ()) -> list[str]:
-    """Sentences for people, the most important first; none when pressure is low.
+    """Sentences for people, the most important first; none if pressure is low.
 
-    `idle` are the keys of models that nobody uses now; those without a worker do not matter.
+    idle: the keys of models that are not in use; keys without a worker are ignored.
     """
     level, system = sample.level, sample.system
     if level is PressureLevel.LOW:
@@ -61,5 +61,5 @@ def _about_models(sample: MemorySample, idle: set[str]) -> list[str]:
 
 
 def _given_back(memory: ProcessMemory) -> int:
-    """What its end makes available; pages of files are available already."""
+    """The bytes that become available when the process ends; file pages are available already."""
     return memory.private_bytes + memory.shared_bytes

@@ -1,8 +1,8 @@
-"""What the container leaves this process: limits of its control groups, v1, v2, or both at once.
+"""The limits that a container sets for this process: control groups v1, v2, or both at once.
 
-Where the groups lie is read from /proc, not assumed. A file that is absent, unreadable or says
-"max" sets no limit, and neither does a system without /proc. It changes no limit, and knows nothing
-of the machine's own memory and cores.
+The location of the groups is read from /proc, not assumed. A file that is absent, unreadable or
+says "max" sets no limit, and neither does a system without /proc. This module changes no limit and
+does not consider the machine's own memory and cores.
 """
 
 import os
@@ -20,12 +20,12 @@ _NO_LIMIT_BYTES = 2**60
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """What groups allow of memory. They lie in each other, and the limits of all of them count.
+    """The memory limit of nested control groups, all of which apply.
 
-    limit_bytes: the smallest limit. used_bytes: the working set of the group that has it: all of
-    its memory but the file pages that were not touched lately (`inactive_file`), which the kernel
-    drops before it ends a process. available_bytes: the least that any of the groups has left,
-    which may be an outer one that others fill.
+    limit_bytes: the smallest limit. used_bytes: the working set of the group that has it, which is
+    its memory without file pages that were not touched lately (`inactive_file`), since the kernel
+    drops those before it ends a process. available_bytes: the least that any of the groups has
+    left; that may be an outer group, filled by other processes.
     """
 
     limit_bytes: int
@@ -35,8 +35,8 @@ class MemoryLimit:
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
-    """What may be used; None where there is no limit. `cpu_quota_cores` is CPU seconds per second,
-    in the tightest of the groups."""
+    """The limits of a process; None stands for no limit. `cpu_quota_cores` is in CPU seconds per
+    second, in the tightest of the groups."""
 
     memory: MemoryLimit | None = None
     cpu_quota_cores: float | None = None
@@ -48,12 +48,12 @@ class Cgroup:
 
 
 def read(proc: Path = PROC_SELF) -> Cgroup:
-    """The limits of the process that the folder `proc` is about."""
+    """The limits of the process that the folder `proc` describes."""
     return Cgroup(memory_limit(proc), cpu_quota_cores(proc))
 
 
 def memory_limit(proc: Path = PROC_SELF) -> MemoryLimit | None:
-    """What the groups of a process allow of memory; None without a limit."""
+    """The memory limit of the groups of a process; None without a limit."""
     groups, is_v2 = _groups(proc, "memory")
     limits = [limit for group in groups if (limit := _memory_limit(group, is_v2)) is not None]
     if not limits:
@@ -97,12 +97,12 @@ def _cpu_quota_v1(group: Path) -> float | None:
 
 
 def _groups(proc: Path, controller: str) -> tuple[list[Path], bool]:
-    """The folders of the process's own group and of those around it, for a controller; and whether
-    they are of v2."""
+    """The folders of the process's own group and of the enclosing ones for a controller, and True
+    if they are of v2."""
     return _find_groups(proc, _text(proc / "cgroup"), controller)
 
 
-@lru_cache(maxsize=16)  # once a second is too often for reading all mounts; they do not change
+@lru_cache(maxsize=16)  # mounts do not change, and reading all of them every second costs too much
 def _find_groups(proc: Path, memberships: str, controller: str) -> tuple[list[Path], bool]:
     mounts = list(_mounts(proc))
     unified = None
@@ -110,7 +110,7 @@ def _find_groups(proc: Path, memberships: str, controller: str) -> tuple[list[Pa
         number, controllers, path = line.split(":", 2)
         if number == "0" and not controllers:
             unified = PurePosixPath(path)
-        elif controller in controllers.split(","):  # then it is not in v2
+        elif controller in controllers.split(","):  # then v2 does not manage it
             fitting = [mount for mount in mounts if controller in mount.controllers]
             return _upwards(PurePosixPath(path), fitting), False
     if unified is None:
@@ -120,7 +120,7 @@ def _find_groups(proc: Path, memberships: str, controller: str) -> tuple[list[Pa
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
-    """A hierarchy of groups in the file system: those below the group `root` lie at `point`."""
+    """A mounted hierarchy of groups: the group `root` and its children are at `point`."""
 
     root: PurePosixPath
     point: Path
@@ -132,15 +132,16 @@ class _Mount:
 
 
 def _upwards(path: PurePosixPath, mounts: list[_Mount]) -> list[Path]:
-    """The folders of a group and of all around it, up to where the hierarchy is mounted."""
+    """The folders of a group and of all enclosing ones, up to the mount point of the hierarchy."""
     if not mounts:
         return []
     showing = [mount for mount in mounts if mount.shows(path)]
     if not showing:
-        # In a container the path may be that of the host, outside of what is mounted here: then
-        # what is mounted is the container's own group.
+        # In a container the path may be the host's, outside of the mounted hierarchy. Then the
+        # mount is the container's own group.
         return [mounts[0].point]
-    best = min(showing, key=lambda mount: len(mount.root.parts))  # it has the most groups around
+    # The mount with the shortest root shows the most enclosing groups.
+    best = min(showing, key=lambda mount: len(mount.root.parts))
     inner = path.relative_to(best.root)
     own = best.point / inner
     return [own, *list(own.parents)[: len(inner.parts)]]
@@ -163,18 +164,18 @@ def _mounts(proc: Path) -> Iterator[_Mount]:
 
 
 def _unescaped(path: str) -> str:
-    """mountinfo writes a blank as \\040."""
+    """The path without mountinfo's octal escapes, such as \\040 for a blank."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
 def _number(path: Path) -> int | None:
-    """The number that a file holds; None for "max", and when there is none."""
+    """The number in a file; None for "max", or if there is none."""
     text = _text(path).strip()
     return int(text) if text.removeprefix("-").isdecimal() else None
 
 
 def _text(path: Path) -> str:
-    """What a file says; nothing when it is not there or not for us to read."""
+    """The text of a file; empty if it does not exist or may not be read."""
     try:
         return os.fsdecode(path.read_bytes())
     except OSError:

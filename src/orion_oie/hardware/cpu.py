@@ -1,7 +1,7 @@
 """The processor: its name, the instructions that llama.cpp has kernels for, its physical cores.
 
-Says what is there. What of it this process may use, and what a build of llama.cpp does use, is
-others' to know.
+Describes the hardware only: `machine` knows the part that this process may use, and llama.cpp
+itself reports the instructions that its build uses.
 """
 
 import re
@@ -16,8 +16,7 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 _SYSCTL = "/usr/sbin/sysctl"
 _SYSCTL_TIMEOUT_S = 5.0
 
-# By the name that llama.cpp gives a feature: the flags that it needs, all of one line, as Linux
-# writes them.
+# llama.cpp's name of a feature -> the flags that it needs, all of them, as Linux writes them.
 _X86 = {
     "SSE3": {"pni"},
     "SSSE3": {"ssse3"},
@@ -43,9 +42,9 @@ _ARM = {
 }
 
 KNOWN_FEATURES = frozenset(_X86 | _ARM)
-"""All features that a `Cpu` could have, by llama.cpp's names."""
+"""All features that a `Cpu` can have, by llama.cpp's names."""
 
-# The same flags by the names that macOS has for them.
+# macOS's name of a flag -> Linux's name.
 _OF_MACOS = {
     "sse3": "pni",
     "avx1.0": "avx",
@@ -62,10 +61,12 @@ _OF_MACOS = {
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """`features` have llama.cpp's names; none are known of processors that are neither x86 nor
-    64-bit ARM. `cores` has the numbers of the logical processors of each physical core, where the
-    system tells them; `physical_cores` is None where it does not even tell how many there are.
-    `name` may be empty."""
+    """A processor.
+
+    name: may be empty. features: by llama.cpp's names; empty for a processor that is neither x86
+    nor 64-bit ARM. physical_cores: None if the system does not report them. cores: the numbers of
+    the logical processors of each physical core; empty if the system does not report them.
+    """
 
     name: str = ""
     features: tuple[str, ...] = ()
@@ -87,7 +88,7 @@ def this_cpu() -> Cpu:
 
 
 def parse_cpuinfo(text: str) -> Cpu:
-    """What /proc/cpuinfo says; of processors that differ, what all of them have."""
+    """Parse /proc/cpuinfo. If processors differ, only the features that all of them have count."""
     facts: dict[str, str] = {}
     flags: set[str] | None = None
     for line in text.splitlines():
@@ -102,7 +103,7 @@ def parse_cpuinfo(text: str) -> Cpu:
 
 
 def parse_sysctl(text: str) -> Cpu:
-    """What macOS says: lines of `sysctl machdep.cpu hw`."""
+    """Parse the lines that macOS prints for `sysctl machdep.cpu hw`."""
     facts = dict(re.findall(r"^([\w.]+): (.*)$", text, re.MULTILINE))
     flags = " ".join(
         [facts.get("machdep.cpu.features", ""), facts.get("machdep.cpu.leaf7_features", "")]
@@ -118,18 +119,18 @@ def parse_sysctl(text: str) -> Cpu:
 
 
 def read_cores(root: Path = _TOPOLOGY) -> tuple[frozenset[int], ...]:
-    """The numbers of the logical processors of each physical core; none where Linux is silent."""
+    """The numbers of the logical processors of each physical core; empty if Linux reports none."""
     cores = set()
     for file in root.glob("cpu[0-9]*/topology/thread_siblings_list"):
         try:
             cores.add(frozenset(_numbers(file.read_text(encoding="ascii"))))
         except (OSError, ValueError):
-            return ()  # half of the truth would be a wrong number
+            return ()  # a partial list would give a wrong number of cores
     return tuple(sorted(cores, key=min))
 
 
 def count_cores(cores: Iterable[frozenset[int]], usable: Collection[int]) -> int:
-    """How many physical cores have a logical processor among the usable ones."""
+    """The number of physical cores with a logical processor among the usable ones."""
     return sum(not core.isdisjoint(usable) for core in cores)
 
 
@@ -139,7 +140,7 @@ def _features(flags: Collection[str]) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> list[int]:
-    """The numbers of a list as Linux writes it: "0-1,64". Raises `ValueError`."""
+    """The numbers in a list as Linux writes it: "0-1,64". Raises `ValueError`."""
     numbers: list[int] = []
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -148,7 +149,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _sysctl() -> str:
-    """What macOS says of the processor; nothing when it cannot be asked."""
+    """The output of macOS's `sysctl` about the processor; empty if it cannot be run."""
     import subprocess  # not needed on other systems
 
     command = [_SYSCTL, "machdep.cpu", "hw.physicalcpu", "hw.optional"]

@@ -1,7 +1,7 @@
-"""What this machine offers: cores, memory, devices, and what of them this process may use.
+"""The machine: cores, memory, devices, and the part of them that this process may use.
 
-It reads what the system says and asks llama.cpp nothing: what that can compute with is asked in a
-process of its own, and handed in. `LlamaDevices` is the shape of the answer.
+Reads what the operating system reports and does not call llama.cpp: the devices that llama.cpp can
+use are found out in a process of their own and passed in as `LlamaDevices`.
 """
 
 import os
@@ -26,11 +26,11 @@ _BYTES_PER_SLOT = 256 * 2**20
 
 
 class LlamaDevices(Schema):
-    """What llama.cpp says of itself and of what it can compute with here.
+    """The build of llama.cpp and the devices that it can compute with on this machine.
 
-    `built_for`: the kinds of devices that this build knows, whether there are any or not.
-    `can_offload`: layers can be put on a GPU. `system_info` is its own account of how it was
-    built. `problem` says what could not be found out, and why; empty when all could.
+    built_for: the kinds of devices that the build supports, present or not. can_offload: layers
+    can be put on a GPU. system_info: llama.cpp's own description of its build. problem: what could
+    not be found out, and why; empty if everything could.
     """
 
     version: str = ""
@@ -42,12 +42,12 @@ class LlamaDevices(Schema):
 
     @property
     def is_working(self) -> bool:
-        """False when llama.cpp could not be loaded, or ended its process."""
+        """False if llama.cpp could not be loaded or crashed its process."""
         return bool(self.version)
 
     @property
     def cpu_features(self) -> tuple[str, ...]:
-        """What its kernels for the CPU were built with; instructions and other things."""
+        """The instructions and other options that its kernels for the CPU were built with."""
         section, names = "", []
         for part in self.system_info.split("|"):
             found = re.fullmatch(r"\s*(?:(\w+) : )?(\w+) = (.*?)\s*", part)
@@ -59,8 +59,8 @@ class LlamaDevices(Schema):
 
 
 class GpuTrace(Schema):
-    """A GPU that the system shows at `where`, whether llama.cpp can use it or not; `kind` is the
-    way in which it could."""
+    """A GPU that the system shows at the path `where`, whether llama.cpp can use it or not. `kind`
+    is the backend that would use it."""
 
     kind: DeviceKind
     where: str
@@ -68,8 +68,8 @@ class GpuTrace(Schema):
 
 
 def detect(devices: Sequence[Device | str] | None = None) -> Hardware:
-    """The machine, with the devices that llama.cpp sees. Of one that is named only, like in
-    `ModelInfo.device`, no more is known; the CPU is always among them."""
+    """Describe the machine. devices: those that llama.cpp reports, or only their names, as in
+    `ModelInfo.device`. The CPU is always among the devices of the result."""
     uname = os.uname()
     processor = cpu.this_cpu()
     system, group = probe.system_memory(), cgroup.read()
@@ -113,13 +113,13 @@ def _with_cpu(
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may use at once: its affinity, capped by the quota of its
+    """The logical cores that this process may use at once: its affinity, capped by the quota of its
     control groups."""
     return _within_quota(len(_affinity()))
 
 
 def usable_physical_cores() -> int:
-    """Physical cores that this process may use at once: two threads of one count once."""
+    """The physical cores that this process may use at once: two threads of one count once."""
     processor, affinity = cpu.this_cpu(), _affinity()
     if processor.cores:
         return _within_quota(cpu.count_cores(processor.cores, affinity))
@@ -138,13 +138,15 @@ def _within_quota(cores: int) -> int:
 
 
 def default_slots() -> int:
-    """How many requests one loaded model should answer at the same time here."""
+    """The number of requests that one model should answer at the same time on this machine."""
     return slots_for(usable_cores(), probe.available_bytes())
 
 
 def slots_for(cores: int, available_bytes: int) -> int:
-    """Slots for a machine: what all of them say in a second grows up to about 4 for each core,
-    and what each of them says shrinks with every one. Between 1 and 16, with 256 MiB for each."""
+    """The slots for a machine, between 1 and 16: 4 for each core, and 256 MiB of memory for each.
+
+    Total throughput grows up to about 4 slots for each core, while each slot gets slower.
+    """
     return max(1, min(16, max(4, 4 * cores), available_bytes // _BYTES_PER_SLOT))
 
 
@@ -154,7 +156,7 @@ _OF_VENDOR = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
 
 def find_gpus(root: Path = Path("/"), platform: str = sys.platform) -> list[GpuTrace]:
-    """The GPUs that Linux shows below `root`, or the one that an Apple computer has."""
+    """The GPUs that Linux shows below `root`, or the GPU of an Apple computer."""
     if platform == "darwin":
         is_apple = os.uname().machine == "arm64"
         return [GpuTrace(kind="metal", where="macOS", description="Apple")] if is_apple else []
@@ -163,7 +165,7 @@ def find_gpus(root: Path = Path("/"), platform: str = sys.platform) -> list[GpuT
     for node in sorted((root / "dev/dri").glob("renderD*")):
         vendor = _OF_VENDOR.get(_line(root / "sys/class/drm" / node.name / "device/vendor"))
         driver = {"NVIDIA": "cuda", "AMD": "rocm"}.get(vendor or "")
-        if vendor is not None and driver not in drivers:  # other cards only show pictures
+        if vendor is not None and driver not in drivers:  # other cards only drive a display
             found.append(GpuTrace(kind="vulkan", where=str(node), description=vendor))
     return found
 
@@ -184,7 +186,7 @@ def _nvidia(root: Path) -> Iterator[GpuTrace]:
 def _amd(root: Path) -> Iterator[GpuTrace]:
     if not (root / "dev/kfd").exists():
         return
-    # The driver has a node for each CPU, too, whose id is 0.
+    # The driver lists each CPU as a node as well, with the id 0.
     for node in sorted((root / "sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")):
         if _line(node) not in ("", "0"):
             yield GpuTrace(kind="rocm", where=str(node.parent), description="AMD")
@@ -195,7 +197,7 @@ def _line(path: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    """What a file says; nothing when it is not there or not for us to read."""
+    """The text of a file; empty if it does not exist or may not be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

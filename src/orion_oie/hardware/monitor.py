@@ -1,7 +1,7 @@
-"""Memory over time: a thread looks now and then, keeps what it saw, and tells when it gets short.
+"""Memory over time: a thread takes samples, keeps them, and reports changes of the pressure level.
 
-It frees nothing and stops nothing: what to do about a level is for whoever is told. Nor does it
-keep anybody alive: its thread knows it by a weak reference, and ends when it is forgotten.
+It frees nothing and stops nothing: the callbacks decide what to do about a level. Its thread holds
+the monitor by a weak reference only, and ends when the monitor is garbage-collected.
 """
 
 import os
@@ -25,21 +25,21 @@ from orion_oie.hardware.probe import (
 )
 from orion_oie.hardware.sample import MemorySample
 
-CACHE_INTERVAL_S = 60.0  # looking at every file of a folder is no matter of microseconds
+CACHE_INTERVAL_S = 60.0  # measuring a folder takes much longer than a sample
 
 
 class MemoryMonitor:
     """Takes a `MemorySample` every `interval_s` seconds between `start` and `stop`.
 
-    workers: gives the pid of each loaded model's worker, by key; pids that are gone are left out.
-    idle: gives the keys of models that nobody uses, for the recommendations.
-    on_error: is given what a reader or a callback raised; it must not raise itself.
-    on_sample: is called after each sample; on_level(old, new, sample) after it, when the level
-    changed; both on the thread that took the sample, and with no lock held.
-    cache_dir: its size is measured every 60 s. history: how many samples are kept.
-    clock: seconds, for intervals and `at_s`. The readers are those of `memory.probe`.
+    workers: returns the pid of each loaded model's worker, by key; dead pids are left out.
+    idle: returns the keys of models that are not in use, for the recommendations.
+    on_error: receives what a reader or a callback raised; it must not raise itself.
+    on_sample: called after each sample, followed by on_level(old, new, sample) if the level
+    changed; both on the thread that took the sample, without any lock held.
+    cache_dir: a folder whose size is measured every 60 s. history: the number of samples kept.
+    clock: seconds, for intervals and `at_s`. The default readers are those of `probe`.
 
-    Raises `InvalidRequestError` for an interval that is not positive, or a history of nothing.
+    Raises `InvalidRequestError` for an interval that is not positive, or a history below 1.
     """
 
     def __init__(
@@ -99,19 +99,19 @@ class MemoryMonitor:
             return self._gauge.level
 
     def history(self) -> list[MemorySample]:
-        """The samples that are kept, oldest first."""
+        """The kept samples, oldest first."""
         with self._lock:
             return list(self._history)
 
     def recommendations(self) -> list[str]:
-        """What to do about the pressure of the last sample; nothing when it is low."""
+        """Advice on the pressure of the last sample; empty if it is low."""
         sample = self.latest
         if sample is None or sample.level is PressureLevel.LOW:
             return []
         return advise(sample, self._idle())
 
     def start(self) -> None:
-        """Take samples from now on, on a thread; nothing when that is so already."""
+        """Start the thread that takes samples. Does nothing if it is running."""
         with self._lock:
             is_running = self._thread is not None and self._thread.is_alive()
             if is_running and not self._stopping.is_set():
@@ -127,8 +127,9 @@ class MemoryMonitor:
             self._thread, self._stopping = thread, stopping
 
     def stop(self, timeout_s: float = 5.0) -> bool:
-        """Take no more samples. False when a sample or a callback still runs after `timeout_s`, or
-        is what calls this: the thread ends after it. It may be started again."""
+        """Take no more samples. Returns False if a sample or a callback still runs after
+        `timeout_s`, or if a callback is the caller: the thread then ends after it. The monitor may
+        be started again."""
         with self._lock:
             thread = self._thread
             self._stopping.set()
@@ -140,8 +141,9 @@ class MemoryMonitor:
         return not thread.is_alive()
 
     def sample_now(self) -> MemorySample:
-        """Take a sample on this thread. It counts like any other: for the history, for the level,
-        and the callbacks are called. Raises what a reader or `workers` raised."""
+        """Take a sample on this thread. Like any other it enters the history, updates the level and
+        calls the callbacks. Raises what a reader or `workers` raised, and `RuntimeError` if the
+        memory of this process cannot be read."""
         self._measure_cache()
         system = self._read_system()
         host = self._read_process(os.getpid())
@@ -185,16 +187,17 @@ class MemoryMonitor:
     def _guarded(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # noqa: BLE001 (a fault of others ends no monitoring; it is told)
+        except Exception as error:  # noqa: BLE001 (reported; a faulty callback ends no monitoring)
             self._on_error(error)
 
 
 def _run(
-    forgetful: "weakref.ref[MemoryMonitor]", stopping: threading.Event, interval_s: float
+    monitor_ref: "weakref.ref[MemoryMonitor]", stopping: threading.Event, interval_s: float
 ) -> None:
-    """Take samples until told to stop or until the monitor is no more; holds it only meanwhile."""
+    """Take samples until `stopping` is set or the monitor is garbage-collected; holds a reference
+    to it only while it takes a sample."""
     while not stopping.is_set():
-        monitor = forgetful()
+        monitor = monitor_ref()
         if monitor is None:
             return
         monitor._guarded(monitor.sample_now)

@@ -1,8 +1,11 @@
-"""How short memory is, as a level. Pure: it measures nothing, knows no time and does nothing about
-it.
+"""Memory pressure as a level. Pure: it measures nothing, has no clock and takes no action.
 
-A threshold is a share of the total, and an absolute cap: 40 GiB left are plenty, whatever they are
-a share of.
+A threshold is a share of the total with an absolute cap, since 40 GiB left are plenty on any
+machine. The level after a sample:
+
+1. Below a threshold: at least the highest level whose threshold is not available, at once.
+2. Otherwise it falls, but only to the highest level that any of the last samples reaches with
+   thresholds raised by a margin.
 """
 
 from collections import deque
@@ -19,19 +22,19 @@ _GIB = 2**30
 
 
 class PressureLevel(StrEnum):
-    """How short memory is. Levels are ordered: LOW < MEDIUM < HIGH < CRITICAL."""
+    """Levels of memory pressure, in order: LOW < MEDIUM < HIGH < CRITICAL."""
 
-    LOW = "low"  # there is room for more models
-    MEDIUM = "medium"  # what is loaded can stay, but nothing should be loaded ahead of need
-    HIGH = "high"  # what is idle should go
-    CRITICAL = "critical"  # the system may end processes: what can go must go, nothing is loaded
+    LOW = "low"  # there is memory for more models
+    MEDIUM = "medium"  # loaded models can stay, but none should be loaded ahead of need
+    HIGH = "high"  # idle models should be unloaded
+    CRITICAL = "critical"  # the system may end processes: unload idle models, load nothing
 
     @property
     def rank(self) -> int:
         """0 for LOW to 3 for CRITICAL."""
         return _ORDER.index(self)
 
-    # Without these, levels would be compared as texts, and "low" is greater than "high".
+    # As plain strings, levels would compare alphabetically: "low" > "high".
     def __lt__(self, other: str) -> bool:
         return self.rank < PressureLevel(other).rank
 
@@ -50,7 +53,7 @@ _ORDER = tuple(PressureLevel)
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A level is reached with less available than this `share` of the total and than `cap_bytes`.
+    """The limit of a level: less memory available than `share` of the total and than `cap_bytes`.
 
     Raises `InvalidRequestError` unless the share is between 0 and 1 and the cap is positive.
     """
@@ -65,7 +68,7 @@ class Threshold:
             )
 
     def of(self, total_bytes: int) -> int:
-        """The threshold on a machine with so much memory, in bytes."""
+        """The threshold in bytes on a machine with this much memory."""
         return min(int(self.share * total_bytes), self.cap_bytes)
 
 
@@ -83,7 +86,7 @@ def level_of(
     thresholds: Mapping[PressureLevel, Threshold] = DEFAULT_THRESHOLDS,
     margin: float = 0.0,
 ) -> PressureLevel:
-    """The highest level whose threshold, raised by the share `margin` of it, is not available."""
+    """The highest level whose threshold, times 1 + `margin`, exceeds the available memory."""
     reached = (
         level
         for level, threshold in thresholds.items()
@@ -93,14 +96,14 @@ def level_of(
 
 
 class PressureGauge:
-    """The level over time: it rises at once, and falls when it is sure.
+    """The level over time, with hysteresis: it rises at once and falls with a delay.
 
-    It falls to what the worst of the last `calm_samples` samples allows, each of them judged with
-    thresholds that are higher by the share `margin`. So a figure that wavers around a threshold
-    does not make the level waver. Not safe for use by several threads at once.
+    It falls to the highest level among the last `calm_samples` samples, each judged by thresholds
+    raised by the share `margin`. So memory that wavers around a threshold does not make the level
+    waver. Not thread-safe.
 
-    Raises `InvalidRequestError` for a negative margin, no samples, or margins that reach the next
-    threshold.
+    Raises `InvalidRequestError` for a negative margin, for `calm_samples` below 1, or if a margin
+    reaches the next threshold.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class PressureGauge:
         return self._level
 
     def update(self, sample: SystemMemory) -> PressureLevel:
-        """Take one more sample into account and return the level."""
+        """Add a sample and return the level after it."""
         self._recent.append(level_of(sample, self._thresholds, self._margin))
         allowed = min(self._level, max(self._recent))
         self._level = max(allowed, level_of(sample, self._thresholds))
@@ -134,7 +137,7 @@ class PressureGauge:
 
 
 def _problems_of(thresholds: Mapping[PressureLevel, Threshold], margin: float) -> list[str]:
-    """Why these thresholds cannot be told apart, one line for each fault."""
+    """The faults of the thresholds and the margin, one line for each."""
     if margin < 0:
         return [f"margin must not be negative, not {margin}"]
     if PressureLevel.LOW in thresholds:

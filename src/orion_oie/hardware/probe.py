@@ -1,11 +1,12 @@
-"""What there is of memory, and what processes and folders take of it. The only importer of psutil.
+"""Measurements of the memory of the system and of processes, and of the size of folders. The only
+importer of psutil.
 
-Of psutil's figures `available` counts, and never `free`: the kernel fills free memory with files
-that it drops when somebody needs the room. `available` is its own estimate of what can be had
-without swapping. So weights that are mapped from a file count as available as far as they can be
-dropped, although dropping them makes answers slow.
+Of psutil's figures `available` is used, never `free`: the kernel fills free memory with file pages
+and drops them on demand. `available` is the kernel's estimate of the memory that can be allocated
+without swapping. So weights mapped from a file count as available as far as they can be dropped,
+although dropping them makes answers slow.
 
-It keeps no history and judges nothing but `is_calm`.
+Keeps no history, and makes no judgement except `has_spare_memory`.
 """
 
 import os
@@ -17,15 +18,15 @@ from typing import Literal
 
 from orion_oie.hardware import cgroup
 
-_CALM_BYTES = 2 << 30
+_SPARE_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class SystemMemory:
-    """What this process and its children may use: the machine's memory, or less in a container.
+    """The memory that this process and its children may use: the machine's, or less in a container.
 
-    `available_bytes` can be had now without swapping; `limited_by` says whose room that is: the
-    machine's, or what a limit on the control group leaves.
+    available_bytes: can be allocated now without swapping. limited_by: whether the machine or a
+    limit on the control group determines `available_bytes`.
     """
 
     total_bytes: int
@@ -35,9 +36,12 @@ class SystemMemory:
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """What a process has in memory. It alone can give `private_bytes` back; `shared_bytes` are
-    shared memory, maybe with others; `file_bytes` are pages of mapped files, which others that map
-    the same file count too, and which the kernel can drop."""
+    """The memory of a process.
+
+    private_bytes: freed when the process ends. shared_bytes: shared memory, possibly used by other
+    processes. file_bytes: pages of mapped files, which the kernel can drop, and which every process
+    that maps the same file counts.
+    """
 
     private_bytes: int
     shared_bytes: int
@@ -45,13 +49,13 @@ class ProcessMemory:
 
     @property
     def resident_bytes(self) -> int:
-        """All of it: the resident set size."""
+        """The resident set size: the sum of all."""
         return self.private_bytes + self.shared_bytes + self.file_bytes
 
 
 def system_memory(proc: Path = cgroup.PROC_SELF) -> SystemMemory:
-    """What may be used now. `proc` is the folder of the process whose control groups count."""
-    import psutil  # not needed by a mere import of the library
+    """The memory that may be used now. `proc`: folder of the process whose control groups apply."""
+    import psutil  # slow to import, so not imported with the library
 
     machine = psutil.virtual_memory()
     total_bytes, available_bytes = int(machine.total), int(machine.available)
@@ -66,10 +70,11 @@ def system_memory(proc: Path = cgroup.PROC_SELF) -> SystemMemory:
 
 
 def process_memory(pid: int) -> ProcessMemory | None:
-    """The memory of a process; None when it is gone, or ended and not yet waited for.
+    """The memory of a process; None if it is gone or a zombie.
 
-    On Linux these are counters the kernel keeps anyway, exact to some pages for each core. Other
-    systems tell the kinds apart only by walking the process's pages, so there all is private.
+    On Linux these are counters that the kernel keeps anyway, exact to a few pages for each core.
+    Other systems can distinguish the kinds only by walking the process's pages, so on those all
+    memory is reported as private.
     """
     if sys.platform == "linux":
         return _from_status(pid)
@@ -77,26 +82,27 @@ def process_memory(pid: int) -> ProcessMemory | None:
 
 
 def available_bytes() -> int:
-    """Memory that could be used now without swapping and within the container's limit, in bytes."""
+    """The bytes that can be allocated now without swapping and within the container's limit."""
     return system_memory().available_bytes
 
 
-def is_calm() -> bool:
-    """True while there is memory to spare."""
-    return available_bytes() > _CALM_BYTES
+def has_spare_memory() -> bool:
+    """True if more than 2 GiB are available."""
+    return available_bytes() > _SPARE_BYTES
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Resident set size of a process in bytes; None when it is gone."""
+    """The resident set size of a process in bytes; None if it is gone."""
     memory = process_memory(pid)
     return None if memory is None else memory.resident_bytes
 
 
 def folder_bytes(path: Path) -> int:
-    """What the files in a folder and below it take on the disk, in bytes: blocks that were never
-    written are not counted, and a file with several names once. 0 when there is no such folder.
+    """The bytes that the files in a folder and its subfolders take on the disk; 0 if there is no
+    such folder.
 
-    Links are not followed. Files may come and go meanwhile. Raises `PermissionError` where a
+    Blocks that were never written do not count, and a file with several names counts once. Links
+    are not followed. Files may be created and removed meanwhile. Raises `PermissionError` if a
     folder may not be read.
     """
     total_bytes = 0
@@ -117,9 +123,9 @@ def folder_bytes(path: Path) -> int:
                         if (stat.st_dev, stat.st_ino) in seen:
                             continue
                         seen.add((stat.st_dev, stat.st_ino))
-                    total_bytes += stat.st_blocks * 512  # whatever the file system's own block is
+                    total_bytes += stat.st_blocks * 512  # the unit on any file system
         except (FileNotFoundError, NotADirectoryError):
-            continue  # it went, or became a file
+            continue  # removed meanwhile, or replaced by a file
     return total_bytes
 
 
@@ -129,14 +135,14 @@ def _from_status(pid: int) -> ProcessMemory | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     found = dict(re.findall(rb"^Rss(Anon|Shmem|File):\s+(\d+) kB$", text, re.MULTILINE))
-    if len(found) < 3:  # it has ended, and its parent has not waited for it yet
+    if len(found) < 3:  # a zombie: ended, but its parent has not waited for it yet
         return None
     anon, shmem, file = (int(found[kind]) * 1024 for kind in (b"Anon", b"Shmem", b"File"))
     return ProcessMemory(private_bytes=anon, shared_bytes=shmem, file_bytes=file)
 
 
 def _from_psutil(pid: int) -> ProcessMemory | None:
-    import psutil  # not needed until somebody asks
+    import psutil  # slow to import, so not imported with the library
 
     try:
         resident = int(psutil.Process(pid).memory_info().rss)

@@ -1,4 +1,4 @@
-"""One look at memory: the shape only. It is taken by `memory.monitor`."""
+"""A sample of memory, as data only; `monitor` takes it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from orion_oie.hardware.probe import (
 
 @dataclass(frozen=True, slots=True)
 class MemorySample:
-    """What memory looked like at one moment.
+    """The state of memory at one moment.
 
     at_s: seconds of the monitor's clock. wall_s: seconds since 1970. host: this process.
-    workers: by key of the model; without those that are gone. cache_bytes: what the cache takes on
-    the disk, as last measured; None before that, when it could not be read, and without a cache.
+    workers: by key of the model, without dead ones. cache_bytes: size of the cache on the disk when
+    last measured; None before that, if it could not be read, and without a cache.
     """
 
     at_s: float
@@ -29,5 +29,5 @@ class MemorySample:
 
     @property
     def workers_bytes(self) -> int:
-        """What all workers have in memory. A file that several of them map counts for each."""
+        """The resident bytes of all workers. A file that several of them map counts for each."""
         return sum(memory.resident_bytes for memory in self.workers.values())

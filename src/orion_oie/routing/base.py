@@ -1,6 +1,6 @@
-"""The contract of a router: given a question, name the agent and say why.
+"""The contract of a router: choose the agent for a question and give the reason.
 
-A router never raises for any text, never takes unbounded time, and never loads a language model.
+A router raises for no text, takes a bounded time, and never loads a language model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ VISION = "vision"
 
 @dataclass(frozen=True)
 class RouteContext:
-    """What is known besides the question.
+    """The circumstances of a question.
 
-    images: how many are attached. session_id and history: the conversation so far; a router may
-    remember which agent answered in a session, but no text. wait_s: seconds until the model of an
-    agent could answer, 0 when it is in memory, None when it cannot be said. is_trial: nothing is
-    to be remembered of this call. may_load: whether an embedding model may be loaded for it.
-    limit_s: for how many seconds the stages may be waited for, None as long as they usually may.
+    images: number of attached images. session_id, history: the conversation so far; a router may
+    store which agent answered in a session, but no text. wait_s: seconds until the model of an
+    agent could answer, 0 if it is in memory, None if unknown. is_trial: the router must not
+    remember this call. may_load: an embedding model may be loaded for it. limit_s: seconds that
+    all stages together may wait; None for their usual limits.
     """
 
     images: int = 0
@@ -38,7 +38,7 @@ NO_CONTEXT = RouteContext()
 
 
 class Router(Protocol):
-    """Chooses an agent; the agents may change between calls."""
+    """Chooses an agent. The set of agents may change between calls."""
 
     def route(
         self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext = NO_CONTEXT
@@ -49,9 +49,9 @@ class Router(Protocol):
 
 @runtime_checkable
 class SessionRouter(Router, Protocol):
-    """A router for which the agent that answered last counts. An engine asks it for routes that are
-    trials, and tells it of the turns that were answered."""
+    """A router that takes the agent that answered last into account. An engine requests its routes
+    as trials and then reports the turns that were answered."""
 
     def note(self, session_id: str, agent_id: str) -> None:
-        """A turn of the session was answered, by this agent."""
+        """Record that this agent answered a turn of the session."""
         ...

@@ -1,5 +1,5 @@
-"""One prompt on its way through the stages of the router: what is known of it so far, what each
-stage has led to, and the time that is left.
+"""The state of one routing decision: the prompt, the probabilities so far, the result of each
+stage, and the time left.
 """
 
 import math
@@ -22,28 +22,28 @@ if TYPE_CHECKING:
     from orion_oie.routing.text.prompt import Prompt
 
 DECIMALS = 4
-_WISHED = 2.5  # added to the log-odds of a topic that is asked for outright
+_EXPLICIT_BONUS = 2.5  # added to the log-odds of a topic that is requested explicitly
 
 
 @dataclass
-class Work:
-    """`topics` and `agents` hold probabilities. wished: a topic that is asked for outright, and the
-    words that say so. owners_hinted: see `mixing.shares`."""
+class Decision:
+    """One prompt and its probabilities for each topic and agent. explicit: a topic that the prompt
+    requests explicitly, and the words that do so. owners_hinted: see `topics.shares`."""
 
     model: "LinearModel"
     prompt: "Prompt"
     profiles: Mapping[str, Profile]
-    wished: tuple[str, str] | None = None
+    explicit: tuple[str, str] | None = None
     owners_hinted: float = BESIDE_WEIGHTS
     topics: dict[str, float] = field(default_factory=dict)
     agents: dict[str, float] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    asides: list[str] = field(default_factory=list)  # notes that are no part of the reason
+    asides: list[str] = field(default_factory=list)  # notes that do not appear in the reason
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     hints: dict[str, RouteCandidate] = field(default_factory=dict)
     is_fused: bool = False
-    worded: str = ""  # the agent that the text alone speaks for
+    best_by_text: str = ""  # the best agent after the stages that read the text
 
     @property
     def top(self) -> float:
@@ -52,26 +52,27 @@ class Work:
 
     @property
     def best(self) -> str:
-        """The best agent; the first of several, and empty where there are none."""
+        """The most probable agent, the first if several are equal; empty if there is none."""
         return max(self.agents, key=self.agents.__getitem__, default="")
 
     def ranked(self) -> list[tuple[str, float]]:
-        """Agents and their probabilities, the best first."""
+        """Agents and their probabilities, best first."""
         return sorted(self.agents.items(), key=lambda item: -item[1])
 
     def set_topics(self, logits: Iterable[float]) -> None:
-        """The probabilities of the topics by their logits, and by what is asked for outright."""
+        """Set the probabilities of the topics from their logits and the explicit request."""
         scores = dict(zip(self.model.topics, logits, strict=True))
-        if self.wished and self.wished[0] in scores:
-            scores[self.wished[0]] += _WISHED
-        # So few numbers are added up sooner without numpy.
+        if self.explicit and self.explicit[0] in scores:
+            scores[self.explicit[0]] += _EXPLICIT_BONUS
+        # For so few numbers plain Python is faster than numpy.
         highest = max(scores.values())
         weights = {topic: math.exp(score - highest) for topic, score in scores.items()}
         total = sum(weights.values())
         self.topics = {topic: weight / total for topic, weight in weights.items()}
 
-    def mix(self, stage: str, alike: Mapping[str, float] | None = None) -> None:
-        """From topics to agents. alike: how alike the nearest example of an agent is."""
+    def share_topics(self, stage: str, alike: Mapping[str, float] | None = None) -> None:
+        """Set the probabilities of the agents from those of the topics. alike: similarity of the
+        prompt to the nearest example of each agent."""
         claims = [
             Claim(
                 agent_id,
@@ -85,8 +86,8 @@ class Work:
         self.agents = shares(self.topics, claims, self.owners_hinted)
         self.record(stage)
 
-    def weigh(self, stage: str, gains: Mapping[str, float]) -> None:
-        """Add to the log-odds of agents."""
+    def add_log_odds(self, stage: str, gains: Mapping[str, float]) -> None:
+        """Add `gains` to the log-odds of agents."""
         drawn = {a: p * math.exp(gains.get(a, 0.0)) for a, p in self.agents.items()}
         total = sum(drawn.values())
         if total > 0:
@@ -94,23 +95,23 @@ class Work:
             self.record(stage)
 
     def record(self, stage: str) -> None:
-        """Keep the probabilities that a stage has led to."""
+        """Store the current probabilities as the result of a stage."""
         if self.stages[-1:] != [stage]:
             self.stages.append(stage)
         for agent_id, probability in self.agents.items():
             self.scores.setdefault(agent_id, {})[stage] = round(probability, DECIMALS)
 
 
-class Patience:
-    """For how long a route may wait for its stages, all together."""
+class TimeBudget:
+    """The time that all stages of one route together may wait."""
 
     def __init__(self, limit_s: float | None) -> None:
         self._limit_s = limit_s
         self._until = math.inf if limit_s is None else time.monotonic() + limit_s
-        self.has_failed = False  # the embedding stage, which is not asked again
+        self.embedding_failed = False  # then the stage is not tried again for this route
 
     def left_s(self) -> float | None:
-        """None without a limit. Raises `DeadlineExceededError` when nothing is left."""
+        """The seconds left; None without a limit. Raises `DeadlineExceededError` at the limit."""
         if self._limit_s is None:
             return None
         left_s = self._until - time.monotonic()

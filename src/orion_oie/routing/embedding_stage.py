@@ -1,8 +1,8 @@
-"""The embedding stage: what a prompt means by the vector of an embedding model.
+"""The embedding stage: compares a prompt by the vector of an embedding model.
 
-Where a head was trained for that model, its scores are fused with those of the n-grams; else the
-examples of the agents speak for them. Asked only where the stages before are not sure, or where
-examples of an agent without a topic may speak against what they are sure of.
+If the weights hold a head for that model, its scores are fused with those of the n-grams;
+otherwise the prompt is compared with the examples of the agents. The stage is used only if the
+earlier ones are not sure, or if examples of an agent without a topic may contradict them.
 """
 
 import math
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from orion_oie.errors import OrionError
 from orion_oie.routing.decision import (
-    Patience,
-    Work,
+    Decision,
+    TimeBudget,
 )
 from orion_oie.routing.profiles import Embedder, Prototypes, text_to_embed
 
@@ -23,15 +23,18 @@ if TYPE_CHECKING:
         LinearModel,
     )
 
-SURE_WITHOUT_EMBEDDING = 0.9  # what the stages before have to reach
-_RIVAL_AFFINITY = 0.3  # of a sure topic: from here on the vectors of examples may speak against it
-_ALIKE_GAIN = 4.2  # log-odds of an example that means the same, where there is no trained head
-_LEAST = 1e-30  # a probability that has a logarithm
+SURE_WITHOUT_EMBEDDING = 0.9  # probability from which on this stage is skipped
+_RIVAL_AFFINITY = 0.3  # affinity to a sure topic that lets an agent's examples contradict it
+_ALIKE_GAIN = 4.2  # log-odds of an example with the same meaning, if there is no trained head
+_LEAST = 1e-30  # keeps the logarithm finite
 _EMBEDDED_AT_ONCE = 16
 
 
 class EmbeddingStage:
-    """folder: where vectors of examples are kept; None keeps them in memory. Thread-safe."""
+    """The stage with one embedding model. Thread-safe.
+
+    folder: directory that caches the vectors of examples; None keeps them in memory.
+    """
 
     def __init__(self, embedder: Embedder, folder: Path | None) -> None:
         self._embedder = embedder
@@ -39,16 +42,16 @@ class EmbeddingStage:
 
     @property
     def name(self) -> str:
-        """The embedding model."""
+        """The name of the embedding model."""
         return self._embedder.name
 
     def is_ready(self) -> bool:
-        """Whether the model is here to be used."""
+        """True if the files of the model are on this machine."""
         return self._embedder.is_ready()
 
     def vectors(self, texts: Sequence[str]) -> "Floats":
-        """Those of many prompts, shape (texts, dimensions), however long that takes. Raises what
-        the embedding raises."""
+        """The vectors of prompts, shape (texts, dimensions), without a time limit. Raises what the
+        embedder raises."""
         import numpy as np
 
         from orion_oie.routing.text.prompt import read
@@ -60,52 +63,52 @@ class EmbeddingStage:
         ]
         return np.concatenate(found)
 
-    def is_wanted(self, work: Work, *, may_load: bool) -> bool:
-        """Whether it should be asked and can be; where it cannot be, the work says so."""
-        if not work.prompt.has_words:
+    def is_wanted(self, decision: Decision, *, may_load: bool) -> bool:
+        """True if the stage should be used and can be; if it cannot, the decision notes why."""
+        if not decision.prompt.has_words:
             return False
-        is_sure = work.top >= SURE_WITHOUT_EMBEDDING
-        best = max(work.topics, key=lambda topic: work.topics[topic])
-        rivals = (p for p in work.profiles.values() if not p.owns and p.examples)
+        is_sure = decision.top >= SURE_WITHOUT_EMBEDDING
+        best = max(decision.topics, key=lambda topic: decision.topics[topic])
+        rivals = (p for p in decision.profiles.values() if not p.owns and p.examples)
         if is_sure and not any(p.affinity.get(best, 0.0) > _RIVAL_AFFINITY for p in rivals):
             return False
         if not self._embedder.is_ready():
-            work.asides.append(f"the embedding model {self._embedder.name} is not here")
+            decision.asides.append(f"the embedding model {self._embedder.name} is not here")
             return False
         if not may_load and not self._embedder.is_loaded():
-            work.asides.append(
+            decision.asides.append(
                 f"the embedding model {self._embedder.name} was not asked: it would be loaded first"
             )
             return False
         return True
 
-    def consult(self, work: Work, logits: "Floats", patience: Patience) -> None:
-        """Go on from the `logits` of the n-grams, shape (topics,). A failure is an aside, and the
-        last one of that route."""
-        if patience.has_failed:
+    def consult(self, decision: Decision, logits: "Floats", budget: TimeBudget) -> None:
+        """Refine the decision, given the `logits` of the n-grams, shape (topics,). After a failure,
+        which the decision notes, the stage does nothing for the rest of the route."""
+        if budget.embedding_failed:
             return
-        # Asked for the examples of agents without a topic alone, it leaves the topics as they are.
-        is_sure = work.top >= SURE_WITHOUT_EMBEDDING
-        name, model, prototypes = self._embedder.name, work.model, self._prototypes
+        # A sure decision is only compared with examples of agents without a topic.
+        is_sure = decision.top >= SURE_WITHOUT_EMBEDDING
+        name, model, prototypes = self._embedder.name, decision.model, self._prototypes
         try:
-            vector = self._embedder.embed([text_to_embed(work.prompt)], patience.left_s())[0]
-            found = model.vector_logits(name, vector, work.prompt.signals)
+            vector = self._embedder.embed([text_to_embed(decision.prompt)], budget.left_s())[0]
+            found = model.vector_logits(name, vector, decision.prompt.signals)
             alike = {
-                agent_id: prototypes.alike(vector, profile.examples, patience.left_s())
-                for agent_id, profile in work.profiles.items()
+                agent_id: prototypes.alike(vector, profile.examples, budget.left_s())
+                for agent_id, profile in decision.profiles.items()
                 if not (profile.owns and (is_sure or found is not None)) and profile.examples
             }
         except OrionError as error:
-            patience.has_failed = True
-            work.asides.append(f"the embedding stage failed: {error.message}")
+            budget.embedding_failed = True
+            decision.asides.append(f"the embedding stage failed: {error.message}")
             return
         if found is not None and not is_sure:
             fused = _fused(model, logits, found, model.heads[name].unseen)
-            work.set_topics(fused.tolist())
-            work.is_fused = True
-        work.mix("embedding", alike)
+            decision.set_topics(fused.tolist())
+            decision.is_fused = True
+        decision.share_topics("embedding", alike)
         if found is None and not is_sure:
-            work.weigh(
+            decision.add_log_odds(
                 "embedding", {agent_id: _ALIKE_GAIN * much for agent_id, much in alike.items()}
             )
 
@@ -113,8 +116,8 @@ class EmbeddingStage:
 def _fused(
     model: "LinearModel", logits: "Floats", found: "Floats", unseen: Sequence[int]
 ) -> "Floats":
-    """The logits of n-grams and vector together. Topics that the vector's head has never seen
-    keep the probability that they have by the n-grams alone; the others share the rest."""
+    """The combined logits of n-grams and vector. Topics that the head has never seen keep the
+    probability that the n-grams alone give them; the others share the rest."""
     calibration = model.calibration
     both: Floats = logits * calibration.grams + found * calibration.vector
     if not unseen:

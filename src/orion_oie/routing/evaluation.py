@@ -1,6 +1,6 @@
-"""How good a router is: accuracy, calibration, confusion, on labelled prompts.
+"""Evaluation of a router on labelled prompts: accuracy, calibration, confusion.
 
-Strict: the route is an agent of the best label. Lenient: it is one of an acceptable label.
+Strict: the agent belongs to the best label. Lenient: it belongs to an acceptable label.
 """
 
 from collections import Counter
@@ -19,8 +19,8 @@ CONFIDENT = 0.55
 
 @dataclass(frozen=True)
 class Judged:
-    """One prompt, where it went, and the agents that could have had it, the best first: so many
-    as `best_count` says, where several own the topic of its label."""
+    """One prompt, its route, and its acceptable agents, best first. The first `best_count` of them
+    belong to the best label: several, if several own its topic."""
 
     example: Example
     route: Route
@@ -38,10 +38,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class Score:
-    """Shares in [0, 1]. `calibration_error`: the mean gap between confidence and the share of right
-    (lenient) routes over ten bins of equal width, weighted by their sizes (Naeini et al., 2015);
-    `confident_right`: the share of right ones at a confidence of 0.55 or more, and `coverage` the
-    share of prompts that reach it."""
+    """Figures of a router as shares in [0, 1].
+
+    calibration_error: mean gap between confidence and the share of right (lenient) routes over ten
+    bins of equal width, weighted by their sizes (Naeini et al., 2015). confident_right: share of
+    right routes among those of a confidence of 0.55 or more. coverage: share of the prompts that
+    reach that confidence.
+    """
 
     count: int
     strict: float
@@ -54,8 +57,8 @@ class Score:
 def judged(
     router: Router, examples: Iterable[Example], agents: Mapping[str, AgentSpec]
 ) -> list[Judged]:
-    """Route every example, each for itself. A label that is no agent's id stands for all agents
-    that own the topic of that name."""
+    """Route every example on its own, outside of any session. A label that is no agent's id stands
+    for all agents that own the topic of that name."""
     return [
         Judged(
             example,
@@ -68,9 +71,9 @@ def judged(
 
 
 def agents_of(label: str, agents: Mapping[str, AgentSpec]) -> tuple[str, ...]:
-    """The agents that a label stands for: the one of that id, else those that own the topic, else
-    the one that it stands for in the packaged registry, which `agents` may not have. `reasoning`
-    is its topics, where no agent has that name."""
+    """The agents that a label stands for: the agent of that id, else the owners of the topic, else
+    the agent that it stands for in the packaged registry, even if `agents` lacks it. `reasoning`
+    stands for its topics if no agent has that name."""
     if label in agents:
         return (label,)
     topics = (label, *AGENT_TOPICS.get(label, ()))
@@ -81,13 +84,13 @@ def agents_of(label: str, agents: Mapping[str, AgentSpec]) -> tuple[str, ...]:
 
 
 def agent_of(label: str) -> str:
-    """The agent of the packaged registry that a label stands for: `math` and `logic` are
-    `reasoning`'s."""
+    """The agent of the packaged registry that a label stands for: `reasoning` for `math` and
+    `logic`, else the label itself."""
     return next((agent for agent, topics in AGENT_TOPICS.items() if label in topics), label)
 
 
 def score(found: Sequence[Judged]) -> Score:
-    """The figures of some judged prompts. Raises `ValueError` for none."""
+    """The figures of judged prompts. Raises `ValueError` if there are none."""
     if not found:
         raise ValueError("there is nothing to score")
     sure = [one for one in found if one.route.confidence >= CONFIDENT]
@@ -102,8 +105,8 @@ def score(found: Sequence[Judged]) -> Score:
 
 
 def right_among_surest(found: Sequence[Judged], share: float) -> tuple[float, float]:
-    """The share of right routes among that share of the prompts, the surest ones, and the least
-    confidence among them. Raises `ValueError` for none."""
+    """The share of right routes among the surest `share` of the prompts, and the least confidence
+    among those. Raises `ValueError` if there are none."""
     surest = sorted(found, key=lambda one: -one.route.confidence)[: round(share * len(found))]
     if not surest:
         raise ValueError("there is nothing to score")
@@ -111,8 +114,7 @@ def right_among_surest(found: Sequence[Judged], share: float) -> tuple[float, fl
 
 
 def bins(found: Sequence[Judged], count: int = _BINS) -> list[tuple[float, float, int]]:
-    """For each bin of confidence that has any: the mean confidence, the share of right ones, the
-    size."""
+    """(mean confidence, share of right routes, size) of each bin of confidence that has any."""
     held: dict[int, list[Judged]] = {}
     for one in found:
         held.setdefault(min(count - 1, int(one.route.confidence * count)), []).append(one)
@@ -127,8 +129,7 @@ def bins(found: Sequence[Judged], count: int = _BINS) -> list[tuple[float, float
 
 
 def confusion(found: Sequence[Judged]) -> Counter[tuple[str, str]]:
-    """How often a prompt that an agent should have went to another, as (should, did). A route to
-    any acceptable agent counts as right."""
+    """Counts of (expected agent, chosen agent). A route to any acceptable agent counts as right."""
     return Counter(
         (one.route.agent_id if one.is_right else one.agents[0], one.route.agent_id) for one in found
     )

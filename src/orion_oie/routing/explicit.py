@@ -1,7 +1,7 @@
-"""What a prompt asks for outright: "translate this into Polish", "in SQL", "write it in Rust".
+"""Explicit requests for a topic: "translate this into Polish", "in SQL", "write it in Rust".
 
-A few patterns that are nearly always right, each for one topic. Anything that needs weighing is
-left to the linear model.
+A few patterns that are nearly always right, each for one topic. Anything less certain is left to
+the linear model.
 """
 
 import re
@@ -34,10 +34,10 @@ _PATTERNS: Mapping[str, tuple[str, ...]] = {
         rf"\bin (?:{_PROGRAMMING})(?![\w+#])",
     ),
 }
-_LOOKED_AT = 400
+_MAX_CHARS = 400
 
 
-# A pattern is tried only where one of these words is.
+# The patterns of a topic are tried only if the text has one of these words.
 _NEEDLES: Mapping[str, tuple[str, ...]] = {
     "multilingual": ("translat", "answer", "reply", "respond", "write back", "how "),
     "data": ("sql",),
@@ -45,10 +45,10 @@ _NEEDLES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def wish(instruction: str) -> tuple[str, str] | None:
-    """The topic that an instruction asks for outright and the words that say so, as far as they can
-    be printed; None when there is none, or two that disagree."""
-    text = instruction[:_LOOKED_AT]
+def explicit_request(instruction: str) -> tuple[str, str] | None:
+    """The topic that an instruction requests explicitly, and the words that do so without
+    unprintable characters; None without a request, or if two topics are requested."""
+    text = instruction[:_MAX_CHARS]
     lowered = text.lower()
     found: dict[str, str] = {}
     for topic, patterns in _PATTERNS.items():

@@ -1,8 +1,8 @@
-"""What users said about routes, kept in a JSON Lines file for training.
+"""Feedback by users on routes, stored in a JSON Lines file for training.
 
-A line is an example as `fitting.read_examples` reads them: {"text", "label", "routed",
+A line is an example in the format of `fitting.read_examples`: {"text", "label", "routed",
 "confidence", "time"}, time in seconds since the epoch. It holds the question as it was asked, so
-nothing is kept unless somebody names a file; only its owner may read that.
+nothing is stored unless the configuration names a file; only the owner of the file may read it.
 """
 
 import fcntl
@@ -24,13 +24,13 @@ _DECIMALS = 3
 
 
 class FeedbackStore:
-    """One file. Threads and processes may add to it at the same time."""
+    """One feedback file. Threads and processes may append to it concurrently."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
 
     def add(self, text: str, label: str, *, routed: str, confidence: float) -> None:
-        """Append a line, all of it or none. Raises `InvalidRequestError` when it cannot be written.
+        """Append a line atomically. Raises `InvalidRequestError` if it cannot be written.
 
         text: the question. label: the agent that should have answered; routed: the one that did.
         """
@@ -49,11 +49,11 @@ class FeedbackStore:
             raise InvalidRequestError(f"the feedback cannot be kept: {error}") from error
 
     def examples(self) -> "list[Example]":
-        """All of it, to train with; none as long as there is no file.
+        """All examples, for training; an empty list if there is no file.
 
         Raises `InvalidRequestError` for a line that is no example.
         """
-        # numpy: who only adds should not pay for it.
+        # Loads numpy, which `add` does not need.
         from orion_oie.routing.linear.fitting import read_examples
 
         return read_examples(self.path) if self.path.exists() else []
@@ -61,7 +61,7 @@ class FeedbackStore:
 
 @dataclass(frozen=True)
 class RouteFeedback:
-    """Takes what is said about one route. `check` raises for an agent that there is none of."""
+    """Stores feedback on one route. `check` raises for an agent that does not exist."""
 
     store: FeedbackStore
     check: Callable[[str], object]
@@ -73,7 +73,7 @@ class RouteFeedback:
     def on(
         cls, store: FeedbackStore, check: Callable[[str], object], text: str, route: Route
     ) -> "RouteFeedback":
-        """Ready to take feedback on a route."""
+        """The feedback object of a route."""
         return cls(store, check, text, route.agent_id, route.confidence)
 
     def __call__(self, correct_agent: str) -> None:
@@ -84,11 +84,11 @@ class RouteFeedback:
 def _append(path: Path, line: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with open(descriptor, "a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # each opening has a lock of its own: threads wait, too
+        fcntl.flock(file, fcntl.LOCK_EX)  # held by this open file: threads wait, too
         size = file.seek(0, os.SEEK_END)
         if size:
             file.seek(size - 1)
-            # Who was ended in the middle of a line must not spoil the next one.
+            # A process killed while it wrote a line must not spoil the next one.
             line = line if file.read(1) == b"\n" else b"\n" + line
         try:
             written = file.write(line)

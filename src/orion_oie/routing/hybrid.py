@@ -1,12 +1,12 @@
-"""The router: a cascade of stages, each asked only when the ones before are not sure.
+"""The router: a cascade of stages, each asked only when the earlier ones are not sure.
 
-    attachment -> linear model and explicit wishes -> hints and examples -> embedding
-               -> the conversation so far -> tie-break -> what is in memory
+    attachment -> linear model and explicit request -> hints and examples -> embedding
+               -> the conversation so far -> tie-break -> models in memory
 
-The linear model reads hashed n-grams and the shape of a prompt. It gives the probabilities of
-topics; `mixing` turns them into those of agents, where keywords and examples of the registry take
-part. The embedding stage is fused late: its scores are added to those of the n-grams. Confidence is
-the probability of the best agent, calibrated on prompts that no weight was fitted on.
+The linear model reads hashed n-grams and the shape of a prompt and scores topics. `topics` turns
+the probabilities of topics into those of agents and weighs in the keywords and examples of the
+registry. The embedding stage is fused late: its scores are added to those of the n-grams.
+Confidence is the probability of the best agent, calibrated on prompts that no weight was fitted on.
 """
 
 import math
@@ -25,11 +25,11 @@ from orion_oie.routing.base import (
 )
 from orion_oie.routing.decision import (
     DECIMALS,
-    Patience,
-    Work,
+    Decision,
+    TimeBudget,
 )
 from orion_oie.routing.embedding_stage import EmbeddingStage
-from orion_oie.routing.explicit import wish
+from orion_oie.routing.explicit import explicit_request
 from orion_oie.routing.keyword import KeywordRouter
 from orion_oie.routing.profiles import (
     AGENT_TOPICS,
@@ -38,7 +38,7 @@ from orion_oie.routing.profiles import (
     topics_of,
     topics_to_learn,
 )
-from orion_oie.routing.sessions import Sessions, Standing
+from orion_oie.routing.sessions import ConversationState, Sessions
 from orion_oie.routing.topics import (
     ALONE,
     BESIDE_WEIGHTS,
@@ -52,28 +52,29 @@ if TYPE_CHECKING:
     from orion_oie.routing.linear.fitting import Example
     from orion_oie.routing.linear.model import LinearModel
 
-# The question, two agents, and the seconds it may take (None: as long as it usually may); the
-# probability that the first agent suits it better, None where nobody knows.
+# (question, first agent, second agent, time limit in seconds or None for the usual one) -> the
+# probability that the first agent suits the question better; None if no model could judge.
 TieBreak = Callable[[str, AgentSpec, AgentSpec, float | None], float | None]
 
-FITTING_PULL = 0.3  # ten examples of a new agent are learned, and nobody else loses much
-SURE_WITHOUT_HINTS = 0.9  # what the stages before have to reach: a probability
+FITTING_PULL = 0.3  # learns ten examples of a new agent at little cost to the other agents
+SURE_WITHOUT_HINTS = 0.9  # probability from which on the hints of topic owners are not consulted
 _ATTACHED = 0.97
-_CLOSE = 0.15  # of probability: the tie-break looks at no more
+_CLOSE = 0.15  # largest difference in probability that the tie-break decides
 _HISTORY_TURNS = 4
 _SHOWN_REASONS = 3
-_FLOOR = 1e-3  # no agent is so unlikely that a conversation could not be with it
+_FLOOR = 1e-3  # least probability of the agent that answered last, so that its odds can grow
 
 
 class HybridRouter:
-    """Routes by the stages of the module. Thread-safe.
+    """Routes by the stages of this module. Thread-safe.
 
-    threshold: confidence under which the conversation agent answers. model: other weights than
-    those that come with the package. embedder: what the embedding stage embeds with; None leaves
-    that stage out. enable_linear, enable_wishes, enable_hints, enable_sessions: False leaves out
-    the stage. folder: where vectors of examples are kept; None keeps them in memory. residency_s:
-    seconds of waiting from which on an agent whose model is in memory may win over a near-equal
-    one, 0 never. tie_break: see `TieBreak`; asked when two agents are close.
+    threshold: confidence below which the conversation agent answers. model: weights to use
+    instead of the packaged ones. embedder: the embedding model of the embedding stage; None
+    disables that stage. enable_linear, enable_explicit, enable_hints, enable_sessions: False
+    disables the stage. folder: directory that caches the vectors of examples; None keeps them in
+    memory. residency_s: seconds of waiting saved at which an agent whose model is in memory may
+    overtake the best by the full gap (see `residency`); 0 disables that. tie_break: called when
+    two agents are close; see `TieBreak`.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class HybridRouter:
         model: "LinearModel | None" = None,
         embedder: Embedder | None = None,
         enable_linear: bool = True,
-        enable_wishes: bool = True,
+        enable_explicit: bool = True,
         enable_hints: bool = True,
         enable_sessions: bool = True,
         folder: Path | None = None,
@@ -92,11 +93,11 @@ class HybridRouter:
     ) -> None:
         self.threshold = threshold
         self.residency_s = residency_s
-        self._given = model
-        self._fitting = threading.RLock()
-        self._meaning = None if embedder is None else EmbeddingStage(embedder, folder)
+        self._model = model
+        self._model_lock = threading.RLock()
+        self._embedding_stage = None if embedder is None else EmbeddingStage(embedder, folder)
         self._enable_linear = enable_linear
-        self._enable_wishes = enable_wishes
+        self._enable_explicit = enable_explicit
         self._enable_hints = enable_hints
         self._enable_sessions = enable_sessions
         self._tie_break = tie_break
@@ -107,45 +108,61 @@ class HybridRouter:
     @property
     def model(self) -> "LinearModel":
         """The weights in use."""
-        if self._given is None:
-            # numpy and a megabyte of weights: a mere import of the library should not pay for it.
+        if self._model is None:
+            # Loads numpy and a megabyte of weights, so importing the library must not do it.
             from orion_oie.routing.linear.model import (
                 empty_model,
                 shipped_model,
             )
 
-            with self._fitting:
-                if self._given is None:
-                    self._given = shipped_model() if self._enable_linear else empty_model()
-        return self._given
+            with self._model_lock:
+                if self._model is None:
+                    self._model = shipped_model() if self._enable_linear else empty_model()
+        return self._model
 
     @property
     def embedding_model(self) -> str | None:
-        """The model that the embedding stage asks, by the name that its head has in the weights."""
-        return None if self._meaning is None else self._meaning.name
+        """The name of the embedding model, under which the weights keep its head."""
+        return None if self._embedding_stage is None else self._embedding_stage.name
 
     def route(
         self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext = NO_CONTEXT
     ) -> Route:
-        """The agent for `query`, with what every stage thought of every agent. The session of
-        `context` remembers it, unless it is a trial."""
-        attached = self._attached(agents, context)
+        """Choose the agent for `query`; the result holds every agent's score after each stage.
+
+        1. An image is attached and an agent owns `vision`: that agent, no further stage.
+        2. Score the topics with the linear model; raise the odds of a topic that the prompt
+           requests explicitly; turn topics into agents.
+        3. Consult keywords and examples: always those of agents without a topic, those of topic
+           owners only while the best agent is below `SURE_WITHOUT_HINTS`.
+        4. Consult the embedding model while the best agent is below `SURE_WITHOUT_EMBEDDING`, or
+           if examples of an agent without a topic may contradict a sure one.
+        5. In a conversation: raise the odds of the agent that answered last.
+        6. The best two agents are close: ask the tie-break.
+        7. Among near-equal agents, prefer one whose model is in memory.
+        8. The best agent answers. Below `threshold` the conversation agent does, unless the best
+           one answered last.
+
+        The session of `context` remembers the agent, unless the call is a trial. If the embedding
+        stage or the tie-break fails, the route goes on without it and notes the failure.
+        """
+        attached = self._image_route(agents, context)
         if attached is not None:
             self._remember(attached.agent_id, context)
             return attached
-        patience = Patience(context.limit_s)
-        work = self._judged(query, agents, context, patience)
-        standing = self._standing(context, agents, patience)
-        if standing is not None:
-            self._stay(query, standing, work)
-        self._break_tie(query, agents, work, patience)
-        self._prefer_resident(work, context)
-        route = self._route(work, agents, standing)
+        budget = TimeBudget(context.limit_s)
+        decision = self._decide_by_text(query, agents, context, budget)
+        state = self._conversation_state(context, agents, budget)
+        if state is not None:
+            self._favour_last_agent(query, state, decision)
+        self._break_tie(query, agents, decision, budget)
+        self._prefer_resident(decision, context)
+        route = self._to_route(decision, agents, state)
         self._remember(route.agent_id, context)
         return route
 
     def note(self, session_id: str, agent_id: str) -> None:
-        """A turn of the session was answered, by this agent."""
+        """Record that this agent answered a turn of the session."""
         self._sessions.note(session_id, agent_id)
 
     def fit(
@@ -155,15 +172,15 @@ class HybridRouter:
         *,
         pull: float = FITTING_PULL,
     ) -> "LinearModel":
-        """Draw the weights towards examples: pairs of text and agent, or `Example`s. Returns the
-        new model, which is in use from now on; `model.save(path)` keeps it.
+        """Train the weights on examples: pairs of text and agent, or `Example`s. Returns the new
+        model, which the router uses from now on; `model.save(path)` stores it.
 
-        agents: the registry's, for the topics that they own. pull: how strongly the weights are
-        held where they are. The calibration stays as it was.
+        agents: the agents of the registry, for the topics they own. pull: strength of the prior
+        that holds the weights where they are. The calibration stays unchanged.
 
-        Raises `InvalidRequestError` for no example, for one that is none or whose agent owns no
-        topic (its hints name an empty list), for a `pull` below 0, and what the embedding raises
-        when there is an embedder that is ready; that is waited for however long it takes.
+        Waits without limit for an embedder that is ready. Raises `InvalidRequestError` for no
+        example, for a malformed one, for one whose agent owns no topic (its hints list none) and
+        for a `pull` below 0; also whatever the embedder raises.
         """
         from orion_oie.routing.linear.fitting import (
             check,
@@ -176,17 +193,17 @@ class HybridRouter:
         for agent_id, spec in (agents or {}).items():
             names[agent_id] = topics_to_learn(agent_id, spec, self.model.topics)
         vectors = None
-        meaning = self._meaning
-        if meaning is not None and meaning.is_ready():
-            vectors = (meaning.name, meaning.vectors([row.text for row in rows]))
-        with self._fitting:  # of two at once, the second goes on from what the first has learned
+        stage = self._embedding_stage
+        if stage is not None and stage.is_ready():
+            vectors = (stage.name, stage.vectors([row.text for row in rows]))
+        with self._model_lock:  # a concurrent call continues from the model that this one makes
             model = fitted(self.model, rows, topics_of=names, vectors=vectors, pull=pull)
-            self._given, self._profiles = model, {}
+            self._model, self._profiles = model, {}
         return model
 
     # -- the stages
 
-    def _attached(self, agents: Mapping[str, AgentSpec], context: RouteContext) -> Route | None:
+    def _image_route(self, agents: Mapping[str, AgentSpec], context: RouteContext) -> Route | None:
         if not context.images:
             return None
         owner = next((a for a, s in agents.items() if topics_of(a, s, (VISION,))), None)
@@ -200,14 +217,14 @@ class HybridRouter:
             stages=["attachment"],
         )
 
-    def _judged(
+    def _decide_by_text(
         self,
         query: str,
         agents: Mapping[str, AgentSpec],
         context: RouteContext,
-        patience: Patience,
-    ) -> Work:
-        """The stages that look at the text."""
+        budget: TimeBudget,
+    ) -> Decision:
+        """Run the stages that read the text."""
         from orion_oie.routing.text.prompt import read
 
         prompt, model = read(query), self.model
@@ -216,61 +233,63 @@ class HybridRouter:
         if not self._enable_linear:
             logits = logits * 0
         owners_hinted = BESIDE_WEIGHTS if self._enable_linear else ALONE
-        wished = wish(prompt.parts.instruction) if self._enable_wishes else None
-        work = Work(model, prompt, profiles, wished, owners_hinted)
-        work.set_topics((logits * model.calibration.alone).tolist())
-        work.mix("linear" if self._enable_linear else "start")
-        if work.wished:
-            work.notes.append(f"asked for outright: '{work.wished[1]}'")
+        explicit = explicit_request(prompt.parts.instruction) if self._enable_explicit else None
+        decision = Decision(model, prompt, profiles, explicit, owners_hinted)
+        decision.set_topics((logits * model.calibration.alone).tolist())
+        decision.share_topics("linear" if self._enable_linear else "start")
+        if decision.explicit:
+            decision.notes.append(f"asked for outright: '{decision.explicit[1]}'")
         if self._enable_hints:
-            self._consult_hints(query, work)
-        meaning = self._meaning
-        if meaning is not None and meaning.is_wanted(work, may_load=context.may_load):
-            meaning.consult(work, logits, patience)
-        work.worded = work.best
-        return work
+            self._consult_hints(query, decision)
+        stage = self._embedding_stage
+        if stage is not None and stage.is_wanted(decision, may_load=context.may_load):
+            stage.consult(decision, logits, budget)
+        decision.best_by_text = decision.best
+        return decision
 
-    def _consult_hints(self, query: str, work: Work) -> None:
-        """Keywords and examples: always those of agents without a topic, the rest when unsure."""
-        profiles, is_sure = work.profiles, work.top >= SURE_WITHOUT_HINTS
+    def _consult_hints(self, query: str, decision: Decision) -> None:
+        """Weigh in keywords and examples: of agents without a topic always, else when unsure."""
+        profiles, is_sure = decision.profiles, decision.top >= SURE_WITHOUT_HINTS
         asked = {a: p for a, p in profiles.items() if not is_sure or not p.owns}
         if not asked:
             return
         specs = {agent_id: profile.spec for agent_id, profile in profiles.items()}
         found = self._keywords.candidates(
-            query, work.prompt.language, specs, asked, work.prompt.shapes
+            query, decision.prompt.language, specs, asked, decision.prompt.shapes
         )
-        work.hints = {one.agent_id: one for one in found if one.score > 0}
-        alike = {a: p.spelled_alike(work.prompt) for a, p in asked.items() if not p.owns}
-        if work.hints or any(alike.values()):
-            work.mix("hints", alike)
+        decision.hints = {one.agent_id: one for one in found if one.score > 0}
+        alike = {a: p.spelled_alike(decision.prompt) for a, p in asked.items() if not p.owns}
+        if decision.hints or any(alike.values()):
+            decision.share_topics("hints", alike)
 
-    def _stay(self, query: str, standing: Standing, work: Work) -> None:
-        """Raise the odds of the agent that the conversation is with."""
-        weight, why = sessions.pull(query, standing)
-        best = work.best
-        work.agents[standing.agent_id] += _FLOOR
-        work.weigh("session", {standing.agent_id: weight})
-        now = work.best
-        if now == standing.agent_id and best != now:
+    def _favour_last_agent(self, query: str, state: ConversationState, decision: Decision) -> None:
+        """Raise the odds of the agent that answered last in the conversation."""
+        weight, why = sessions.stay_log_odds(query, state)
+        best = decision.best
+        decision.agents[state.agent_id] += _FLOOR
+        decision.add_log_odds("session", {state.agent_id: weight})
+        now = decision.best
+        if now == state.agent_id and best != now:
             because = f": {why}" if why else ""
-            work.notes.append(f"stays with {now}, though {best} fits the words better{because}")
-        elif now != standing.agent_id:
-            work.notes.append(f"leaves {standing.agent_id}, which answered last")
+            decision.notes.append(f"stays with {now}, though {best} fits the words better{because}")
+        elif now != state.agent_id:
+            decision.notes.append(f"leaves {state.agent_id}, which answered last")
 
-    def _prefer_resident(self, work: Work, context: RouteContext) -> None:
+    def _prefer_resident(self, decision: Decision, context: RouteContext) -> None:
         if context.wait_s is None:
             return
-        taken = residency.nearer(work.ranked()[:3], context.wait_s, self.residency_s)
+        taken = residency.faster_alternative(
+            decision.ranked()[:3], context.wait_s, self.residency_s
+        )
         if taken is None:
             return
         agent_id, saved = taken
-        best_id, best = work.ranked()[0]
-        behind = work.agents.pop(agent_id)
-        # First in order as well: the two may be equal.
-        work.agents = {agent_id: best, **work.agents, best_id: behind}
-        work.record("residency")
-        work.notes.append(
+        best_id, best = decision.ranked()[0]
+        behind = decision.agents.pop(agent_id)
+        # It has to come first in the order as well, since the two may be equal.
+        decision.agents = {agent_id: best, **decision.agents, best_id: behind}
+        decision.record("residency")
+        decision.notes.append(
             f"{agent_id} instead of the near-equal {best_id}: it can answer {saved:.1f} s earlier"
         )
 
@@ -278,49 +297,49 @@ class HybridRouter:
         self,
         query: str,
         agents: Mapping[str, AgentSpec],
-        work: Work,
-        patience: Patience,
+        decision: Decision,
+        budget: TimeBudget,
     ) -> None:
-        ranked = work.ranked()
+        ranked = decision.ranked()
         if self._tie_break is None or len(ranked) < 2 or ranked[0][1] - ranked[1][1] > _CLOSE:
             return
         (first, p), (second, q) = ranked[:2]
         if q <= 0:
             return
         try:
-            said = self._tie_break(query, agents[first], agents[second], patience.left_s())
+            said = self._tie_break(query, agents[first], agents[second], budget.left_s())
         except OrionError as error:
-            work.asides.append(f"the tie-break failed: {error.message}")
+            decision.asides.append(f"the tie-break failed: {error.message}")
             return
         if said is None:
             return
-        work.agents[first], work.agents[second] = (p + q) * said, (p + q) * (1 - said)
-        work.record("tie_break")
-        work.notes.append(
+        decision.agents[first], decision.agents[second] = (p + q) * said, (p + q) * (1 - said)
+        decision.record("tie_break")
+        decision.notes.append(
             f"a language model was asked: {first} {said:.2f}, {second} {1 - said:.2f}"
         )
 
-    # -- what comes of it
+    # -- the result
 
     def _winner(
-        self, work: Work, agents: Mapping[str, AgentSpec], standing: Standing | None
+        self, decision: Decision, agents: Mapping[str, AgentSpec], state: ConversationState | None
     ) -> tuple[str, bool]:
-        """The agent that answers, and whether that is only because none is good enough. A turn that
-        stays with its agent need not reach the threshold."""
-        ranked = work.ranked()
+        """The agent that answers, and whether it is a fallback because no agent is good enough. A
+        turn that stays with its agent need not reach the threshold."""
+        ranked = decision.ranked()
         best, probability = ranked[0] if ranked else (CONVERSATION, 0.0)
-        is_sure = probability > 0 and self._confidence(work, probability) >= self.threshold
-        if is_sure or (standing is not None and standing.agent_id == best):
+        is_sure = probability > 0 and self._confidence(decision, probability) >= self.threshold
+        if is_sure or (state is not None and state.agent_id == best):
             return best, False
         return CONVERSATION if CONVERSATION in agents else best, True
 
-    def _route(
-        self, work: Work, agents: Mapping[str, AgentSpec], standing: Standing | None
+    def _to_route(
+        self, decision: Decision, agents: Mapping[str, AgentSpec], state: ConversationState | None
     ) -> Route:
-        ranked = work.ranked()
+        ranked = decision.ranked()
         best, probability = ranked[0] if ranked else (CONVERSATION, 0.0)
-        confidence = self._confidence(work, probability)
-        chosen, is_fallback = self._winner(work, agents, standing)
+        confidence = self._confidence(decision, probability)
+        chosen, is_fallback = self._winner(decision, agents, state)
         reason = ""
         if is_fallback:
             reached = math.floor(confidence * 100) / 100
@@ -329,32 +348,32 @@ class HybridRouter:
                 if probability > 0
                 else "nothing in the question points to an agent"
             )
-        evidence = self._evidence(work, ranked)
+        evidence = self._evidence(decision, ranked)
         return Route(
             agent_id=chosen,
             confidence=confidence,
-            reason=reason or self._reason(work, chosen, evidence),
-            language=work.prompt.language.code,
+            reason=reason or self._reason(decision, chosen, evidence),
+            language=decision.prompt.language.code,
             candidates=[
-                RouteCandidate.model_construct(  # checked by its maker: it is built 7 times a route
+                RouteCandidate.model_construct(  # unvalidated for speed: built 7 times a route
                     agent_id=agent_id,
                     score=round(probability, DECIMALS),
                     evidence={
                         **(evidence if agent_id == best else {}),
-                        **(work.hints[agent_id].evidence if agent_id in work.hints else {}),
+                        **(decision.hints[agent_id].evidence if agent_id in decision.hints else {}),
                     },
-                    stages=work.scores.get(agent_id, {}),
+                    stages=decision.scores.get(agent_id, {}),
                 )
                 for agent_id, probability in ranked
             ],
-            stages=work.stages,
-            notes=[*work.notes, *work.asides],
+            stages=decision.stages,
+            notes=[*decision.notes, *decision.asides],
         )
 
-    def _confidence(self, work: Work, probability: float) -> float:
-        calibration = work.model.calibration
+    def _confidence(self, decision: Decision, probability: float) -> float:
+        calibration = decision.model.calibration
         slope, shift = (
-            calibration.confidence_fused if work.is_fused else calibration.confidence_alone
+            calibration.confidence_fused if decision.is_fused else calibration.confidence_alone
         )
         if probability <= 0:
             return 0.0
@@ -362,38 +381,44 @@ class HybridRouter:
         z = slope * math.log(p / (1 - p)) + shift
         return round(1 / (1 + math.exp(min(500.0, -z))), DECIMALS)
 
-    def _evidence(self, work: Work, ranked: Sequence[tuple[str, float]]) -> dict[str, float]:
-        """The words and shapes that counted most for the best agent against the second."""
+    def _evidence(
+        self, decision: Decision, ranked: Sequence[tuple[str, float]]
+    ) -> dict[str, float]:
+        """The words and shapes that speak most for the best agent against the second."""
         if not self._enable_linear or not ranked or ranked[0][1] <= 0:
             return {}
-        topics = list(work.model.topics)
-        owned = [work.profiles[agent_id].owns for agent_id, _ in ranked[:2]]
+        topics = list(decision.model.topics)
+        owned = [decision.profiles[agent_id].owns for agent_id, _ in ranked[:2]]
         if not owned[0]:
             return {}
-        first = max(owned[0], key=lambda topic: work.topics[topic])
+        first = max(owned[0], key=lambda topic: decision.topics[topic])
         rest = [t for t in (owned[1] if len(owned) > 1 else ()) or topics if t != first]
-        second = max(rest, key=lambda topic: work.topics[topic], default=first)
-        return work.model.reasons(
-            work.prompt.grams, work.prompt.signals, topics.index(first), topics.index(second)
+        second = max(rest, key=lambda topic: decision.topics[topic], default=first)
+        return decision.model.reasons(
+            decision.prompt.grams,
+            decision.prompt.signals,
+            topics.index(first),
+            topics.index(second),
         )
 
-    def _reason(self, work: Work, chosen: str, evidence: Mapping[str, float]) -> str:
-        if chosen != work.worded and work.notes:  # a later stage chose it, and its note says why
-            return "; ".join(work.notes)
-        hints = work.hints[chosen].evidence if chosen in work.hints else {}
+    def _reason(self, decision: Decision, chosen: str, evidence: Mapping[str, float]) -> str:
+        if chosen != decision.best_by_text and decision.notes:
+            # A later stage chose it, and the note of that stage says why.
+            return "; ".join(decision.notes)
+        hints = decision.hints[chosen].evidence if chosen in decision.hints else {}
         named = [_in_words(name) for name in (*evidence, *hints)]
         shown = list(dict.fromkeys(named))[:_SHOWN_REASONS]
         reason = f"reads most like {chosen}"
         if shown:
             reason += f": {', '.join(shown)}"
-        return "; ".join([reason, *work.notes])
+        return "; ".join([reason, *decision.notes])
 
-    # -- what is remembered
+    # -- state between calls
 
     def _profiles_of(
         self, agents: Mapping[str, AgentSpec], model: "LinearModel"
     ) -> dict[str, Profile]:
-        """The profiles of `agents`; made again only for what is new or has changed."""
+        """The profiles of `agents`; rebuilt only for agents that are new or have changed."""
         known, current = self._profiles, {}
         for agent_id, spec in agents.items():
             profile = known.get(agent_id)
@@ -403,31 +428,31 @@ class HybridRouter:
         self._profiles = current
         return current
 
-    def _standing(
-        self, context: RouteContext, agents: Mapping[str, AgentSpec], patience: Patience
-    ) -> Standing | None:
+    def _conversation_state(
+        self, context: RouteContext, agents: Mapping[str, AgentSpec], budget: TimeBudget
+    ) -> ConversationState | None:
         if not self._enable_sessions:
             return None
         if context.session_id is not None:
             known = self._sessions.of(context.session_id)
             if known is not None:
                 return known if known.agent_id in agents else None
-        return self._told(context, agents, patience)
+        return self._state_from_history(context, agents, budget)
 
-    def _told(
-        self, context: RouteContext, agents: Mapping[str, AgentSpec], patience: Patience
-    ) -> Standing | None:
-        """Where a conversation is by its earlier questions alone."""
-        standing: Standing | None = None
+    def _state_from_history(
+        self, context: RouteContext, agents: Mapping[str, AgentSpec], budget: TimeBudget
+    ) -> ConversationState | None:
+        """The state of a conversation, reconstructed from its earlier questions alone."""
+        state: ConversationState | None = None
         asked = [message.content for message in context.history if message.role == "user"]
         for question in asked[-_HISTORY_TURNS:]:
-            work = self._judged(question, agents, context, patience)
-            if standing is not None:
-                self._stay(question, standing, work)
-            if work.top > 0:
-                best, _ = self._winner(work, agents, standing)
-                standing = standing.after(best) if standing else Standing(best)
-        return standing
+            decision = self._decide_by_text(question, agents, context, budget)
+            if state is not None:
+                self._favour_last_agent(question, state, decision)
+            if decision.top > 0:
+                best, _ = self._winner(decision, agents, state)
+                state = state.after(best) if state else ConversationState(best)
+        return state
 
     def _remember(self, agent_id: str, context: RouteContext) -> None:
         if context.session_id is not None and not context.is_trial:
@@ -448,7 +473,7 @@ def _example(given: "Example | tuple[str, str]", number: int) -> "Example":
 
 
 def _in_words(name: str) -> str:
-    """Evidence as a reason names it: words in quotes, shapes without."""
+    """A piece of evidence as it appears in a reason: words in quotes, shapes without."""
     kind, _, what = name.partition(":")
     if kind in ("shape", "feature"):
         return what.strip().replace("_", " ")

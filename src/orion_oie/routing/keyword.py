@@ -1,16 +1,16 @@
-"""Routing by weighted words, phrases, patterns and shapes: instant, explainable, no model.
+"""Routing by weighted words, phrases, patterns and shapes: fast, explainable, without a model.
 
 It adds up the evidence that each agent's `RoutingHints` name. It does not understand the text, does
-not learn, and leaves the quality of the hints to the registry.
+not learn, and depends on the quality of the hints in the registry.
 
-The score of an agent is the sum of its evidence: the weight of each hint found (a word counts once
-however often it occurs, and by `FAR_FACTOR` when it is only found in the middle of a long text),
-and the weight of each feature times its strength. With `best` and `second` the two highest scores,
+The score of an agent is the sum of its evidence: the weight of each hint found (once, however often
+the hint occurs; times `FAR_FACTOR` if it occurs only in the middle of a long text), and the weight
+of each feature times its strength. With `best` and `second` as the two highest scores,
 
     confidence = best / (best + 1) * (0.6 + 0.4 * (best - second) / best)
 
-so that it grows with the absolute strength of the evidence and with its margin: one undisputed
-hint of weight 1 gives 0.5, one of weight 0.5 gives 0.33, and a tie costs four tenths.
+so it grows with the absolute strength of the evidence and with its margin: one undisputed hint of
+weight 1 gives 0.5, one of weight 0.5 gives 0.33, and a tie costs four tenths.
 """
 
 import math
@@ -56,12 +56,12 @@ _WORD = re.compile(f"{_WORD_CHAR}+")
 
 
 def _flattened(text: str) -> str:
-    """Case folded, one space between words, plain apostrophes."""
+    """The text with folded case, one space between words, and plain apostrophes."""
     return " ".join(text.casefold().replace("\u2019", "'").split())
 
 
 class _Text:
-    """A piece of a query, prepared once for the hints of all agents."""
+    """A part of a query, prepared once for the hints of all agents."""
 
     def __init__(self, raw: str) -> None:
         self.raw = raw
@@ -84,7 +84,7 @@ class _Text:
 class _Literal:
     """A phrase, or a keyword that is more than one plain word.
 
-    `first_word` is the whole word it starts with, if it starts with one.
+    first_word: the whole word that it starts with, or None.
     """
 
     def __init__(self, text: str) -> None:
@@ -95,8 +95,8 @@ class _Literal:
         self.first_word = first[0] if first and first.end() < len(self.folded) else None
 
     def is_in(self, text: _Text) -> bool:
-        """True where it stands on word borders. An expression for each of the hundreds of
-        phrases would take half a second to compile."""
+        """True if it occurs in the text at word boundaries. String search, because compiling an
+        expression for each of the hundreds of phrases would take half a second."""
         flat = text.flat
         start = flat.find(self.folded)
         while start >= 0:
@@ -114,7 +114,7 @@ def _is_word_char(character: str) -> bool:
 
 
 class _CompiledHints:
-    """The hints of one agent, indexed so that most of them are never tried on a text."""
+    """The hints of one agent, indexed so that only a few of them are tried on a text."""
 
     def __init__(self, hints: RoutingHints) -> None:
         self.hints = hints
@@ -179,11 +179,11 @@ def _present(
 class KeywordRouter:
     """Routes by the hints in the agents' specs; see the module for the score and the confidence.
 
-    Under `threshold` the conversation agent answers; without one, the best agent, else the first.
-    A trailing `*` makes a keyword or the last word of a phrase a stem (`translat*`); without it
-    they are whole words, except in scripts that put no spaces between words. Patterns see only
-    the start and the end of the question, and must not backtrack without bound: that is up to
-    the author of the registry. Safe to call from several threads.
+    Below `threshold` the conversation agent answers; if there is none, the best agent does. A
+    trailing `*` makes a keyword or the last word of a phrase a stem (`translat*`); without it they
+    are whole words, except in scripts that put no spaces between words. Patterns see only the start
+    and the end of the question; the author of the registry must make sure that they do not
+    backtrack without bound. Thread-safe.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -194,7 +194,7 @@ class KeywordRouter:
         self,
         query: str,
         agents: Mapping[str, AgentSpec],
-        context: RouteContext = NO_CONTEXT,  # noqa: ARG002 (it looks at the question alone)
+        context: RouteContext = NO_CONTEXT,  # noqa: ARG002 (it uses the question alone)
     ) -> Route:
         """The agent for `query`, with the evidence for every agent, best first."""
         language = detect(query)
@@ -222,7 +222,7 @@ class KeywordRouter:
         among: Container[str] | None = None,
         strengths: Mapping[RouteFeature, float] | None = None,
     ) -> list[RouteCandidate]:
-        """The evidence for every agent, best first, or for those `among` them; `language` and
+        """The evidence for every agent, or only for those in `among`, best first. `language` and
         `strengths` (see `features.measure`) are those of the question."""
         whole = excerpt(query)
         near = excerpt(whole, NEAR_HEAD_CHARS, NEAR_TAIL_CHARS)
@@ -253,7 +253,7 @@ class KeywordRouter:
     def _fallback_reason(self, best: RouteCandidate, confidence: float) -> str:
         if best.score <= 0:
             return "no agent's hints occur in the question"
-        # Rounded down, so that it never reads as if the threshold had been reached.
+        # Rounded down, so that the text never claims that the threshold was reached.
         reached = math.floor(confidence * 100) / 100
         return f"no agent reached {self.threshold:g}; best was {best.agent_id} at {reached:.2f}"
 

@@ -1,5 +1,5 @@
-"""What a router knows of an agent before any question: its topics, its examples as n-grams and
-vectors, and which topics they belong to.
+"""Profiles of agents, prepared before any question: the topics of an agent, its examples as n-grams
+and vectors, and the topics that they belong to.
 """
 
 import contextlib
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 # The agents whose topics go by other names.
 AGENT_TOPICS: Mapping[str, tuple[str, ...]] = {"reasoning": ("math", "logic")}
 
-# Cosines: hardly alike below the first number, as good as the same from the second on. Those of
-# vectors are parts of the way from texts that have nothing in common to the same text: unrelated
-# texts have a cosine of 0.0 by one model and of 0.8 by another.
+# Cosines: similarity is 0 up to the first number and 1 from the second on. For vectors they are
+# relative to unrelated texts, whose cosine is 0.0 with one embedding model and 0.8 with another.
 _SPELLED_ALIKE = (0.15, 0.6)
 _MEANT_ALIKE = (0.33, 0.74)
 _UNRELATED = (
@@ -43,29 +42,29 @@ _KEY_BYTES = 16
 
 
 class Embedder(Protocol):
-    """What the embedding stage embeds with."""
+    """The embedding model of the embedding stage."""
 
     @property
     def name(self) -> str:
-        """The embedding model, such as `all-minilm-l6-v2`: weights are kept by this name."""
+        """The name of the model, such as `all-minilm-l6-v2`, under which weights keep its head."""
         ...
 
     def is_ready(self) -> bool:
-        """Whether the model is here to be used."""
+        """True if the files of the model are on this machine."""
         ...
 
     def is_loaded(self) -> bool:
-        """Whether `embed` would load nothing first."""
+        """True if `embed` would not have to load the model first."""
         ...
 
     def embed(self, texts: Sequence[str], limit_s: float | None = None) -> "NDArray[np.float32]":
         """Unit vectors, shape (texts, dimensions). Raises what the model raises, and
-        `DeadlineExceededError` when it takes longer than `limit_s`."""
+        `DeadlineExceededError` after `limit_s` seconds."""
         ...
 
 
 def topics_of(agent_id: str, spec: AgentSpec, known: Sequence[str]) -> tuple[str, ...]:
-    """The topics that an agent owns: those that its hints name, else those that go by its id."""
+    """The topics that an agent owns: those listed in its hints, else those named after its id."""
     if spec.routing.topics is not None:
         return tuple(topic for topic in dict.fromkeys(spec.routing.topics) if topic in known)
     names = (agent_id,) if agent_id in known else AGENT_TOPICS.get(agent_id, ())
@@ -73,15 +72,15 @@ def topics_of(agent_id: str, spec: AgentSpec, known: Sequence[str]) -> tuple[str
 
 
 def topics_to_learn(agent_id: str, spec: AgentSpec, known: Sequence[str]) -> tuple[str, ...]:
-    """The topics that examples of an agent teach: those that its hints name, else those that it
-    owns, else one of its own name. An empty list among the hints stays one."""
+    """The topics that examples of an agent teach: those listed in its hints (none, if that list is
+    empty), else those that it owns, else one named after its id."""
     if spec.routing.topics is not None:
         return tuple(spec.routing.topics)
     return topics_of(agent_id, spec, known) or (agent_id,)
 
 
 class Profile:
-    """One agent, as far as a model of topics sees it. Its examples are read when first needed."""
+    """One agent as a model of topics sees it. Its examples are read when first needed."""
 
     def __init__(self, agent_id: str, spec: AgentSpec, model: "LinearModel") -> None:
         self.spec = spec
@@ -96,20 +95,20 @@ class Profile:
 
     @cached_property
     def examples(self) -> tuple[str, ...]:
-        """Those of its hints, as the embedding stage reads them."""
+        """The examples in its hints, as the embedding stage reads them."""
         return tuple(map(text_to_embed, self._prompts))
 
     @cached_property
     def affinity(self) -> Mapping[str, float]:
-        """How much of each topic could belong to it, in [0, 1]; empty for an owner of topics."""
+        """The part of each topic that it could take, in [0, 1]; empty for an owner of topics."""
         return {} if self.owns else _affinity(self._prompts, self.model)
 
     def is_of(self, spec: AgentSpec, model: "LinearModel") -> bool:
-        """Whether nothing has changed since."""
+        """True if the profile was made from an equal spec and this very model."""
         return self.model is model and (self.spec is spec or self.spec == spec)
 
     def spelled_alike(self, prompt: "Prompt") -> float:
-        """How alike the nearest example is by its words, in [0, 1]."""
+        """The similarity of the nearest example by its words, in [0, 1]."""
         nearest = max(
             (self.model.similarity(prompt.grams, one.grams) for one in self._prompts), default=0.0
         )
@@ -122,7 +121,7 @@ def _between(value: float, ends: tuple[float, float]) -> float:
 
 
 def _affinity(prompts: "Sequence[Prompt]", model: "LinearModel") -> dict[str, float]:
-    """How much of each topic could belong to an agent with these examples: all of any without."""
+    """The part of each topic that an agent with these examples could take; all without any."""
     if not prompts:
         return dict.fromkeys(model.topics, 1.0)
     import numpy as np
@@ -136,8 +135,8 @@ def _affinity(prompts: "Sequence[Prompt]", model: "LinearModel") -> dict[str, fl
 
 
 class Prototypes:
-    """The vectors of the examples of agents, embedded once and kept in a folder by a digest of the
-    model's name and the texts. Thread-safe."""
+    """The vectors of the agents' examples, embedded once and cached in a folder under a digest of
+    the model's name and the texts. Thread-safe."""
 
     def __init__(self, embedder: Embedder, folder: Path | None) -> None:
         self._embedder = embedder
@@ -148,8 +147,8 @@ class Prototypes:
     def alike(
         self, vector: "NDArray[np.float32]", examples: Sequence[str], limit_s: float | None = None
     ) -> float:
-        """How alike the nearest of some examples is to what has this vector, in [0, 1]. Raises what
-        the embedding raises."""
+        """The similarity of a vector to the nearest example, in [0, 1]. Raises what the embedder
+        raises."""
         if not examples:
             return 0.0
         nearest = float((self.vectors(examples, len(vector), limit_s) @ vector).max())
@@ -157,7 +156,7 @@ class Prototypes:
         return _between((nearest - floor) / (1 - floor), _MEANT_ALIKE)
 
     def _floor(self, dimensions: int, limit_s: float | None) -> float:
-        """The mean cosine of texts that have nothing in common, by this model."""
+        """The mean cosine of unrelated texts with this model."""
         vectors = self.vectors(_UNRELATED, dimensions, limit_s)
         count = len(vectors)
         cosines = float((vectors @ vectors.T).sum()) - float((vectors * vectors).sum())
@@ -166,7 +165,7 @@ class Prototypes:
     def vectors(
         self, examples: Sequence[str], dimensions: int, limit_s: float | None = None
     ) -> "NDArray[np.float32]":
-        """Shape (examples, dimensions). Raises what the embedding raises."""
+        """Their vectors, shape (examples, dimensions). Raises what the embedder raises."""
         import numpy as np
 
         key = self._key(examples)
@@ -178,7 +177,7 @@ class Prototypes:
             short = self._embedder.embed(examples, limit_s).astype(np.float16)
             if self._folder is not None:
                 _keep(short, self._folder / f"{key}.npy")
-            vectors = short.astype(np.float32)  # the same as after the next start
+            vectors = short.astype(np.float32)  # the same numbers as when read from the folder
         with self._lock:
             self._known[key] = vectors
         return vectors
@@ -200,12 +199,12 @@ class Prototypes:
             short = np.load(self._folder / f"{key}.npy", allow_pickle=False)
             fits = short.dtype == np.float16 and short.shape == shape and np.isfinite(short).all()
         except DAMAGE:
-            return None  # it is not there, or was cut short: it is made again
+            return None  # missing or damaged: the vectors are computed again
         return short.astype(np.float32) if fits else None
 
 
 def _keep(vectors: "NDArray[np.float16]", path: Path) -> None:
-    """Write them down; where nothing can be written, they are computed again at the next start."""
+    """Write vectors to a file; if that fails, they are computed again at the next start."""
     import numpy as np
 
     with contextlib.suppress(OSError):
@@ -214,7 +213,7 @@ def _keep(vectors: "NDArray[np.float16]", path: Path) -> None:
             np.save(file, vectors, allow_pickle=False)
 
 
-EMBEDDED_CHARS = 120  # of a longer text the vector says no more, and takes longer
+EMBEDDED_CHARS = 120  # more text takes longer and does not improve the vector
 
 
 def text_to_embed(prompt: "Prompt") -> str:

@@ -1,26 +1,27 @@
-"""Pure: which of near-equal agents has its model in memory.
+"""Preference for agents whose model is in memory: a pure function.
 
-An agent that could answer at once may be taken instead of a slightly better one that has to be
-loaded first. The gap that this may bridge grows with the seconds that it saves, up to a limit; a
-clear difference is never bridged.
+An agent that can answer at once may replace a slightly better one whose model has to be loaded
+first. The difference in probability that this may bridge grows with the seconds saved, up to a
+limit; a clear difference is never bridged.
 """
 
 from collections.abc import Callable, Sequence
 
-NEAR = 0.12  # of probability: what is further behind is clearly worse
-_LEAST_S = 0.1  # what nobody would notice decides nothing
+NEAR = 0.12  # largest difference in probability of near-equal agents
+_LEAST_S = 0.1  # a shorter wait is not noticed
 
 
-def nearer(
+def faster_alternative(
     ranked: Sequence[tuple[str, float]],
     wait_s: Callable[[str], float | None],
     limit_s: float,
     near: float = NEAR,
 ) -> tuple[str, float] | None:
-    """The agent to take instead of the first, and the seconds that it saves; else None.
+    """The agent to use instead of the best one, and the seconds that saves; None to keep the best.
 
-    ranked: agents and their probabilities, the best first; what has none is never taken.
-    limit_s: seconds from which on a wait counts in full; 0 leaves the order as it is.
+    ranked: agents and their probabilities, best first; an agent of probability 0 is never chosen.
+    wait_s: seconds until an agent could answer, None if unknown. limit_s: seconds saved at which
+    the full difference `near` is bridged; 0 keeps the order.
     """
     if limit_s <= 0 or len(ranked) < 2:
         return None

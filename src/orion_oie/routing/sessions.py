@@ -1,9 +1,9 @@
-"""Which agent a conversation is with, and when it moves to another.
+"""The agent that a conversation is with, and the conditions under which it changes.
 
-A turn stays with the agent of the turn before unless it clearly asks otherwise: the odds of that
-agent are raised before the best is chosen, more for a short turn, less for one that says that it is
-about something else, and more again soon after a switch. The numbers were fitted on
-conversations (see docs/routing.md). Remembers agents, no text; knows no clock.
+A turn stays with the agent of the previous turn unless it clearly needs another one: the odds of
+that agent are raised before the best is chosen. They are raised more for a short turn and soon
+after a change of agents, less for a turn that announces a new topic. The numbers were fitted on
+conversations (see docs/routing.md). Stores agents, never text, and has no clock.
 """
 
 import math
@@ -17,12 +17,12 @@ from orion_oie.routing.text.compiled import compiled
 SESSIONS = 10_000
 
 # Added to the log-odds of the agent that answered last, fitted on conversations_train.jsonl: short
-# turns mostly go on, long ones are as good as first ones.
-STAY, LESS_BY_LENGTH = 8.0, 1.46  # the second for each e-fold of 1 + words
+# turns mostly continue the topic, long ones say as much as a first turn.
+STAY, LESS_BY_LENGTH = 8.0, 1.46  # the latter is subtracted for each e-fold of 1 + words
 SHORT, SHORT_WORDS = 4.6, 6
 NEW_TOPIC = -1.0
 RESTLESS, RESTLESS_TURNS = 2.0, 2
-_LOOKED_AT = 1000  # characters
+_MAX_CHARS = 1000  # of a turn; the rest is not read
 
 _NEW_TOPIC = (
     r"(?i)\b(?:something (?:else|different|completely)|(?:different|new|another|other|unrelated)"
@@ -34,29 +34,29 @@ _NEW_TOPIC = (
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a conversation is: the agent of its last turn, and the turns since it came there."""
+class ConversationState:
+    """The agent of the last turn of a conversation, and the number of its turns in a row."""
 
     agent_id: str
     turns: int = 1
     has_switched: bool = False
 
-    def after(self, agent_id: str) -> "Standing":
-        """Where it is after a turn that `agent_id` answers."""
+    def after(self, agent_id: str) -> "ConversationState":
+        """The state after a turn that `agent_id` answers."""
         if agent_id == self.agent_id:
             return replace(self, turns=self.turns + 1)
-        return Standing(agent_id, 1, has_switched=True)
+        return ConversationState(agent_id, 1, has_switched=True)
 
 
-def pull(query: str, standing: Standing) -> tuple[float, str]:
-    """What to add to the log-odds of the agent of the last turn, and why. Never less than 0."""
-    head = query[:_LOOKED_AT]
+def stay_log_odds(query: str, state: ConversationState) -> tuple[float, str]:
+    """The gain in log-odds of the agent of the last turn, at least 0, and the reasons for it."""
+    head = query[:_MAX_CHARS]
     words = len(head.split()) if head.isascii() else max(len(head.split()), len(head) // 4)
     weight, reasons = STAY - LESS_BY_LENGTH * math.log1p(words), []
     if words <= SHORT_WORDS:
         weight += SHORT
         reasons.append("the turn is short")
-    if standing.has_switched and standing.turns <= RESTLESS_TURNS:
+    if state.has_switched and state.turns <= RESTLESS_TURNS:
         weight += RESTLESS
         reasons.append("the agent has just changed")
     if compiled(_NEW_TOPIC).search(head):
@@ -66,19 +66,21 @@ def pull(query: str, standing: Standing) -> tuple[float, str]:
 
 
 class Sessions:
-    """The standings of the conversations asked last, by `session_id`. Thread-safe."""
+    """The states of the most recent conversations, by `session_id`. Thread-safe."""
 
-    def __init__(self, most: int = SESSIONS) -> None:
+    def __init__(self, max_sessions: int = SESSIONS) -> None:
         self._lock = threading.Lock()
-        self._standings: LRUCache[str, Standing] = LRUCache(most)
+        self._states: LRUCache[str, ConversationState] = LRUCache(max_sessions)
 
-    def of(self, session_id: str) -> Standing | None:
-        """Where a conversation is; None for one that is new or was forgotten."""
+    def of(self, session_id: str) -> ConversationState | None:
+        """The state of a conversation; None for one that is new or was evicted."""
         with self._lock:
-            return self._standings.get(session_id)
+            return self._states.get(session_id)
 
     def note(self, session_id: str, agent_id: str) -> None:
-        """A turn of it is answered by an agent."""
+        """Record that an agent answered a turn of the conversation."""
         with self._lock:
-            known = self._standings.get(session_id)
-            self._standings[session_id] = known.after(agent_id) if known else Standing(agent_id)
+            known = self._states.get(session_id)
+            self._states[session_id] = (
+                known.after(agent_id) if known else ConversationState(agent_id)
+            )

@@ -1,5 +1,5 @@
-"""The shapes that cross the border of the library, and how they are checked and put into words.
+"""Schemas: the data that crosses the border of the library, its validation and its units.
 
-requests, results, loading, plans, stats: immutable data, by subject. base: what they share.
-validation: what is wrong with data, in a sentence each. units: sizes in words.
+requests, results, loading, plans, stats: immutable data, by subject. base: their common base class.
+validation: readable messages for invalid data. units: sizes in words.
 """

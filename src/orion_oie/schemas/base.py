@@ -1,4 +1,4 @@
-"""What all schemas have in common."""
+"""The common base of all schemas."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,4 +11,4 @@ class Schema(BaseModel):
     )
 
 
-LONGEST_WAIT_S = 1_000_000  # a wait of centuries overflows the clocks of the system
+LONGEST_WAIT_S = 1_000_000  # a much longer wait would overflow the clocks of the system

@@ -1,4 +1,4 @@
-"""How far the load of a model is."""
+"""The progress of loading a model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,16 +9,15 @@ LoadPhase = Literal["initializing", "downloading", "loading_shard", "ready", "co
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a load is.
+    """The progress of one load.
 
-    `phase`: `initializing` (finding out what there is, starting a process), `downloading` (nothing
-    can be computed yet), `loading_shard` (shards become usable, one after another), `ready` (all is
-    here and checked), `complete` (nothing goes on in the background any more).
-
-    `fraction` of all is done, in [0, 1]. `shards_loaded` of `shards` can be used. `bytes_loaded` of
-    `bytes_total` are here; `bytes_per_s` and `seconds_left` are None while nobody can know. `mode`:
-    `progressive` computes while shards arrive, `sequential` after that; `note` says why, if that is
-    not what was asked for.
+    phase: `initializing` (locating the files, starting a process), `downloading` (nothing can be
+    computed yet), `loading_shard` (shards become usable, one after another), `ready` (all files are
+    on this machine and verified), `complete` (nothing runs in the background any more).
+    fraction: the part that is done, in [0, 1]. shards_loaded: the number of the `shards` that can
+    be used. bytes_loaded: the bytes of `bytes_total` that are on this machine. bytes_per_s,
+    seconds_left: None while unknown. mode: `progressive` computes while shards arrive, `sequential`
+    after that. note: the reason if the mode is not the one that was requested.
     """
 
     phase: LoadPhase
@@ -34,4 +33,4 @@ class LoadProgress:
 
 
 OnProgress = Callable[[LoadProgress], None]
-"""Called with each step of a load, on the thread that loads; must return quickly."""
+"""A callback for each step of a load, called on the thread that loads; must return quickly."""

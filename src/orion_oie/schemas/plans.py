@@ -1,4 +1,4 @@
-"""What a request would do: the variants considered, the model chosen, what it would cost."""
+"""The plan of a request: the variants considered, the model chosen, the resources needed."""
 
 from enum import StrEnum
 
@@ -7,16 +7,16 @@ from orion_oie.schemas.results import Route
 
 
 class QuantizationLevel(StrEnum):
-    """How far the weights of a variant are reduced, by bits for each weight."""
+    """Levels of quantization, by bits per weight."""
 
-    Q4 = "q4"  # up to 6: Q4 and Q5 of every kind, and all that is smaller (Q1 to Q3, IQ, TQ)
+    Q4 = "q4"  # up to 6: Q4 and Q5 of every kind, and anything smaller (Q1 to Q3, IQ, TQ)
     Q8 = "q8"  # up to 9: Q6_K and Q8_0
     F16 = "f16"  # 16: F16 and BF16
-    F32 = "f32"  # as most models were computed with
+    F32 = "f32"  # 32: not reduced
 
 
 class ConsideredVariant(Schema):
-    """One variant that could have been chosen, and why it was or was not."""
+    """A variant that was considered, and the reason why it was chosen or not."""
 
     variant: str
     quantization: str
@@ -26,8 +26,8 @@ class ConsideredVariant(Schema):
 
 
 class VariantChoice(Schema):
-    """The variant to use, None when none can be; and why. `reduction` is the share of the size
-    that it saves against 32 bits for each weight: 0.84 is five bits instead of 32."""
+    """The variant to use, or None if none can be used, with the reason. `reduction` is the share of
+    the size that it saves compared with 32 bits per weight: 0.84 is five bits instead of 32."""
 
     variant: str | None
     reason: str
@@ -36,9 +36,12 @@ class VariantChoice(Schema):
 
 
 class PlannedModel(Schema):
-    """One model of the chain. `needed_bytes` is the memory it may take, None where that cannot be
-    known; `why_not` says why it would not be tried, empty if it would. `variant` explains the
-    quantization."""
+    """One model of the chain.
+
+    variant: the variant that would be used. is_here: its files are on this machine. needed_bytes:
+    the memory that it may take, None if unknown; is_measured: from a measurement, not an estimate.
+    why_not: the reason why it would not be tried; empty if it would.
+    """
 
     agent_id: str
     model_id: str
@@ -52,14 +55,15 @@ class PlannedModel(Schema):
 
 
 class Plan(Schema):
-    """What a request would do now.
+    """The effects of a request if it were made now.
 
-    `model` would answer; None when none could. `loads` says whether it would have to be loaded,
-    `evicts` what would be unloaded for it, `waits_for` which models in use would have to become
-    idle first. `fetch_bytes` would be downloaded. `load_s` estimates the load: None when it cannot
-    be known, because of a download. `answer_in_s` is when the model could begin to answer if no
-    other request came before: None when that depends on a download, or on others who use memory.
-    `considered` is the whole chain, in its order.
+    model: would answer; None if none could. loads: it would have to be loaded. evicts: models that
+    would be unloaded for it. waits_for: models in use that would have to become idle first.
+    fetch_bytes: would be downloaded. load_s: estimated seconds of the load, None if unknown because
+    of a download. answer_in_s: seconds until the model could begin to answer if no other request
+    came first, None if that depends on a download or on other users of memory. budget_bytes,
+    reserved_bytes: the memory budget and the part of it in use. waiting: requests in the queue.
+    considered: the whole chain, in order.
     """
 
     route: Route

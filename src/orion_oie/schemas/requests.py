@@ -1,4 +1,4 @@
-"""What goes into a request: messages, sampling settings, options."""
+"""The input of a request: messages, sampling settings, options."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def _path_or_bytes(value: object) -> object:
     return value
 
 
-_INT32_MAX = 2**31 - 1  # llama.cpp counts with 32 bits: a larger number would wrap around
+_INT32_MAX = 2**31 - 1  # llama.cpp uses 32-bit integers: a larger number would overflow
 
 Temperature = Annotated[float, Field(strict=True, ge=0, le=5)]
 
@@ -97,11 +97,11 @@ class SamplingDefaults(Schema):
 
 
 class GenerationOptions(Schema):
-    """How one answer is generated: fully resolved, nothing left to a default.
+    """The settings of one generation, fully resolved, without defaults left to apply.
 
-    `max_tokens_asked` tells an explicit `max_tokens` of the caller from a preset: an explicit
-    one that cannot fit is an error, a preset one is lowered to what fits. `logit_bias` is
-    (token, added logit) pairs.
+    `max_tokens_asked` is True if the caller set `max_tokens`: such a number that does not fit is an
+    error, while a preset one is lowered to what fits. `logit_bias` holds pairs of a token and the
+    value to add to its logit.
     """
 
     temperature: Temperature = 0.7

@@ -1,4 +1,4 @@
-"""What comes out of a request: the answer, its receipt, and the pieces of a stream."""
+"""The output of a request: the answer, its receipt, and the pieces of a stream."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from orion_oie.schemas.base import Schema
 
 
 class RouteCandidate(Schema):
-    """One agent that was considered. `score` orders the candidates: a probability, unless the
-    router is the `KeywordRouter`, which adds up weights. `evidence`: the words, shapes and hints
-    that count most for it. `stages`: its score after each stage that was asked."""
+    """An agent that was considered. score: orders the candidates; a probability, or a sum of
+    weights from the `KeywordRouter`. evidence: the words, shapes and hints that speak most for it.
+    stages: its score after each stage that was used."""
 
     agent_id: str
     score: float
@@ -22,8 +22,8 @@ class RouteCandidate(Schema):
 
 
 class Route(Schema):
-    """Which agent answers, and why. `confidence` is in [0, 1]. `stages` that were asked, in order;
-    `notes` on what the conversation, the models in memory or a stage that failed changed."""
+    """The agent that answers, and the reason. confidence: in [0, 1]. stages: those that were used,
+    in order. notes: effects of the conversation, of models in memory, and of stages that failed."""
 
     agent_id: str
     confidence: float
@@ -35,7 +35,7 @@ class Route(Schema):
 
 
 class Usage(Schema):
-    """Token counts. `cached_tokens` of the prompt were found in memory and not computed again."""
+    """Token counts. `cached_tokens` of the prompt were in the cache and not computed again."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -47,7 +47,7 @@ class Usage(Schema):
 
 
 class TokenAlternative(Schema):
-    """A token that the model might have said. `logprob` is the natural logarithm of its
+    """A token that the model could have generated. `logprob` is the natural logarithm of its
     probability before any sampling setting; `text` has U+FFFD for a part of a character."""
 
     text: str
@@ -56,13 +56,13 @@ class TokenAlternative(Schema):
 
 
 class TokenLogprob(TokenAlternative):
-    """A token of an answer, and the most probable ones in its place, best first."""
+    """A token of an answer, and the most probable tokens in its place, best first."""
 
     top: list[TokenAlternative] = []
 
 
 class Timings(Schema):
-    """Where the time went, in milliseconds of wall time.
+    """The times of a request, in milliseconds of wall time.
 
     `ttft_ms` runs from the call to the first piece of text. `tokens_per_second` counts the
     decode phase only: the tokens after the first, over the time after the first.
@@ -98,12 +98,12 @@ Outcome = Literal[
 
 
 class Consideration(Schema):
-    """One model that could have answered, and what became of it.
+    """A model that could have answered, and its outcome.
 
-    `outcome`: `answered`, `unavailable` (its files are not here), `loading` (it is on its way, and
-    answers the next request), `circuit_open`, `failed`
-    (see `error`), `restarted` (failed after text had been sent, and the caller asked to start
-    over), or `not_needed` (a model before it answered).
+    outcome: `answered`, `unavailable` (its files are not on this machine), `loading` (it is being
+    loaded, for the next request), `circuit_open`, `failed` (see `error`), `restarted` (it failed
+    after text had been sent, and the caller wanted to start over), or `not_needed` (an earlier
+    model answered).
     """
 
     agent_id: str
@@ -115,10 +115,11 @@ class Consideration(Schema):
 
 
 class LoadReport(Schema):
-    """How the model that answered came into memory, as far as it was at the end of the answer.
+    """The load of the model that answered, as of the end of the answer.
 
-    `mode` "progressive": it was computed while its shards arrived. `shards_loaded` of `shards` and
-    `bytes_loaded` of `bytes_total` were here. `note` says why, if that is not what was asked for.
+    mode: "progressive" if the model computed while its shards arrived. shards_loaded, bytes_loaded:
+    the part of `shards` and `bytes_total` on this machine. note: the reason if the mode is not the
+    one that was requested.
     """
 
     mode: Literal["progressive", "sequential"] = "sequential"
@@ -130,9 +131,9 @@ class LoadReport(Schema):
 
 
 class VariantReport(Schema):
-    """Which variant of the model answered. `level` is q4, q8, f16 or f32; `reduction` the share of
-    the size that it saves against 32 bits for each weight. `reason` says why it was chosen among
-    the variants. `reserved_bytes` of memory were set aside for it out of `budget_bytes`."""
+    """The variant of the model that answered. level: q4, q8, f16 or f32. reduction: the share of
+    the size that it saves compared with 32 bits per weight. reason: why it was chosen among the
+    variants. reserved_bytes: memory reserved for it out of `budget_bytes`."""
 
     quantization: str
     level: str | None = None
@@ -143,7 +144,7 @@ class VariantReport(Schema):
 
 
 class Receipt(Schema):
-    """The account of one request: why this answer came from this model in this time."""
+    """The record of one request, which explains the agent, the model and the time taken."""
 
     request_id: str
     route: Route | None = None
@@ -165,7 +166,7 @@ FinishReason = Literal["stop", "length"]
 
 class InferenceResult(Schema):
     """An answer with everything needed to judge it. `cost` is in US dollars. `logprobs` is None
-    unless they were asked for. `feedback` is what may be said about it."""
+    unless requested."""
 
     content: str
     agent_id: str
@@ -186,9 +187,9 @@ class InferenceResult(Schema):
         self._feedback = keep
 
     def feedback(self, correct_agent: str) -> None:
-        """Keep the question as an example of what an agent should answer, for training the router.
+        """Store the question as a training example for the router: `correct_agent` should answer.
 
-        Raises `InvalidRequestError` unless the engine was told where, `UnknownAgentError`.
+        Raises `UnknownAgentError`, and `InvalidRequestError` if the engine has no feedback file.
         """
         if self._feedback is None:
             raise InvalidRequestError(
@@ -201,8 +202,8 @@ class InferenceResult(Schema):
 class TokenEvent:
     """One piece of a streamed answer.
 
-    The `text` of all `kind="text"` events since the last `kind="restart"` event, joined, is the
-    content of the result. After a `restart` the text received so far is void.
+    The content of the result is the joined `text` of all `kind="text"` events since the last
+    `kind="restart"` event. A `restart` invalidates the text received so far.
     """
 
     text: str
@@ -213,7 +214,7 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:
-    """Speed of one stream so far. `tokens` counts model tokens, not events."""
+    """The speed of one stream so far. `tokens` counts model tokens, not events."""
 
     tokens: int
     ttft_ms: float | None

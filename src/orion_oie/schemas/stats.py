@@ -10,10 +10,9 @@ DeviceKind = Literal["cpu", "cuda", "rocm", "metal", "vulkan", "other"]
 
 
 class Device(Schema):
-    """Something that llama.cpp can compute with. A size is None where the device does not say.
+    """A device that llama.cpp can compute with. A size is None if the device does not report it.
 
-    `free_bytes` is as of when it was asked, and of a CPU as llama.cpp sees it, without the limits
-    of a container.
+    free_bytes: as of the query; for a CPU, llama.cpp ignores the limits of a container.
     """
 
     name: str
@@ -26,12 +25,11 @@ class Device(Schema):
 class Hardware(Schema):
     """The machine as the engine sees it.
 
-    `usable_cores` honours affinity and the quota of a container (`core_quota`, in cores);
-    `usable_physical_cores` counts two threads of one core once. Where the system does not tell
-    physical cores, they are the logical ones. `cpu_features` are those that llama.cpp has kernels
-    for, by its names. `memory_total_bytes` is the machine's memory, or the container's limit
-    (`memory_limit_bytes`) if that is less; so much of it as `memory_available_bytes` could be had
-    now.
+    cpu_features: those that llama.cpp has kernels for, by its names. physical_cores: the logical
+    ones if the system does not report physical cores. usable_cores: respects affinity and the quota
+    of a container (`core_quota`, in cores). usable_physical_cores: counts two threads of one core
+    once. memory_total_bytes: the machine's memory, or the container's limit (`memory_limit_bytes`)
+    if that is less. memory_available_bytes: can be allocated now.
     """
 
     machine: str
@@ -50,8 +48,8 @@ class Hardware(Schema):
 
 
 class ResidentModel(Schema):
-    """One model in memory, for statistics. `users` counts requests that hold or await it;
-    `reserved_bytes` is what it may take, out of the budget."""
+    """A model in memory. users: number of requests that hold it or wait for it. reserved_bytes: the
+    part of the memory budget that it may use."""
 
     model: ModelInfo
     pid: int | None
@@ -62,9 +60,9 @@ class ResidentModel(Schema):
 
 
 class ModelStats(ResidentModel):
-    """One model in memory. `memory_bytes` is the resident size of its process: its own memory and
-    the pages of files that it looks at (`file_bytes`). `private_bytes` would come back if it ended;
-    `shared_bytes` may be others', too."""
+    """A model in memory, with measurements of its process. memory_bytes: resident size, including
+    the file pages that it maps (`file_bytes`). private_bytes: would be freed if it ended.
+    shared_bytes: memory that other processes may share."""
 
     memory_bytes: int | None
     private_bytes: int | None = None
@@ -73,9 +71,9 @@ class ModelStats(ResidentModel):
 
 
 class MemoryStats(Schema):
-    """Memory in bytes. `budget_bytes` is what models may take, `reserved_bytes` what those that are
-    loaded may take of it, `workers_bytes` what their processes have now. `cache_bytes` is the size
-    of the cache on the disk, once it was looked at. `recommendations` say what to do, if anything.
+    """Memory in bytes. budget_bytes: limit for all models. reserved_bytes: part of it reserved by
+    loaded models. workers_bytes: resident size of their processes now. cache_bytes: size of the
+    cache on the disk, None before it was measured. recommendations: advice in words, if any.
     """
 
     pressure: Literal["low", "medium", "high", "critical"]
@@ -91,11 +89,11 @@ class MemoryStats(Schema):
 
 
 class PredictionStats(Schema):
-    """What came of loading ahead.
+    """Results of predictive loading.
 
-    Of all `predictions` (loads that nobody had asked for yet), `hits` were used, `wasted` were
-    gone before that, and the others are still waiting for their user. `misses` are requests that
-    had to load. `hit_rate` is hits of hits and misses; None before either.
+    predictions: loads ahead of any request. hits: those that a request used. wasted: those that
+    were unloaded unused; the rest are loaded and unused so far. misses: requests that had to load.
+    hit_rate: hits / (hits + misses); None before either.
     """
 
     predictions: int = 0
@@ -123,15 +121,15 @@ class RequestCounts(Schema):
 
 
 class BreakerState(StrEnum):
-    """What a breaker lets through."""
+    """States of a circuit breaker, by the calls that it admits."""
 
-    CLOSED = "closed"  # everything
-    OPEN = "open"  # nothing, until the reset timeout has passed
+    CLOSED = "closed"  # all
+    OPEN = "open"  # none, until the reset timeout has passed
     HALF_OPEN = "half_open"  # one trial, whose outcome decides
 
 
 class BreakerStats(Schema):
-    """Counts since the start (or the last reset) and the present state of one breaker."""
+    """Counts of one breaker since the start or the last reset, and its current state."""
 
     state: BreakerState
     successes: int
@@ -143,17 +141,15 @@ class BreakerStats(Schema):
 
 
 class EmbeddingStats(Schema):
-    """What an embedding service was asked since it was made, and what sharing it saves.
+    """Statistics of an embedding service since its start, and the memory saved by sharing it.
 
-    Of all `texts` in all `requests`, `hits` were in the cache, `coalesced` were being computed for
-    somebody already (or stood twice in a request), and `misses` had to be computed; `hit_rate` is
-    hits / texts, 0 before the first. They went to the embedder in `batches`, the largest of
-    `largest_batch` texts.
-
-    The cache holds `entries` vectors in 16 bits, which take `cache_bytes` with their keys. `users`
-    have given their names. `model_bytes` is what one loaded model takes, 0 if nobody says so.
-    `saved_bytes` is what is not taken because the users share: (users - 1) * model_bytes, never
-    below 0, and the two bytes by which each number in the cache is shorter than a float32.
+    texts: number of texts in all `requests`. hits: texts found in the cache. coalesced: texts being
+    computed for another request already, or repeated in one request. misses: texts that had to be
+    computed. hit_rate: hits / texts, 0 before the first. batches: calls of the embedder;
+    largest_batch: number of texts in the largest. entries: 16-bit vectors in the cache;
+    cache_bytes: their size with their keys. users: users that have registered a name. model_bytes:
+    memory of one loaded model, 0 if unknown. saved_bytes: (users - 1) * model_bytes, at least 0,
+    plus the two bytes by which each number in the cache is shorter than a float32.
     """
 
     requests: int
@@ -172,8 +168,7 @@ class EmbeddingStats(Schema):
 
 
 class EngineStats(Schema):
-    """What an engine did and what it holds. `embeddings` is None until something was
-    embedded."""
+    """Statistics of an engine. `embeddings` is None before the first embedding."""
 
     requests: RequestCounts
     waiting: int
@@ -187,7 +182,7 @@ class EngineStats(Schema):
 
 
 class Health(Schema):
-    """Whether an engine can answer, and what is wrong if not fully."""
+    """The health of an engine: its ability to answer, with the reasons for any problem."""
 
     status: Literal["healthy", "degraded", "down"]
     reasons: list[str] = []

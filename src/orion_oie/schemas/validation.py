@@ -1,4 +1,4 @@
-"""Turns pydantic's findings into this library's words: one line per problem, with a suggestion.
+"""Conversion of pydantic's errors into readable lines, one per problem, with suggestions.
 
 Used at every edge where outside data enters: request options, configuration, models.json.
 """
@@ -15,7 +15,7 @@ _CLOSE_ELSEWHERE = 2 / 3  # of the many names of all sections some are similar b
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` when a known word is close, else an empty string."""
+    """The text " (did you mean 'x'?)" if a known word is close, else an empty string."""
     import difflib  # only mistakes need it
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=_CLOSE)

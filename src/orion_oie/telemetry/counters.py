@@ -7,7 +7,7 @@ from orion_oie.schemas.stats import RequestCounts
 
 
 class Counters:
-    """Thread-safe counters behind `RequestCounts`."""
+    """The counters behind `RequestCounts`. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -21,7 +21,7 @@ class Counters:
             self._counts[name] = self._counts.get(name, 0) + amount
 
     def answered(self, agent_id: str, usage: Usage) -> None:
-        """A request was answered by an agent."""
+        """Count a request that an agent answered, with its tokens."""
         with self._lock:
             for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
                 self._counts[name] = self._counts.get(name, 0) + getattr(usage, name)
@@ -29,14 +29,14 @@ class Counters:
             self._by_agent[agent_id] = self._by_agent.get(agent_id, 0) + 1
 
     def failed(self, error: BaseException) -> None:
-        """A request ended with an error."""
+        """Count a request that ended with an error."""
         with self._lock:
             name = type(error).__name__
             self._counts["failed"] = self._counts.get("failed", 0) + 1
             self._errors[name] = self._errors.get(name, 0) + 1
 
     def snapshot(self) -> RequestCounts:
-        """The counts now."""
+        """The current counts."""
         with self._lock:
             return RequestCounts(
                 **self._counts, errors=dict(self._errors), by_agent=dict(self._by_agent)

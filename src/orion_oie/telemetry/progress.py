@@ -1,12 +1,11 @@
-"""How far the loads of an engine are, for people: a bar in a terminal, plain lines elsewhere.
+"""Display of the loads of an engine, for people: a bar in a terminal, plain lines elsewhere.
 
     with LoadDisplay() as display, OrionInferenceEngine() as engine:
         engine.subscribe(display.show)
 
-Shows what is fetched, and what takes noticeable time to load; any other load is over before a
-reader could be glad of it. The bar needs the `rich` extra. Draws on a thread of its own: an engine
-never waits for a terminal. Loads nothing, and does not say why a load failed: whoever waits for it
-is told.
+Shows downloads, and loads that take a noticeable time. The bar needs the `rich` extra. Draws on a
+thread of its own, so an engine never waits for a terminal. Does not show why a load failed: the
+caller that waits for it gets the error.
 """
 
 import contextlib
@@ -30,13 +29,13 @@ if TYPE_CHECKING:  # an extra, and slow to import
 _TICK_S = 0.1
 _BETWEEN_LINES_S = 0.5
 _LONGEST_CLOSE_S = 2.0
-_SHORTEST_MEASURED_S = 0.5  # below, steps are too few to tell a speed from
+_SHORTEST_MEASURED_S = 0.5  # a shorter load has too few steps for a measurement of its speed
 _PHASES = {"initializing": "starting", "loading_shard": "loading"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """A load as far as it is. `had_bytes` were here when it began; times are in seconds."""
+    """The state of a load. `had_bytes` were on this machine at its start; times are in seconds."""
 
     key: str
     started_at: float
@@ -48,11 +47,11 @@ class _Load:
 
 
 class LoadDisplay:
-    """Shows the loads of engines on `stream`, by default the standard error. A context manager.
+    """Shows the loads of engines on `stream`, by default standard error. A context manager.
 
-    `show` is a subscriber of `engine.subscribe`, for any number of engines and threads; it never
-    raises and never waits. A load from the disk is shown once it takes `quiet_s` seconds. After
-    `close` nothing is shown any more: call it before something else writes to the same terminal.
+    `show` is a subscriber for `engine.subscribe`, for any number of engines and threads; it never
+    raises and never waits. A load from the disk is shown once it takes `quiet_s` seconds. Call
+    `close` before something else writes to the same terminal; nothing is shown after it.
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet_s: float = 1.0) -> None:
@@ -100,18 +99,18 @@ class LoadDisplay:
                 self._thread = thread
 
     def close(self) -> None:
-        """Leave the last state and end. Idempotent."""
+        """Leave the last state on the screen and stop. Idempotent."""
         with self._lock:
             self._is_closed = True
             thread = self._thread
         self._wake.set()
         if thread is not None:
-            thread.join(_LONGEST_CLOSE_S)  # a terminal that was stopped holds nobody up
+            thread.join(_LONGEST_CLOSE_S)  # bounded, because a suspended terminal blocks the thread
 
     def _run(self) -> None:
         try:
             self._draw()
-        except Exception:  # whoever loads must not suffer from what shows it
+        except Exception:  # a fault of the display must not affect the load
             logging.getLogger("orion_oie").debug("the display of loads ended", exc_info=True)
             with self._lock:
                 self._is_closed = True
@@ -163,10 +162,11 @@ def _moved(load: _Load | None, event: ModelLoading, now: float) -> _Load:
     )
 
 
-# -- in words
+# -- texts
 
 
-def _time_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """A duration such as "9.5 s", "42 s", "2 min" or "2 h 5 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -174,7 +174,7 @@ def _time_text(seconds: float) -> str:
 
 
 def _stage(progress: LoadProgress) -> str:
-    """What it is doing."""
+    """The current phase, in words."""
     parts = [_PHASES.get(progress.phase, progress.phase)]
     if progress.mode == "progressive":
         parts.append("progressive")
@@ -184,7 +184,7 @@ def _stage(progress: LoadProgress) -> str:
 
 
 def _amount(progress: LoadProgress) -> str:
-    """How much of it is done, how fast, and how long it will take."""
+    """The part that is done, the speed and the time left, in words."""
     if not progress.bytes_total:
         return ""
     parts = [f"{progress.fraction * 100:.0f} % of {size_text(progress.bytes_total)}"]
@@ -192,7 +192,7 @@ def _amount(progress: LoadProgress) -> str:
         if progress.bytes_per_s:
             parts.append(f"{size_text(progress.bytes_per_s)}/s")
         if progress.seconds_left is not None:
-            parts.append(f"{_time_text(progress.seconds_left)} left")
+            parts.append(f"{time_text(progress.seconds_left)} left")
     return ", ".join(parts)
 
 
@@ -204,31 +204,31 @@ def _line(load: _Load) -> str:
 def _summary(load: _Load) -> str:
     seconds = load.ended_at - load.started_at
     if load.outcome == "failed":
-        return f"{load.key}: failed after {_time_text(seconds)}"
+        return f"{load.key}: failed after {time_text(seconds)}"
     total = load.progress.bytes_total
     amount = size_text(total)
     if not load.is_fetched:
-        return f"{load.key}: loaded{f' {amount}' if total else ''} in {_time_text(seconds)}"
+        return f"{load.key}: loaded{f' {amount}' if total else ''} in {time_text(seconds)}"
     came = total - load.had_bytes
-    is_rest = total / 10 < load.had_bytes < total  # a little comes before the first step
+    is_rest = total / 10 < load.had_bytes < total  # a little arrives before the first step
     part = f"{size_text(came)} of {amount}" if is_rest else amount
     speed = f" ({size_text(came / seconds)}/s)" if seconds >= _SHORTEST_MEASURED_S else ""
     how = ", progressive" if load.progress.mode == "progressive" else ""
-    return f"{load.key}: fetched {part} in {_time_text(seconds)}{speed}{how}"
+    return f"{load.key}: fetched {part} in {time_text(seconds)}{speed}{how}"
 
 
-# -- on a stream
+# -- output
 
 
 class _Canvas(Protocol):
     def draw(self, loads: Sequence[_Load], ended: Sequence[str], is_last: bool) -> None:
-        """Show loads that go on, and say once what became of others. The last time, what is
-        shown stays."""
+        """Show the loads in progress, and print one line for each that ended. What the last call
+        shows stays on the screen."""
         ...
 
 
 def _canvas(stream: TextIO) -> _Canvas:
-    """A bar where that is possible, else lines."""
+    """Bars if the stream is a terminal and rich is installed, else lines."""
     if stream.isatty():
         try:
             from rich.console import Console
@@ -241,12 +241,12 @@ def _canvas(stream: TextIO) -> _Canvas:
 
 
 class _Lines:
-    """A line when the phase changes, a shard or a tenth arrives; a few a second at most."""
+    """Prints a line when the phase changes or a shard or a tenth arrives, at most two a second."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._told: dict[str, object] = {}
-        self._told_at = float("-inf")
+        self._written: dict[str, object] = {}
+        self._written_at = float("-inf")
 
     def draw(self, loads: Sequence[_Load], ended: Sequence[str], is_last: bool) -> None:
         now = time.monotonic()
@@ -254,10 +254,10 @@ class _Lines:
             progress = load.progress
             tenth = int(progress.fraction * 10) if progress.phase == "downloading" else None
             step = (progress.phase, progress.mode, progress.shards_loaded, tenth)
-            is_due = is_last or now - self._told_at >= _BETWEEN_LINES_S
-            if is_due and self._told.get(load.key) != step:
-                self._told[load.key] = step
-                self._told_at = now
+            is_due = is_last or now - self._written_at >= _BETWEEN_LINES_S
+            if is_due and self._written.get(load.key) != step:
+                self._written[load.key] = step
+                self._written_at = now
                 self._write(_line(load))
         for text in ended:
             self._write(text)
@@ -268,7 +268,7 @@ class _Lines:
 
 
 class _Bars:
-    """Two lines for each load at the bottom of a terminal: what it does, and a bar."""
+    """Draws two lines for each load at the bottom of a terminal: its phase, and a bar."""
 
     def __init__(self, console: "Console") -> None:
         self._console = console
@@ -278,7 +278,7 @@ class _Bars:
         from rich.live import Live
 
         if self._live is None and loads and not is_last:
-            # What others print goes where they print it: nothing is redirected.
+            # The output of other code must not be redirected.
             self._live = Live(
                 console=self._console,
                 auto_refresh=False,

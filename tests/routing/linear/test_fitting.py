@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from routes import ANY_TEXT, Bag
 
 from orion_oie.errors import InvalidRequestError
-from orion_oie.routing.linear import fitting
+from orion_oie.routing.linear import regression
 from orion_oie.routing.linear.fitting import (
     LEAST_FOR_A_HEAD,
     PULL_OF_BIAS,
@@ -25,12 +25,14 @@ from orion_oie.routing.linear.fitting import (
     fitted,
     rarity_of,
     read_examples,
-    softmax,
 )
+from orion_oie.routing.linear.lbfgs import minimum
 from orion_oie.routing.linear.model import (
     LinearModel,
     empty_model,
+    softmax,
 )
+from orion_oie.routing.linear.regression import DenseTable, SparseTable, fitted_weights
 from orion_oie.routing.text.ngrams import BUCKETS
 from orion_oie.routing.text.prompt import read
 from orion_oie.routing.text.signals import SIGNALS
@@ -53,7 +55,7 @@ def vectors_of(rows: Sequence[Example]) -> NDArray[np.float32]:
 
 
 def distance(one: LinearModel, other: LinearModel) -> float:
-    """How far the weights of the topics of the first have moved."""
+    """The distance by which the weights of the first model's topics have moved."""
     width = len(one.topics)
     return float(np.linalg.norm(one.gram_weights - other.gram_weights[:, :width]))
 
@@ -125,10 +127,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(ANY_TEXT, st.text(min_size=1)), max_size=5))
 @settings(deadline=None)
-def test_any_text_comes_back(pairs: list[tuple[str, str]]) -> None:
+def test_any_text_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
+) -> None:
     """Lone surrogates and line separators included."""
     lines = [json.dumps({"text": text, "label": label}) for text, label in pairs]
-    found = [fitting._example(line, "here") for line in lines]
+    path = tmp_path_factory.getbasetemp() / "any_text.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    found = read_examples(path)
     assert [(one.text, one.label) for one in found] == pairs
 
 
@@ -149,7 +155,7 @@ def test_sparse_products_are_those_of_whole_matrices(texts: list[str]) -> None:
     chance = np.random.default_rng(1)
     texts = texts if len(texts) < 1000 else [text[:12] for text in texts]
     dense = chance.normal(size=(len(texts), 3)).astype(np.float32)
-    table = fitting._Sparse([read(text) for text in texts], dense)
+    table = SparseTable([read(text) for text in texts], dense)
     weights = chance.normal(size=(BUCKETS + 3, 2)).astype(np.float32)
     errors = chance.normal(size=(len(texts), 2)).astype(np.float32)
     times, transposed = table.times(weights), table.transposed_times(errors)
@@ -197,10 +203,10 @@ def wanted(classes: NDArray[np.int64], count: int = 3) -> NDArray[np.float32]:
 
 
 class Loss:
-    """Catches the loss that `_minimum` hands to the descent, and does not go down."""
+    """Catches the loss that `fitted_weights` minimizes, and stays at the start."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(fitting, "_descended", self.take)
+        monkeypatch.setattr(regression, "minimum", self.take)
 
     def take(self, loss: Any, point: NDArray[np.float32]) -> NDArray[np.float32]:
         self.at = loss
@@ -218,7 +224,7 @@ def test_the_gradient_is_that_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> No
     pulls = np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32)
     start = np.full((4, 3), 0.25, np.float32)
     bias = np.array([0.5, -0.5, 0.0], np.float32)
-    fitting._minimum(fitting._Dense(rows), accepted, weights, pulls, start, bias)
+    fitted_weights(DenseTable(rows), accepted, weights, pulls, start, bias)
     point = np.random.default_rng(5).normal(size=15)
     _, gradient = caught.at(point)
     for place in range(15):
@@ -235,8 +241,8 @@ def test_the_optimum_is_that_of_scikit_learn() -> None:
     strength = 0.7
     pulls = np.full(5, strength / weights.sum(), np.float32)
     pulls[4] = 1e-9
-    end, bias = fitting._minimum(
-        fitting._Dense(rows),
+    end, bias = fitted_weights(
+        DenseTable(rows),
         wanted(classes),
         weights,
         pulls,
@@ -259,12 +265,12 @@ def test_a_known_optimum() -> None:
         away = point - bottom
         return 0.5 * float((steep * away * away).sum()), steep * away
 
-    assert fitting._descended(loss, np.zeros(20, np.float32)) == pytest.approx(bottom, abs=1e-4)
+    assert minimum(loss, np.zeros(20, np.float32)) == pytest.approx(bottom, abs=1e-4)
 
 
 def test_the_descent_ends_where_it_begins_at_the_bottom() -> None:
     point = np.ones(3, np.float32)
-    assert fitting._descended(lambda _point: (0.0, np.zeros(3, np.float32)), point) is point
+    assert minimum(lambda _point: (0.0, np.zeros(3, np.float32)), point) is point
 
 
 def test_second_labels_count_a_tenth() -> None:
@@ -275,7 +281,7 @@ def test_second_labels_count_a_tenth() -> None:
     pulls = np.array([1e-4, 1e-4], np.float32)
     start, bias = np.zeros((1, 2), np.float32), np.zeros(2, np.float32)
     weights = np.ones(1, np.float32)
-    end, moved = fitting._minimum(fitting._Dense(rows), accepted, weights, pulls, start, bias)
+    end, moved = fitted_weights(DenseTable(rows), accepted, weights, pulls, start, bias)
     assert softmax(end[0] + moved) == pytest.approx([0.9, 0.1], abs=5e-3)
 
 

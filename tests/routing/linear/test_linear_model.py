@@ -135,7 +135,7 @@ def test_likeness(one: str, other: str) -> None:
 
 
 def test_rare_words_make_texts_alike() -> None:
-    """What every text has counts nothing."""
+    """N-grams that every text has do not count."""
     model = empty_model()
     model.rarity[grams("the").buckets] = 0.0
     assert model.similarity(grams("the"), grams("the")) == 0

@@ -100,7 +100,7 @@ def test_prose_has_no_shape(text: str) -> None:
 
 
 def test_more_cues_are_stronger() -> None:
-    """Weak cues add up and stay below 1 plus nothing."""
+    """Weak cues add up, and the sum stays in [0, 1]."""
     one = code_shape("rename old_user_name")
     two = code_shape("rename old_user_name in settings.yaml")
     assert 0 < one < two <= 1
@@ -153,7 +153,7 @@ def test_strengths_are_fractions(text: str) -> None:
 @settings(deadline=None, max_examples=20)
 @given(any_text, any_text)
 def test_only_the_ends_of_a_long_text_are_read(one: str, other: str) -> None:
-    """What stands in the middle of a long text changes nothing: work has a bound."""
+    """The middle of a long text changes nothing, so the work is bounded."""
     head, tail, fill = "lorem ipsum " * 400, " dolor sit" * 400, 1_000
     assert measure(head + one.ljust(fill) + tail) == measure(head + other.ljust(fill) + tail)
 

@@ -210,7 +210,7 @@ def test_any_text_gets_an_answer(text: str) -> None:
 @settings(deadline=None, max_examples=20)
 @given(any_text, any_text)
 def test_only_the_ends_of_a_long_text_are_read(one: str, other: str) -> None:
-    """What stands in the middle of a long text does not change the answer: work has a bound."""
+    """The middle of a long text does not change the result, so the work is bounded."""
     head, tail = "Dit is een lange tekst. " * 100, "The end of the text. " * 50
     fill = 1_000
     assert detect(head + one.ljust(fill) + tail) == detect(head + other.ljust(fill) + tail)

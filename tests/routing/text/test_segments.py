@@ -182,8 +182,8 @@ def test_a_puzzle_of_one_paragraph_is_not_cut(text: str) -> None:
         + "\n\nWhat should I do?",
     ],
 )
-def test_wishes_and_accounts_stay(text: str) -> None:
-    """What the answer should be like, lists of points, and one's own story are no document."""
+def test_requirements_and_accounts_stay(text: str) -> None:
+    """Descriptions of the answer, lists of points and the writer's own story are no document."""
     assert split(text) == Segments(text, "", frozenset())
 
 
@@ -273,7 +273,7 @@ def test_mail_quotes_are_quotes() -> None:
 
 
 def test_a_quotation_alone_is_the_instruction() -> None:
-    """Who puts the whole question in quotes still asks it."""
+    """A question entirely in quotes is still the instruction."""
     text = '"What would become of the tides if the moon were twice as far from us as it is now?"'
     assert split(text) == Segments(text, "", frozenset())
 
@@ -293,7 +293,7 @@ def test_a_quotation_alone_is_the_instruction() -> None:
     ],
 )
 def test_a_request_leads_a_document(request_text: str) -> None:
-    """What follows a request that points at it is the document, however many paragraphs."""
+    """The text after a request that refers to it is the document, in any number of paragraphs."""
     _assert_split(f"{request_text}\n\n{ARTICLE}", request_text, ARTICLE, "document")
 
 
@@ -307,7 +307,7 @@ def test_a_request_leads_a_document(request_text: str) -> None:
     ],
 )
 def test_a_request_follows_a_document(request_text: str) -> None:
-    """What stands before such a request is the document as well."""
+    """The text before such a request is the document as well."""
     _assert_split(f"{ARTICLE}\n\n{request_text}", request_text, ARTICLE, "document")
 
 
@@ -454,7 +454,7 @@ def test_the_result_has_a_bound(text: str, times: int) -> None:
 @settings(deadline=None, max_examples=20)
 @given(ANY_TEXT, ANY_TEXT)
 def test_only_the_ends_of_a_long_text_are_read(one: str, other: str) -> None:
-    """What stands in the middle of a long text changes nothing: work has a bound."""
+    """The middle of a long text changes nothing, so the work is bounded."""
     head, tail, fill = f"{HARBOUR}\n" * 20, f"{MUSEUM}\n" * 20, 1_000
     assert split(head + one.ljust(fill) + tail) == split(head + other.ljust(fill) + tail)
 

@@ -1,1 +1,1 @@
-"""The linear model over the features of a prompt, and how it is trained."""
+"""The linear model over the features of a prompt, and its training."""

@@ -1,31 +1,25 @@
-"""Fitting the router's linear model to labelled prompts, with numpy alone.
+"""Training of the router's linear model on labelled prompts, with numpy alone.
 
-Softmax regression: minimizes the mean of -log p(topics of the best label | prompt), or, where
-further labels are acceptable, nine tenths of that and one of -log p(their topics | prompt); plus
-half of `pull` / n times the squared distance of the weights from where they began. That is the most
-probable model under a Gaussian prior around the weights it began with, so a few examples change a
-trained model a little, and many change it much. The minimum is found by L-BFGS (Nocedal and Wright,
-"Numerical Optimization", 2nd ed., algorithm 7.5) with backtracking.
+Softmax regression (see `regression`), whose weights are held where they were by a Gaussian prior of
+strength `pull` / n. So a few examples change a trained model a little, and many change it a lot.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orion_oie.errors import InvalidRequestError
 from orion_oie.routing.linear.model import (
     Floats,
     Head,
     LinearModel,
-    softmax,
 )
+from orion_oie.routing.linear.regression import DenseTable, SparseTable, fitted_weights
 from orion_oie.routing.text.ngrams import BUCKETS
 from orion_oie.routing.text.prompt import (
     Prompt,
@@ -35,21 +29,16 @@ from orion_oie.routing.text.prompt import (
 PULL_OF_GRAMS = 0.05
 PULL_OF_SIGNALS = 1.5
 PULL_OF_VECTOR = 0.2
-PULL_OF_BIAS = 0.6  # without it, a few examples of one topic would draw all prompts there
+PULL_OF_BIAS = 0.6  # otherwise a few examples of one topic would attract all prompts
 
 LEAST_FOR_A_HEAD = 10
-"""Examples of every topic that the first head for an embedding model takes."""
-
-_STEPS = 80
-_MEMORY = 8
-_ENOUGH = 1e-5  # of the largest gradient
-_CHUNK_ROWS = 1024
+"""The examples of every topic that are needed to train a first head for an embedding model."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt and who should answer it: `label` is best, `labels` are all that are acceptable.
-    `weight` is how much it counts."""
+    """A prompt and the agents or topics that should answer it: `label` is the best, `labels` are
+    all acceptable ones. `weight` is its weight in the loss."""
 
     text: str
     label: str
@@ -59,14 +48,14 @@ class Example:
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        """All acceptable labels, the best first."""
+        """All acceptable labels, best first."""
         return (self.label, *(label for label in self.labels if label != self.label))
 
 
 def read_examples(path: str | os.PathLike[str]) -> list[Example]:
-    """The examples of a JSON Lines file: {"text", "label", "labels" (optional), ...} a line.
+    """Read examples from a JSON Lines file; a line is {"text", "label", "labels" (optional), ...}.
 
-    Raises `InvalidRequestError` with the number of the first line that is none.
+    Raises `InvalidRequestError` with the number of the first line that is no example.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -97,71 +86,6 @@ def _example(line: str, place: str) -> Example:
     return Example(text, label, tuple(labels), images=images)
 
 
-class _Table(Protocol):
-    """Rows of features."""
-
-    def times(self, weights: Floats) -> Floats:
-        """Shape (rows, topics)."""
-        ...
-
-    def transposed_times(self, errors: Floats) -> Floats:
-        """Shape (features, topics)."""
-        ...
-
-
-class _Dense:
-    def __init__(self, rows: Floats) -> None:
-        self._rows = rows
-
-    def times(self, weights: Floats) -> Floats:
-        product: Floats = self._rows @ weights
-        return product
-
-    def transposed_times(self, errors: Floats) -> Floats:
-        product: Floats = self._rows.T @ errors
-        return product
-
-
-class _Sparse:
-    """Rows of which most features are 0, and a dense part after them."""
-
-    def __init__(self, prompts: Sequence[Prompt], dense: Floats) -> None:
-        sizes = [len(prompt.grams.buckets) for prompt in prompts]
-        self._columns = np.concatenate([prompt.grams.buckets for prompt in prompts])
-        self._values = np.concatenate([prompt.grams.values for prompt in prompts])
-        self._ends = np.cumsum(sizes)
-        self._starts = self._ends - sizes
-        self._row_of = np.repeat(np.arange(len(prompts)), sizes)
-        self._order = np.argsort(self._columns, kind="stable")
-        self._used, self._firsts = np.unique(self._columns[self._order], return_index=True)
-        self._dense = dense
-
-    def times(self, weights: Floats) -> Floats:
-        product: Floats = self._dense @ weights[BUCKETS:]
-        for first in range(0, len(self._starts), _CHUNK_ROWS):
-            rows = range(first, min(first + _CHUNK_ROWS, len(self._starts)))
-            some = slice(self._starts[rows[0]], self._ends[rows[-1]])
-            if some.start == some.stop:
-                continue
-            found = self._values[some, None] * weights[self._columns[some]]
-            sums = np.cumsum(found, axis=0, dtype=np.float64)
-            sums = np.concatenate([np.zeros((1, sums.shape[1])), sums])
-            ends = self._ends[rows[0] : rows[-1] + 1] - some.start
-            starts = self._starts[rows[0] : rows[-1] + 1] - some.start
-            product[rows[0] : rows[-1] + 1] += sums[ends] - sums[starts]
-        return product
-
-    def transposed_times(self, errors: Floats) -> Floats:
-        product = np.zeros((BUCKETS + self._dense.shape[1], errors.shape[1]), np.float32)
-        product[BUCKETS:] = self._dense.T @ errors
-        if len(self._used):
-            rows, values = self._row_of[self._order], self._values[self._order]
-            for topic in range(errors.shape[1]):
-                weighted = values * errors[rows, topic]
-                product[self._used, topic] = np.add.reduceat(weighted, self._firsts)
-        return product
-
-
 def fitted(
     model: LinearModel,
     examples: Iterable[Example],
@@ -170,20 +94,20 @@ def fitted(
     vectors: tuple[str, Floats] | None = None,
     pull: float = 1.0,
 ) -> LinearModel:
-    """`model` drawn towards examples.
+    """A copy of `model`, trained further on examples.
 
-    topics_of: the topics that a label stands for, where it is none itself. A label that is no topic
-    of the model becomes one. vectors: the name of an embedding model and its vectors of the
-    examples, shape (examples, dimensions), to fit a head for it as well. pull: how strongly the
-    weights are held where they are; less follows the examples more.
+    topics_of: the topics of a label that is not a topic itself. A label that is no topic of the
+    model becomes one. vectors: the name of an embedding model and its vectors of the examples,
+    shape (examples, dimensions), to train a head for it as well. pull: strength of the prior that
+    holds the weights where they are; with a smaller one they follow the examples more.
 
-    A first head, for an embedding model of which none is known or one of another width, is made
-    only when every topic of the model is the best label of `LEAST_FOR_A_HEAD` examples: fewer say
-    too little of what the vectors mean. Else the result has no head of that name. A head that is
-    known goes on from where it is; of a topic that it never saw it stays blank without an example.
+    A head that exists is trained further; a topic that it has not seen stays blank without an
+    example. If there is no head for the embedding model, or one of another width, a new head is
+    made only if every topic of the model is the best label of `LEAST_FOR_A_HEAD` examples, since
+    fewer do not suffice; otherwise the result has no head of that name.
 
-    Raises `InvalidRequestError` when there is no example, for one that is none, for a label that
-    stands for no topic, a `pull` that is no number from 0 on, or vectors of another count.
+    Raises `InvalidRequestError` for no example, a malformed one, a label without a topic, a `pull`
+    that is not a number of at least 0, or a different number of vectors.
     """
     rows = list(examples)
     check(rows, pull)
@@ -205,8 +129,8 @@ def fitted(
         ]
     )
     start = np.concatenate([model.gram_weights, model.signal_weights])
-    end, bias = _minimum(
-        _Sparse(prompts, signals),
+    end, bias = fitted_weights(
+        SparseTable(prompts, signals),
         accepted,
         weights,
         pulls * np.float32(pull / count),
@@ -231,8 +155,8 @@ def fitted(
 
 
 def rarity_of(prompts: Sequence[Prompt]) -> Floats:
-    """The inverse document frequency of each bucket: log((1 + n) / (1 + n with it)), relative to
-    that of one that never occurs; so in [0, 1]. Raises `InvalidRequestError` for no prompt."""
+    """The inverse document frequency of each bucket: log((1 + n) / (1 + n with it)), divided by
+    that of a bucket that never occurs, so in [0, 1]. Raises `InvalidRequestError` for no prompt."""
     if not prompts:
         raise InvalidRequestError("there is no prompt to count in")
     counts = np.zeros(BUCKETS, np.float64)
@@ -244,7 +168,7 @@ def rarity_of(prompts: Sequence[Prompt]) -> Floats:
 
 
 def check(rows: Sequence[Example], pull: float) -> None:
-    """Raise `InvalidRequestError` for what `fitted` could not learn from."""
+    """Raise `InvalidRequestError` for examples or a `pull` that `fitted` cannot use."""
     if not rows:
         raise InvalidRequestError("there is no example to learn from")
     for number, row in enumerate(rows):
@@ -266,14 +190,11 @@ def _labels(rows: Sequence[Example]) -> list[str]:
     return list(dict.fromkeys(label for row in rows for label in row.accepted))
 
 
-_SECOND_SHARE = 0.1  # of the acceptable labels that are not the best one
-
-
 def _accepted(
     rows: Sequence[Example], names: Mapping[str, Sequence[str]], topics: Sequence[str]
 ) -> Floats:
-    """Which topics are wanted, 1 or 0, shape (2, rows, topics): first those of the best label, then
-    those of the other acceptable ones."""
+    """The wanted topics as 1 or 0, shape (2, rows, topics): first those of the best label, then
+    those of the other acceptable labels."""
     place = {topic: index for index, topic in enumerate(topics)}
     wanted = np.zeros((2, len(rows), len(topics)), np.float32)
     for index, row in enumerate(rows):
@@ -293,7 +214,7 @@ def _head(
     weights: Floats,
     pull: float,
 ) -> Head | None:
-    """`known` drawn towards the examples, or a first head; None where they are too few for one."""
+    """`known` trained further, or a first head; None if the examples are too few for one."""
     if len(matrix) != len(signals):
         raise InvalidRequestError(f"{len(matrix)} vectors for {len(signals)} examples")
     rows = np.concatenate([matrix.astype(np.float32), signals], axis=1)
@@ -310,94 +231,10 @@ def _head(
             np.array([PULL_OF_BIAS], np.float32),
         ]
     )
-    table, start, bias = _Dense(rows), known.weights, known.bias
-    end, end_bias = _minimum(table, accepted, weights, pulls * np.float32(pull), start, bias)
-    # Examples of other topics alone would leave it a bit below a blank: no longer unseen, unknown.
+    table, start, bias = DenseTable(rows), known.weights, known.bias
+    end, end_bias = fitted_weights(table, accepted, weights, pulls * np.float32(pull), start, bias)
+    # Training on other topics moves an unseen topic's weights a little, so that it would no longer
+    # count as unseen; they are reset.
     idle = [topic for topic in known.unseen if not counted[:, :, topic].any()]
     end[:, idle], end_bias[idle] = start[:, idle], bias[idle]
     return Head(end, end_bias)
-
-
-def _minimum(
-    table: _Table,
-    accepted: Floats,
-    weights: Floats,
-    pulls: Floats,
-    start: Floats,
-    bias: Floats,
-) -> tuple[Floats, Floats]:
-    """The weights, shape (features, topics), and the bias of least loss. pulls: of the features,
-    then of the bias, shape (features + 1,)."""
-    shares = (weights / weights.sum())[:, None]
-    begin = np.concatenate([start, bias[None]]).astype(np.float32)
-    first, second = accepted
-    has_second = second.any(axis=1, keepdims=True)
-    tiny = np.float32(1e-12)
-
-    def loss(point: Floats) -> tuple[float, Floats]:
-        current = point.reshape(begin.shape)
-        probabilities = softmax(table.times(current[:-1]) + current[-1])
-        best = (probabilities * first).sum(axis=1, keepdims=True) + tiny
-        also = (probabilities * second).sum(axis=1, keepdims=True) + tiny
-        second_share = np.where(has_second, _SECOND_SHARE, 0.0).astype(np.float32)
-        wanted = (1 - second_share) * probabilities * first / best
-        wanted += second_share * probabilities * second / also
-        terms = (1 - second_share) * np.log(best) + second_share * np.log(also)
-        away = current - begin
-        errors = (probabilities - wanted) * shares
-        gradient = np.concatenate(
-            [table.transposed_times(errors), errors.sum(axis=0, keepdims=True)]
-        )
-        gradient += pulls[:, None] * away
-        value = -float((terms * shares).sum()) + 0.5 * float(
-            (pulls[:, None].astype(np.float64) * away * away).sum()
-        )
-        return value, gradient.ravel()
-
-    end = _descended(loss, begin.ravel()).reshape(begin.shape)
-    return end[:-1], end[-1]
-
-
-def _descended(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Floats:
-    """L-BFGS from `point`; ends when the gradient is small, or nothing gets better."""
-    value, gradient = loss(point)
-    moves: list[tuple[Floats, Floats, float]] = []
-    for _ in range(_STEPS):
-        if float(np.abs(gradient).max()) < _ENOUGH:
-            break
-        direction = _direction(gradient, moves)
-        slope = float(direction @ gradient)
-        if slope >= 0:
-            direction, slope, moves = -gradient, -float(gradient @ gradient), []
-        step = 1.0 if moves else min(1.0, 1.0 / float(np.abs(gradient).sum()))
-        for _try in range(20):
-            candidate = point + np.float32(step) * direction
-            new_value, new_gradient = loss(candidate)
-            if new_value <= value + 1e-4 * step * slope:
-                break
-            step /= 2
-        else:
-            break
-        moved, turned = candidate - point, new_gradient - gradient
-        curvature = float(moved @ turned)
-        if curvature > 1e-12:
-            moves = [*moves[-_MEMORY + 1 :], (moved, turned, 1.0 / curvature)]
-        point, value, gradient = candidate, new_value, new_gradient
-    return point
-
-
-def _direction(gradient: Floats, moves: list[tuple[Floats, Floats, float]]) -> Floats:
-    direction = -gradient
-    shares: list[float] = []
-    for moved, turned, inverse in reversed(moves):
-        share = inverse * float(moved @ direction)
-        shares.append(share)
-        direction = direction - np.float32(share) * turned
-    if moves:
-        moved, turned, inverse = moves[-1]
-        direction = direction * np.float32(1.0 / (inverse * float(turned @ turned)))
-    for (moved, turned, inverse), share in zip(moves, reversed(shares), strict=True):
-        back = inverse * float(turned @ direction)
-        direction = direction + np.float32(share - back) * moved
-    result: NDArray[np.float32] = direction
-    return result

@@ -1,4 +1,4 @@
-"""Pure: which labelled prompts are held out of a training, so that it can be judged on them."""
+"""The split of labelled prompts into a training set and a held-out set: a pure function."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -9,9 +9,9 @@ _ONE_IN = 5
 
 
 def split(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """The examples to learn from and those held out: a fifth of each label, at least one of those
-    that have two texts. The digest of a text decides, so the order of the examples does not matter,
-    and a text is never on both sides."""
+    """The training examples and the held-out ones: a fifth of each label, and at least one of a
+    label with two or more texts. The digest of a text decides, so the order of the examples does
+    not matter and no text is on both sides."""
     texts: dict[str, set[str]] = {}
     for example in examples:
         texts.setdefault(example.label, set()).add(example.text)

@@ -1,8 +1,8 @@
-"""A small linear model that gives each topic of a prompt a score: softmax regression on hashed
-n-grams and signals, and a second one on the vector of an embedding model.
+"""A small linear model that scores the topics of a prompt: softmax regression on hashed n-grams and
+signals, and another one (a head) on the vector of an embedding model.
 
-What it knows comes from `weights.npz`, which `scripts/train_router.py` makes, or from
-`fitting.py`. It knows topics, not agents. Imports numpy: import it when something is to be routed.
+Its weights come from `weights.npz`, made by `scripts/train_router.py`, or from `fitting.py`. It
+knows topics, not agents. Imports numpy: import this module when something is to be routed.
 """
 
 import json
@@ -42,34 +42,35 @@ TOPICS = (
 _FORMAT = 1
 _LEAST_GAIN = 0.01
 _WORDS_BEFORE_SHAPE = 2
-_LOOKS_FOR_EACH = 4  # of the strongest n-grams, some are signs or come twice
+_LOOKS_FOR_EACH = 4  # candidates per reason shown: some are signs or duplicates
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Head:
-    """What the vector of one embedding model says: shape (dimensions + signals, topics)."""
+    """The weights for the vector of one embedding model: shape (dimensions + signals, topics), and
+    the bias, shape (topics,)."""
 
     weights: Floats
     bias: Floats
 
     @cached_property
     def unseen(self) -> tuple[int, ...]:
-        """The columns of topics that it never learned anything about, as `with_topics` adds
-        them."""
+        """The columns of topics without any training, as `with_topics` adds them."""
         is_blank = ~self.weights.any(axis=0) & (self.bias == _UNSEEN)
         return tuple(np.flatnonzero(is_blank).tolist())
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How scores become probabilities, fitted on prompts that the weights were not fitted on.
+    """The calibration of scores, fitted on prompts that the weights were not fitted on.
 
-    The logits of the n-grams alone are multiplied by `alone`; with a vector, those of both by
-    `grams` and `vector` and added up. The confidence in the best agent, of probability p, is
-    1 / (1 + exp(-(a * log(p / (1 - p)) + b))), with the pair (a, b) of its stage
-    (J. Platt, "Probabilistic outputs for support vector machines", 1999).
+    Without a vector, the logits of the n-grams are multiplied by `alone`. With one, the logits of
+    n-grams and vector are multiplied by `grams` and `vector` and added up. The confidence in the
+    best agent, of probability p, is 1 / (1 + exp(-(a * log(p / (1 - p)) + b))), where (a, b) is
+    `confidence_alone` or `confidence_fused` (J. Platt, "Probabilistic outputs for support vector
+    machines", 1999).
     """
 
     alone: float = 1.0
@@ -81,9 +82,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class LinearModel:
-    """Weights of shape (BUCKETS, topics) and (signals, topics), a bias for each topic, a head for
-    each embedding model by its name, and `rarity`, shape (BUCKETS,): the inverse document
-    frequency of each bucket, for comparing texts."""
+    """Weights of the topics.
+
+    gram_weights: shape (BUCKETS, topics). signal_weights: shape (signals, topics). bias: shape
+    (topics,). heads: one for each embedding model, by its name. rarity: shape (BUCKETS,), the
+    inverse document frequency of each bucket, for comparing texts. about: facts on the training.
+    """
 
     topics: tuple[str, ...]
     gram_weights: Floats
@@ -101,7 +105,8 @@ class LinearModel:
         return logits
 
     def vector_logits(self, name: str, vector: Floats, signals: Floats) -> Floats | None:
-        """The scores from the vector of the embedding model `name`; None when there is no head."""
+        """The scores of the topics from the vector of the embedding model `name`, shape (topics,);
+        None if there is no head for it."""
         head = self.heads.get(name)
         if head is None or head.weights.shape[0] != len(vector) + len(signals):
             return None
@@ -111,21 +116,20 @@ class LinearModel:
     def reasons(
         self, grams: Grams, signals: Floats, topic: int, other: int, most: int = 5
     ) -> dict[str, float]:
-        """The words, phrases and signals that count most for one topic against another, rare words
-        before common ones. Left out is what has characters that act on a terminal, or that are no
-        text."""
+        """The words, phrases and signals that speak most for one topic against another, rare words
+        before common ones. Names with characters that a terminal could interpret are left out."""
         rows = self.gram_weights[grams.name_buckets]
         gains = (rows[:, topic] - rows[:, other]) * grams.name_values
-        told = gains * self.rarity[grams.name_buckets]
+        salience = gains * self.rarity[grams.name_buckets]
         counts: dict[str, float] = {}
-        for place in np.argsort(-told)[: _LOOKS_FOR_EACH * most].tolist():
+        for place in np.argsort(-salience)[: _LOOKS_FOR_EACH * most].tolist():
             name = grams.names[place]
             if any(map(str.isalpha, name)) and name.isprintable() and len(counts) < most:
                 counts[name] = float(gains[place])
         shape = (self.signal_weights[:, topic] - self.signal_weights[:, other]) * signals
         strongest = int(shape.argmax())
         if shape[strongest] > _LEAST_GAIN and not SIGNALS[strongest].startswith("length"):
-            # A shape says more than a fourth word.
+            # The shape comes early: a reader learns more from it than from a third word.
             shown = list(counts.items())[:_WORDS_BEFORE_SHAPE]
             rest = list(counts.items())[_WORDS_BEFORE_SHAPE:]
             name = f"shape: {SIGNALS[strongest].replace('_', ' ')}"
@@ -134,7 +138,7 @@ class LinearModel:
         return {name: round(gain, 3) for name, gain in best}
 
     def similarity(self, first: Grams, second: Grams) -> float:
-        """The cosine of two texts, each n-gram counted by how rare it is, in [0, 1]."""
+        """The cosine of two texts, with n-grams weighted by their rarity, in [0, 1]."""
         one = first.values * self.rarity[first.buckets]
         two = second.values * self.rarity[second.buckets]
         norms = float(np.sqrt((one @ one) * (two @ two)))
@@ -146,7 +150,7 @@ class LinearModel:
         return float(one[places[shared]] @ two[shared]) / norms
 
     def with_topics(self, topics: tuple[str, ...]) -> "LinearModel":
-        """The same model that also knows further topics, so far without any evidence for them."""
+        """This model with further topics, which have no evidence yet."""
         new = tuple(topic for topic in dict.fromkeys(topics) if topic not in self.topics)
         if not new:
             return self
@@ -169,11 +173,11 @@ class LinearModel:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write all of it as one .npz file without pickles; returns its path, in which a `~` at the
-        start is the user's folder.
+        """Write the model to one .npz file without pickles and return its path; a leading `~`
+        stands for the user's home.
 
-        Raises `OSError` when it cannot be written: there is no such folder, the path is a folder
-        itself, the disk is full.
+        Raises `OSError` if it cannot be written: the folder does not exist, the path is a folder,
+        the disk is full.
         """
         calibration = self.calibration
         facts = {
@@ -207,7 +211,7 @@ class LinearModel:
         return target
 
 
-_UNSEEN = -4.0  # the bias of a topic that nothing was learned about
+_UNSEEN = -4.0  # the bias of a topic without any training
 
 
 def softmax(logits: Floats) -> Floats:
@@ -218,7 +222,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def empty_model(topics: tuple[str, ...] = TOPICS) -> LinearModel:
-    """A model that knows nothing: every topic is as likely as another."""
+    """An untrained model: all topics are equally likely."""
     width = len(topics)
     return LinearModel(
         topics,
@@ -238,9 +242,10 @@ def shipped_model() -> LinearModel:
 
 
 def load_model(path: str | os.PathLike[str]) -> LinearModel:
-    """A model that `LinearModel.save` wrote; a `~` at the start of its path is the user's folder.
+    """Read a model that `LinearModel.save` wrote; a leading `~` stands for the user's home.
 
-    Raises `InvalidRequestError` for a file that is none, or of another version of the features.
+    Raises `InvalidRequestError` if the file is no model or belongs to another version of the
+    features.
     """
     try:
         content = BytesIO(Path(os.path.expanduser(path)).read_bytes())
@@ -279,7 +284,7 @@ def _read(content: BytesIO, name: str) -> LinearModel:
     return model
 
 
-# What numpy, zipfile and json raise for a file that was cut short, changed, or made by others.
+# What numpy, zipfile and json raise for a file that is truncated, damaged, or of another kind.
 DAMAGE = (
     *(OSError, EOFError, BadZipFile, zlib.error, TokenError),
     *(ValueError, LookupError, TypeError, AttributeError, RuntimeError, MemoryError),

@@ -1,1 +1,1 @@
-"""What can be read in a prompt: its parts, language, words and shapes. No model, no numpy."""
+"""Feature extraction from a prompt: its parts, language, words and shapes. No model is involved."""

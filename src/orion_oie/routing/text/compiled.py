@@ -1,4 +1,4 @@
-"""The regular expressions of the router, each compiled once."""
+"""A cache of the router's regular expressions, each compiled once."""
 
 import re
 from functools import cache
@@ -6,5 +6,5 @@ from functools import cache
 
 @cache
 def compiled(pattern: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
-    """Compiled when first needed: an import of the library should not pay for it."""
+    """The compiled pattern. It is compiled when first needed, which keeps imports fast."""
     return re.compile(pattern, flags)

@@ -1,7 +1,8 @@
-"""Shapes of a text that point to an agent whatever its words: code, mathematics, tables, language.
+"""Features of a text that point to an agent regardless of its words: shapes of code, mathematics
+and tables, and a language other than English.
 
-Each feature is a strength in [0, 1], made of the cues below. Nothing is parsed or executed. Every
-expression is linear: no nested repetition, and every repetition that could overlap with its
+Each feature is a strength in [0, 1], combined from the cues below. Nothing is parsed or executed.
+Every expression takes linear time: repetitions are not nested, and one that could overlap with its
 neighbour is bounded.
 """
 
@@ -22,7 +23,7 @@ from orion_oie.routing.text.language import (
 
 
 class Cue(NamedTuple):
-    """An expression worth `strength`; it is tried only when one of `needles` is in the text."""
+    """An expression worth `strength`; it is tried only if one of `needles` is in the text."""
 
     strength: float
     needles: tuple[str, ...]
@@ -176,17 +177,18 @@ _ROWS = (
     ("\t", _TAB_ROW, 3),
 )
 
-# An English question that quotes another script mostly asks about that language.
+# An English question that quotes another script usually asks about that language.
 _QUOTED_SCRIPT = 0.3
 
 
 def code_shape(text: str) -> float:
-    """Fences, definitions, calls, stack traces, shell lines, file names, operators."""
+    """The strength of code: fences, definitions, calls, stack traces, shell lines, file names."""
     return _noisy_or(_strengths(_CODE, excerpt(text)))
 
 
 def math_shape(text: str) -> float:
-    """Formulas and arithmetic, or several numbers outside of a table with a question about them."""
+    """The strength of mathematics: formulas, arithmetic, or a question about several numbers that
+    are not in a table."""
     text = excerpt(text)
     strengths = _strengths(_MATH, text)
     problem = _word_problem(text)
@@ -196,15 +198,15 @@ def math_shape(text: str) -> float:
 
 
 def table_shape(text: str) -> float:
-    """Rows of pipes, commas or tabs, SQL statements, names of data files."""
+    """The strength of tables: rows of pipes, commas or tabs, SQL, names of data files."""
     text = excerpt(text)
     return _noisy_or([*_strengths(_SQL, text), _table_rows(text)])
 
 
 def non_english(text: str, language: Language | None = None) -> float:
-    """How sure it is that the text is in another language, named or not.
+    """The confidence that the text is in a language other than English, known or unknown.
 
-    `language` is what `detect` said about the text, when that is known already.
+    language: the result of `detect` for the text, if it is available already.
     """
     code, confidence = language or detect(text)
     if code not in (None, "en"):
@@ -226,7 +228,7 @@ _SHAPES: dict[RouteFeature, Callable[[str], float]] = {
 
 
 def measure(text: str, language: Language | None = None) -> dict[RouteFeature, float]:
-    """Every feature of `text` that has any strength; looks at an excerpt of a long text."""
+    """Every feature of `text`, or of an excerpt of a long text, with a strength above 0."""
     text = excerpt(text)
     found: dict[RouteFeature, float] = {"non_english": non_english(text, language)}
     for name, shape in _SHAPES.items():
@@ -237,7 +239,7 @@ def measure(text: str, language: Language | None = None) -> dict[RouteFeature, f
 def _strengths(cues: Iterable[Cue], text: str) -> list[float]:
     found = []
     for strength, needles, pattern in cues:
-        for needle in needles:  # in loops: `any` over a generator takes twice as long
+        for needle in needles:  # a loop, because `any` over a generator takes twice as long
             if needle in text:
                 if compiled(pattern, re.MULTILINE).search(text):
                     found.append(strength)
@@ -246,7 +248,7 @@ def _strengths(cues: Iterable[Cue], text: str) -> list[float]:
 
 
 def _noisy_or(strengths: Iterable[float]) -> float:
-    """One strong cue is enough, several weak ones add up, and the sum stays in [0, 1]."""
+    """The combined strength, in [0, 1]: one strong cue is enough, several weak ones add up."""
     missing = 1.0
     for strength in strengths:
         missing *= 1.0 - strength
@@ -275,7 +277,7 @@ def _table_rows(text: str) -> float:
 
 
 def _even_rows(rows: list[str], separator: str, enough: int) -> float:
-    """Rows make a table when several have the same number of separators, or many have some."""
+    """The strength of a table: several rows with equally many separators, or many with some."""
     widths = Counter(row.count(separator) for row in rows)
     same = max(widths.values(), default=0)
     if same >= enough:

@@ -1,7 +1,7 @@
-"""The language of a text, by its script and its stop words.
+"""Language detection by script and stop words.
 
-Enough to tell an English question from a foreign one and to name the common languages. It knows
-no grammar, does not split mixed texts, and prefers "undecided" to a wrong foreign language.
+Good enough to distinguish an English question from a foreign one and to name the common languages.
+It uses no grammar, does not split mixed texts, and prefers "undecided" to a wrong foreign language.
 """
 
 import re
@@ -18,7 +18,7 @@ from orion_oie.routing.text.stopwords import (
 
 _HEAD_CHARS, _TAIL_CHARS = 1500, 500
 _MIN_CONFIDENCE = 0.33
-# Prose scores about 0.3 per word; a long text far below that only contains foreign names.
+# Prose scores about 0.3 per word; a long text far below that merely contains foreign names.
 _MIN_SCORE_PER_WORD = 0.08
 
 # A character of these scripts carries about as much as this many Latin letters.
@@ -44,15 +44,15 @@ _UKRAINIAN = re.compile("[іїєґІЇЄҐ]")
 _URDU = re.compile("[ٹڈڑںے]")
 _PERSIAN = re.compile("[پچژگ]")
 
-# What is quoted is spoken about; the words around it are the writer's own.
+# A quotation is the subject of a text; the words around it are the writer's own.
 _QUOTED = re.compile(
     r"```.{0,2000}?```|`[^`\n]{1,200}`|\"[^\"\n]{1,300}\"|“[^”\n]{1,300}”|«[^»\n]{1,300}»"
     r"|(?<!\w)'[^'\n]{1,200}'(?!\w)",
     re.DOTALL,
 )
 _QUOTES = "`\"\u201c\u00ab'"
-# Code is English by its keywords and anything by its names: what is in brackets goes, and the
-# words around it have to be clearer than in prose.
+# Code has English keywords and names in any language, so text in brackets is ignored and the words
+# around it have to be clearer than in prose.
 _CODE_MARK = re.compile(r"[{}=]|\w\(|;\s*$", re.MULTILINE)
 _CODE_SIGNS = "{}=(;"  # without any of them there is no mark
 _BRACKETS = re.compile(r"\{[^{}]{0,500}\}|\([^()\n]{0,200}\)")
@@ -60,13 +60,13 @@ _MIN_SCORE_BESIDE_CODE = 1.2
 
 _WORD = re.compile("[a-z\u00c0-\u024f\u1e00-\u1eff]+")
 
-# English stop words that are also words of programming languages say little about prose.
+# English stop words that are also keywords of programming languages say little about prose.
 _CODE_WORD_LIST = """
     for in if is not and or as from with while do this new list find all any out has an one get
     show let make each by first last
 """
 _CODE_WORDS = frozenset(_CODE_WORD_LIST.split())
-# The neighbours take little from the weight of a word that they share with a named language.
+# A neighbouring language takes little of the weight of a word it shares with a named language.
 _NAMED = frozenset(("en", "fr", "es", "de", "it", "pt"))
 _NEIGHBOUR_SHARE = 0.25
 _SHORT_WORD_WEIGHT = 0.4
@@ -78,7 +78,7 @@ _UNKNOWN_ASCII_WEIGHT = 0.1
 _UNKNOWN_ASCII_LIMIT = 0.8
 
 
-# Built when first needed: an import of the library should not pay for them.
+# Built when first needed, which keeps imports fast.
 @cache
 def _script_runs() -> list[tuple[str, re.Pattern[str], float]]:
     return [(name, re.compile(pattern), weight) for name, pattern, weight in _SCRIPTS]
@@ -95,14 +95,14 @@ UNDECIDED = Language(None, 0.0)
 
 
 def detect(text: str) -> Language:
-    """The language most of `text` is written in; looks at its start and its end only.
+    """The language of most of `text`, judged by its start and its end.
 
-    Named by script: zh, ja, ko, ar, ru, and further languages with a script of their own.
-    Named by words: en, fr, es, de, it, pt, and some neighbours that would be mistaken for them.
+    Detected by script: zh, ja, ko, ar, ru, and further languages with a script of their own.
+    Detected by words: en, fr, es, de, it, pt, and some neighbours that would be mistaken for them.
     """
     text = excerpt(text, _HEAD_CHARS, _TAIL_CHARS)
     if not text.isascii():
-        # A foreign request may be followed by a long piece of code: its first line decides too.
+        # A foreign request may precede a long piece of code, so its first line may decide as well.
         first_line = text.lstrip().partition("\n")[0]
         for part in (text, first_line):
             found = _by_script(part)
@@ -112,7 +112,7 @@ def detect(text: str) -> Language:
 
 
 def foreign_letter_share(text: str) -> float:
-    """The share of letters outside of ASCII in the start of `text`, in [0, 1]."""
+    """The share of letters outside ASCII in the start and the end of `text`, in [0, 1]."""
     text = excerpt(text, _HEAD_CHARS, _TAIL_CHARS)
     if text.isascii():
         return 0.0
@@ -121,7 +121,7 @@ def foreign_letter_share(text: str) -> float:
 
 
 def has_foreign_script(text: str) -> bool:
-    """Whether the start or the end of `text` has words in a script that is not Latin."""
+    """True if the start or the end of `text` has words in a script other than Latin."""
     text = excerpt(text, _HEAD_CHARS, _TAIL_CHARS)
     return not text.isascii() and any(pattern.search(text) for _, pattern, _ in _script_runs())
 
@@ -214,7 +214,7 @@ def _unaccented(word: str) -> str:
 
 @cache
 def _word_weights() -> dict[str, tuple[tuple[str, float], ...]]:
-    """Each stop word with its weight per language: one, shared among the languages that have it."""
+    """The weights of each stop word by language; they share a total of one among the languages."""
     owners: dict[str, set[str]] = {}
     for language, words in STOP_WORDS.items():
         for word in words:

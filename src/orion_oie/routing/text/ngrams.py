@@ -1,8 +1,9 @@
-"""A text as hashed word and character n-grams: what the linear model of the router reads.
+"""Hashed word and character n-grams of a text: the input of the router's linear model.
 
-Words give the sense, pieces of words the forms that were never seen. The instruction counts in
-full, the payload by its words alone and less. Digits count as 0, case does not count. Nothing is
-kept of a text but numbers of buckets. Imports numpy: import it when something is to be routed.
+Words carry the sense; character n-grams cover word forms that were never seen. The instruction
+counts in full, the payload by its words alone and with less weight. Every digit counts as 0, and
+case is ignored. Of a text only bucket numbers are kept. Imports numpy: import this module when
+something is to be routed.
 
 The hash of words is CRC-32; of characters it is a polynomial over the code points in 64 bits with a
 multiplicative mix, computed for all positions at once.
@@ -36,11 +37,11 @@ _DIGIT = re.compile(r"\d")
 
 
 class Grams(NamedTuple):
-    """Buckets, each once, with values; and the word n-grams that have a name, with their buckets.
+    """Buckets, each once, with their values; and the word n-grams by name, with their buckets.
 
-    buckets: shape (n,), in [0, BUCKETS). values: shape (n,), float32. The words, the pieces and the
-    payload each have length one (the payload: less) before they are added up. name_buckets and
-    name_values: shape (names,), those of the named ones.
+    buckets: shape (n,), in [0, BUCKETS). values: shape (n,), float32: the vectors of the words, the
+    character n-grams and the payload are each scaled to length one (the payload to less) and then
+    added up. names: the word n-grams. name_buckets, name_values: shape (names,).
     """
 
     buckets: NDArray[np.int64]
@@ -51,7 +52,7 @@ class Grams(NamedTuple):
 
 
 def grams(instruction: str, payload: str = "") -> Grams:
-    """The n-grams of a prompt whose parts are told apart, each part an excerpt at most."""
+    """The n-grams of a prompt, given its instruction and its payload as excerpts."""
     words = _words(instruction)
     names = _word_grams(words)
     named = _hashed(names)
@@ -61,7 +62,7 @@ def grams(instruction: str, payload: str = "") -> Grams:
     _scale(values[:border], 1.0)
     _scale(values[border:], 1.0)
     name_values = values[np.searchsorted(buckets[:border], named)]
-    if payload:  # it shares the table of the words
+    if payload:  # it shares the table of the instruction's words
         about = _words(payload)[:_PAYLOAD_WORDS]
         more, counts = _counted(_hashed([f"in {word}" for word in about]))
         _scale(counts, _PAYLOAD_WEIGHT)
@@ -71,13 +72,13 @@ def grams(instruction: str, payload: str = "") -> Grams:
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words and signs; a number is 0."""
+    """The words and signs of a text in lower case; every number becomes 0."""
     found: list[str] = _WORD.findall(text.lower())
     return ["0" if word[0].isdigit() else word for word in found]
 
 
 def _word_grams(words: list[str]) -> list[str]:
-    """Words, neighbours, and how the text begins and ends: `write a ...`, `... of it ?`."""
+    """The words, pairs of words, openings and endings: `write a ...`, `... of it ?`."""
     grams = list(words)
     grams += [f"{first} {second}" for first, second in pairwise(words)]
     if words:
@@ -87,13 +88,13 @@ def _word_grams(words: list[str]) -> list[str]:
 
 
 def _hashed(names: list[str]) -> NDArray[np.int64]:
-    # Encoded together, which is faster: no name has a line feed.
+    # Encoded in one call, which is faster; no name contains a line feed.
     encoded = "\n".join(names).encode("utf-8", "surrogatepass").split(b"\n") if names else []
     return np.array([zlib.crc32(name) & _MASK for name in encoded], np.int64)
 
 
 def _pieces(text: str) -> NDArray[np.int64]:
-    """Hashes of all runs of three to five characters."""
+    """The hashes of all runs of three to five characters."""
     spaced = f" {_DIGIT.sub('0', ' '.join(text.lower().split()))} "
     points = np.frombuffer(spaced.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     found: list[NDArray[np.uint64]] = []
@@ -110,7 +111,7 @@ def _pieces(text: str) -> NDArray[np.int64]:
 
 
 def _counted(hashes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Each bucket once, in order; its value grows with the logarithm of its count."""
+    """The buckets in order, each once, with values that grow with the logarithm of their counts."""
     if not len(hashes):
         return hashes, np.empty(0, np.float32)
     ordered = np.sort(hashes)
@@ -121,6 +122,6 @@ def _counted(hashes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.f
 
 
 def _scale(values: NDArray[np.float32], length: float) -> None:
-    """Give a vector that length, in place; an empty one stays as it is."""
+    """Scale a vector to that length, in place; an empty one stays as it is."""
     if len(values):
         values *= length / math.sqrt(values @ values)

@@ -1,4 +1,4 @@
-"""A prompt as a router reads it, prepared once for all stages."""
+"""A prompt as routers read it, prepared once for all stages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from orion_oie.routing.text.signals import signals
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An excerpt of a text, and what was seen in it. `signals` has one number for each of
-    `SIGNALS`, shape (signals,)."""
+    """An excerpt of a text and its features. `signals` has one number for each of `SIGNALS`, shape
+    (signals,)."""
 
     text: str
     parts: Segments
@@ -43,7 +43,7 @@ class Prompt:
 
 
 def read(text: str) -> Prompt:
-    """Look at a text. Never raises for one, and the time has a bound."""
+    """Extract the features of a text. Raises for no text and takes a bounded time."""
     text = excerpt(text)
     parts, language = split(text), detect(text)
     shapes = measure(text, language)

@@ -1,9 +1,9 @@
-"""What `segments` looks for: the expressions and the words that tell a payload and a request.
+"""The patterns and words by which `segments` recognizes a payload and a request.
 
-Every expression is linear: what repeats is bounded, or ends at what it can not hold.
+Every expression takes linear time: a repetition is bounded, or excludes what follows it.
 """
 
-# A short line without any of them has no payload.
+# A short line without any of these marks has no payload.
 PLAIN_MARKS = ("\n", '"', "```", "~~~", "'''", "“", "„", "«", "「", "『")
 
 FENCE = r"(?s:(```|~~~).*?\1)"
@@ -12,8 +12,8 @@ QUOTED = (
     r"|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|「[^「」]*」|『[^『』]*』"
 )
 
-# Each line becomes one character, named as the group that matched its start: L and C are log and
-# code for sure, l and c only beside another, n is code only beside code, q is a mail quote.
+# Each line becomes one character, the name of the group that matched its start: L and C are surely
+# log and code, l and c only next to another such line, n is code only next to code, q a mail quote.
 LINE = (
     r"(?P<q>>(?!>>))|(?P<n>#(?!include|define|!)|//|--|/\*|\*/|\.\.\. "
     r"|(?:end|then|do|done|fi|begin|pass|break|continue);?$|(?:let|val) \w{1,40}+ ?[:=][^;]*$)"
@@ -43,7 +43,7 @@ LINE = (
     r"|(?:SELECT|FROM|WHERE|GROUP BY|ORDER BY|HAVING|VALUES|UNION|LIMIT) ?(?:[\w\"`(*]|$)"
     r"|(?:INNER |LEFT |RIGHT |FULL |CROSS |OUTER ){0,2}JOIN \w"
     r"|(?:sudo|pip3? install|npm (?:install|run)|docker (?:run|build)|kubectl \w+|git clone) \S)"
-    # The rest begin with any name: one look at what follows it spares most lines the tries.
+    # The rest begin with a name. A look-ahead at what follows it rules out most lines at once.
     r"|(?=[\w./-]{1,80}+ ?[-+*/|&]?[:=(\[])(?:"
     r"(?P<L2>[\w.]{0,80}(?:Error|Exception): "
     r"|[\w./-]{1,80}+:\d{1,6}(?::\d{1,6})?: (?:error|warning))"
@@ -60,7 +60,7 @@ RUN = (
     r"|(?P<code>n{0,8}[Cc](?:[Ccin]|_{1,3}(?=n{0,8}[Cci])|,{1,2}(?=[Cc]))*)"
 )
 
-# At the start of a line or a sentence. The look ahead for a colon spares most of them the tries.
+# At the start of a line or a sentence. The look-ahead for a colon rules out most places at once.
 LABEL = (
     r"[\n.!?。！？](?=[^\n:：]{2,40}[:：])[ \t#*_\[(<]{0,6}"
     r"(?i:(?P<body>(?:the |input |source |original )?(?:input|text"
@@ -101,7 +101,7 @@ COMMENTS = r"(?m)(?:^[ \t]{0,80}(?:#(?!include|define|!)|//|--|/\*).*\n?){1,20}"
 QUESTION = r"(?m)^.*[?？؟][ \t\r]*$"
 QUESTION_MARKS = ("?", "？", "؟")
 
-# Requests to work on a text that is given.
+# Verbs of requests that work on a given text.
 TEXT_VERBS = """
     summarize summarise summary tldr tl;dr translate rewrite rephrase reword paraphrase proofread
     correct edit revise polish shorten condense simplify classify categorize categorise extract
@@ -130,7 +130,7 @@ COURTESIES = """
     peux-tu pouvez-vous veuillez puoi per favore pode você пожалуйста можешь
 """
 ALL_VERBS = TEXT_VERBS + REQUEST_VERBS
-WISHES = """
+REQUIREMENTS = """
     should must please ensure avoid include don't sollte sollten muss bitte doit devrait debe
     debería deve dovrebbe deveria должен должна нужно
 """

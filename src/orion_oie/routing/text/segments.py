@@ -1,8 +1,8 @@
-"""What a prompt asks, told from what it asks about: its instruction and its payload.
+"""Segmentation of a prompt into its instruction and its payload: the text that it asks about.
 
-By shape and by a few words alone: nothing is parsed, and what is unclear stays instruction. So do
-a single paragraph without a label, and a list of points, which mostly says how the answer should
-be. The expressions and words that it looks for are in `segment_patterns`.
+Uses the shape of the text and a few words; nothing is parsed, and unclear text stays instruction.
+So do a single paragraph without a label, and a list of points, which mostly describes the answer
+that is wanted. The expressions and words are in `segment_patterns`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,8 @@ PayloadKind = Literal["code", "table", "log", "quote", "document"]
 
 
 class Segments(NamedTuple):
-    """Together every character of the excerpt of a prompt but white space, each in its order."""
+    """Instruction and payload. Together they hold every character of the excerpt except white
+    space, each in its original order."""
 
     instruction: str
     payload: str
@@ -26,7 +27,7 @@ class Segments(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """`text[start:end]`, payload of some kind, or open: instruction for all that is known."""
+    """The range `text[start:end]`: payload of a kind, or None for instruction so far ("open")."""
 
     start: int
     end: int
@@ -41,14 +42,14 @@ class _Line(NamedTuple):
 
 _Finder = Callable[[str, int, int], Iterable[_Span]]
 
-# Below this a single line is not worth a look unless it holds one of the marks.
+# A shorter single line is instruction unless it holds one of the marks.
 _PLAIN_CHARS = 160
 _ASKING_CHARS = 300
 # A greeting or a role may stand before the request.
 _ASIDE_CHARS = 100
 _QUOTE_CHARS = 60
 _CELL_CHARS = 45
-# A body that the instruction points at may be shorter than one that merely stands beside it.
+# A body that the instruction refers to may be shorter than one that merely stands next to it.
 _POINTED_BODY_CHARS = 120
 _BODY_CHARS = 400
 _REQUEST_LETTERS = 10
@@ -62,11 +63,14 @@ def _words(text: str) -> frozenset[str]:
 
 
 def split(text: str) -> Segments:
-    """Tell the instruction of `text` from its payload; looks at an excerpt of a long text.
+    """Split `text`, or an excerpt of a long one, into its instruction and its payload.
 
-    Payload is code (fenced or not), tables, logs, long quotations, and the long body that a short
-    request, question or label introduces or follows. Of nothing but code, a docstring, comment or
-    question is the instruction; of nothing but a table or a log it may be empty.
+    1. Code (fenced or not), tables, logs and long quotations are payload.
+    2. In the rest, a long body that a short request, question or label introduces or follows is
+       payload as well.
+    3. If nothing but payload is left: a docstring, comment or question in code, or a question in
+       other payload, is the instruction; a quotation alone is the instruction as a whole; for a
+       table or a log alone the instruction may be empty.
     """
     text = excerpt(text).strip()
     if len(text) <= _PLAIN_CHARS and not any(mark in text for mark in patterns.PLAIN_MARKS):
@@ -85,7 +89,7 @@ def split(text: str) -> Segments:
 
 
 def _refined(text: str, spans: list[_Span], find: _Finder) -> list[_Span]:
-    """What `find` sees in the open spans becomes payload; the rest of them stays open."""
+    """The spans after `find` has marked payload in the open ones; the rest of them stays open."""
     refined = []
     for span in spans:
         if span.kind is not None:
@@ -109,7 +113,7 @@ def _clipped(spans: Iterable[_Span], start: int, end: int) -> Iterator[_Span]:
 
 
 def _joined(pieces: Iterable[str]) -> str:
-    """One text of all pieces, where no two words run into each other."""
+    """All pieces as one text, with a space where two words would run into each other."""
     joined: list[str] = []
     for piece in pieces:
         if joined and not joined[-1][-1].isspace() and not piece[0].isspace():
@@ -124,14 +128,14 @@ def _fences(text: str, start: int, end: int) -> Iterator[_Span]:
 
 
 def _quotes(text: str, start: int, end: int) -> Iterator[_Span]:
-    # Short ones are matched as well, so that their ends do not open a quotation.
+    # Short quotations are matched as well, so that their closing marks do not open another.
     for match in compiled(patterns.QUOTED).finditer(text, start, end):
         if match.end() - match.start() > _QUOTE_CHARS:
             yield _Span(*match.span(), "quote")
 
 
 def _runs(text: str, start: int, end: int) -> Iterator[_Span]:
-    """Runs of code, of log lines, of table rows and of mail quotes, as whole lines."""
+    """The runs of code, log lines, table rows and mail quotes, as whole lines."""
     lines = text[start:end].splitlines(keepends=True)
     starts = list(accumulate(map(len, lines), initial=start))
     for run in compiled(patterns.RUN).finditer(_marks(lines)):
@@ -145,7 +149,7 @@ def _runs(text: str, start: int, end: int) -> Iterator[_Span]:
 
 
 def _marks(lines: list[str]) -> str:
-    """A character for each line: those of `patterns.LINE` and `_mark`; t for a row of a table."""
+    """One character for each line: see `patterns.LINE` and `_mark`; t for a row of a table."""
     marks = [_mark(line) for line in lines]
     rows = [
         None if mark in "_CcL" else _row_kind(line.strip())
@@ -159,7 +163,7 @@ def _marks(lines: list[str]) -> str:
 
 
 def _mark(line: str) -> str:
-    """As in `patterns.LINE`; else _ is blank, i indented, a dot prose, a comma unclear."""
+    """The mark of a line: see `patterns.LINE`; else _ blank, i indented, . prose, or , unclear."""
     bare = line.strip()
     if not bare:
         return "_"
@@ -177,7 +181,7 @@ def _mark(line: str) -> str:
 
 
 def _row_kind(line: str) -> str | None:
-    """The same for rows that may be of one table; None for a line that is no row."""
+    """A key that is equal for rows that may belong to one table; None for a line that is no row."""
     pipes = line.count("|")
     if pipes > 1:
         return "|"
@@ -194,7 +198,7 @@ def _row_kind(line: str) -> str | None:
 
 
 def _bodies(text: str, spans: list[_Span]) -> list[_Span]:
-    """The long texts that something short in the open spans is about."""
+    """The long texts to which short ones in the open spans refer."""
     lines = [line for span in spans if span.kind is None for line in _lines(text, span)]
     if not lines:
         return []
@@ -211,8 +215,8 @@ def _lines(text: str, span: _Span) -> Iterator[_Line]:
 
 
 def _labelled(text: str, lines: list[_Line]) -> list[_Span]:
-    """From each label of a text to the next label of a request, or to a request at the end."""
-    # The line feed gives the first label something to follow, and moves all by one.
+    """The spans from each label of a text to the next label, or to a request at the end."""
+    # The leading line feed lets the first label match, and shifts all positions by one.
     labels = list(compiled(patterns.LABEL).finditer(f"\n{text}"))
     if not labels:
         return []
@@ -230,7 +234,7 @@ def _labelled(text: str, lines: list[_Line]) -> list[_Span]:
 
 
 def _led(text: str, lines: list[_Line], has_payload: bool) -> list[_Span]:
-    """All between a request in the first lines and one in the last, when that is long."""
+    """The text between a request in the first lines and one in the last, if it is long."""
     start = _lead_end(text, lines)
     closing = _closing(lines, start or 0, is_led=start is not None)
     if start is None and closing is None:
@@ -247,15 +251,19 @@ def _led(text: str, lines: list[_Line], has_payload: bool) -> list[_Span]:
     if size < _BODY_CHARS and (has_payload or not is_pointed):
         return []
     if not works_on_text:
-        wishes = sum(len(line.bare) for line in body if _is_wish(line.bare))
+        requirements = sum(len(line.bare) for line in body if _is_requirement(line.bare))
         is_account = not is_pointed and compiled(patterns.OWN_ACCOUNT).match(body[0].bare)
-        if wishes * 2 >= size or is_account or sum(map(str.isalpha, request)) < _REQUEST_LETTERS:
+        if (
+            requirements * 2 >= size
+            or is_account
+            or sum(map(str.isalpha, request)) < _REQUEST_LETTERS
+        ):
             return []
     return [_Span(start, end, "document")]
 
 
 def _lead_end(text: str, lines: list[_Line]) -> int | None:
-    """Where the request in the first lines ends, or in the first sentence of a long line."""
+    """The end of the request in the first lines, or in the first sentence of a long line."""
     first = lines[0]
     if len(lines) == 1 or len(first.bare) > _ASKING_CHARS:
         inline = compiled(patterns.INLINE_LEAD).match(text, first.start, first.end)
@@ -272,9 +280,10 @@ def _lead_end(text: str, lines: list[_Line]) -> int | None:
 
 
 def _closing(lines: list[_Line], after: int, is_led: bool) -> int | None:
-    """Where the requests in the last lines begin, with the options to choose from.
+    """The start of the requests in the last lines, including the options to choose from.
 
-    After a request at the start, a blank line has to set them off: a letter may end in a question.
+    If the text starts with a request, a blank line has to come before them, because a pasted letter
+    may end in a question.
     """
     start = None
     lines = lines[-_CLOSING_LINES:]
@@ -290,7 +299,7 @@ def _closing(lines: list[_Line], after: int, is_led: bool) -> int | None:
 
 
 def _asks(line: str) -> bool:
-    """A short line that is a question, ends in a colon, or has a sentence that is a request."""
+    """True for a short line that is a question, ends in a colon, or contains a request."""
     if len(line) > _ASKING_CHARS:
         return False
     if line.rstrip('*_"”») ').endswith((*patterns.QUESTION_MARKS, ":", "：")):
@@ -299,7 +308,7 @@ def _asks(line: str) -> bool:
 
 
 def _begins(text: str, verbs: str, east_asian: str) -> bool:
-    """Whether a sentence of `text` begins with one of the verbs, courtesies aside."""
+    """True if a sentence of `text` begins with one of the verbs, after any courtesies."""
     for sentence in compiled(patterns.SENTENCE_END).split(text):
         words = (word for word in _plain_words(sentence) if word not in _words(patterns.COURTESIES))
         if next(words, "") in _words(verbs):
@@ -316,15 +325,15 @@ def _plain_words(text: str) -> Iterator[str]:
         yield word.strip(".,:;!?*_#\"'()")
 
 
-def _is_wish(line: str) -> bool:
-    """A point of a list, or a line that begins to say how the answer should be."""
+def _is_requirement(line: str) -> bool:
+    """True for an item of a list, or a line that begins to describe the answer that is wanted."""
     if compiled(patterns.POINT).match(line):
         return True
-    return not _words(patterns.WISHES).isdisjoint(_plain_words(line[:100]))
+    return not _words(patterns.REQUIREMENTS).isdisjoint(_plain_words(line[:100]))
 
 
 def _of_payload_alone(text: str, kinds: frozenset[PayloadKind]) -> Segments:
-    """The little in payload that may be an instruction. A quotation alone is the instruction."""
+    """The segments of a text that is all payload: see step 3 of `split`."""
     if kinds <= {"quote", "document"}:
         return Segments(text, "", frozenset())
     for start, end in _hints(text, kinds):
@@ -335,7 +344,7 @@ def _of_payload_alone(text: str, kinds: frozenset[PayloadKind]) -> Segments:
 
 
 def _hints(text: str, kinds: frozenset[PayloadKind]) -> Iterator[tuple[int, int]]:
-    """Where a docstring stands, up to its examples; where comments and questions stand."""
+    """The ranges of a docstring up to its examples, of comments and of questions."""
     for quotes in ('"""', "'''") if "code" in kinds else ():
         before, mark, rest = text.partition(quotes)
         start = len(before) + len(mark)

@@ -1,4 +1,4 @@
-"""What the shape of a prompt says, as named numbers in [0, 1] for the linear model of the router.
+"""Signals: named numbers in [0, 1] that describe the shape of a prompt for the linear model.
 
 Language, shapes of code, formulas and tables, kinds of payload, length, questions, options.
 """
@@ -44,7 +44,7 @@ _OPTIONS = r"(?m)(?:^|\s)[(\[]?[A-Da-d][.):\]]\s"
 def signals(
     text: str, parts: Segments, language: Language, shapes: Mapping[RouteFeature, float]
 ) -> list[float]:
-    """A number for each of `SIGNALS`. `text` is an excerpt, and all the rest are its own."""
+    """One number for each of `SIGNALS`. `text` is an excerpt, the other arguments are its own."""
     size = max(1, len(text))
     length = min(1.0, math.log1p(len(text)) / _LONGEST_LOG)
     asked = parts.instruction.rstrip()

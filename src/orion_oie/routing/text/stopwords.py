@@ -1,7 +1,7 @@
-"""Words that give a language away: function words, question words, greetings, common requests.
+"""Words that identify a language: function words, question words, greetings, common requests.
 
-Data only. Words that several languages share are listed under each of them; `language.py` gives
-such a word less weight. Accents may be left out by the writer: that is handled there as well.
+Data only. A word that several languages share is listed under each of them; `language.py` gives
+it less weight, and also accepts words written without accents.
 """
 
 _WORDS = {
