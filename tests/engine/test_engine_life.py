@@ -384,17 +384,21 @@ def test_a_kept_handle_does_not_keep_the_engine(make_engine) -> None:
 
 
 def test_a_running_request_keeps_its_engine(make_engine) -> None:
-    """An engine lives on until the requests that it has taken are answered, then goes."""
+    """What an engine works with lives on until the requests that it has taken are answered, also
+    if nobody refers to the engine itself; then its models go."""
     held = Held(FakeAnswer(TEXT))
-    engine = make_engine({"*": held}, **one_at_a_time())
+    backend = FakeBackend({"*": held})
+    engine = make_engine(backend, **one_at_a_time())
     handles = [engine.submit("Hello?") for _ in range(3)]
-    gone = weakref.ref(engine)
+    gone = weakref.ref(parts(engine).pipeline)
     del engine
     held.wait_for()
     assert not is_collected(gone)
+    assert all(model.is_alive() for model in backend._models)
     held.let_go.set()
     assert [handle.result(BOUND_S).content for handle in handles] == [TEXT] * 3
     wait_until(lambda: is_collected(gone), queue_module._IDLE_EXIT_S / 2)
+    assert not any(model.is_alive() for model in backend._models)
 
 
 def test_ended_requests_are_not_kept(make_engine) -> None:

@@ -45,6 +45,7 @@ from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool.files import ModelFiles
 from orion_oie.pool.memory_manager import MemoryManager
 from orion_oie.pool.variants import VariantSelector
+from orion_oie.schemas.stats import BreakerState
 from orion_oie.telemetry.event_log import EventLog
 
 MIB = 2**20
@@ -79,7 +80,7 @@ class World:
         self.config = resolved(config_with(cache_dir=folder / "cache", **config))
         cache = ModelCache(self.config.download.cache_dir)
         self.events = EventLog(100)
-        files = ModelFiles(self.registry, self.config, cache, self.backend.footprint)
+        files = ModelFiles(self.registry, self.config, cache, self.backend.footprint, self.clock)
         self.memory = MemoryManager(
             self.config, self.backend, self.backend.load, self.events, cache.root, files=files
         )
@@ -105,6 +106,11 @@ class World:
             for event in self.events.export()
             if event["event"] == "router.degraded"
         ]
+
+    @property
+    def is_paused(self) -> bool:
+        """True while the embedder does not ask its model: no public call says so."""
+        return self.embedder._breaker.stats().state is not BreakerState.CLOSED
 
     def use(self, agent_id: str) -> Any:
         """Hold the model of an agent."""
@@ -204,7 +210,7 @@ def test_a_slow_load_goes_on_without_the_route(make_world: Callable[..., World])
     assert len(world.degraded) == 1
     world.backend.gate.set()
     wait_until(world.embedder.is_loaded)
-    wait_until(lambda: world.embedder._failure is None)
+    wait_until(lambda: not world.is_paused)
     world.embedder.embed(["x"])
     assert world.backend.begun == [KEY]
 
@@ -270,7 +276,7 @@ def test_models_in_memory_do_not_give_way_in_turns(make_world: Callable[..., Wor
         world = make_world(**limits)
         with world.use("conversation"):
             pass
-        with pytest.raises(InsufficientMemoryError, match=f"no room for {KEY} beside"):
+        with pytest.raises(InsufficientMemoryError, match=f"no memory for {KEY} beside"):
             world.embedder.embed(["x"])
         assert list(world.pool.residents()) == ["a@q4"]
         assert world.backend.begun == ["a@q4"]

@@ -96,6 +96,8 @@ class RequestLifecycle:
         """Fire a trigger of `TRANSITIONS`; raises `transitions.MachineError` if illegal here."""
         old = self.state
         new = _DESTINATIONS.get((old, trigger))
+        if new is None and trigger not in _machine.events:
+            raise AttributeError(f"there is no move '{trigger}'")
         if new is None:
             raise MachineError(f"Can't trigger event {trigger} from state {old.name}!")
         now = self._clock()

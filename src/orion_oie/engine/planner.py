@@ -65,8 +65,7 @@ class Planner:
             return 0.0
         if not candidate.is_on_disk or candidate.footprint is None:
             return None
-        size_bytes = candidate.footprint.weights_bytes
-        return candidate.load_s or _START_S + size_bytes / _READ_BYTES_PER_S
+        return candidate.load_s or _START_S + candidate.file_bytes / _READ_BYTES_PER_S
 
     def _planned(
         self, one: Candidate, order: Sequence[Candidate], budget_bytes: int

@@ -14,12 +14,14 @@ class Candidate:
     """One model of an agent's chain, in the variant chosen for it. Chosen once, then carried along.
     `picked` says why it is this variant.
 
-    `agent_id` is the agent whose model it is: the routed one, or one that it falls back to. `spec`
-    says how to load it; None when there is nothing to load. `footprint` is the memory it would
-    take; None when its files cannot be read, and `why_unreadable` says why. `load_s` is the time
-    that its last load from local files took, None if there was none. `is_on_disk` is False for
-    a model that would have to be fetched first; one that must not be fetched is not `is_available`,
-    and `why_unavailable` says why.
+    agent_id: the agent whose model it is: the routed one, or one that it falls back to.
+    spec: how to load it; None when there is nothing to load.
+    footprint: the memory that it would take; None when its files cannot be read, and then
+        `why_unreadable` says why.
+    load_s: seconds that its last load from local files took; None if there was none.
+    file_bytes: the size of its files on this machine.
+    is_on_disk, is_available: a model whose files are not on this machine is available if it may be
+        fetched; else `why_unavailable` says why not.
     """
 
     agent_id: str
@@ -31,6 +33,7 @@ class Candidate:
     spec: LoadSpec | None
     footprint: Footprint | None
     load_s: float | None
+    file_bytes: int
     is_on_disk: bool
     is_available: bool
     is_progressive: bool

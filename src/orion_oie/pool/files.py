@@ -4,9 +4,10 @@ Looking means the file system, the search for installed packages and the headers
 memory manager looks again every two seconds while models are in memory.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +30,13 @@ _BYTES_PER_MB = 10**6
 @dataclass(frozen=True, slots=True)
 class VariantFiles:
     """One variant of a model, and what there is of it. `spec` and `estimate` are None where there
-    is nothing to load and where its size cannot be worked out."""
+    is nothing to load and where its size cannot be worked out. `file_bytes` are on this machine."""
 
     key: ModelKey
     state: VariantState
     spec: LoadSpec | None
     estimate: Footprint | None
+    file_bytes: int = 0
     why_unreadable: str = ""
 
     @property
@@ -85,7 +87,7 @@ class ModelFiles:
         if (
             look is None
             or look.model is not model
-            or (max_age_s != math.inf and self._clock() - look.at_s > max_age_s)
+            or (max_age_s != math.inf and self._clock() - look.at_s >= max_age_s)
         ):
             look = self._look(model_id, model, look)
         return look
@@ -117,10 +119,11 @@ class ModelFiles:
         spec = self._spec(key, model, state)
         if spec is None:
             return VariantFiles(key, state, None, None)
+        file_bytes = _size_of(state.files or ())
         try:
-            return VariantFiles(key, state, spec, self._footprint(spec))
+            return VariantFiles(key, state, spec, self._footprint(spec), file_bytes)
         except OrionError as error:  # its load reports it, if it comes to that
-            return VariantFiles(key, state, spec, None, error.message)
+            return VariantFiles(key, state, spec, None, file_bytes, error.message)
 
     def _spec(self, key: ModelKey, model: ModelSpec, state: VariantState) -> LoadSpec | None:
         """How to load a variant, as far as the agent does not matter."""
@@ -159,3 +162,11 @@ class ModelFiles:
             prompt_format=model.prompt_format,
             sharding=self._config.loading.sharding,
         )
+
+
+def _size_of(files: Iterable[Path]) -> int:
+    size_bytes = 0
+    for file in files:
+        with contextlib.suppress(OSError):  # it went just now: its load reports that
+            size_bytes += file.stat().st_size
+    return size_bytes

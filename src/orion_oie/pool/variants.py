@@ -139,6 +139,7 @@ class VariantSelector:
             spec=spec,
             footprint=footprint,
             load_s=load_s,
+            file_bytes=chosen.file_bytes,
             is_on_disk=chosen.is_on_disk,
             is_available=self._can_be_used(chosen),
             is_progressive=is_progressive,

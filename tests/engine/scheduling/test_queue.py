@@ -27,6 +27,44 @@ READY, FULL = ModelState.READY, ModelState.FULL
 LOADABLE, BLOCKED = ModelState.LOADABLE, ModelState.BLOCKED
 
 
+# What no public call of a queue shows, and some tests wait for or bring about
+
+
+def idle_of(queue: RequestQueue[Any]) -> int:
+    """The number of its threads without work."""
+    return queue._idle
+
+
+def busy_of(queue: RequestQueue[Any]) -> int:
+    """The number of its threads that serve."""
+    return queue._busy
+
+
+def is_deciding(queue: RequestQueue[Any]) -> bool:
+    """True while a thread decides, or waits for news to decide on."""
+    return queue._decider is not None
+
+
+def shown_by(queue: RequestQueue[Any]) -> dict[str, Availability]:
+    """The availability of models at its last decision."""
+    return queue._availability
+
+
+def lock_of(queue: RequestQueue[Any]) -> Any:
+    """Its lock: while a test holds it, nothing is decided."""
+    return queue._lock
+
+
+def set_max_threads(queue: RequestQueue[Any], number: int) -> None:
+    """Change how many threads it may have."""
+    queue._max_threads = number
+
+
+def replace_idle_wait(queue: RequestQueue[Any], wait: Callable[[object, float], bool]) -> None:
+    """Have its threads wait for work by `wait(seat, timeout_s)`."""
+    queue._await = wait  # type: ignore[method-assign]
+
+
 class Item:
     """Something to serve; equal to nothing else."""
 
@@ -185,7 +223,7 @@ def test_what_a_free_thread_takes_does_not_wait(gate) -> None:
         assert caught.value.details == {"waiting": 1, "limit": 1}
         gate.opened.set()
         wait_until(lambda queue=queue: len(queue) == 0 and gate.running == 0)
-        wait_until(lambda queue=queue: queue._busy == 0)
+        wait_until(lambda queue=queue: busy_of(queue) == 0)
         queue.put(Item())
 
 
@@ -225,7 +263,7 @@ def test_an_idle_thread_is_used_before_a_new_one(gate, threads, monkeypatch) -> 
     queue = OneModelQueue(gate, limit=10, concurrency=8)
     for count in range(1, 9):
         queue.put(Item())
-        wait_until(lambda count=count: len(gate.served) == count and queue._idle == 1)
+        wait_until(lambda count=count: len(gate.served) == count and idle_of(queue) == 1)
         assert threads() == 1
     queue.close()
 
@@ -235,16 +273,16 @@ def test_all_idle_threads_are_used_before_a_new_one(gate, threads, monkeypatch) 
     monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", BOUND_S)
     queue = busy_queue(gate, concurrency=8)
     gate.opened.set()
-    wait_until(lambda: queue._idle == 8)
-    queue._max_threads = 16
+    wait_until(lambda: idle_of(queue) == 8)
+    set_max_threads(queue, 16)
     gate.opened.clear()
-    with queue._work:
+    with lock_of(queue):
         for _ in range(8):
             queue.put(Item())
     wait_until(lambda: gate.running == 8)
     assert threads() == 8
     gate.opened.set()
-    wait_until(lambda: queue._idle == 8)
+    wait_until(lambda: idle_of(queue) == 8)
     queue.close()
 
 
@@ -253,9 +291,9 @@ def test_an_idle_thread_is_not_counted_on_twice(gate) -> None:
     queue = OneModelQueue(gate, limit=10, concurrency=2)
     gate.opened.set()
     queue.put(Item())
-    wait_until(lambda: queue._idle == 1 and gate.running == 0)
+    wait_until(lambda: idle_of(queue) == 1 and gate.running == 0)
     gate.opened.clear()
-    with queue._work:  # the idle thread cannot take the first before the second is there
+    with lock_of(queue):  # the idle thread cannot take the first before the second is there
         queue.put(Item())
         queue.put(Item())
     wait_until(lambda: gate.running == 2)
@@ -300,12 +338,12 @@ def test_an_item_that_comes_as_a_thread_gives_up_is_served() -> None:
     served: list[str] = []
     queue = OneModelQueue(served.append, limit=10, concurrency=1)
 
-    def wait(_timeout: float) -> bool:
+    def wait_in_vain(_seat: object, _timeout_s: float) -> bool:
         if served == ["first"]:
             queue.put("second")
         return False
 
-    queue._work.wait = wait
+    replace_idle_wait(queue, wait_in_vain)
     queue.put("first")
     wait_until(lambda: served == ["first", "second"])
 
@@ -365,7 +403,7 @@ def test_close_ends_idle_threads(gate, threads, monkeypatch) -> None:
     monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 10 * BOUND_S)
     queue = busy_queue(gate, concurrency=3)
     gate.opened.set()
-    wait_until(lambda: queue._idle == 3)
+    wait_until(lambda: idle_of(queue) == 3)
     queue.close()
     wait_until(lambda: threads() == 0)
 
@@ -383,7 +421,7 @@ def test_close_ends_the_thread_that_waits_for_a_change(gate, threads) -> None:
         queue = RequestQueue(gate, limit=1, availability_of=state_of, per_model=1, max_threads=1)
         queue.put(Item(), model="a")
         if not is_asking:
-            wait_until(lambda queue=queue: queue._availability)
+            wait_until(lambda queue=queue: shown_by(queue))
             assert len(queue.close()) == 1
         wait_until(lambda: threads() == 0)
 
@@ -484,9 +522,9 @@ def test_what_cannot_be_served_waits_for_a_word(gate, threads) -> None:
     queue = queue_for(gate, models)
     gate.opened.set()
     put_all(queue, "aaaaaaaa")
-    wait_until(lambda: queue._is_deciding)
+    wait_until(lambda: is_deciding(queue))
     put_all(queue, "b")
-    wait_until(lambda: gate.names == ["b"] and queue._busy == 0)
+    wait_until(lambda: gate.names == ["b"] and busy_of(queue) == 0)
     wait_until(lambda: threads() == 1)
     models.availability["a"] = Availability(READY)
     assert gate.names == ["b"]
@@ -500,7 +538,7 @@ def test_what_waits_is_looked_at_again(gate, monkeypatch) -> None:
     models = Models(a=blocked("x"))
     queue = queue_for(gate, models)
     put_all(queue, "a")
-    wait_until(lambda: queue._is_deciding)
+    wait_until(lambda: is_deciding(queue))
     models.availability["a"] = Availability(READY)
     wait_until(lambda: gate.names == ["a"])
 
@@ -513,7 +551,7 @@ def test_taking_a_blocked_item_back_frees_those_it_held(gate) -> None:
     [item] = put_all(queue, "a")
     clock.now += 20.0
     put_all(queue, "b")
-    wait_until(lambda: "b" in queue._availability)
+    wait_until(lambda: "b" in shown_by(queue))
     assert queue.waiting()[1].reason == "'b' is held back so that 'a' gets room"
     assert gate.names == []
     queue.remove(item)
@@ -549,7 +587,7 @@ def test_an_item_that_comes_while_it_decides_is_asked_about(gate) -> None:
 
     queue = RequestQueue(gate, limit=9, availability_of=state_of, per_model=1, max_threads=1)
     queue.put(Item("a"), model="a")
-    wait_until(lambda: "b" in queue._availability)
+    wait_until(lambda: "b" in shown_by(queue))
     assert "b" in asked
     assert len(queue.close()) == 2
     assert gate.names == []
@@ -580,7 +618,7 @@ def test_what_ends_while_it_decides_is_asked_about(gate) -> None:
         if model == "a" or is_evicted.is_set():
             return Availability(READY) if model == "a" else blocked("a")
         gate.opened.set()
-        wait_until(lambda: queue._busy == 0)
+        wait_until(lambda: busy_of(queue) == 0)
         is_evicted.set()
         return Availability(READY)
 
@@ -588,7 +626,7 @@ def test_what_ends_while_it_decides_is_asked_about(gate) -> None:
     queue.put(Item("a"), model="a")
     wait_until(lambda: gate.running == 1)
     queue.put(Item("b"), model="b")
-    wait_until(lambda: "b" in queue._availability)
+    wait_until(lambda: "b" in shown_by(queue))
     assert len(queue.close()) == 1
     assert gate.names == ["a"]
 
@@ -660,14 +698,14 @@ def test_a_load_that_never_shows_stops_nobody_for_long(gate, monkeypatch) -> Non
 def test_a_refused_thread_while_serving_loses_nothing(gate) -> None:
     """When the system gives no second thread, the first one serves what waits."""
     queue = busy_queue(gate, concurrency=1)
-    queue._max_threads = 2
+    set_max_threads(queue, 2)
     with no_more_threads():
         with pytest.raises(RuntimeError, match="no more threads"):
             queue.put(Item("refused"))
         gate.opened.set()
-        wait_until(lambda: queue._idle == 1)
+        wait_until(lambda: idle_of(queue) == 1)
         gate.opened.clear()
-        with queue._work:
+        with lock_of(queue):
             queue.put(Item(1))
             queue.put(Item(2))
         wait_until(lambda: gate.running == 1)
@@ -713,7 +751,7 @@ def test_a_full_queue_says_when_to_come_back(gate) -> None:
         wait_until(lambda: gate.running == 1)
         clock.now += service_s
         gate.opened.set()
-        wait_until(lambda: queue._busy == 0)
+        wait_until(lambda: busy_of(queue) == 0)
     gate.opened.clear()
     for _ in range(3):
         queue.put(Item())
@@ -727,7 +765,7 @@ def test_the_blocked_do_not_count_as_about_to_run(gate) -> None:
     """Free threads do not make room in the queue for what they cannot serve."""
     queue = queue_for(gate, Models(a=blocked("x")), limit=2)
     put_all(queue, "aa")
-    wait_until(lambda: queue._availability)
+    wait_until(lambda: shown_by(queue))
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
         put_all(queue, "a")
     queue.close()
@@ -739,7 +777,7 @@ def test_the_held_do_not_count_as_about_to_run(gate) -> None:
     queue = queue_for(gate, models, limit=2)
     put_all(queue, "a", priority=1)
     put_all(queue, "b")
-    wait_until(lambda: "b" in queue._availability)
+    wait_until(lambda: "b" in shown_by(queue))
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
         put_all(queue, "b")
     queue.close()
