@@ -42,8 +42,8 @@ def _line(item: Mapping[str, Any], model: type[BaseModel], whole: type[BaseModel
     if item["type"] == "missing":
         return f"{_dotted(loc)}: missing"
     hint = ""
-    if item["type"] == "literal_error":
-        hint = did_you_mean(str(item["input"]), _literals_of(_annotation_at(model, loc)))
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        hint = did_you_mean(item["input"], _literals_of(_annotation_at(model, loc)))
     bounds = "" if item["type"] == "value_error" else _bounds_at(model, loc)
     allowed = f"; allowed: {bounds}" if bounds else ""
     return f"{_dotted(loc)}: {item['msg']}{hint}{allowed}, got {_shown(item['input'])}"
