@@ -5,6 +5,7 @@ The backend says what its script says.
 
 import asyncio
 import json
+import os
 import signal
 import threading
 
@@ -23,6 +24,7 @@ from orion_oie import (
     RequestState,
     TokenEvent,
     WorkerTimeoutError,
+    __version__,
 )
 from orion_oie.backends.base import GenerationJob
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
@@ -59,6 +61,19 @@ def test_one_request_as_events(make_engine) -> None:
     own = [event for event in events if not event.name.startswith("model.")]
     assert {event.request_id for event in own} == {handle.id}
     assert names(engine) == ["engine.started", *(event.name for event in events)]
+
+
+def test_an_engine_reports_its_start_once(make_engine) -> None:
+    """The first event names the version of the library and the process."""
+    engine = make_engine()
+    engine.infer("Hello?")
+    first = engine.export_logs()[0]
+    assert (first["event"], first["version"], first["pid"]) == (
+        "engine.started",
+        __version__,
+        os.getpid(),
+    )
+    assert names(engine).count("engine.started") == 1
 
 
 def test_a_failed_request_as_events(make_engine) -> None:
