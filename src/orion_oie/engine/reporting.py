@@ -63,10 +63,10 @@ def llama_backend(config: EngineConfig, events: EventLog, cache: "ModelCache") -
             is_progressive=config.loading_strategy == "progressive",
             download=config.download,
             sharding=config.sharding,
-            snapshot_bytes=config.snapshot_bytes,
+            prefix_store_bytes=config.snapshot_bytes,
         ),
         cache=cache,
-        is_calm=probe.is_calm if config.keep_warm else None,
+        has_spare_memory=probe.is_calm if config.keep_warm else None,
         on_log=lambda level, line, model_id: events.publish(
             "model.log", level=level, line=line, model_id=model_id
         ),
