@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -26,7 +26,6 @@ from orion_oie.backends.base import Completion, GenerationJob, Occupancy
 from orion_oie.errors import InvalidRequestError, OrionError, WorkerError
 from orion_oie.models.downloads.parts import Run
 from orion_oie.models.specs import PromptFormat
-
 
 _SHOWN_CHARS = 500
 
@@ -218,6 +217,9 @@ class StepReport:
     ended: tuple[Ended, ...] = ()
     kind: Literal["step"] = "step"
 
+    # The logits of a broken model, and so its logprobs, may be infinite or not a number.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(ser_json_inf_nan="constants")
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedReport:
@@ -265,9 +267,14 @@ Report = (
 def encode_command(command: Command) -> bytes:
     """The wire form of a command. Raises `InvalidRequestError` for text that is not Unicode."""
     try:
-        return _commands().dump_json(command)
+        return _encode(command)
     except (PydanticSerializationError, UnicodeEncodeError) as error:
         raise InvalidRequestError(f"the request cannot be sent to a worker: {error}") from error
+
+
+def receive_load_command(connection: "Connection[Any, Any]") -> LoadCommand:
+    """Read the first command, which must be a `LoadCommand`. Raises like `receive_command`."""
+    return _checked(TypeAdapter(LoadCommand), connection.recv_bytes(), "host")
 
 
 def receive_command(connection: "Connection[Any, Any]") -> Command:
@@ -280,7 +287,7 @@ def receive_command(connection: "Connection[Any, Any]") -> Command:
 
 def send_report(connection: "Connection[Any, Any]", report: Report) -> None:
     """Write one report. Raises OSError when the host is gone."""
-    connection.send_bytes(_reports().dump_json(report))
+    connection.send_bytes(_encode(report))
 
 
 def receive_report(connection: "Connection[Any, Any]") -> Report:
@@ -291,12 +298,18 @@ def receive_report(connection: "Connection[Any, Any]") -> Report:
     return _checked(_reports(), connection.recv_bytes(), "worker")
 
 
+def warm_up() -> None:
+    """Build the decoder of commands now: it takes tens of milliseconds, which the first request
+    would have to wait for."""
+    _commands()
+
+
 def _checked(adapter: TypeAdapter[MessageT], data: bytes, sender: str) -> MessageT:
     try:
         return adapter.validate_json(data, strict=True)
     except ValidationError as error:
         problems = [
-            ".".join(map(str, [*problem["loc"], ""])).rstrip(".") + ": " + problem["msg"]
+            ": ".join(filter(None, [".".join(map(str, problem["loc"])), problem["msg"]]))
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise WorkerError(
@@ -305,7 +318,7 @@ def _checked(adapter: TypeAdapter[MessageT], data: bytes, sender: str) -> Messag
         ) from None
 
 
-# Built on first use: it takes milliseconds, and the host has time for it while a worker starts.
+# Decoders and encoders are built on first use: the larger ones take milliseconds.
 @cache
 def _commands() -> TypeAdapter[Command]:
     return TypeAdapter(Annotated[Command, Field(discriminator="kind")])
@@ -313,9 +326,17 @@ def _commands() -> TypeAdapter[Command]:
 
 @cache
 def _reports() -> TypeAdapter[Report]:
-    # The logits of a broken model, and so its logprobs, may be infinite or not a number.
-    config = ConfigDict(ser_json_inf_nan="constants")
-    return TypeAdapter(Annotated[Report, Field(discriminator="kind")], config=config)
+    return TypeAdapter(Annotated[Report, Field(discriminator="kind")])
+
+
+_encoders: dict[type, TypeAdapter[Any]] = {}
+
+
+def _encode(message: Command | Report) -> bytes:
+    encoder = _encoders.get(type(message))
+    if encoder is None:
+        encoder = _encoders[type(message)] = TypeAdapter(type(message))
+    return encoder.dump_json(message)
 
 
 def error_to_wire(error: OrionError) -> WireError:

@@ -26,10 +26,10 @@ from orion_oie.backends.llama.host.footprint import (
     _EMBEDDED_TEXTS,
     _EMBEDDED_TOKENS,
     Use,
+    discardable_runs,
+    estimate,
     footprint,
-    guessed,
     repacked,
-    spent_runs,
 )
 from orion_oie.backends.llama.host.loader import (
     LlamaBackend,
@@ -236,7 +236,7 @@ def test_what_is_parked_is_growth(tmp_path: Path) -> None:
     """States outside the cache may take what was allowed, or as much as the cache has; more parked
     is no more at the beginning."""
     file = write_tiny_llama(tmp_path / "tiny.gguf")
-    none, some, default = (estimate(file, parked_bytes=n) for n in (0, 10 * MIB, None))
+    none, some, default = (estimate(file, host_cache_bytes=n) for n in (0, 10 * MIB, None))
     assert none.total_bytes == some.total_bytes == default.total_bytes
     assert some.growth_bytes - none.growth_bytes == 10 * MIB
     assert default.growth_bytes - none.growth_bytes == default.kv_bytes
@@ -275,7 +275,7 @@ def test_pages_that_are_spent_hold_nothing_else(tmp_path: Path, weights: str) ->
     """Whole pages, each inside of tensors that were copied; none where nothing is copied."""
     file = write_tiny_llama(tmp_path / "tiny.gguf", width=256, ffn=512, weights=weights)
     header = read_header(file)
-    runs = spent_runs([header], ["AVX2"])
+    runs = discardable_runs([header], ["AVX2"])
     assert bool(runs) == (weights == "Q4_0")
     for number, start, end in runs:
         assert number == 0
@@ -302,16 +302,16 @@ def test_a_guess_is_near(tmp_path: Path, megabytes: int, shape: dict[str, int]) 
     file = write_outline(tmp_path / "usual.gguf", vocabulary=50_000, merges=50_000, **shape)
     use = use_of(context_length=4096)
     told = footprint([read_header(file)], use, this_cpu().features)
-    guess = guessed(megabytes * 1_000_000, use, is_arriving=False)
+    guess = estimate(megabytes * 1_000_000, use, is_arriving=False)
     assert guess.total_bytes == pytest.approx(told.total_bytes, rel=1 / 3)
-    assert guessed(megabytes * 1_000_000, use).most_bytes > guess.most_bytes
+    assert estimate(megabytes * 1_000_000, use).most_bytes > guess.most_bytes
 
 
 # -- what the backend says
 
 
 def spec_of(file: Path, **given: Any) -> LoadSpec:
-    return LoadSpec(INFO, (file,), **{"context_length": 2048, "parked_bytes": 0, **given})
+    return LoadSpec(INFO, (file,), **{"context_length": 2048, "host_cache_bytes": 0, **given})
 
 
 def test_unusable_files_are_refused_like_by_a_load(tmp_path: Path) -> None:
@@ -486,7 +486,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 12 MB, most of which is copied when it is loaded."""
     file = tmp_path_factory.mktemp("copied") / "tiny.gguf"
     write_tiny_llama(file, layers=6, width=512, ffn=2048, heads=8, weights="Q4_0")
-    if not spent_runs([read_header(file)], this_cpu().features):
+    if not discardable_runs([read_header(file)], this_cpu().features):
         pytest.skip("llama.cpp copies nothing on this machine")
     return file
 
@@ -495,12 +495,12 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_copied_weights_are_there_once(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a load, the pages of weights that were copied are no longer in the worker's memory; its
     answers are the same."""
-    runs = spent_runs([read_header(copied)], this_cpu().features)
+    runs = discardable_runs([read_header(copied)], this_cpu().features)
     # What lies at the end of the file, llama.cpp gives back by itself.
     most_bytes = 0.8 * sum(end - start for _, start, end in runs)
     question, backend = "hello world, hello world", LlamaBackend()
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "spent_runs", lambda _headers, _features: [])
+        patch.setattr(loader, "discardable_runs", lambda _headers, _features: [])
         model = loaded(backend, spec_of(copied))
         answer = ask(model, question, 40)
         before = file_bytes(model)

@@ -61,7 +61,7 @@ class Bench:
             end = lc.llama_memory_seq_pos_max(self.model._memory, slot.index)
             assert end == len(slot.tokens) - 1
             assert len(slot.cells) == len(slot.tokens)
-            if slot.task is not None and slot.has_begun:
+            if slot.task is not None and slot.has_started:
                 assert slot.tokens == slot.task.tokens[: len(slot.tokens)]
                 assert slot.cells == sorted(slot.cells) or not self.model.can_move
         held = {cell for slot in batcher._slots for cell in slot.cells}
@@ -139,8 +139,10 @@ def finish(batcher: Batcher, each: Callable[[], None] = lambda: None) -> list[St
 
 def ends(outputs: list[StepOutput]) -> dict[int, str]:
     """How each task ended."""
-    return {done["id"]: done["finish_reason"] for output in outputs for done in output.done} | {
-        failed["id"]: failed["error"]["message"] for output in outputs for failed in output.error
+    return {
+        done.id: done.completion.finish_reason for output in outputs for done in output.done
+    } | {
+        ended.id: ended.error.message for output in outputs for ended in output.ended if ended.error
     }
 
 
@@ -367,7 +369,7 @@ def test_who_waits_for_a_prefix_goes_on_when_its_maker_is_cancelled(bench: Bench
 def test_conversations_stay_warm_with_others_in_between(bench: Bench) -> None:
     """Five conversations on three slots take turns: each goes on from its own last state."""
     bench.batcher()
-    batcher = Batcher(bench.model, parked_bytes=2**24)
+    batcher = Batcher(bench.model, host_cache_bytes=2**24)
     texts = {name: chr(97 + n) * 60 for n, name in enumerate("vwxyz")}
     held: dict[str, int] = {}
     for turn in range(3):
@@ -393,7 +395,7 @@ def test_silent_conversations_leave_the_cache_to_the_others(bench: Bench) -> Non
     batcher.add(task_of(4, "z", max_tokens=8))
     finish(batcher)
     assert batcher._kv.cells.used <= 256 + 8
-    assert len(batcher._kv.lot) >= 2
+    assert len(batcher._kv.host_cache) >= 2
     back = task_of(5, "a" * 150, max_tokens=1)
     batcher.add(back)
     finish(batcher)
@@ -401,16 +403,16 @@ def test_silent_conversations_leave_the_cache_to_the_others(bench: Bench) -> Non
 
 
 def test_no_memory_for_silent_conversations_means_computing_again(bench: Bench) -> None:
-    """With parked_bytes=0 nothing is kept outside the cache, and answers are the same."""
+    """With host_cache_bytes=0 nothing is kept outside the cache, and answers are the same."""
     for sequence in range(bench.model.slots):
         bench.model.forget(sequence)
-    batcher = Batcher(bench.model, parked_bytes=0)
+    batcher = Batcher(bench.model, host_cache_bytes=0)
     for n in range(8):
         task = task_of(n, "abcd"[n % 4] * 200, prefix_tokens=100, max_tokens=4)
         batcher.add(task)
         finish(batcher, lambda: bench.check_memory(batcher))
         bench.check_answer(task)
-    assert len(batcher._kv.lot) == 0
+    assert len(batcher._kv.host_cache) == 0
 
 
 def saved(model: NativeModel, sequence: int) -> np.ndarray:

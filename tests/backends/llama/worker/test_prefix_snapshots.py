@@ -36,7 +36,7 @@ def asked(
     """An answer of a worker that was started for it; what it said, and the lines it logged."""
     lines: list[str] = []
     backend = LlamaBackend(
-        LoaderSettings(snapshot_bytes=limit),
+        LoaderSettings(prefix_store_bytes=limit),
         cache=ModelCache(file.parent / "cache"),
         on_log=lambda _level, line, _model: lines.append(line),
     )
@@ -83,7 +83,7 @@ def test_a_damaged_snapshot_is_made_again(damage: str, files: Path) -> None:
     again, done, lines = asked(files)
     assert done.usage.cached_tokens == 0
     assert again == text
-    assert any("snapshot" in line for line in lines)
+    assert any("stored prefix" in line for line in lines)
     assert path.read_bytes() == good
 
 

@@ -195,7 +195,7 @@ class _Sketch:
         return add(size, fed, stream, in_place=True)
 
     def _add_attention(self, layer: LayerShape, normed: int) -> int:
-        # Queries and keys are viewed as heads, and a result cannot take the place of a view: so each
+        # Queries and keys are viewed as heads, and no result takes the place of a view: so each
         # exists twice, before and after its rotation.
         add, positions = self.graph.result, self._positions
         sizes = [width * self._row for width in (layer.query, layer.key, layer.value)]

@@ -46,7 +46,9 @@ from orion_oie.backends.llama.protocol import (
     ThreadsCommand,
     error_to_wire,
     receive_command,
+    receive_load_command,
     send_report,
+    warm_up,
 )
 from orion_oie.backends.llama.worker import native
 from orion_oie.backends.llama.worker.batcher import Batcher
@@ -313,10 +315,11 @@ class Worker:
 
     def _read_commands(self) -> None:
         try:
+            self._await_message()
+            self._load_command.put(receive_load_command(self._connection))
+            warm_up()
             while True:
-                while not self._connection.poll(_PARENT_CHECK_S):
-                    if os.getppid() != self._parent:
-                        os._exit(0)
+                self._await_message()
                 self._accept(receive_command(self._connection))
         except (EOFError, OSError):
             os._exit(0)
@@ -327,10 +330,13 @@ class Worker:
             traceback.print_exc()
             os._exit(1)
 
+    def _await_message(self) -> None:
+        while not self._connection.poll(_PARENT_CHECK_S):
+            if os.getppid() != self._parent:
+                os._exit(0)
+
     def _accept(self, command: Command) -> None:
         match command:
-            case LoadCommand():
-                self._load_command.put(command)
             case GenerateCommand():
                 self._preparing.add(command.id)
                 self._to_prepare.put(command)
@@ -344,7 +350,7 @@ class Worker:
             case CloseCommand():
                 self._abort.raise_()
                 self._inbox.put(command)
-            case OccupancyCommand() | CompleteCommand() | ThreadsCommand():
+            case _:
                 self._inbox.put(command)
 
     # -- preparing thread
