@@ -139,11 +139,8 @@ def finish(batcher: Batcher, each: Callable[[], None] = lambda: None) -> list[St
 
 def ends(outputs: list[StepOutput]) -> dict[int, str]:
     """How each task ended."""
-    return {
-        done.id: done.completion.finish_reason for output in outputs for done in output.done
-    } | {
-        ended.id: ended.error.message for output in outputs for ended in output.ended if ended.error
-    }
+    reasons = {done.id: done.completion.finish_reason for out in outputs for done in out.done}
+    return reasons | {ended.id: ended.error.message for out in outputs for ended in out.ended}
 
 
 @pytest.fixture(scope="module", params=list(WRITERS))

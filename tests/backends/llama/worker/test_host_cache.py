@@ -134,8 +134,8 @@ def test_an_arena_is_packed() -> None:
     assert arena.free_bytes == 2 * UNIT
 
 
-# What happens to a cache: a new state (its size in bytes and what it is), or a use (a place among the
-# states that are kept).
+# What happens to a cache: a new state (its size in bytes and its kind), or a use (a place among
+# the states that are kept).
 KINDS: Sequence[dict[str, bool]] = ({}, {"is_prefix": True}, {"is_preempted": True})
 additions = st.tuples(sizes, st.sampled_from([*KINDS[:2] * 3, KINDS[2]]))
 events = st.lists(st.one_of(additions, st.integers(0, 20)), max_size=40)

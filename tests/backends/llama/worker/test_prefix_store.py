@@ -1,5 +1,5 @@
-"""The prefix store: what comes back is what was saved, whatever happened to the file, and the folder
-keeps to its limit. No failure of a file system gets out."""
+"""The prefix store: what comes back is what was saved, whatever happened to the file, and the
+folder keeps to its limit. No failure of a file system gets out."""
 
 import errno
 import os

@@ -360,7 +360,7 @@ def test_a_worker_that_hears_nonsense_ends(tiny_model: Path, noise: bytes) -> No
     model = load(tiny_model)
     model._connection.send_bytes(noise)
     until(lambda: not model.is_alive(), "the worker is gone")
-    with pytest.raises(WorkerCrashedError, match="exit code 1.*the host sent a malformed message"):
+    with pytest.raises(WorkerCrashedError, match=r"exit code 1.*the host sent a malformed message"):
         said(model, job("Hello?"))
     model.close()
 
