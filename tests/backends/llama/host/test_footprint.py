@@ -26,10 +26,10 @@ from orion_oie.backends.llama.host.footprint import (
     _EMBEDDED_TEXTS,
     _EMBEDDED_TOKENS,
     Use,
-    footprint,
-    estimate,
-    repacked,
     discardable_runs,
+    estimate,
+    footprint,
+    repacked,
 )
 from orion_oie.backends.llama.host.loader import (
     LlamaBackend,
