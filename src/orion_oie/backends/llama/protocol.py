@@ -40,8 +40,8 @@ class LoadCommand:
 
     `host_cache_bytes` None makes the host cache as large as the KV cache. `arrival_maps` holds,
     for files that are still being downloaded, one map for each file (None for a complete file);
-    it is None when all files are complete. `discardable` are byte ranges of the files that nobody
-    reads after the load. Prefix states are stored in `prefix_folder`, up to `prefix_store_bytes`;
+    it is None when all files are complete. `discardable` are byte ranges of the files that are
+    not read after the load. Prefix states are stored in `prefix_folder`, up to `prefix_store_bytes`;
     0 stores none.
     """
 
@@ -185,7 +185,7 @@ class CompletedReport:
 
 
 TextPiece = tuple[int, str, int]
-"""What a request said in one step: its id, the text, and the number of tokens behind it."""
+"""New text of a request: its id, the text, and the number of tokens behind it."""
 
 Logprob = tuple[str, int, float, tuple[tuple[str, int, float], ...]]
 """Text, token and log-probability of a token, and the same of the most probable ones."""

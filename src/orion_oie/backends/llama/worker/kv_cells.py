@@ -2,8 +2,8 @@
 
 llama.cpp gives a token the lowest free cell. So this module knows, without asking, which cells a
 sequence has and which it will get next. A cell that several sequences share counts once. A retired
-cell is held by no sequence, but stays taken until the next `free_retired`. Nothing native happens
-here, and no decisions.
+cell is held by no sequence, but stays taken until the next `free_retired`. This
+module calls nothing native and decides nothing.
 """
 
 

@@ -11,7 +11,7 @@ STRETCH = 2.3
 _FIRST_GUESS = 8
 _WEIGHT = 0.2  # of the newest observation
 _MOST = 2.0  # a single observation counts at most as this many times the estimate
-_DECODE_ONLY_EVERY = 64  # steps: after so many, one without prompt tokens renews the baseline
+_DECODE_ONLY_EVERY = 64  # steps: then one without prompt tokens renews the baseline
 
 
 class PrefillBudget:
