@@ -41,8 +41,8 @@ class LoadCommand:
     `host_cache_bytes` None makes the host cache as large as the KV cache. `arrival_maps` holds,
     for files that are still being downloaded, one map for each file (None for a complete file);
     it is None when all files are complete. `discardable` are byte ranges of the files that are
-    not read after the load. Prefix states are stored in `prefix_folder`, up to `prefix_store_bytes`;
-    0 stores none.
+    not read after the load. Prefix states are stored in `prefix_folder`, up to
+    `prefix_store_bytes`; 0 stores none.
     """
 
     files: tuple[Path, ...]

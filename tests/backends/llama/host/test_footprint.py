@@ -273,7 +273,7 @@ def test_an_embedding_model_grows_with_its_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", ["Q4_0", "F32"])
-def test_pages_that_are_spent_hold_nothing_else(tmp_path: Path, weights: str) -> None:
+def test_discardable_pages_hold_nothing_else(tmp_path: Path, weights: str) -> None:
     """Whole pages, each inside of tensors that were copied; none where nothing is copied."""
     file = write_tiny_llama(tmp_path / "tiny.gguf", width=256, ffn=512, weights=weights)
     header = read_header(file)
@@ -546,7 +546,7 @@ def mapped_kb(path: Path) -> int:
 
 
 @on_linux
-def test_only_the_runs_are_given_back(tmp_path: Path) -> None:
+def test_only_the_runs_are_released(tmp_path: Path) -> None:
     """What is inside the runs leaves the memory, what is outside stays; all can still be read.
     Links make no difference, nor do files that are not mapped."""
     page, pages = mmap.PAGESIZE, 64
@@ -561,8 +561,8 @@ def test_only_the_runs_are_given_back(tmp_path: Path) -> None:
     ):
         assert mapping[:] == content
         whole = mapped_kb(file)
-        native.give_back([other, link], [(1, 4 * page, 20 * page), (0, 0, pages * page)])
+        native.release_pages([other, link], [(1, 4 * page, 20 * page), (0, 0, pages * page)])
         assert mapped_kb(file) == whole - 16 * page // 1024
-        native.give_back([link], [(0, 60 * page, 99 * page)])
+        native.release_pages([link], [(0, 60 * page, 99 * page)])
         assert mapped_kb(file) == whole - 20 * page // 1024
         assert mapping[:] == content

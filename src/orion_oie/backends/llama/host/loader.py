@@ -145,7 +145,7 @@ class LlamaBackend:
             files = tuple(map(_identity, spec.files))
             return _footprint_of(files, self._use(spec), self._process_bytes)
         if spec.expected_bytes is None:
-            raise ModelNotFoundError(f"{spec.key} is not on this machine, and its size is unknown")
+            raise ModelNotFoundError(f"{spec.key} is not on this machine; its size is not known")
         is_progressive = self._is_progressive(spec) and self._sharding(spec).enabled
         return estimate(
             spec.expected_bytes, self._use(spec), self._process_bytes, is_arriving=is_progressive
