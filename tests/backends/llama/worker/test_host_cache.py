@@ -256,7 +256,7 @@ def test_a_state_larger_than_the_room_is_refused(cache: HostCache, kind: dict[st
 
 
 def test_a_lot_without_room_keeps_nothing() -> None:
-    """A limit of zero bytes switches parking off."""
+    """A limit of zero bytes switches offloading off."""
     cache = HostCache(0)
     assert put(cache, "a", 1) is None
     assert put(cache, "a", 1, is_preempted=True) is None

@@ -293,7 +293,7 @@ def test_a_link_is_not_followed(store: Store) -> None:
 
 
 def test_a_directory_that_is_not_empty_stays(store: Store) -> None:
-    """Somebody's files are not removed: there is no snapshot then."""
+    """Somebody's files are not removed: nothing is stored then."""
     path = store.save()
     directory(path)
     (path / "file").touch()
