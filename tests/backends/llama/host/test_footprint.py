@@ -234,9 +234,9 @@ def test_the_context_is_what_the_worker_makes_of_it(
     assert footprint_of(file, context_length=asked).kv_bytes == kept * cells
 
 
-def test_what_is_parked_is_growth(tmp_path: Path) -> None:
-    """States outside the cache may take what was allowed, or as much as the cache has; more offloaded
-    is no more at the beginning."""
+def test_what_is_offloaded_is_growth(tmp_path: Path) -> None:
+    """States outside the cache may take what was allowed, or as much as the cache has; it is no
+    more at the beginning when more is offloaded."""
     file = write_tiny_llama(tmp_path / "tiny.gguf")
     none, some, default = (footprint_of(file, host_cache_bytes=n) for n in (0, 10 * MIB, None))
     assert none.total_bytes == some.total_bytes == default.total_bytes

@@ -229,7 +229,7 @@ def test_tasks_that_exceed_the_context_wait(bench: Bench) -> None:
 
 
 def test_a_crowd_changes_no_bit(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever comes, goes, is shared, offloaded or moved around a task, and wherever its cells lie:
+    """Whatever comes, goes, is shared, offloaded or moved around a task, wherever its cells lie:
     its probabilities are those that a model without anybody else gives, to the last bit."""
     bench, alone = Bench(smollm2, slots=6), Bench(smollm2, slots=1)
     moved = moved_lengths(bench, monkeypatch)
@@ -429,8 +429,8 @@ def logits_after(model: NativeModel, sequence: int, tokens: list[int], start: in
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_reuse_changes_no_logits(tmp_path: Path, kind: str) -> None:
-    """Cut back in the middle, shared with a neighbour, or offloaded and restored: the logits of what
-    follows are within 1e-3 of those of a sequence that was computed without any of it.
+    """Cut back in the middle, shared with a neighbour, or offloaded and restored: the logits of
+    what follows are within 1e-3 of those of a sequence that was computed without any of it.
 
     The same pieces are computed in the same batches: how many rows a batch has chooses the kernels
     of llama.cpp, and with them the rounding.
