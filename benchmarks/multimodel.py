@@ -35,7 +35,7 @@ from orion_oie import (
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.backends.llama.host.threads import (
     Member,
-    ThreadGovernor,
+    ThreadAllocator,
 )
 from orion_oie.hardware.machine import usable_cores
 
@@ -62,8 +62,8 @@ FULL = Size(rounds=7, tokens=320, few_tokens=64, requests=30, queues=3)
 QUICK = Size(rounds=1, tokens=64, few_tokens=6, requests=30, queues=1)
 
 
-class FixedThreads(ThreadGovernor):
-    """Instead of a governor: each model computes with the same number of threads all the time."""
+class FixedThreads(ThreadAllocator):
+    """Instead of a allocator: each model computes with the same number of threads all the time."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(usable_cores())
@@ -103,13 +103,13 @@ def speed_of(asks: list[Callable[[], tuple[int, float]]]) -> float:
 
 @contextmanager
 def engine_of(
-    registry: ModelRegistry, agents: list[str], governor: ThreadGovernor | None = None
+    registry: ModelRegistry, agents: list[str], allocator: ThreadAllocator | None = None
 ) -> Iterator[OrionInferenceEngine]:
     """An engine with the models of these agents loaded and warm."""
     backend = None
-    if governor is not None:
+    if allocator is not None:
         backend = LlamaBackend()
-        backend._governor = governor
+        backend._threads = allocator
     config = EngineConfig(
         serving=ServingConfig(context_length=CONTEXT, slots=1),
         loading=LoadingConfig(predictive=False, keep_spare_worker=False),

@@ -5,13 +5,13 @@ Needs the smollm2 and bench extras.
 """
 
 import itertools
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from typing import Any
 
 from _peers import Conversation, OnFirst, Peer, private_bytes, run_all
@@ -287,14 +287,17 @@ def measure_memory(engine: OrionInferenceEngine, peers: dict[str, Peer]) -> list
 
 def measure_python(size: Size) -> list[Row]:
     """The part of a 16-slot step that is spent outside llama_decode."""
+    from orion_oie.backends.base import GenerationJob
+    from orion_oie.backends.llama.protocol import GenerateCommand, send_report
     from orion_oie.backends.llama.worker import native
     from orion_oie.backends.llama.worker.batcher import Batcher
     from orion_oie.backends.llama.worker.prepare import (
         prepared,
         prompt_form,
     )
-    from orion_oie.schemas.requests import GenerationOptions
+    from orion_oie.schemas.requests import GenerationOptions, Message
 
+    ours, theirs = Pipe()
     registry = ModelRegistry.packaged()
     choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)
     native.capture_logs(lambda _level, _line: None)
@@ -302,7 +305,7 @@ def measure_python(size: Size) -> list[Row]:
         list(choice.files or ()), slots=16, context_length=CONTEXT, threads=usable_cores(),
         abort=native.AbortFlag(), on_progress=lambda _fraction: None,
     )  # fmt: skip
-    form = prompt_form(model, {"prompt_format": None})
+    form = prompt_form(model, None)
     spent = {"native": 0.0}
     decode = model.decode
 
@@ -318,19 +321,16 @@ def measure_python(size: Size) -> list[Row]:
         batcher = Batcher(model)
         options = GenerationOptions(temperature=0.0, max_tokens=MAX_TOKENS)
         for index in range(16):
-            command = {
-                "id": index, "options": options.model_dump(), "messages": user(next(QUESTIONS)),
-                "session_id": None, "priority": 0, "is_streamed": True,
-                "is_prefix_public": False,
-            }  # fmt: skip
+            messages = tuple(Message.model_validate(each) for each in user(next(QUESTIONS)))
+            command = GenerateCommand(index, GenerationJob(messages, options))
             batcher.add(prepared(command, model, form))
-        while any(slot.pending != 1 for slot in batcher._busy) or not batcher._busy:
+        while any(run.pending != 1 for run in batcher._running) or not batcher._running:
             batcher.step()  # until all of them are running
         spent["native"] = 0.0
         started = time.perf_counter()
         for _ in range(40):
-            output = batcher.step()
-            json.dumps({"ev": "step", "text": output.text, "done": output.done, "error": []})
+            send_report(ours, batcher.step().report())
+            theirs.recv_bytes()
         total = time.perf_counter() - started
         shares.append(1 - spent["native"] / total)
     return [

@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from orion_oie import errors
-from orion_oie.backends.llama.protocol import error_from_wire, error_to_wire
+from orion_oie.backends.llama.protocol import WireError, error_from_wire, error_to_wire
 from orion_oie.errors import OrionError, ProviderAuthError, RegistryError, WorkerError
 
 RETRYABLE = {
@@ -74,6 +75,11 @@ def test_an_error_carries_its_message_and_details(cls: type[OrionError]) -> None
     assert cls.__doc__
 
 
+def over_the_wire(wire: WireError) -> WireError:
+    """The same after JSON."""
+    return WireError(**json.loads(json.dumps(asdict(wire))))
+
+
 @pytest.mark.parametrize("cls", list(classes()), ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize(
     "details",
@@ -83,7 +89,7 @@ def test_an_error_carries_its_message_and_details(cls: type[OrionError]) -> None
 def test_every_error_survives_the_wire(cls: type[OrionError], details: dict[str, Any]) -> None:
     """An error of a worker arrives with its class, its message and its details."""
     sent = cls("what happened: 日本", **details)
-    received = error_from_wire(json.loads(json.dumps(error_to_wire(sent))))
+    received = error_from_wire(over_the_wire(error_to_wire(sent)))
     assert type(received) is cls
     assert (received.message, received.details) == (sent.message, sent.details)
     assert str(received) == str(sent)
@@ -92,7 +98,7 @@ def test_every_error_survives_the_wire(cls: type[OrionError], details: dict[str,
 def test_a_registry_error_keeps_its_problems_on_the_wire() -> None:
     """The list of problems is both an attribute and a detail, also after the wire."""
     sent = RegistryError("two problems", ["a", "b"])
-    received = error_from_wire(json.loads(json.dumps(error_to_wire(sent))))
+    received = error_from_wire(over_the_wire(error_to_wire(sent)))
     assert isinstance(received, RegistryError)
     assert received.problems == received.details["problems"] == ["a", "b"]
 
@@ -100,7 +106,7 @@ def test_a_registry_error_keeps_its_problems_on_the_wire() -> None:
 @pytest.mark.parametrize("name", ["NoSuchError", "ClassVar", "Any", "__doc__", "Exception", ""])
 def test_an_unknown_error_becomes_a_worker_error(name: str) -> None:
     """A name that is no error of this library is never looked up elsewhere, and loses nothing."""
-    received = error_from_wire({"name": name, "message": "m", "details": {"pid": 7}})
+    received = error_from_wire(WireError(name, "m", {"pid": 7}))
     assert type(received) is WorkerError
     assert (received.message, received.details) == ("m", {"pid": 7})
 

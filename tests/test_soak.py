@@ -2,7 +2,7 @@
 left over, and what was answered in the crowd is what would have been answered alone. `make soak`
 sends two thousand.
 
-What may differ: see "What a crowd may change in an answer" in docs/architecture.md. The share that
+What may differ: see docs/numerics.md. The share that
 differs is printed when ORION_SOAK_REPORT is set.
 """
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import LONG, TEXT, ended, is_observed, names, one_at_a_time, texts
+from engines import LONG, TEXT, ended, is_observed, names, one_at_a_time, parts, texts
 from helpers import BOUND_S, Held, Running, run_all, wait_until
 
 from orion_oie import (

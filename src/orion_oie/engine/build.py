@@ -202,10 +202,10 @@ def _llama_backend(config: EngineConfig, events: EventLog, cache: ModelCache) ->
             is_progressive=config.loading.strategy == "progressive",
             download=config.download,
             sharding=config.loading.sharding,
-            snapshot_bytes=config.memory.prefix_store_bytes,
+            prefix_store_bytes=config.memory.prefix_store_bytes,
         ),
         cache=cache,
-        is_calm=probe.has_spare_memory if config.loading.keep_spare_worker else None,
+        has_spare_memory=probe.has_spare_memory if config.loading.keep_spare_worker else None,
         on_log=lambda level, line, model_id: events.publish(
             ModelLog(model_id=model_id, line=line, level="error" if level == "error" else "warning")
         ),

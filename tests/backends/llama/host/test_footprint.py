@@ -27,10 +27,10 @@ from orion_oie.backends.llama.host.footprint import (
     _EMBEDDED_TEXTS,
     _EMBEDDED_TOKENS,
     Use,
+    discardable_runs,
+    estimate,
     footprint,
-    guessed,
     repacked,
-    spent_runs,
 )
 from orion_oie.backends.llama.host.loader import (
     LlamaBackend,
@@ -83,7 +83,7 @@ def use_of(**given: Any) -> Use:
     return Use(**{"context_length": 2048, "slots": SLOTS, "threads": 2, **given})
 
 
-def estimate(*files: Path, **given: Any) -> Footprint:
+def footprint_of(*files: Path, **given: Any) -> Footprint:
     headers = [read_header(file) for file in files]
     return footprint(headers, use_of(**given), this_cpu().features)
 
@@ -140,7 +140,7 @@ def test_plain_decoders_are_known_exactly(
     )
     ours = buffer_mib(file, context_length, sequences, batch_tokens)
     assert ours == pytest.approx(said["buffer"], abs=3 * ROUNDED_MIB)
-    told = estimate(file, context_length=context_length, slots=slots)
+    told = footprint_of(file, context_length=context_length, slots=slots)
     assert told.kv_bytes / MIB == pytest.approx(said["kv"], abs=ROUNDED_MIB)
     assert sequences * vocabulary * 4 / MIB == pytest.approx(said["output"], abs=ROUNDED_MIB)
 
@@ -163,7 +163,7 @@ def test_other_models_are_known_closely(llama: DryRun, folder: Path, kind: str) 
     sequences = SLOTS if shape.window or shape.is_recurrent else SLOTS + 2
     said = llama.ask(file, context_length=4096, sequences=sequences)
     assert buffer_mib(file, 4096, sequences) == pytest.approx(said["buffer"], rel=tolerance)
-    told = estimate(file, context_length=4096)
+    told = footprint_of(file, context_length=4096)
     assert told.kv_bytes / MIB == pytest.approx(said["kv"] + said["state"], abs=2 * ROUNDED_MIB)
 
 
@@ -171,7 +171,7 @@ def test_the_real_model_is_known_exactly(llama: DryRun, smollm2: Path) -> None:
     """Cache and buffer of SmolLM2 are as llama.cpp says."""
     said = llama.ask(smollm2, context_length=4096)
     assert buffer_mib(smollm2, 4096, SLOTS + 2) == pytest.approx(said["buffer"], abs=ROUNDED_MIB)
-    told = estimate(smollm2, context_length=4096)
+    told = footprint_of(smollm2, context_length=4096)
     assert told.kv_bytes / MIB == pytest.approx(said["kv"], abs=ROUNDED_MIB)
 
 
@@ -189,7 +189,7 @@ def test_what_is_copied_is_known(
         folder / "copied.gguf", weights=weights, has_output=has_output, vocabulary=vocabulary
     )
     said = llama.ask(file, has_weights=True)
-    told = estimate(file)
+    told = footprint_of(file)
     assert told.repacked_bytes / MIB == pytest.approx(said["repacked"], abs=ROUNDED_MIB)
     stored_bytes = sum(tensor.n_bytes for tensor in read_header(file).tensors)
     embeddings_bytes = read_header(file).tensors[0].n_bytes
@@ -201,7 +201,9 @@ def test_experts_are_copied_too(llama: DryRun, folder: Path) -> None:
     """A matrix of several experts counts whole."""
     file = write_outline(folder / "experts.gguf", experts=8, used_experts=2)
     said = llama.ask(file, has_weights=True)
-    assert estimate(file).repacked_bytes / MIB == pytest.approx(said["repacked"], abs=ROUNDED_MIB)
+    assert footprint_of(file).repacked_bytes / MIB == pytest.approx(
+        said["repacked"], abs=ROUNDED_MIB
+    )
 
 
 def test_the_processor_has_what_llama_cpp_was_built_for(llama: DryRun) -> None:
@@ -219,7 +221,7 @@ def test_split_models_are_one(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "split.gguf", weights="Q4_0", tensors_per_file=5)
     parts = sorted(tmp_path.glob("split-*"))
     assert len(parts) > 2
-    assert estimate(*parts) == estimate(whole)
+    assert footprint_of(*parts) == footprint_of(whole)
 
 
 @pytest.mark.parametrize(("asked", "cells"), [(1, 256), (1000, 1024), (None, 2048), (9999, 2048)])
@@ -229,14 +231,14 @@ def test_the_context_is_what_the_worker_makes_of_it(
     """The cache comes in steps of 256 cells, and is no longer than the model was trained for."""
     file = write_tiny_llama(tmp_path / "tiny.gguf", layers=2, width=64, context_length=2048)
     kept = 2 * 2 * 32 * 2  # two layers, keys and values of two heads of 16, half floats
-    assert estimate(file, context_length=asked).kv_bytes == kept * cells
+    assert footprint_of(file, context_length=asked).kv_bytes == kept * cells
 
 
-def test_what_is_parked_is_growth(tmp_path: Path) -> None:
-    """States outside the cache may take what was allowed, or as much as the cache has; more parked
-    is no more at the beginning."""
+def test_what_is_offloaded_is_growth(tmp_path: Path) -> None:
+    """States outside the cache may take what was allowed, or as much as the cache has; it is no
+    more at the beginning when more is offloaded."""
     file = write_tiny_llama(tmp_path / "tiny.gguf")
-    none, some, default = (estimate(file, parked_bytes=n) for n in (0, 10 * MIB, None))
+    none, some, default = (footprint_of(file, host_cache_bytes=n) for n in (0, 10 * MIB, None))
     assert none.total_bytes == some.total_bytes == default.total_bytes
     assert some.growth_bytes - none.growth_bytes == 10 * MIB
     assert default.growth_bytes - none.growth_bytes == default.kv_bytes
@@ -246,7 +248,7 @@ def test_what_is_parked_is_growth(tmp_path: Path) -> None:
 def test_threads_and_an_idle_worker_count(tmp_path: Path) -> None:
     """Each thread has a place to work in; what an idle worker takes is part of every model."""
     file = write_tiny_llama(tmp_path / "tiny.gguf")
-    assert estimate(file, threads=9).compute_bytes > estimate(file, threads=8).compute_bytes
+    assert footprint_of(file, threads=9).compute_bytes > footprint_of(file, threads=8).compute_bytes
     headers = [read_header(file)]
     one, other = (footprint(headers, use_of(), (), process_bytes=n) for n in (MIB, 3 * MIB))
     assert other.process_bytes - one.process_bytes == 2 * MIB
@@ -260,22 +262,22 @@ def test_texts_are_counted_in_the_batches_of_the_embedder() -> None:
 def test_an_embedding_model_grows_with_its_texts(tmp_path: Path) -> None:
     """An encoder has no cache; a decoder that embeds has one for its longest text, which may take
     much more than the usual ones."""
-    encoder = estimate(write_minilm(tmp_path / "minilm.gguf"), is_embedding=True)
+    encoder = footprint_of(write_minilm(tmp_path / "minilm.gguf"), is_embedding=True)
     assert encoder.kv_bytes == 0
     outputs = (512 - 128) * 30522 * 4  # it reads 512 tokens at most
     assert outputs < encoder.growth_bytes < 1.5 * outputs
     file = write_outline(tmp_path / "decoder.gguf", vocabulary=20_000)
-    decoder = estimate(file, is_embedding=True, context_length=2048)
-    assert 0 < decoder.kv_bytes < estimate(file, context_length=2048).kv_bytes
+    decoder = footprint_of(file, is_embedding=True, context_length=2048)
+    assert 0 < decoder.kv_bytes < footprint_of(file, context_length=2048).kv_bytes
     assert decoder.growth_bytes > 3 * 512 * 20_000 * 4
 
 
 @pytest.mark.parametrize("weights", ["Q4_0", "F32"])
-def test_pages_that_are_spent_hold_nothing_else(tmp_path: Path, weights: str) -> None:
+def test_discardable_pages_hold_nothing_else(tmp_path: Path, weights: str) -> None:
     """Whole pages, each inside of tensors that were copied; none where nothing is copied."""
     file = write_tiny_llama(tmp_path / "tiny.gguf", width=256, ffn=512, weights=weights)
     header = read_header(file)
-    runs = spent_runs([header], ["AVX2"])
+    runs = discardable_runs([header], ["AVX2"])
     assert bool(runs) == (weights == "Q4_0")
     for number, start, end in runs:
         assert number == 0
@@ -302,9 +304,9 @@ def test_a_guess_is_near(tmp_path: Path, megabytes: int, shape: dict[str, int]) 
     file = write_outline(tmp_path / "usual.gguf", vocabulary=50_000, merges=50_000, **shape)
     use = use_of(context_length=4096)
     told = footprint([read_header(file)], use, this_cpu().features)
-    guess = guessed(megabytes * 1_000_000, use, is_arriving=False)
+    guess = estimate(megabytes * 1_000_000, use, is_arriving=False)
     assert guess.total_bytes == pytest.approx(told.total_bytes, rel=1 / 3)
-    assert guessed(megabytes * 1_000_000, use).max_bytes > guess.max_bytes
+    assert estimate(megabytes * 1_000_000, use).max_bytes > guess.max_bytes
 
 
 # -- what the backend says
@@ -486,7 +488,7 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 12 MB, most of which is copied when it is loaded."""
     file = tmp_path_factory.mktemp("copied") / "tiny.gguf"
     write_tiny_llama(file, layers=6, width=512, ffn=2048, heads=8, weights="Q4_0")
-    if not spent_runs([read_header(file)], this_cpu().features):
+    if not discardable_runs([read_header(file)], this_cpu().features):
         pytest.skip("llama.cpp copies nothing on this machine")
     return file
 
@@ -495,12 +497,12 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_copied_weights_are_there_once(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a load, the pages of weights that were copied are no longer in the worker's memory; its
     answers are the same."""
-    runs = spent_runs([read_header(copied)], this_cpu().features)
+    runs = discardable_runs([read_header(copied)], this_cpu().features)
     # What lies at the end of the file, llama.cpp gives back by itself.
     max_bytes = 0.8 * sum(end - start for _, start, end in runs)
     question, backend = "hello world, hello world", LlamaBackend()
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "spent_runs", lambda _headers, _features: [])
+        patch.setattr(loader, "discardable_runs", lambda _headers, _features: [])
         model = loaded(backend, spec_of(copied))
         answer = ask(model, question, 40)
         before = file_bytes(model)
@@ -544,7 +546,7 @@ def mapped_kb(path: Path) -> int:
 
 
 @on_linux
-def test_only_the_runs_are_given_back(tmp_path: Path) -> None:
+def test_only_the_runs_are_released(tmp_path: Path) -> None:
     """What is inside the runs leaves the memory, what is outside stays; all can still be read.
     Links make no difference, nor do files that are not mapped."""
     page, pages = mmap.PAGESIZE, 64
@@ -559,8 +561,8 @@ def test_only_the_runs_are_given_back(tmp_path: Path) -> None:
     ):
         assert mapping[:] == content
         whole = mapped_kb(file)
-        native.give_back([other, link], [(1, 4 * page, 20 * page), (0, 0, pages * page)])
+        native.release_pages([other, link], [(1, 4 * page, 20 * page), (0, 0, pages * page)])
         assert mapped_kb(file) == whole - 16 * page // 1024
-        native.give_back([link], [(0, 60 * page, 99 * page)])
+        native.release_pages([link], [(0, 60 * page, 99 * page)])
         assert mapped_kb(file) == whole - 20 * page // 1024
         assert mapping[:] == content

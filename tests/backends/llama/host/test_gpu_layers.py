@@ -11,6 +11,7 @@ from orion_oie.backends.llama.host import loader
 from orion_oie.backends.llama.host.client import LlamaModel
 from orion_oie.backends.llama.host.gpu_layers import layers_for
 from orion_oie.backends.llama.host.loader import LlamaBackend
+from orion_oie.backends.llama.protocol import LoadCommand
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import ModelCorruptError, WorkerCrashedError
 from orion_oie.hardware.machine import (
@@ -68,14 +69,12 @@ def test_a_gpu_that_fails_is_left_for_the_cpu(
     why; the model answers."""
     load, asked = LlamaModel.load, []
 
-    def failing(
-        model: LlamaModel, headers: Any, scope: Any, limit: Any, settings: Any, *rest: Any
-    ) -> None:
-        asked.append(settings["gpu_layers"])
-        if settings["gpu_layers"]:
+    def failing(model: LlamaModel, headers: Any, command: LoadCommand, *rest: Any) -> None:
+        asked.append(command.gpu_layers)
+        if command.gpu_layers:
             model.close(0.0)
             raise failure
-        load(model, headers, scope, limit, settings, *rest)
+        load(model, headers, command, *rest)
 
     monkeypatch.setattr(LlamaModel, "device", lambda *_: "gpu")
     monkeypatch.setattr(LlamaModel, "load", failing)

@@ -25,7 +25,7 @@ INFO = ModelInfo(model_id="tiny", variant="v", name="T", version="1", license="x
 
 @pytest.fixture
 def backend() -> Iterator[LlamaBackend]:
-    backend = LlamaBackend(is_calm=lambda: True)
+    backend = LlamaBackend(has_spare_memory=lambda: True)
     yield backend
     backend.kill_all()
     wait_until(lambda: worker_processes() == [])
@@ -68,11 +68,11 @@ def test_none_waits_while_memory_is_short(tiny_model: Path) -> None:
     """Then a load starts a process of its own."""
     asked: list[bool] = []
 
-    def is_calm() -> bool:
+    def has_spare_memory() -> bool:
         asked.append(True)
         return False
 
-    backend = LlamaBackend(is_calm=is_calm)
+    backend = LlamaBackend(has_spare_memory=has_spare_memory)
     backend.warm_up()
     wait_until(lambda: asked)
     assert worker_processes() == []
@@ -141,7 +141,7 @@ def test_it_ends_with_its_host(end: signal.Signals) -> None:
         """
         import sys, time
         from orion_oie.backends.llama.host.loader import LlamaBackend
-        backend = LlamaBackend(is_calm=lambda: True)
+        backend = LlamaBackend(has_spare_memory=lambda: True)
         backend.warm_up()
         while backend._spare._spare is None:
             time.sleep(0.01)

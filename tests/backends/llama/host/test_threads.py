@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.backends.llama.host.threads import (
-    ThreadGovernor,
-    divided,
+    ThreadAllocator,
+    divide_cores,
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import RequestCancelledError
@@ -24,8 +24,8 @@ LIMITS = st.lists(st.none() | st.integers(1, 16), max_size=12)
 class Worker:
     """A worker that writes down what it was told."""
 
-    def __init__(self, most_threads: int | None = None) -> None:
-        self.most_threads = most_threads
+    def __init__(self, max_threads: int | None = None) -> None:
+        self.max_threads = max_threads
         self.told: list[int] = []
 
     def use_threads(self, threads: int) -> None:
@@ -36,7 +36,7 @@ class Worker:
 def test_nobody_is_without_and_no_core_is_given_twice(cores: int, most: list[int | None]) -> None:
     """Each has a thread, nobody more than it may; together no more than there are cores, unless
     each has one only."""
-    shares = divided(cores, most)
+    shares = divide_cores(cores, most)
     assert len(shares) == len(most)
     for share, limit in zip(shares, most, strict=True):
         assert 1 <= share <= (cores if limit is None else limit)
@@ -46,7 +46,7 @@ def test_nobody_is_without_and_no_core_is_given_twice(cores: int, most: list[int
 @given(st.integers(1, 64), LIMITS)
 def test_no_core_is_idle_that_somebody_could_use(cores: int, most: list[int | None]) -> None:
     """What is left over is what nobody may use; shares differ by one at most, limits apart."""
-    shares = divided(cores, most)
+    shares = divide_cores(cores, most)
     open_ = [s for s, limit in zip(shares, most, strict=True) if limit is None or s < limit]
     if sum(shares) < cores:
         assert not open_
@@ -56,35 +56,35 @@ def test_no_core_is_idle_that_somebody_could_use(cores: int, most: list[int | No
 
 def test_a_lone_worker_has_all_and_gives_up_half() -> None:
     """Alone it computes with all cores; while another is active, with its share."""
-    governor = ThreadGovernor(4)
+    allocator = ThreadAllocator(4)
     first, second = Worker(), Worker()
-    governor.join(first)
-    governor.join(first)
-    governor.join(second)
+    allocator.join(first)
+    allocator.join(first)
+    allocator.join(second)
     assert first.told == [4, 2]
     assert second.told == [2]
-    governor.leave(first)  # it still has another request
+    allocator.leave(first)  # it still has another request
     assert second.told == [2]
-    governor.leave(first)
+    allocator.leave(first)
     assert second.told == [2, 4]
 
 
 def test_what_did_not_change_is_not_told_again() -> None:
     """A worker that was idle and comes back to the same share hears nothing."""
-    governor = ThreadGovernor(2)
+    allocator = ThreadAllocator(2)
     worker = Worker()
     for _ in range(3):
-        governor.join(worker)
-        governor.leave(worker)
+        allocator.join(worker)
+        allocator.leave(worker)
     assert worker.told == [2]
 
 
 def test_what_one_may_not_use_goes_to_the_others() -> None:
     """A limit of the application's leaves more for those without one."""
-    governor = ThreadGovernor(8)
+    allocator = ThreadAllocator(8)
     bound, free = Worker(1), Worker()
-    governor.join(bound)
-    governor.join(free)
+    allocator.join(bound)
+    allocator.join(free)
     assert (bound.told[-1], free.told[-1]) == (1, 7)
 
 
@@ -92,15 +92,15 @@ def test_what_one_may_not_use_goes_to_the_others() -> None:
 def test_the_sum_never_exceeds_the_cores(moves: list[tuple[int, bool]], cores: int) -> None:
     """Whatever comes and goes: what active workers were told last adds up to the cores at most,
     or each has one."""
-    governor = ThreadGovernor(cores)
+    allocator = ThreadAllocator(cores)
     workers = [Worker() for _ in range(5)]
     uses = [0] * 5
     for which, is_join in moves:
         if is_join:
-            governor.join(workers[which])
+            allocator.join(workers[which])
             uses[which] += 1
         elif uses[which]:
-            governor.leave(workers[which])
+            allocator.leave(workers[which])
             uses[which] -= 1
         shares = [w.told[-1] for w, count in zip(workers, uses, strict=True) if count]
         assert sum(shares) <= cores or set(shares) == {1}
@@ -108,10 +108,10 @@ def test_the_sum_never_exceeds_the_cores(moves: list[tuple[int, bool]], cores: i
 
 def test_a_core_is_left_to_what_is_loaded() -> None:
     """While a worker is started or loaded, the others leave it a core, and take it back after."""
-    governor = ThreadGovernor(4)
+    allocator = ThreadAllocator(4)
     worker = Worker()
-    governor.join(worker)
-    with governor.one_core(), governor.one_core():
+    allocator.join(worker)
+    with allocator.one_core(), allocator.one_core():
         assert worker.told == [4, 3, 2]
     assert worker.told == [4, 3, 2, 3, 4]
 
@@ -151,7 +151,7 @@ def test_two_real_workers_share_the_cores(tiny_model: Path) -> None:
         assert models[0].occupancy().threads == usable_cores()
         second = Running(models[1], long)
         second.started.wait(BOUND_S)
-        expected = divided(usable_cores(), [None, None])
+        expected = divide_cores(usable_cores(), [None, None])
         assert [model.occupancy().threads for model in models] == expected
         second.scope.cancel(RequestCancelledError("enough"))
         second.join()

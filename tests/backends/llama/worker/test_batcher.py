@@ -61,7 +61,7 @@ class Bench:
             end = lc.llama_memory_seq_pos_max(self.model._memory, slot.index)
             assert end == len(slot.tokens) - 1
             assert len(slot.cells) == len(slot.tokens)
-            if slot.task is not None and slot.has_begun:
+            if slot.task is not None and slot.has_started:
                 assert slot.tokens == slot.task.tokens[: len(slot.tokens)]
                 assert slot.cells == sorted(slot.cells) or not self.model.can_move
         held = {cell for slot in batcher._slots for cell in slot.cells}
@@ -139,9 +139,8 @@ def finish(batcher: Batcher, each: Callable[[], None] = lambda: None) -> list[St
 
 def ends(outputs: list[StepOutput]) -> dict[int, str]:
     """How each task ended."""
-    return {done["id"]: done["finish_reason"] for output in outputs for done in output.done} | {
-        failed["id"]: failed["error"]["message"] for output in outputs for failed in output.error
-    }
+    reasons = {done.id: done.completion.finish_reason for out in outputs for done in out.done}
+    return reasons | {ended.id: ended.error.message for out in outputs for ended in out.ended}
 
 
 @pytest.fixture(scope="module", params=list(WRITERS))
@@ -230,7 +229,7 @@ def test_tasks_that_exceed_the_context_wait(bench: Bench) -> None:
 
 
 def test_a_crowd_changes_no_bit(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever comes, goes, is shared, parked or moved around a task, and wherever its cells lie:
+    """Whatever comes, goes, is shared, offloaded or moved around a task, wherever its cells lie:
     its probabilities are those that a model without anybody else gives, to the last bit."""
     bench, alone = Bench(smollm2, slots=6), Bench(smollm2, slots=1)
     moved = moved_lengths(bench, monkeypatch)
@@ -367,7 +366,7 @@ def test_who_waits_for_a_prefix_goes_on_when_its_maker_is_cancelled(bench: Bench
 def test_conversations_stay_warm_with_others_in_between(bench: Bench) -> None:
     """Five conversations on three slots take turns: each goes on from its own last state."""
     bench.batcher()
-    batcher = Batcher(bench.model, parked_bytes=2**24)
+    batcher = Batcher(bench.model, host_cache_bytes=2**24)
     texts = {name: chr(97 + n) * 60 for n, name in enumerate("vwxyz")}
     held: dict[str, int] = {}
     for turn in range(3):
@@ -383,7 +382,7 @@ def test_conversations_stay_warm_with_others_in_between(bench: Bench) -> None:
 
 
 def test_silent_conversations_leave_the_cache_to_the_others(bench: Bench) -> None:
-    """While somebody is answered, the cells of silent conversations are given back, and their
+    """While somebody is answered, the cells of idle conversations are given back, and their
     state is kept."""
     batcher = bench.batcher()
     for n in range(3):
@@ -393,7 +392,7 @@ def test_silent_conversations_leave_the_cache_to_the_others(bench: Bench) -> Non
     batcher.add(task_of(4, "z", max_tokens=8))
     finish(batcher)
     assert batcher._kv.cells.used <= 256 + 8
-    assert len(batcher._kv.lot) >= 2
+    assert len(batcher._kv.host_cache) >= 2
     back = task_of(5, "a" * 150, max_tokens=1)
     batcher.add(back)
     finish(batcher)
@@ -401,16 +400,16 @@ def test_silent_conversations_leave_the_cache_to_the_others(bench: Bench) -> Non
 
 
 def test_no_memory_for_silent_conversations_means_computing_again(bench: Bench) -> None:
-    """With parked_bytes=0 nothing is kept outside the cache, and answers are the same."""
+    """With host_cache_bytes=0 nothing is kept outside the cache, and answers are the same."""
     for sequence in range(bench.model.slots):
         bench.model.forget(sequence)
-    batcher = Batcher(bench.model, parked_bytes=0)
+    batcher = Batcher(bench.model, host_cache_bytes=0)
     for n in range(8):
         task = task_of(n, "abcd"[n % 4] * 200, prefix_tokens=100, max_tokens=4)
         batcher.add(task)
         finish(batcher, lambda: bench.check_memory(batcher))
         bench.check_answer(task)
-    assert len(batcher._kv.lot) == 0
+    assert len(batcher._kv.host_cache) == 0
 
 
 def saved(model: NativeModel, sequence: int) -> np.ndarray:
@@ -430,8 +429,8 @@ def logits_after(model: NativeModel, sequence: int, tokens: list[int], start: in
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_reuse_changes_no_logits(tmp_path: Path, kind: str) -> None:
-    """Cut back in the middle, shared with a neighbour, or parked and restored: the logits of what
-    follows are within 1e-3 of those of a sequence that was computed without any of it.
+    """Cut back in the middle, shared with a neighbour, or offloaded and restored: the logits of
+    what follows are within 1e-3 of those of a sequence that was computed without any of it.
 
     The same pieces are computed in the same batches: how many rows a batch has chooses the kernels
     of llama.cpp, and with them the rounding.

@@ -38,8 +38,8 @@ class CellsBooks(RuleBasedStateMachine):
         del self.expected[sequence][keep:]
 
     @rule()
-    def sweep(self) -> None:
-        self.cells.sweep()
+    def free_retired(self) -> None:
+        self.cells.free_retired()
         assert self.cells.top == max((max(cells) + 1 for cells in self.held if cells), default=0)
 
     @rule(sequence=sequences, data=st.data())
@@ -145,7 +145,7 @@ def test_retired_cells_are_given_to_nobody_before_a_sweep() -> None:
     cells.retire(first, 4)
     assert (cells.used, cells.free, cells.top) == (4, CAPACITY - 4, 10)
     assert cells.next(2) == [10, 11]
-    cells.sweep()
+    cells.free_retired()
     assert (cells.used, cells.free, cells.top) == (4, CAPACITY - 4, 4)
     assert cells.next(2) == [4, 5]
 
@@ -168,7 +168,7 @@ def test_shared_cells_move_for_all_who_share_them() -> None:
     cells.share(first, second, 6)
     cells.grow(second, 1)
     cells.retire(lead, 0)
-    cells.sweep()
+    cells.free_retired()
     cells.move([first, second], 0, 6)
     assert first[:6] == second[:6] == [0, 1, 2, 3, 4, 5]
     cells.retire(first, 0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from orion_oie.backends.llama.worker.host_cache import ParkedState
+from orion_oie.backends.llama.worker.host_cache import OffloadedState
 from orion_oie.backends.llama.worker.prefix_match import (
     MIN_GAIN,
     Start,
@@ -47,8 +47,8 @@ def slots_with(*tokens: Sequence[int]) -> list[Slot]:
     return [Slot(index, list(held), last_used=index + 1) for index, held in enumerate(tokens)]
 
 
-def parked_with(*tokens: Sequence[int]) -> list[ParkedState]:
-    return [ParkedState(list(held), np.zeros(1, np.uint8)) for held in tokens]
+def offloaded_with(*tokens: Sequence[int]) -> list[OffloadedState]:
+    return [OffloadedState(list(held), np.zeros(1, np.uint8)) for held in tokens]
 
 
 # -- common_length
@@ -109,22 +109,22 @@ def test_the_last_token_is_always_computed() -> None:
 def start_of(
     task: Task,
     slots: Sequence[Slot],
-    parked: Sequence[ParkedState] = (),
+    offloaded: Sequence[OffloadedState] = (),
     *,
     is_rewindable: bool = True,
-    are_parked_rewindable: bool | None = None,
+    are_offloaded_rewindable: bool | None = None,
     free_cells: int = ROOMY,
 ) -> Start:
     """Where the task starts in the first of the slots."""
-    if are_parked_rewindable is None:
-        are_parked_rewindable = is_rewindable
+    if are_offloaded_rewindable is None:
+        are_offloaded_rewindable = is_rewindable
     return best_start(
         slots[0],
         task,
         slots,
-        parked,
+        offloaded,
         is_rewindable=is_rewindable,
-        are_parked_rewindable=are_parked_rewindable,
+        are_offloaded_rewindable=are_offloaded_rewindable,
         free_cells=free_cells,
     )
 
@@ -133,16 +133,16 @@ def start_of(
 def test_nothing_to_start_from(is_rewindable: bool) -> None:
     """A prompt that nobody knows starts at its beginning, in no state at all."""
     slots = slots_with(text(0, "a", 50), text(0, "b", 50), [])
-    parked = parked_with(text(0, "c", 50), [])
+    offloaded = offloaded_with(text(0, "c", 50), [])
     task = task_of(text(100))
-    assert start_of(task, slots, parked, is_rewindable=is_rewindable) == Start()
+    assert start_of(task, slots, offloaded, is_rewindable=is_rewindable) == Start()
     assert start_of(task, slots_with([]), is_rewindable=is_rewindable) == Start()
 
 
 def test_the_own_slot_is_enough() -> None:
     """What the slot holds itself is taken, however little, when others have no more."""
     slots = slots_with(text(3), text(3, "a"), text(3, "b"))
-    assert start_of(task_of(text(100)), slots, parked_with(text(3))) == Start(3, slots[0])
+    assert start_of(task_of(text(100)), slots, offloaded_with(text(3))) == Start(3, slots[0])
 
 
 def test_another_slot_must_be_worth_it() -> None:
@@ -157,39 +157,39 @@ def test_another_slot_must_be_worth_it() -> None:
 
 
 def test_a_parked_state_must_be_worth_it() -> None:
-    """A parked state is fetched only when it saves enough over what slots hold."""
+    """A offloaded state is fetched only when it saves enough over what slots hold."""
     task = task_of(text(300))
     slots = slots_with(text(50), text(100))
-    parked = parked_with(text(100 + MIN_GAIN - 1))
-    assert start_of(task, slots, parked) == Start(100, slots[1])
-    parked = parked_with(text(100 + MIN_GAIN))
-    assert start_of(task, slots, parked) == Start(100 + MIN_GAIN, None, parked[0])
-    parked = parked_with(text(150), text(250), text(200))
-    assert start_of(task, slots, parked) == Start(250, None, parked[1])
+    offloaded = offloaded_with(text(100 + MIN_GAIN - 1))
+    assert start_of(task, slots, offloaded) == Start(100, slots[1])
+    offloaded = offloaded_with(text(100 + MIN_GAIN))
+    assert start_of(task, slots, offloaded) == Start(100 + MIN_GAIN, None, offloaded[0])
+    offloaded = offloaded_with(text(150), text(250), text(200))
+    assert start_of(task, slots, offloaded) == Start(250, None, offloaded[1])
 
 
 def test_the_shortest_parked_state_among_equals() -> None:
-    """Where several parked states serve equally far, the one with least beyond that is fetched;
+    """Where several offloaded states serve equally far, the one with least beyond that is fetched;
     what a slot holds as far is nearer than all of them."""
     task = task_of(text(100, "x"))
-    parked = parked_with(*(text(100, "a", count) for count in (30, 5, 40, 5)))
-    assert start_of(task, slots_with([]), parked) == Start(100, None, parked[1])
+    offloaded = offloaded_with(*(text(100, "a", count) for count in (30, 5, 40, 5)))
+    assert start_of(task, slots_with([]), offloaded) == Start(100, None, offloaded[1])
     slots = slots_with(text(100, "b", 60))
-    assert start_of(task, slots, parked) == Start(100, slots[0])
+    assert start_of(task, slots, offloaded) == Start(100, slots[0])
 
 
 def test_a_parked_state_needs_cells() -> None:
-    """All tokens of a parked state need cells, also those that are cut off again."""
+    """All tokens of a offloaded state need cells, also those that are cut off again."""
     task = task_of(text(100, "x"))
     slots = slots_with(text(10))
-    parked = parked_with(text(100, "a", 50), text(80))
+    offloaded = offloaded_with(text(100, "a", 50), text(80))
     for free_cells, expected in [
-        (150, Start(100, None, parked[0])),
-        (149, Start(80, None, parked[1])),
-        (80, Start(80, None, parked[1])),
+        (150, Start(100, None, offloaded[0])),
+        (149, Start(80, None, offloaded[1])),
+        (80, Start(80, None, offloaded[1])),
         (79, Start(10, slots[0])),
     ]:
-        assert start_of(task, slots, parked, free_cells=free_cells) == expected
+        assert start_of(task, slots, offloaded, free_cells=free_cells) == expected
 
 
 def test_slots_need_no_cells() -> None:
@@ -197,32 +197,32 @@ def test_slots_need_no_cells() -> None:
     task = task_of(text(200))
     for held in ((text(100), []), ([], text(100))):
         slots = slots_with(*held)
-        start = start_of(task, slots, parked_with(text(150)), free_cells=0)
+        start = start_of(task, slots, offloaded_with(text(150)), free_cells=0)
         assert start.length == 100
-        assert start.parked is None
+        assert start.offloaded is None
 
 
 def test_states_that_cannot_be_cut_are_used_whole() -> None:
-    """Of a slot's own state all or nothing, of another slot's nothing, of parked ones those that
+    """Of a slot's own state all or nothing, of another slot's nothing, of offloaded ones those that
     the prompt goes on from."""
     slots = slots_with(text(50, "a"), text(150))
-    parked = parked_with(text(180, "b"), text(100), text(60))
+    offloaded = offloaded_with(text(180, "b"), text(100), text(60))
     task = task_of(text(200))
-    assert start_of(task, slots, parked, is_rewindable=False) == Start(100, None, parked[1])
-    assert start_of(task, slots, parked[:1], is_rewindable=False) == Start()
+    assert start_of(task, slots, offloaded, is_rewindable=False) == Start(100, None, offloaded[1])
+    assert start_of(task, slots, offloaded[:1], is_rewindable=False) == Start()
     slots = slots_with(text(90), text(150))
-    assert start_of(task, slots, parked, is_rewindable=False) == Start(90, slots[0])
+    assert start_of(task, slots, offloaded, is_rewindable=False) == Start(90, slots[0])
 
 
 def test_states_that_can_be_cut_in_the_cache_only() -> None:
-    """Slots serve as far as they go, also other ones; parked states wholly or not at all."""
+    """Slots serve as far as they go, also other ones; offloaded states wholly or not at all."""
     slots = slots_with(text(50, "a"), text(100, "a"))
-    parked = parked_with(text(180, "b"), text(140), text(300))
+    offloaded = offloaded_with(text(180, "b"), text(140), text(300))
     task = task_of(text(200))
-    start = start_of(task, slots, parked, are_parked_rewindable=False)
-    assert start == Start(140, None, parked[1])
-    parked = parked_with(text(180, "b"))
-    assert start_of(task, slots, parked, are_parked_rewindable=False) == Start(100, slots[1])
+    start = start_of(task, slots, offloaded, are_offloaded_rewindable=False)
+    assert start == Start(140, None, offloaded[1])
+    offloaded = offloaded_with(text(180, "b"))
+    assert start_of(task, slots, offloaded, are_offloaded_rewindable=False) == Start(100, slots[1])
 
 
 texts = st.builds(
@@ -231,7 +231,7 @@ texts = st.builds(
 
 
 @pytest.mark.parametrize(
-    ("is_rewindable", "are_parked_rewindable"), [(True, True), (True, False), (False, False)]
+    ("is_rewindable", "are_offloaded_rewindable"), [(True, True), (True, False), (False, False)]
 )
 @settings(max_examples=60)
 @given(
@@ -242,7 +242,7 @@ texts = st.builds(
 )
 def test_no_start_is_much_better_than_the_best(
     is_rewindable: bool,
-    are_parked_rewindable: bool,
+    are_offloaded_rewindable: bool,
     prompt: list[int],
     held: list[list[int]],
     kept: list[list[int]],
@@ -250,19 +250,19 @@ def test_no_start_is_much_better_than_the_best(
 ) -> None:
     """The start is what its place really holds, and nothing that can be had saves much more."""
     task = task_of([*prompt, 7])
-    slots, parked = slots_with(*held), parked_with(*kept)
+    slots, offloaded = slots_with(*held), offloaded_with(*kept)
     start = start_of(
         task,
         slots,
-        parked,
+        offloaded,
         is_rewindable=is_rewindable,
-        are_parked_rewindable=are_parked_rewindable,
+        are_offloaded_rewindable=are_offloaded_rewindable,
         free_cells=free_cells,
     )
     own = reusable(held[0], task, is_rewindable=is_rewindable)
     others = [
-        reusable(state.tokens, task, is_rewindable=are_parked_rewindable)
-        for state in parked
+        reusable(state.tokens, task, is_rewindable=are_offloaded_rewindable)
+        for state in offloaded
         if len(state.tokens) <= free_cells
     ]
     if is_rewindable:
@@ -270,12 +270,12 @@ def test_no_start_is_much_better_than_the_best(
     if start.length == 0:
         assert start == Start()
     else:
-        assert (start.slot is None) != (start.parked is None)
+        assert (start.slot is None) != (start.offloaded is None)
         if start.slot is not None:
             length = reusable(start.slot.tokens, task, is_rewindable=is_rewindable)
         else:
-            length = reusable(start.parked.tokens, task, is_rewindable=are_parked_rewindable)
-            assert len(start.parked.tokens) <= free_cells
+            length = reusable(start.offloaded.tokens, task, is_rewindable=are_offloaded_rewindable)
+            assert len(start.offloaded.tokens) <= free_cells
         assert start.length == length
     assert start.length >= own
     assert start.slot is slots[0] or start.length >= own + MIN_GAIN or start == Start()
@@ -286,11 +286,16 @@ def test_no_start_is_much_better_than_the_best(
 
 
 def reading(
-    index: int, tokens: Sequence[int], done: int, prefix_tokens: int = 0, *, has_begun: bool = True
+    index: int,
+    tokens: Sequence[int],
+    done: int,
+    prefix_tokens: int = 0,
+    *,
+    has_started: bool = True,
 ) -> Slot:
     """A slot that has computed the first `done` tokens of its task's prompt."""
     task = task_of(tokens, prefix_tokens=prefix_tokens)
-    return Slot(index, list(tokens[:done]), task=task, has_begun=has_begun)
+    return Slot(index, list(tokens[:done]), task=task, has_started=has_started)
 
 
 def awaited_length(task: Task, *others: Slot, is_rewindable: bool = True) -> int | None:
@@ -329,7 +334,7 @@ def test_only_what_is_being_read_is_awaited() -> None:
     slot's own task."""
     task = task_of(text(100, "x"))
     idle = Slot(0, text(10))
-    waiting = reading(0, text(150), 10, has_begun=False)
+    waiting = reading(0, text(150), 10, has_started=False)
     answering = reading(0, text(150), 149)
     past_it = reading(0, text(100, "y", 60), 100)
     another = reading(0, text(0, "z", 60), 10)
@@ -372,7 +377,7 @@ def test_states_that_cannot_be_cut_are_awaited_at_the_end_of_the_prefix() -> Non
 def chosen(
     task: Task,
     slots: Sequence[Slot],
-    parked: Sequence[ParkedState] = (),
+    offloaded: Sequence[OffloadedState] = (),
     *,
     is_rewindable: bool = True,
 ) -> int:
@@ -382,9 +387,9 @@ def chosen(
         idle,
         task,
         slots,
-        parked,
+        offloaded,
         is_rewindable=is_rewindable,
-        are_parked_rewindable=is_rewindable,
+        are_offloaded_rewindable=is_rewindable,
     ).index
 
 
@@ -443,7 +448,7 @@ def test_what_only_this_slot_holds_decides() -> None:
 
 def test_a_parked_prefix_spares_the_conversation_that_began_with_it() -> None:
     """A request of the same agent does not take over another conversation's slot when the part
-    that both share is parked; the conversation itself goes on in its slot."""
+    that both share is offloaded; the conversation itself goes on in its slot."""
     prefix = text(80)
     talk = [*prefix, *text(0, "a", 20)]
     slots = slots_with(talk, text(0, "b", 30))
@@ -451,9 +456,9 @@ def test_a_parked_prefix_spares_the_conversation_that_began_with_it() -> None:
     assert chosen(stranger, slots) == 0
     slots[0].last_used = 9
     assert chosen(stranger, slots) == 0
-    assert chosen(stranger, slots, parked_with(prefix)) == 1
-    assert chosen(task_of([*talk, 5]), slots, parked_with(prefix)) == 0
-    assert chosen(stranger, slots_with(talk), parked_with(prefix)) == 0  # there is no other
+    assert chosen(stranger, slots, offloaded_with(prefix)) == 1
+    assert chosen(task_of([*talk, 5]), slots, offloaded_with(prefix)) == 0
+    assert chosen(stranger, slots_with(talk), offloaded_with(prefix)) == 0  # there is no other
 
 
 def test_an_empty_slot_before_anybodys_state() -> None:

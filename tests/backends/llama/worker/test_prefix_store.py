@@ -1,5 +1,5 @@
-"""Snapshots: what comes back is what was saved, whatever happened to the file, and the folder keeps
-to its limit. No failure of a file system gets out."""
+"""The prefix store: what comes back is what was saved, whatever happened to the file, and the
+folder keeps to its limit. No failure of a file system gets out."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from orion_oie.backends.llama.worker import prefix_store
 from orion_oie.backends.llama.worker.prefix_store import (
-    Snapshots,
+    PrefixStore,
     file_identity,
 )
 
@@ -33,24 +33,24 @@ HOUR_S = 3600
 
 
 class Store:
-    """Snapshots in a folder that need not be there yet, with the problems they reported."""
+    """PrefixStore in a folder that need not be there yet, with the problems they reported."""
 
     def __init__(self, folder: Path, identity: str = "a model", limit: int = LIMIT) -> None:
         self.folder = folder
         self.problems: list[str] = []
-        self.snapshots = Snapshots(folder, identity, limit, self.problems.append)
+        self.store = PrefixStore(folder, identity, limit, self.problems.append)
 
     def save(self, tokens: list[int] = TOKENS, state: NDArray[np.uint8] = STATE) -> Path:
         """Save and wait; returns the file of these tokens."""
-        self.snapshots.save(tokens, state)
-        assert self.snapshots.flush()
+        self.store.save(tokens, state)
+        assert self.store.flush()
         return self.path(tokens)
 
     def find(self, tokens: list[int] = TOKENS) -> NDArray[np.uint8] | None:
-        return self.snapshots.find(tokens)
+        return self.store.find(tokens)
 
     def path(self, tokens: list[int] = TOKENS) -> Path:
-        return self.snapshots._path(prefix_store._pack(tokens))
+        return self.store._path(prefix_store._pack(tokens))
 
     def names(self) -> set[str]:
         return {path.name for path in self.folder.iterdir()}
@@ -58,7 +58,7 @@ class Store:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "cache" / "snapshots")
+    return Store(tmp_path / "cache" / "store")
 
 
 def is_state(found: NDArray[np.uint8] | None) -> bool:
@@ -135,11 +135,11 @@ def test_the_bytes_are_those_at_the_time(store: Store, replacing: "Gate") -> Non
     """What is written to the array after it was saved does not reach the file."""
     state = STATE[::2].copy()
     with replacing.closed():
-        store.snapshots.save([1], STATE)
-        store.snapshots.save([2], state)
+        store.store.save([1], STATE)
+        store.store.save([2], state)
         expected = state.copy()
         state[:] = 0
-    assert store.snapshots.flush()
+    assert store.store.flush()
     assert np.array_equal(store.find([2]), expected)  # type: ignore[arg-type]
 
 
@@ -293,7 +293,7 @@ def test_a_link_is_not_followed(store: Store) -> None:
 
 
 def test_a_directory_that_is_not_empty_stays(store: Store) -> None:
-    """Somebody's files are not removed: there is no snapshot then."""
+    """Somebody's files are not removed: nothing is stored then."""
     path = store.save()
     directory(path)
     (path / "file").touch()
@@ -375,7 +375,7 @@ headers = st.tuples(
 
 @pytest.fixture(scope="module")
 def one_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, bytes]:
-    store = Store(tmp_path_factory.mktemp("snapshots"))
+    store = Store(tmp_path_factory.mktemp("store"))
     return store, store.save().read_bytes()
 
 
@@ -541,11 +541,11 @@ def replacing(monkeypatch: pytest.MonkeyPatch) -> Gate:
 def test_what_is_there_is_not_written_again(store: Store, replacing: Gate) -> None:
     """Neither what is in a file, nor what waits to be."""
     with replacing.closed():
-        store.snapshots.save(TOKENS, STATE)
+        store.store.save(TOKENS, STATE)
         assert replacing.is_reached.wait(10)
         for _ in range(10):
-            store.snapshots.save(TOKENS, STATE)
-            store.snapshots.save([1], STATE)
+            store.store.save(TOKENS, STATE)
+            store.store.save([1], STATE)
     store.save()
     Store(store.folder).save()
     assert replacing.passed == 2
@@ -554,15 +554,15 @@ def test_what_is_there_is_not_written_again(store: Store, replacing: Gate) -> No
 
 def test_flush(store: Store, replacing: Gate) -> None:
     """True at once when there is nothing to write; False while there is."""
-    assert store.snapshots.flush(0)
+    assert store.store.flush(0)
     with replacing.closed():
-        store.snapshots.save(TOKENS, STATE)
-        store.snapshots.save([1], STATE)
+        store.store.save(TOKENS, STATE)
+        store.store.save([1], STATE)
         assert replacing.is_reached.wait(10)
-        assert not store.snapshots.flush(0)
-        assert not store.snapshots.flush(0.01)
+        assert not store.store.flush(0)
+        assert not store.store.flush(0.01)
         assert store.find() is None
-    assert store.snapshots.flush()
+    assert store.store.flush()
     assert is_state(store.find())
     assert is_state(store.find([1]))
 
@@ -571,12 +571,12 @@ def test_too_many_at_once_are_dropped(store: Store, replacing: Gate) -> None:
     """Those that came first are written; one that was dropped may come again."""
     with replacing.closed():
         for token in range(6):
-            store.snapshots.save([token], STATE)
+            store.store.save([token], STATE)
         assert len(store.problems) == 2
         assert all("4 others wait" in problem for problem in store.problems)
-        store.snapshots.save([0], STATE)
+        store.store.save([0], STATE)
         assert len(store.problems) == 2
-    assert store.snapshots.flush()
+    assert store.store.flush()
     assert [is_state(store.find([token])) for token in range(6)] == [True] * 4 + [False] * 2
     store.save([5])
     assert is_state(store.find([5]))
@@ -586,7 +586,7 @@ def test_the_thread_is_there_only_while_it_writes(store: Store, replacing: Gate)
     """One for all that waits; the next save starts another."""
 
     def writers() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "snapshots"]
+        return [thread for thread in threading.enumerate() if thread.name == "prefix-store"]
 
     def settled() -> bool:
         for thread in writers():
@@ -596,10 +596,10 @@ def test_the_thread_is_there_only_while_it_writes(store: Store, replacing: Gate)
     assert settled()
     for _ in range(2):
         with replacing.closed():
-            store.snapshots.save([1], STATE)
-            store.snapshots.save([2], STATE)
+            store.store.save([1], STATE)
+            store.store.save([2], STATE)
             assert [thread.daemon for thread in writers()] == [True]
-        assert store.snapshots.flush()
+        assert store.store.flush()
         assert settled()
         store.path([1]).unlink()
         store.path([2]).unlink()
@@ -663,9 +663,9 @@ def test_no_thread_can_be_started(store: Store, monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
-        store.snapshots.save(TOKENS, STATE)
+        store.store.save(TOKENS, STATE)
     assert "can't start" in store.problems[0]
-    assert store.snapshots.flush(0)
+    assert store.store.flush(0)
     store.save()
     assert is_state(store.find())
 
@@ -697,10 +697,10 @@ def test_many_at_once_on_one_folder(tmp_path: Path) -> None:
     def work(store: Store, turn: int) -> None:
         for step in range(150):
             number = (turn + 1) * step % len(states)
-            state = store.snapshots.find([number])
+            state = store.store.find([number])
             if state is None:
-                store.snapshots.save([number], states[number])
-                store.snapshots.flush()
+                store.store.save([number], states[number])
+                store.store.flush()
             else:
                 (found if np.array_equal(state, states[number]) else wrong).append(number)
 

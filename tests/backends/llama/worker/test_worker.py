@@ -29,6 +29,7 @@ from orion_oie.backends.llama.host.loader import (
     LlamaBackend,
     LoaderSettings,
 )
+from orion_oie.backends.llama.protocol import CancelCommand, GenerateCommand
 from orion_oie.backends.llama.worker import chat
 from orion_oie.backends.llama.worker.chat import (
     ChatTemplate,
@@ -154,17 +155,8 @@ class PlainForm:
         return [Segment(message.content, is_control=False) for message in messages]
 
 
-def command(messages: list[Message], **options: object) -> dict[str, object]:
-    return {
-        "op": "generate",
-        "id": 1,
-        "messages": [message.model_dump() for message in messages],
-        "options": GenerationOptions(**options).model_dump(),
-        "session_id": None,
-        "priority": 0,
-        "is_streamed": True,
-        "is_prefix_public": False,
-    }
+def command(messages: list[Message], request_id: int = 1, **options: object) -> GenerateCommand:
+    return GenerateCommand(request_id, GenerationJob(tuple(messages), GenerationOptions(**options)))
 
 
 roles = st.sampled_from(["user", "assistant"])
@@ -220,13 +212,12 @@ def test_what_was_cancelled_is_not_prepared() -> None:
         worker = Worker(theirs)
         model = LetterModel()
         for number in (1, 2, 3):
-            work = command(conversation(("user", "x")))
-            worker._to_prepare.put({**work, "id": number})
+            worker._to_prepare.put(command(conversation(("user", "x")), number))
         worker._preparing = {3}
         threading.Thread(
             target=worker._prepare_tasks, args=(model, PlainForm()), daemon=True
         ).start()
-        assert worker._inbox.get(timeout=BOUND_S)["id"] == 3
+        assert worker._inbox.get(timeout=BOUND_S).task.id == 3
         assert model.calls == 2  # the prompt, and the prefix in it
         with pytest.raises(queue.Empty):
             worker._inbox.get_nowait()
@@ -259,7 +250,7 @@ def test_after_a_storm_of_cancels_the_worker_rests(tiny: LlamaModel) -> None:
         thread.join(BOUND_S)
         assert not thread.is_alive()
     for request_id in (0, 1, 10**9):  # cancels that nobody needs
-        tiny._outbox.put({"op": "cancel", "id": request_id})
+        tiny._send(CancelCommand(request_id))
     assert said(tiny, job("Hello?", max_tokens=8)) == before
     process = psutil.Process(tiny.pid)
     until(lambda: process.cpu_percent(interval=0.1) < 20, "the worker rests")
@@ -322,7 +313,7 @@ def test_a_load_that_fails_is_no_crash(
     close = LlamaModel.close
 
     def close_late(model: LlamaModel, timeout_s: float) -> None:
-        assert model._buried.wait(BOUND_S)
+        assert model._exited.wait(BOUND_S)
         close(model, timeout_s)
 
     monkeypatch.setattr(LlamaModel, "close", close_late)
@@ -360,13 +351,16 @@ def test_no_process_can_be_started(tiny_model: Path, monkeypatch: pytest.MonkeyP
         load(tiny_model)
 
 
-@pytest.mark.parametrize("noise", [b"no json", b"[]", b'{"id": 1}', b"\xff\xfe", b'{"op": "?"}'])
+@pytest.mark.parametrize(
+    "noise",
+    [b"no json", b"[]", b'{"id": 1}', b"\xff\xfe", b'{"kind": "?"}', b'{"kind": "cancel"}'],
+)
 def test_a_worker_that_hears_nonsense_ends(tiny_model: Path, noise: bytes) -> None:
     """A worker that cannot understand its host does not live on without one."""
     model = load(tiny_model)
     model._connection.send_bytes(noise)
     until(lambda: not model.is_alive(), "the worker is gone")
-    with pytest.raises(WorkerCrashedError, match="exit code 1"):
+    with pytest.raises(WorkerCrashedError, match=r"exit code 1.*the host sent a malformed message"):
         said(model, job("Hello?"))
     model.close()
 

@@ -1,12 +1,14 @@
-"""The files of a model that is still arriving: which are here, which are coming, how far it is.
+"""The files of a model that is being downloaded: complete ones, arriving ones, and the progress.
 
-Loads nothing: what can be done with what is here is the loader's business.
+Loads nothing: the loader decides what to do with the files that have arrived.
 """
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from orion_oie.backends.llama.host.load_order import ForwardOrder
 from orion_oie.errors import ModelCorruptError
@@ -21,25 +23,40 @@ from orion_oie.models.formats.gguf import (
     parse_header,
     read_header,
 )
-from orion_oie.schemas.loading import LoadProgress
+from orion_oie.schemas.loading import LoadPhase, LoadProgress
 
 _POLL_S = 0.02
 
 
+def download_progress(
+    arrived_bytes: int, total_bytes: int, bytes_per_s: float = 0.0, note: str = ""
+) -> LoadProgress:
+    """The progress of a download. `bytes_per_s` 0 means unknown."""
+    return LoadProgress(
+        "downloading",
+        fraction=arrived_bytes / total_bytes if total_bytes else 0.0,
+        bytes_total=total_bytes,
+        bytes_loaded=arrived_bytes,
+        bytes_per_s=bytes_per_s or None,
+        seconds_left=(total_bytes - arrived_bytes) / bytes_per_s if bytes_per_s else None,
+        note=note,
+    )
+
+
 class Arriving:
-    """The files of one model, of which some are here and some are being fetched."""
+    """The files of one model, of which some are complete and some are being downloaded."""
 
     def __init__(self, paths: Sequence[Path], download: Download) -> None:
         self.paths = paths
         self.download = download
-        # By place among all files: the place among those that are fetched.
+        # The index among the downloaded files, by the index among all files.
         self._numbers = {paths.index(path): number for number, path in enumerate(download.paths)}
         self.order = ForwardOrder((), (), 0)
-        self.mode: str = "sequential"
+        self.mode: Literal["progressive", "sequential"] = "sequential"
         self.note = ""
 
     def read_headers(self) -> list[GGUFHeader]:
-        """The header of each file. What is found to be no model is thrown away."""
+        """The header of each file. Discards the download if a file is no model."""
         headers = []
         try:
             for place, path in enumerate(self.paths):
@@ -58,55 +75,53 @@ class Arriving:
         return headers
 
     def start(self) -> None:
-        """Fetch the rest, in the order of the forward pass."""
+        """Download the rest, in the order of the forward pass."""
         self.download.start(self._fetched(self.order.runs))
 
     def files(self) -> list[Path]:
-        """Where the files lie now."""
+        """The current paths of the files."""
         return [
             part_path(path) if place in self._numbers else path
             for place, path in enumerate(self.paths)
         ]
 
     def maps(self) -> list[Path | None]:
-        """The map of each file that is being fetched."""
+        """The arrival map of each file that is being downloaded; None for complete files."""
         return [
             map_path(path) if place in self._numbers else None
             for place, path in enumerate(self.paths)
         ]
 
     def wait_for_initial_shards(self, on_progress: Callable[[], None]) -> None:
-        """Return when enough shards are here to begin with. Raises what ended the download."""
-        while self._shards_here() < self.order.initial_shards:
+        """Return when the initial shards have arrived. Raises the error that ended the download."""
+        while self._shards_arrived() < self.order.initial_shards:
             if self.download.error is not None:
                 raise self.download.error
             on_progress()
             threading.Event().wait(_POLL_S)
 
-    def progress(self, phase: str) -> LoadProgress:
-        """How far it is."""
-        here = sum(
+    def progress(self, phase: LoadPhase) -> LoadProgress:
+        """The current progress of the load."""
+        complete_bytes = sum(
             path.stat().st_size
             for place, path in enumerate(self.paths)
             if place not in self._numbers and path.exists()
         )
-        total = here + self.download.total_bytes
-        arrived = here + self.download.arrived_bytes
-        speed = self.download.bytes_per_s
-        return LoadProgress(
-            phase,  # type: ignore[arg-type]
-            fraction=arrived / total if total else 1.0,
+        transferred = download_progress(
+            complete_bytes + self.download.arrived_bytes,
+            complete_bytes + self.download.total_bytes,
+            self.download.bytes_per_s,
+        )
+        return replace(
+            transferred,
+            phase=phase,
             shards=len(self.order.shards),
-            shards_loaded=self._shards_here(),
-            bytes_total=total,
-            bytes_loaded=arrived,
-            bytes_per_s=speed or None,
-            seconds_left=(total - arrived) / speed if speed else None,
-            mode=self.mode,  # type: ignore[arg-type]
+            shards_loaded=self._shards_arrived(),
+            mode=self.mode,
             note=self.note,
         )
 
-    def _shards_here(self) -> int:
+    def _shards_arrived(self) -> int:
         maps = self.download.maps
         return sum(
             all(maps[number].has(start, end) for number, start, end in self._fetched(shard))
@@ -114,6 +129,6 @@ class Arriving:
         )
 
     def _fetched(self, runs: Sequence[Run]) -> list[Run]:
-        """The same runs as the download counts its files; without what is here."""
+        """The runs with the download's numbers of files, without those in complete files."""
         numbers = self._numbers
         return [(numbers[n], start, end) for n, start, end in runs if n in numbers]

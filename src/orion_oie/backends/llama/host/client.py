@@ -1,8 +1,8 @@
-"""The host's side of a worker: speaks with its process, notices when it dies.
+"""The host's side of a worker: exchanges messages with its process, and notices when it dies.
 
-Each loaded model has one process, and a reader and a writer thread here: nobody else waits for the
-socket, so that a worker that stopped reading holds up neither a cancel nor a close. What to load,
-and when, is the loader's business.
+Each loaded model has one process, and a reader and a writer thread in the host. No other thread
+waits for the socket, so a worker that stopped reading delays neither a cancel nor a close. The
+loader decides what to load, and when.
 """
 
 import base64
@@ -15,8 +15,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from orion_oie.backends.base import (
     Completion,
@@ -24,14 +25,37 @@ from orion_oie.backends.base import (
     LoadSpec,
     Occupancy,
     OnText,
-    usable_context,
 )
 from orion_oie.backends.llama.host.process import (
     WorkerProcess,
     beginning_of,
 )
-from orion_oie.backends.llama.host.threads import ThreadGovernor
-from orion_oie.backends.llama.protocol import Packet, error_from_wire, receive, send
+from orion_oie.backends.llama.host.threads import ThreadAllocator
+from orion_oie.backends.llama.protocol import (
+    CancelCommand,
+    CloseCommand,
+    Command,
+    CompleteCommand,
+    CompletedReport,
+    Done,
+    EmbedCommand,
+    EmbeddedReport,
+    FailedReport,
+    GenerateCommand,
+    HelloReport,
+    LoadCommand,
+    LoadedReport,
+    LoadingReport,
+    LogReport,
+    OccupancyCommand,
+    OccupancyReport,
+    Report,
+    StepReport,
+    ThreadsCommand,
+    encode_command,
+    error_from_wire,
+    receive_report,
+)
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     EngineClosedError,
@@ -48,7 +72,6 @@ from orion_oie.schemas.results import (
     ModelInfo,
     TokenAlternative,
     TokenLogprob,
-    Usage,
 )
 
 if TYPE_CHECKING:
@@ -62,17 +85,24 @@ OnLog = Callable[[str, str, str], None]
 OnCrash = Callable[[str, WorkerCrashedError], None]
 
 
-class _Pending:
+AnswerT = TypeVar("AnswerT")
+
+
+def _ignore_text(_text: str, _tokens: int) -> None:
+    pass
+
+
+class _Pending(Generic[AnswerT]):
     """A request that waits for its worker. Ends once, with an answer or an error."""
 
-    def __init__(self, on_text: OnText) -> None:
+    def __init__(self, on_text: OnText = _ignore_text) -> None:
         self.on_text = on_text
         self.awake = threading.Event()  # it ended, or it was cancelled
         self.ended = threading.Event()
-        self.answer: object | None = None
+        self.answer: AnswerT | None = None
         self.error: Exception | None = None
 
-    def end(self, answer: object | None = None, error: Exception | None = None) -> None:
+    def end(self, answer: AnswerT | None = None, error: Exception | None = None) -> None:
         if not self.ended.is_set():
             self.answer, self.error = answer, error
             self.ended.set()
@@ -82,34 +112,34 @@ class _Pending:
 class LlamaModel:
     """A model in a worker process. See `LocalModel`.
 
-    `load` sends it on its way; `on_log(level, line, model_id)` and `on_crash(model_id, error)` are
-    called on the reader thread. `governor` divides the cores among the models that compute.
+    `load` must be called first. `on_log(level, line, model_id)` and `on_crash(model_id, error)` are
+    called on the reader thread. `threads` divides the cores among the models that compute.
     """
 
     def __init__(
         self,
         spec: LoadSpec,
         worker: WorkerProcess,
-        governor: ThreadGovernor | None = None,
+        threads: ThreadAllocator | None = None,
         cancel_grace_s: float = 5.0,
         on_log: OnLog = lambda _level, _line, _model_id: None,
         on_crash: OnCrash = lambda _model_id, _error: None,
     ) -> None:
         self._spec = spec
         self._info = spec.info
-        self._governor = governor or ThreadGovernor(usable_cores())
+        self._threads = threads or ThreadAllocator(usable_cores())
         self._cancel_grace_s = cancel_grace_s
         self._on_log = on_log
         self._on_crash = on_crash
         self._on_loading: Callable[[float], None] = lambda _fraction: None
-        self._on_buried: Callable[[], None] = lambda: None
+        self._on_exit: Callable[[], None] = lambda: None
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._outbox: queue.SimpleQueue[Packet | None] = queue.SimpleQueue()
-        self._pending: dict[int, _Pending] = {}
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._pending: dict[int, _Pending[Any]] = {}  # of each kind of answer
         self._is_closing = False
         self._death: OrionError | None = None
-        self._buried = threading.Event()
+        self._exited = threading.Event()
         self._hello = threading.Event()
         self._why_no_gate = self._device = ""
         self._load_ended = threading.Event()
@@ -128,7 +158,7 @@ class LlamaModel:
     # -- the load
 
     def why_no_gate(self, scope: CancelScope, timeout_s: float) -> str:
-        """Why this worker cannot compute while a model arrives; empty when it can."""
+        """The reason why this worker cannot compute while a model arrives; empty when it can."""
         self._await(self._hello, scope, timeout_s)
         return self._why_no_gate
 
@@ -140,44 +170,36 @@ class LlamaModel:
     def load(
         self,
         headers: Sequence[GGUFHeader],
+        command: LoadCommand,
         scope: CancelScope,
         timeout_s: float,
-        settings: Packet,
         on_loading: Callable[[float], None],
     ) -> None:
-        """Load files, and wait until the worker can answer; on any error the process is ended
-        first. `settings` go with the command as they are; `on_loading` gets the fraction."""
-        spec = self._spec
-        self._info = _described(spec, headers)
+        """Load files, and wait until the worker can answer. `on_loading` gets the fraction. On any
+        error the process is ended first."""
+        self._info = _described(self._spec, headers)
         self._on_loading = on_loading
-        self._outbox.put(
-            {
-                "op": "load",
-                "slots": spec.slots,
-                "context_length": usable_context(spec.context_length, headers[0].context_length),
-                "threads": spec.threads or usable_cores(),
-                "parked_bytes": spec.parked_bytes,
-                "is_embedding": spec.is_embedding,
-                "prompt_format": spec.prompt_format and spec.prompt_format.model_dump(),
-                **settings,
-            }
-        )
+        try:
+            self._send(command)
+        except OrionError:
+            self.close(timeout_s=0.0)
+            raise
         self._await(self._load_ended, scope, timeout_s)
 
     def take_over(self, files: Sequence[Path]) -> None:
-        """Let the worker go on in a context that waits for nothing, now that what was arriving lies
-        at `files`; `completion` is done when it does."""
-        self._outbox.put({"op": "complete", "files": [str(file) for file in files]})
+        """Make the worker continue in a context that waits for nothing: all weights have arrived,
+        in `files`. `completion` is done when it has."""
+        self._send(CompleteCommand(tuple(files)))
 
     def fail(self, error: OrionError) -> None:
-        """End the process, and with `error` what waits for it."""
+        """End the process, and fail everything that waits for it with `error`."""
         self._die(error)
         self._process.kill()
 
-    def on_buried(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once when the process has ended; at once if it has."""
-        self._on_buried = callback
-        if self._buried.is_set():
+    def on_exit(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when the process has ended, or now if it has already."""
+        self._on_exit = callback
+        if self._exited.is_set():
             callback()
 
     @property
@@ -193,7 +215,7 @@ class LlamaModel:
         return self._progress()
 
     def show_progress(self, progress: Callable[[], LoadProgress]) -> None:
-        """From now on, `progress()` says how far the load is."""
+        """Set the source of `load_progress`."""
         self._progress = progress
 
     def is_alive(self) -> bool:
@@ -205,7 +227,7 @@ class LlamaModel:
         try:
             is_ended = event.wait(timeout_s)
         except BaseException:
-            self.kill()  # interrupted here: nobody would ever close it
+            self.kill()  # an interrupted caller never closes it
             raise
         finally:
             undo()
@@ -224,53 +246,53 @@ class LlamaModel:
         """See `LocalModel.generate`."""
         if self._spec.is_embedding:
             raise InvalidRequestError(f"{self._spec.key} was loaded to embed, not to generate")
-        request = {
-            "op": "generate",
-            "messages": [message.model_dump() for message in job.messages],
-            "options": job.options.model_dump(),
-            "session_id": job.session_id,
-            "priority": job.priority,
-            "is_streamed": job.is_streamed,
-            "is_prefix_public": job.is_prefix_public,
-        }
         with self._computing():
-            return cast(Completion, self._ask(request, scope, on_text))
+            return self._ask(
+                lambda request_id: GenerateCommand(request_id, job),
+                _Pending[Completion](on_text),
+                scope,
+            )
 
     def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
         """See `EmbeddingModel.embed`."""
         if not self._spec.is_embedding:
             raise InvalidRequestError(f"{self._spec.key} was loaded to generate, not to embed")
-        request = {"op": "embed", "texts": list(texts)}
         with self._computing():
-            vectors = self._ask(request, scope, lambda _text, _tokens: None)
-        return cast("NDArray[np.float32]", vectors)
+            return self._ask(
+                lambda request_id: EmbedCommand(request_id, tuple(texts)),
+                _Pending["NDArray[np.float32]"](),
+                scope,
+            )
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        self._governor.join(self)
+        self._threads.join(self)
         try:
             yield
         finally:
-            self._governor.leave(self)
+            self._threads.leave(self)
 
     @property
-    def most_threads(self) -> int | None:
-        """See `governor.Member`."""
+    def max_threads(self) -> int | None:
+        """See `threads.Member`."""
         return self._spec.threads
 
     def use_threads(self, threads: int) -> None:
-        """See `governor.Member`."""
-        self._outbox.put({"op": "threads", "threads": threads})
+        """See `threads.Member`."""
+        self._send(ThreadsCommand(threads))
 
     def occupancy(self) -> Occupancy:
-        """What the worker is busy with now. Raises `WorkerCrashedError`."""
-        answer = self._ask({"op": "occupancy"}, CancelScope(), lambda _text, _tokens: None)
-        return cast(Occupancy, answer)
+        """The worker's current load. Raises `WorkerCrashedError`."""
+        return self._ask(OccupancyCommand, _Pending[Occupancy](), CancelScope())
 
-    def _ask(self, request: Packet, scope: CancelScope, on_text: OnText) -> object:
-        """Send a request and wait for its answer."""
+    def _ask(
+        self,
+        command_of: Callable[[int], Command],
+        pending: _Pending[AnswerT],
+        scope: CancelScope,
+    ) -> AnswerT:
+        """Send the command of a new request, and wait for its answer."""
         scope.check()
-        pending = _Pending(on_text)
         with self._lock:
             if self._death is not None:
                 raise self._death
@@ -278,17 +300,22 @@ class LlamaModel:
             self._pending[request_id] = pending
 
         def on_cancel() -> None:
-            self._outbox.put({"op": "cancel", "id": request_id})
+            self._send(CancelCommand(request_id))
             pending.awake.set()
 
-        self._outbox.put({**request, "id": request_id})
+        try:
+            self._send(command_of(request_id))
+        except OrionError:
+            with self._lock:
+                del self._pending[request_id]
+            raise
         undo = scope.on_cancel(on_cancel)
         try:
             pending.awake.wait()
             if not pending.ended.wait(self._cancel_grace_s):
                 self._give_up()
         except BaseException:
-            on_cancel()  # interrupted here: the worker must not go on for nobody
+            on_cancel()  # the caller was interrupted: nobody wants the answer
             raise
         finally:
             undo()
@@ -306,10 +333,10 @@ class LlamaModel:
         with self._lock:
             self._is_closing = True
         if timeout_s > 0:
-            self._outbox.put({"op": "close"})
-        if not self._buried.wait(timeout_s):
+            self._send(CloseCommand())
+        if not self._exited.wait(timeout_s):
             self.kill()
-            self._buried.wait()
+            self._exited.wait()
 
     def kill(self) -> None:
         """End the process at once, without waiting and without taking locks."""
@@ -327,31 +354,40 @@ class LlamaModel:
         )
         self._process.kill()
 
+    def _send(self, command: Command) -> None:
+        """Hand a command to the writer thread; returns at once."""
+        self._outbox.put(encode_command(command))
+
     # -- writer thread
 
     def _write(self) -> None:
         try:
             while (message := self._outbox.get()) is not None:
-                send(self._connection, message)
+                self._connection.send_bytes(message)
         except OSError:
-            return  # the worker is gone; the reader thread tells everyone who waits
+            return  # the worker is gone; the reader thread ends everything that waits
 
     # -- reader thread
 
     def _read(self) -> None:
         try:
             while True:
-                self._dispatch(receive(self._connection))
+                self._dispatch(receive_report(self._connection))
         except (EOFError, OSError):
             pass  # the worker is gone
+        except WorkerError as error:  # a malformed report
+            self._die(
+                WorkerError(f"worker {self.pid} of {self._spec.key}: {error.message}", pid=self.pid)
+            )
+            self._process.kill()
         except Exception as error:
             self._die(
-                WorkerError(f"worker {self.pid} of {self._spec.key} sent nonsense: {error!r}")
+                WorkerError(f"worker {self.pid} of {self._spec.key} was not understood: {error!r}")
             )
             self._process.kill()
             raise
         finally:
-            self._bury()
+            self._finish()
 
     def _exit_code(self) -> int:
         try:
@@ -360,70 +396,66 @@ class LlamaModel:
             self._process.kill()
             return self._process.wait()
 
-    def _dispatch(self, message: Packet) -> None:
-        match message["ev"]:
-            case "step":
-                self._on_step(message)
-            case "embedded":
-                pending = self._pending.get(message["id"])
-                if pending is not None:
-                    pending.end(_vectors(message))
-            case "occupancy":
-                pending = self._pending.get(message.pop("id"))
-                del message["ev"]
-                if pending is not None:
-                    pending.end(Occupancy(**message))
-            case "hello":
-                self._why_no_gate = message["why_no_gate"]
-                self._device = message["device"]
+    def _dispatch(self, report: Report) -> None:
+        match report:
+            case StepReport():
+                self._on_step(report)
+            case EmbeddedReport():
+                self._end(report.id, _vectors(report))
+            case OccupancyReport():
+                self._end(report.id, report.occupancy)
+            case HelloReport(why_no_gate, device):
+                self._why_no_gate, self._device = why_no_gate, device
                 self._hello.set()
-            case "loading":
-                self._on_loading(message["fraction"])
-            case "loaded":
-                facts = {key: message[key] for key in ("context_length", "threads", "device")}
+            case LoadingReport(fraction):
+                self._on_loading(fraction)
+            case LoadedReport(context_length, threads, device):
+                facts = {"context_length": context_length, "threads": threads, "device": device}
                 self._info = self._info.model_copy(update=facts)
                 self._load_ended.set()
-            case "completed":
-                if message["error"] is not None:
-                    line = f"it keeps its first context: {message['error']['message']}"
+            case CompletedReport(wire):
+                if wire is not None:
+                    line = f"it keeps its first context: {wire.message}"
                     self._on_log("warning", line, self._spec.info.model_id)
                 self.complete()
-            case "failed":
-                error = error_from_wire(message["error"])
+            case FailedReport(wire):
+                error = error_from_wire(wire)
                 error.details.setdefault("log", list(self._log_lines))
                 self._load_error = error
                 self._load_ended.set()
-            case "log":
-                self._log_lines.append(message["line"])
-                self._on_log(message["level"], message["line"], self._spec.info.model_id)
+            case LogReport(level, line):
+                self._log_lines.append(line)
+                self._on_log(level, line, self._spec.info.model_id)
 
-    def _on_step(self, message: Packet) -> None:
-        for request_id, text, tokens in message["text"]:
+    def _on_step(self, step: StepReport) -> None:
+        for request_id, text, tokens in step.texts:
             pending = self._pending.get(request_id)
             if pending is not None and not pending.ended.is_set():
                 self._deliver(request_id, pending, text, tokens)
-        for done in message["done"]:
-            pending = self._pending.get(done.pop("id"))
-            if pending is not None:
-                pending.end(_completion(done))
-        for failed in message["error"]:
-            pending = self._pending.get(failed["id"])
-            if pending is not None:
-                wire = failed.get("error")
-                pending.end(error=error_from_wire(wire) if wire else None)
+        for done in step.done:
+            self._end(done.id, _completion(done))
+        for ended in step.ended:
+            self._end(ended.id, error=error_from_wire(ended.error) if ended.error else None)
 
-    def _deliver(self, request_id: int, pending: _Pending, text: str, tokens: int) -> None:
+    def _end(
+        self, request_id: int, answer: object | None = None, error: OrionError | None = None
+    ) -> None:
+        pending = self._pending.get(request_id)
+        if pending is not None:
+            pending.end(answer, error)
+
+    def _deliver(self, request_id: int, pending: _Pending[Any], text: str, tokens: int) -> None:
         try:
             pending.on_text(text, tokens)
         except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
             pending.end(error=error)
-            self._outbox.put({"op": "cancel", "id": request_id})
+            self._send(CancelCommand(request_id))
 
-    def _bury(self) -> None:
+    def _finish(self) -> None:
         code = self._exit_code()
         output = beginning_of(self._output)
         crash = None
-        # A worker that could not load says so and ends: no crash.
+        # A worker that could not load reports that and ends: this is no crash.
         is_expected = self._is_closing or self._death or self._load_error
         if not is_expected:
             crash = self._crash_error(code, output)
@@ -432,8 +464,8 @@ class LlamaModel:
         self._writer.join()
         self._connection.close()
         self._output.close()
-        self._buried.set()
-        self._on_buried()
+        self._exited.set()
+        self._on_exit()
         if crash is not None:
             self._on_crash(self._spec.info.model_id, crash)
 
@@ -464,22 +496,22 @@ class LlamaModel:
         self.complete(self._death)
 
     def complete(self, error: OrionError | None = None) -> None:
-        """Let `completion` be done, unless it is. What waits for that may be anybody's code: it
-        runs on a thread of its own, because this one may have to deliver what it waits for."""
+        """Make `completion` done, unless it is. Its callbacks may be the application's code: they
+        get a thread of their own, because this one may have to deliver what they wait for."""
         if not self.completion.done():
             threading.Thread(
                 target=self._complete, args=(error,), name="orion-complete", daemon=True
             ).start()
 
     def _complete(self, error: OrionError | None) -> None:
-        with contextlib.suppress(InvalidStateError):  # somebody was faster
+        with contextlib.suppress(InvalidStateError):  # another thread was faster
             if error is None:
                 self.completion.set_result(self._info)
             else:
                 self.completion.set_exception(error)
 
 
-def _completion(done: Packet) -> Completion:
+def _completion(done: Done) -> Completion:
     logprobs = tuple(
         TokenLogprob(
             text=text,
@@ -487,16 +519,16 @@ def _completion(done: Packet) -> Completion:
             logprob=logprob,
             top=[TokenAlternative(text=t, token=n, logprob=p) for t, n, p in top],
         )
-        for text, token, logprob, top in done["logprobs"]
+        for text, token, logprob, top in done.logprobs
     )
-    return Completion(**{**done, "usage": Usage(**done["usage"]), "logprobs": logprobs})
+    return replace(done.completion, logprobs=logprobs)
 
 
-def _vectors(message: Packet) -> "NDArray[np.float32]":
-    import numpy as np  # not needed by who embeds nothing
+def _vectors(report: EmbeddedReport) -> "NDArray[np.float32]":
+    import numpy as np  # generating needs no numpy in the host
 
-    data = np.frombuffer(base64.b64decode(message["data"]), "<f4")
-    return data.reshape(message["shape"]).astype(np.float32)
+    data = np.frombuffer(base64.b64decode(report.data), "<f4")
+    return data.reshape(report.shape).astype(np.float32)
 
 
 def _described(spec: LoadSpec, headers: Sequence[GGUFHeader]) -> ModelInfo:

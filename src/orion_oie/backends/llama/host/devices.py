@@ -1,10 +1,10 @@
-"""What llama.cpp can compute with, asked in a process of its own: a driver that crashes or hangs
-when it is woken takes nobody with it.
+"""The devices of llama.cpp, queried in a separate process: a driver that crashes or hangs when it
+is initialized takes only that process down.
 
     python -m orion_oie.backends.llama.host.devices [SECONDS]
 
-is that process: one line of JSON on its standard output, and it ends itself after so many seconds.
-`probe_devices` starts it and reads the answer. Nothing here chooses a device.
+is that process: it prints one line of JSON, and ends itself after that many seconds.
+`probe_devices` starts it and reads the answer. This module chooses no device.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ _seen: LlamaDevices | None = None
 
 
 def probe_devices(timeout_s: float = 30.0, *, is_fresh: bool = False) -> LlamaDevices:
-    """What llama.cpp sees here. Asked once in the life of this process, unless `is_fresh`.
+    """The devices that llama.cpp sees on this machine. Queried once per process, unless `is_fresh`.
 
-    Raises nothing for a child that cannot be started, crashes, hangs or talks nonsense: then
-    `problem` says so, and that is kept, too.
+    Never raises for a child that cannot be started, crashes, hangs or answers nonsense: `problem`
+    then gives the reason, and this result is kept, too.
     """
     global _seen
     if is_fresh or _seen is None:
@@ -52,7 +52,7 @@ def _asked(timeout_s: float) -> LlamaDevices:
     if not sys.executable:
         return LlamaDevices(problem="sys.executable is empty: no interpreter to start")
     try:
-        # Files, not pipes: what a driver starts may hold a pipe open for ever.
+        # Files, not pipes: a process that a driver starts may hold a pipe open for ever.
         with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as output:
             process = _start(timeout_s, answer, output)
             try:
@@ -74,8 +74,8 @@ def _asked(timeout_s: float) -> LlamaDevices:
 
 
 def _start(timeout_s: float, answer: BinaryIO, output: BinaryIO) -> "subprocess.Popen[bytes]":
-    # -P and an explicit path, a session of its own, no backtraces: like a worker, and for the same
-    # reasons; it is to see what a worker sees.
+    # -P and an explicit path, a session of its own, no backtraces: as for a worker, so that it sees
+    # the same devices as a worker.
     command = [sys.executable, "-P", "-m", __name__, str(math.ceil(timeout_s) + 1)]
     return subprocess.Popen(
         command,
@@ -89,7 +89,7 @@ def _start(timeout_s: float, answer: BinaryIO, output: BinaryIO) -> "subprocess.
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
-    # One that hangs in the kernel cannot be waited for: the system buries it when it comes back.
+    # A process that hangs in the kernel cannot be waited for: the system reaps it later.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_END_S)
 
@@ -130,8 +130,8 @@ def kind_of(registry: str) -> DeviceKind:
 
 
 def look() -> LlamaDevices:
-    """What llama.cpp says in this process. Wakes every driver it was built for."""
-    import llama_cpp as lc  # not in the process that asks
+    """The devices of llama.cpp in this process. Initializes every driver it was built for."""
+    import llama_cpp as lc  # only in the child
 
     lc.llama_backend_init()
     devices: list[Device] = []
@@ -163,15 +163,15 @@ def _devices(ggml: Any) -> list[Device]:
         device = ggml.ggml_backend_dev_get(number)
         free_bytes, total_bytes = ctypes.c_size_t(), ctypes.c_size_t()
         ggml.ggml_backend_dev_memory(device, ctypes.byref(free_bytes), ctypes.byref(total_bytes))
-        is_told = total_bytes.value > 0
+        is_known = total_bytes.value > 0
         registry = ggml.ggml_backend_dev_backend_reg(device)
         found.append(
             Device(
                 name=_decoded(ggml.ggml_backend_dev_name(device)),
                 kind=kind_of(_decoded(ggml.ggml_backend_reg_name(registry))),
                 description=_decoded(ggml.ggml_backend_dev_description(device)),
-                total_bytes=total_bytes.value if is_told else None,
-                free_bytes=free_bytes.value if is_told else None,
+                total_bytes=total_bytes.value if is_known else None,
+                free_bytes=free_bytes.value if is_known else None,
             )
         )
     return found
@@ -182,9 +182,8 @@ def _decoded(text: bytes | None) -> str:
 
 
 def _ggml(folder: Path) -> Any:
-    """The library that knows the devices, which llama.cpp has loaded already: beside llama.cpp's
-    own, or inside of it. Raises `OSError` or `AttributeError` for a build that is made otherwise.
-    """
+    """The ggml library, which llama.cpp has loaded already: beside llama.cpp's own, or part of it.
+    Raises `OSError` or `AttributeError` for a build with another layout."""
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     functions: dict[str, tuple[Any, list[Any]]] = {
         "ggml_backend_dev_count": (size, []),
@@ -210,12 +209,12 @@ def _ggml(folder: Path) -> Any:
 def main() -> None:
     """Entry point of the process."""
     if len(sys.argv) > 1:
-        signal.alarm(int(sys.argv[1]))  # whoever started it may be gone by then
+        signal.alarm(int(sys.argv[1]))  # the parent may be gone by then
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer = os.dup(1)
-    os.dup2(2, 1)  # drivers print what they like
+    os.dup2(2, 1)  # drivers print to stdout
     os.write(answer, look().model_dump_json().encode() + b"\n")
-    os._exit(0)  # so that no driver can crash while it is put to sleep
+    os._exit(0)  # no driver can crash during its shutdown
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""How much memory a model takes in its worker, before it is loaded: from headers and settings.
+"""The memory that a model will take in its worker, estimated from headers and settings.
 
-Pure: what the processor can do and what an idle worker takes are handed in. It counts as for CPUs:
-of what a GPU gets, all is counted, too, as if it were here. While a model is being loaded, pages of
-its files lie beside copies of them for a moment; they are the system's to take back, and not
-counted.
+Pure: the features of the processor and the size of an idle worker are parameters. All weights count
+as memory of the host, also those that go to a GPU. During a load, pages of the files are in memory
+beside copies of them for a moment; the system can take these pages back, so they are not counted.
 
 The constants were measured with llama-cpp-python 0.3.36 and CPython 3.11 on Linux.
 """
@@ -27,14 +26,14 @@ from orion_oie.models.formats.gguf import (
     TensorInfo,
 )
 
-# An idle worker, where none was measured yet: interpreter, numpy, llama.cpp.
+# An idle worker, before one was measured: interpreter, numpy, llama.cpp.
 PROCESS_BYTES = 54 << 20
-# What comes with the first answers: more of the libraries, the template engine, threads.
+# Added by the first answers: more of the libraries, the template engine, threads.
 _SERVING_BYTES = 10 << 20
 _TOKEN_BYTES = 150  # of the vocabulary, in llama.cpp's tables
 _MERGE_BYTES = 140
-_CANDIDATE_BYTES = 20  # a token, in the tables that one is chosen from
-_PIECE_BYTES = 170  # a token that was said, in the table of its text
+_CANDIDATE_BYTES = 20  # a token, in the tables of candidates
+_PIECE_BYTES = 170  # a generated token, in the table of its text
 
 _FLOAT_BYTES = 4
 _CACHE_BYTES = 2  # half floats
@@ -43,10 +42,10 @@ _PAGE_BYTES = 4096
 _BATCH_TOKENS = 512
 _EMBEDDED_TOKENS = 128
 _EMBEDDED_TEXTS = 16
-_SHORTEST_PARKED = 32  # tokens
+_SHORTEST_OFFLOADED = 32  # tokens
 
-# What llama.cpp copies into an order of its own when it is loaded, by type: with which feature of
-# the processor, if the number of rows is a multiple of what.
+# The types that llama.cpp repacks during the load: the features of the processor for which it does
+# so, and the number that the rows must be a multiple of.
 _REPACKED: dict[str, dict[str, int]] = {
     "Q4_0": {"AVX2": 8, "DOTPROD": 4, "VXE": 4, "AMX_INT8": 1},
     "Q4_1": {"AMX_INT8": 1},
@@ -65,12 +64,12 @@ _LOOKED_UP = ("token_embd", "position_embd", "token_types", "per_layer_token_emb
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a model is to be used; see `LoadSpec`. `context_length` is as it was asked for."""
+    """The intended use of a model; see `LoadSpec`. `context_length` is the requested one."""
 
     context_length: int | None
     slots: int
     threads: int
-    parked_bytes: int | None = None
+    host_cache_bytes: int | None = None
     is_embedding: bool = False
 
 
@@ -80,10 +79,10 @@ def footprint(
     features: Collection[str],
     process_bytes: int = PROCESS_BYTES,
 ) -> Footprint:
-    """What a model takes, from the headers of its files, the first one first.
+    """The footprint of a model, from the headers of its files, the first one first.
 
-    `features` are the processor's, by llama.cpp's names; `process_bytes` is what a worker takes
-    that has nothing to do yet.
+    `features` are the processor's, by llama.cpp's names; `process_bytes` is the size of an idle
+    worker.
     """
     copied = repacked(headers, features)
     stored_bytes = sum(tensor.n_bytes for header in headers for tensor in header.tensors)
@@ -103,14 +102,13 @@ def footprint(
     )
 
 
-def guessed(
+def estimate(
     expected_bytes: int, use: Use, process_bytes: int = PROCESS_BYTES, *, is_arriving: bool = True
 ) -> Footprint:
-    """What a model takes of which only the size of its files is known: like usual ones of that
-    size, of which the larger ones have less beside their weights. `is_arriving`: it is loaded while
-    it arrives, with another context then."""
-    # As of models with 8 billion weights in 4.5 GB; what is beside the weights grows with their
-    # square root.
+    """The footprint of a model of which only the size of its files is known: that of usual models
+    of this size. With `is_arriving` it is loaded while it arrives, in an additional context."""
+    # Measured with models of 8 billion weights in 4.5 GB; the rest of the footprint grows with the
+    # square root of the weights.
     scale = (expected_bytes / 4.5e9) ** 0.5
     kv_bytes = (
         0
@@ -118,14 +116,14 @@ def guessed(
         else int(131_072 * scale * _cells(use.context_length or DEFAULT_CONTEXT_LENGTH))
     )
     compute_bytes = int(125e6 * scale)
-    parked_bytes = kv_bytes if use.parked_bytes is None else use.parked_bytes
+    host_cache_bytes = kv_bytes if use.host_cache_bytes is None else use.host_cache_bytes
     arriving_bytes = kv_bytes + 4 * compute_bytes if is_arriving and not use.is_embedding else 0
     return Footprint(
         weights_bytes=expected_bytes,
         kv_bytes=kv_bytes,
         compute_bytes=compute_bytes,
         process_bytes=process_bytes + _SERVING_BYTES + int(40e6 * min(1.0, scale)),
-        growth_bytes=parked_bytes + arriving_bytes,
+        growth_bytes=host_cache_bytes + arriving_bytes,
         mapped_bytes=expected_bytes,
     )
 
@@ -133,8 +131,8 @@ def guessed(
 def repacked(
     headers: Sequence[GGUFHeader], features: Collection[str]
 ) -> list[tuple[int, TensorInfo]]:
-    """The matrices that llama.cpp copies into an order of its own, each with the number of its
-    file. Embeddings are among them where they are the output matrix, too."""
+    """The matrices that llama.cpp copies into another layout, each with the number of its file.
+    They include the embeddings if these are the output matrix, too."""
     names = {tensor.name for header in headers for tensor in header.tensors}
     is_output_shared = "output.weight" not in names
     return [
@@ -149,9 +147,9 @@ def repacked(
     ]
 
 
-def spent_runs(headers: Sequence[GGUFHeader], features: Collection[str]) -> list[Run]:
-    """The whole pages of the files that nobody looks at once the model is loaded, because all of
-    them was copied."""
+def discardable_runs(headers: Sequence[GGUFHeader], features: Collection[str]) -> list[Run]:
+    """The whole pages of the files that are not read after the load, because llama.cpp repacked all
+    of their content."""
     spans = sorted(
         (number, tensor.offset, tensor.offset + tensor.n_bytes)
         for number, tensor in repacked(headers, features)
@@ -179,7 +177,7 @@ def _is_repacked(tensor: TensorInfo, features: Collection[str]) -> bool:
 
 
 def _is_looked_up(tensor: TensorInfo) -> bool:
-    """True for tables, of which single rows are taken; llama.cpp copies none of them for that."""
+    """True for tables of which single rows are read; llama.cpp does not repack them for that."""
     return tensor.name.removesuffix(".weight") in _LOOKED_UP
 
 
@@ -193,12 +191,12 @@ def _vocabulary_bytes(header: GGUFHeader) -> int:
 
 
 def _cells(tokens: int) -> int:
-    """The KV cache has cells for so many tokens or a few more."""
+    """The number of cells that llama.cpp makes for this many tokens."""
     return -(-tokens // _CELLS_STEP) * _CELLS_STEP
 
 
 class _Context:
-    """What the contexts of a model take beside the weights."""
+    """The memory of a model's contexts, beside the weights."""
 
     def __init__(self, shape: ModelShape, use: Use, headers: Sequence[GGUFHeader]) -> None:
         self.length = usable_context(use.context_length, headers[0].context_length)
@@ -210,17 +208,17 @@ class _Context:
 
     @property
     def cell_bytes(self) -> int:
-        """What a token takes in the KV cache."""
+        """The size of a token in the KV cache."""
         layers = self.shape.layers
         return sum(layer.cached_key + layer.cached_value for layer in layers) * _CACHE_BYTES
 
     @property
     def state_bytes(self) -> int:
-        """What a sequence takes in recurrent layers."""
+        """The size of a sequence's state in recurrent layers."""
         return sum(layer.recurrent for layer in self.shape.layers) * _FLOAT_BYTES
 
     def step_bytes(self, batch: Batch) -> int:
-        """What a batch is computed in."""
+        """The memory in which a batch is computed."""
         threads, has_halves = self.use.threads, self._has_halves
         work = work_bytes(self.shape, batch, threads=threads, has_halves=has_halves)
         return buffer_bytes(self.shape, batch) + work
@@ -230,7 +228,7 @@ class _Generation(_Context):
     """See `NativeModel`."""
 
     def taken_bytes(self) -> tuple[int, int]:
-        """KV cache and recurrent states; what is computed in, and the logits."""
+        """The KV cache with recurrent states; the compute buffer with the logits."""
         slots = self.use.slots
         has_two_more = not (self.shape.is_recurrent or self.shape.window)
         sequences = slots + 2 if has_two_more else slots
@@ -241,28 +239,28 @@ class _Generation(_Context):
         return kv_bytes, logits_bytes + self.step_bytes(batch)
 
     def growth_bytes(self) -> int:
-        """What is parked, and a table of texts."""
-        parked_bytes = self.use.parked_bytes
-        if parked_bytes is None:
-            # As many bytes for each token as the first state has that is parked.
-            each_bytes = self.cell_bytes + self.state_bytes // _SHORTEST_PARKED
-            parked_bytes = _cells(self.length) * each_bytes
-        return parked_bytes + self.shape.vocabulary * _PIECE_BYTES
+        """The host cache, and the table of token texts."""
+        host_cache_bytes = self.use.host_cache_bytes
+        if host_cache_bytes is None:
+            # As many bytes per token as the first offloaded state has.
+            each_bytes = self.cell_bytes + self.state_bytes // _SHORTEST_OFFLOADED
+            host_cache_bytes = _cells(self.length) * each_bytes
+        return host_cache_bytes + self.shape.vocabulary * _PIECE_BYTES
 
 
 class _Embedding(_Context):
     """See `Embedder`."""
 
     def taken_bytes(self, longest: int = _EMBEDDED_TOKENS) -> tuple[int, int]:
-        """The same, while a text of up to so many tokens is among those that are embedded."""
+        """The same two, while the longest text has this many tokens."""
         cells = _cells(longest)
         batch = Batch(longest, _EMBEDDED_TEXTS, cells, longest)
-        # llama.cpp has room for the logits of each token, whether the model has any or not.
+        # llama.cpp reserves memory for the logits of each token, even if the model has none.
         outputs_bytes = longest * (self.shape.vocabulary + self.shape.embedding) * _FLOAT_BYTES
         kv_bytes = self.cell_bytes * cells + self.state_bytes * _EMBEDDED_TEXTS
         return kv_bytes, outputs_bytes + self.step_bytes(batch)
 
     def growth_bytes(self) -> int:
-        """What the longest possible text takes."""
+        """The additional memory for the longest possible text."""
         longest = max(_EMBEDDED_TOKENS, self.length)
         return sum(self.taken_bytes(longest)) - sum(self.taken_bytes())

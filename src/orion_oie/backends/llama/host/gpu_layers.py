@@ -1,6 +1,6 @@
-"""How many layers of a model go to the GPUs: by its headers, its footprint, and what is free.
+"""The number of a model's layers for the GPUs, from its headers, its footprint and the devices.
 
-Asks llama.cpp for its devices in a process of its own; starts nothing on them.
+Pure: it queries no device, and starts nothing on them.
 """
 
 import re
@@ -23,8 +23,8 @@ _KEPT_AT_LEAST_BYTES = 256 * 2**20
 def layers_for(
     headers: Sequence[GGUFHeader], footprint: Footprint, devices: LlamaDevices
 ) -> GpuPlan:
-    """The layers of a model that fit in what is free on the GPUs; none, with the reason, where
-    there is no GPU or it does not say what is free. A twentieth of each GPU is left free."""
+    """The layers of a model that fit into the free memory of the GPUs; none, with the reason, if
+    there is no GPU or its free memory is unknown. A twentieth of each GPU is left free."""
     gpus = [device for device in devices.devices if device.kind != "cpu"]
     if not gpus:
         return GpuPlan(0, 0, devices.problem or "llama.cpp sees no GPU")
@@ -40,7 +40,7 @@ def layers_for(
                 layers[int(found[1])] += tensor.n_bytes
             else:
                 others[tensor.name] = tensor.n_bytes
-    # A model without an output matrix uses its embeddings as such, and llama.cpp copies them.
+    # A model without an output matrix uses its embeddings, and llama.cpp copies them.
     output = others.get("output.weight", others.get("token_embd.weight", 0))
     kept = sum(max(int(_KEPT_SHARE * (gpu.total_bytes or 0)), _KEPT_AT_LEAST_BYTES) for gpu in gpus)
     return choose_gpu_layers(

@@ -1,6 +1,6 @@
-"""In which order the first forward pass needs the bytes of a model, and in which shards they come.
+"""The order in which the first forward pass needs the bytes of a model, and its shards.
 
-Pure: looks at headers, fetches nothing.
+Pure: reads headers, downloads nothing.
 """
 
 import re
@@ -23,11 +23,11 @@ _Stage = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class ForwardOrder:
-    """The bytes of a model in the order in which they are needed: `runs`, neighbours joined.
+    """The bytes of a model in the order in which they are needed: `runs`, adjacent ones joined.
 
-    `shards` are the parts that are told of while it arrives, each as runs: the files of a split
-    model, or parts of about the same size. The first `initial_shards` must be here before anything
-    is computed.
+    `shards` are the parts that progress reports count, each as runs: the files of a split model, or
+    parts of about the same size. The first `initial_shards` must have arrived before anything is
+    computed.
     """
 
     runs: tuple[Run, ...]
@@ -51,7 +51,7 @@ def forward_order(headers: Sequence[GGUFHeader], sharding: ShardingConfig) -> Fo
 
 
 def _stage(tensor: TensorInfo, sharding: ShardingConfig) -> _Stage:
-    """When a tensor is first needed; less is earlier."""
+    """Sort key: the time at which a tensor is first needed."""
     found = _LAYER.match(tensor.name)
     if found is None:
         is_output = tensor.name.startswith("output")
@@ -67,7 +67,7 @@ def _stage(tensor: TensorInfo, sharding: ShardingConfig) -> _Stage:
 
 
 def _joined(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """The same runs, with neighbours as one. What pads tensors lies between them."""
+    """The same runs, with adjacent ones joined across the padding between tensors."""
     joined: list[Run] = []
     for number, start, end in runs:
         if joined and joined[-1][0] == number and 0 <= start - joined[-1][2] < 4096:
@@ -82,7 +82,7 @@ def _by_file(runs: Sequence[Run], files: int) -> tuple[tuple[Run, ...], ...]:
 
 
 def _cut(runs: Sequence[Run], count: int) -> tuple[tuple[Run, ...], ...]:
-    """Runs cut into `count` parts of the same size, fewer when there are fewer bytes."""
+    """The runs cut into `count` parts of the same size, fewer when there are fewer bytes."""
     ends = list(accumulate(end - start for _, start, end in runs))
     total = ends[-1] if ends else 0
     count = max(1, min(count, total))

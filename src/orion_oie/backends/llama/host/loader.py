@@ -1,12 +1,12 @@
-"""From a `LoadSpec` to a model that answers: local files, or files that are still to come.
+"""Loading: from a `LoadSpec` to a model that answers.
 
     local:        check headers -> read ahead -> load
-    progressive:  headers -> fetch in the order of the forward pass, and load at once -> answer
-                  while shards arrive -> a context that waits for nothing -> complete
-    sequential:   fetch -> local
+    progressive:  read headers -> download in the order of the forward pass, and load meanwhile
+                  -> answer while shards arrive -> switch to a context that waits for nothing
+    sequential:   download -> local
 
-`LlamaBackend` is the backend of the library. Fetching is the cache's, loading the worker's; here it
-is decided which comes when, and told how far it is.
+`LlamaBackend` is the backend of the library. The cache downloads and the worker loads; this module
+decides on the order of the steps, and reports the progress.
 """
 
 import contextlib
@@ -22,8 +22,9 @@ from pathlib import Path
 from orion_oie.backends.base import (
     Footprint,
     LoadSpec,
+    usable_context,
 )
-from orion_oie.backends.llama.host.arriving import Arriving
+from orion_oie.backends.llama.host.arriving import Arriving, download_progress
 from orion_oie.backends.llama.host.client import (
     LlamaModel,
     OnCrash,
@@ -33,14 +34,15 @@ from orion_oie.backends.llama.host.devices import probe_devices
 from orion_oie.backends.llama.host.footprint import (
     PROCESS_BYTES,
     Use,
+    discardable_runs,
+    estimate,
     footprint,
-    guessed,
-    spent_runs,
 )
 from orion_oie.backends.llama.host.gpu_layers import layers_for
 from orion_oie.backends.llama.host.load_order import forward_order
 from orion_oie.backends.llama.host.process import SpareWorker
-from orion_oie.backends.llama.host.threads import ThreadGovernor
+from orion_oie.backends.llama.host.threads import ThreadAllocator
+from orion_oie.backends.llama.protocol import LoadCommand
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig, ShardingConfig
 from orion_oie.errors import (
@@ -72,28 +74,29 @@ _KNOWN_HEADERS = 32
 _KNOWN_FOOTPRINTS = 256
 
 _FileIdentity = tuple[Path, int, int]
-"""A file as it was when it was looked at: path, time of its last change in ns, size in bytes."""
+"""One version of a file: its path, modification time in ns, and size in bytes."""
 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How models are loaded. `snapshot_bytes` 0 keeps no states of prefixes on the disk."""
+    """Settings for all loads. `prefix_store_bytes` is the disk space for prefix states; 0 stores
+    none."""
 
     load_timeout_s: float = 600.0
     cancel_grace_s: float = 5.0
     is_progressive: bool = True
     download: DownloadConfig = field(default_factory=DownloadConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
-    snapshot_bytes: int = 0
+    prefix_store_bytes: int = 0
 
 
 class LlamaBackend:
     """Loads GGUF models, each in a process of its own.
 
-    Files that are not here come into `cache`, the user's own by default. `is_calm` says whether
-    there is memory for a worker that waits for its model; None keeps none. `on_log(level, line,
-    model_id)` gets warnings and errors of llama.cpp; `on_crash(model_id, error)` is told of every
-    worker that died by itself. Both are called on reader threads.
+    Missing files are downloaded into `cache`, by default the user's own. `has_spare_memory()`
+    returns True while there is memory for a worker that waits for its model; None keeps no such
+    worker. `on_log(level, line, model_id)` gets warnings and errors of llama.cpp, and
+    `on_crash(model_id, error)` every crash of a worker. Both are called on reader threads.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class LlamaBackend:
         settings: LoaderSettings | None = None,
         *,
         cache: ModelCache | None = None,
-        is_calm: Callable[[], bool] | None = None,
+        has_spare_memory: Callable[[], bool] | None = None,
         on_log: OnLog = lambda _level, _line, _model_id: None,
         on_crash: OnCrash = lambda _model_id, _error: None,
     ) -> None:
@@ -110,48 +113,48 @@ class LlamaBackend:
         self._on_log = on_log
         self._on_crash = on_crash
         self.may_take: Callable[[int], bool] = lambda _size_bytes: True
-        self._is_calm = is_calm
+        self._has_spare_memory = has_spare_memory
         self._cores = usable_cores()
-        self._governor = ThreadGovernor(self._cores)
+        self._threads = ThreadAllocator(self._cores)
         self._spare = SpareWorker(
-            None if is_calm is None else self._has_room, self._governor.one_core
+            None if has_spare_memory is None else self._may_start_spare, self._threads.one_core
         )
         self._process_bytes = PROCESS_BYTES
         self._is_process_measured = False
         self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LlamaModel:
-        """See `Backend.load`. Headers are checked here, before any native code sees the files."""
+        """See `Backend.load`. Headers are checked before any native code reads the files."""
         on_progress(LoadProgress("initializing"))
         try:
             if spec.source is None or self._cache.find(spec.source) is not None:
-                with self._governor.one_core():
+                with self._threads.one_core():
                     model = self._load_local(spec, scope, on_progress)
             else:
                 model = self._load_remote(spec, spec.source, scope, on_progress)
         except BaseException:
             self._spare.refill()
             raise
-        # The next worker can wait: the model that was wanted has something to do now.
+        # The next spare worker can wait: the new model has requests to answer now.
         model.completion.add_done_callback(lambda _model: self._spare.refill(_AFTER_A_LOAD_S))
         return model
 
     def footprint(self, spec: LoadSpec) -> Footprint:
-        """See `Backend.footprint`. Files that did not change are read once."""
+        """See `Backend.footprint`. Unchanged files are read once."""
         if spec.source is None or self._cache.find(spec.source) is not None:
             files = tuple(map(_identity, spec.files))
             return _footprint_of(files, self._use(spec), self._process_bytes)
         if spec.expected_bytes is None:
-            raise ModelNotFoundError(f"{spec.key} is not here, and its size is not known")
+            raise ModelNotFoundError(f"{spec.key} is not on this machine; its size is not known")
         is_progressive = self._is_progressive(spec) and self._sharding(spec).enabled
-        return guessed(
+        return estimate(
             spec.expected_bytes, self._use(spec), self._process_bytes, is_arriving=is_progressive
         )
 
-    def _has_room(self) -> bool:
-        """Whether one more process may be started ahead."""
-        is_calm = self._is_calm is not None and self._is_calm()
-        return is_calm and self.may_take(self._process_bytes)
+    def _may_start_spare(self) -> bool:
+        """True while there is memory for a spare worker."""
+        is_spare = self._has_spare_memory is not None and self._has_spare_memory()
+        return is_spare and self.may_take(self._process_bytes)
 
     def warm_up(self) -> None:
         """See `Backend.warm_up`."""
@@ -168,13 +171,13 @@ class LlamaBackend:
             context_length=spec.context_length,
             slots=spec.slots,
             threads=spec.threads or self._cores,
-            parked_bytes=spec.parked_bytes,
+            host_cache_bytes=spec.parked_bytes,
             is_embedding=spec.is_embedding,
         )
 
     def _is_progressive(self, spec: LoadSpec) -> bool:
-        told = spec.is_progressive
-        return self._settings.is_progressive if told is None else told
+        wanted = spec.is_progressive
+        return self._settings.is_progressive if wanted is None else wanted
 
     def _sharding(self, spec: LoadSpec) -> ShardingConfig:
         return spec.sharding or self._settings.sharding
@@ -183,33 +186,41 @@ class LlamaBackend:
         model = LlamaModel(
             spec,
             self._spare.take(),
-            self._governor,
+            self._threads,
             self._settings.cancel_grace_s,
             self._on_log,
             self._on_crash,
         )
         self._models.add(model)
-        if self._spare.is_over:  # `kill_all` did not see it
+        if self._spare.is_over:  # `kill_all` ran before it was added
             model.kill()
         return model
 
-    def _load_settings(
+    def _load_command(
         self,
+        spec: LoadSpec,
+        headers: Sequence[GGUFHeader],
         files: Sequence[Path],
-        maps: Sequence[Path | None] | None,
-        spent: Sequence[Run],
-    ) -> dict[str, object]:
-        """What the worker is told beside the spec. `spent` is needed for the load alone."""
-        return {
-            "files": [str(file) for file in files],
-            "gpu_layers": 0,
-            "maps": None if maps is None else [path and str(path) for path in maps],
-            "spent": list(spent),
-            "snapshot_folder": str(self._cache.snapshots),
-            "snapshot_bytes": self._settings.snapshot_bytes,
-        }
+        *,
+        gpu_layers: int = 0,
+        arrival_maps: Sequence[Path | None] | None = None,
+    ) -> LoadCommand:
+        return LoadCommand(
+            files=tuple(files),
+            slots=spec.slots,
+            context_length=usable_context(spec.context_length, headers[0].context_length),
+            threads=spec.threads or self._cores,
+            host_cache_bytes=spec.parked_bytes,
+            is_embedding=spec.is_embedding,
+            prompt_format=spec.prompt_format,
+            gpu_layers=gpu_layers,
+            arrival_maps=None if arrival_maps is None else tuple(arrival_maps),
+            discardable=tuple(discardable_runs(headers, this_cpu().features)),
+            prefix_folder=self._cache.snapshots,
+            prefix_store_bytes=self._settings.prefix_store_bytes,
+        )
 
-    # -- files that are here
+    # -- local files
 
     def _load_local(
         self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress, note: str = ""
@@ -220,7 +231,7 @@ class LlamaBackend:
         read_ahead(spec.files, forward_order(headers, self._sharding(spec)).runs)
         model = self._new_model(spec)
         total = sum(header.file_size for header in headers)
-        here = LoadProgress(
+        progress = LoadProgress(
             "loading_shard",
             shards=len(headers),
             bytes_total=total,
@@ -229,29 +240,29 @@ class LlamaBackend:
         )
 
         def on_loading(fraction: float) -> None:
-            shards = int(fraction * here.shards)
-            on_progress(replace(here, fraction=fraction, shards_loaded=shards))
+            shards = int(fraction * progress.shards)
+            on_progress(replace(progress, fraction=fraction, shards_loaded=shards))
 
         on_loading(0.0)
         if not self._is_process_measured:
             self._await_idle(model, scope)
-        settings = self._load_settings(spec.files, None, spent_runs(headers, this_cpu().features))
-        settings["gpu_layers"], note_of_gpu = self._gpu_layers(spec, headers, model, scope)
+        gpu_layers, gpu_note = self._gpu_layers(spec, headers, model, scope)
+        command = self._load_command(spec, headers, spec.files, gpu_layers=gpu_layers)
+        timeout_s = self._settings.load_timeout_s
         try:
-            model.load(headers, scope, self._settings.load_timeout_s, settings, on_loading)
+            model.load(headers, command, scope, timeout_s, on_loading)
         except OrionError as error:
-            if scope.error is not None or not settings["gpu_layers"]:
+            if scope.error is not None or not gpu_layers:
                 raise
-            note_of_gpu = f"the GPU could not be used, it is on the CPU: {error.message}"
-            self._on_log("warning", note_of_gpu, spec.info.model_id)
+            gpu_note = f"the GPU could not be used, it is on the CPU: {error.message}"
+            self._on_log("warning", gpu_note, spec.info.model_id)
             model = self._new_model(spec)
-            settings["gpu_layers"] = 0
-            model.load(headers, scope, self._settings.load_timeout_s, settings, on_loading)
-        here = replace(here, note="; ".join(filter(None, [note, note_of_gpu])))
-        done = replace(here, phase="complete", fraction=1.0, shards_loaded=here.shards)
+            model.load(headers, replace(command, gpu_layers=0), scope, timeout_s, on_loading)
+        progress = replace(progress, note="; ".join(filter(None, [note, gpu_note])))
+        done = replace(progress, phase="complete", fraction=1.0, shards_loaded=progress.shards)
         on_progress(replace(done, phase="ready"))
         model.show_progress(lambda: done)
-        with contextlib.suppress(InvalidStateError):  # it died just now
+        with contextlib.suppress(InvalidStateError):  # the worker died meanwhile
             model.completion.set_result(model.info)
         on_progress(done)
         return model
@@ -263,7 +274,7 @@ class LlamaBackend:
         model: LlamaModel,
         scope: CancelScope,
     ) -> tuple[int, str]:
-        """How many layers go to GPUs, and why not more if there is one."""
+        """The number of layers for GPUs, and if there is a GPU, the reason why not more."""
         if model.device(scope, self._settings.load_timeout_s) != "gpu":
             return 0, ""
         if spec.gpu_layers is not None:
@@ -272,14 +283,14 @@ class LlamaBackend:
         return plan.layers, plan.reason
 
     def _await_idle(self, model: LlamaModel, scope: CancelScope) -> str:
-        """Wait until a worker is ready for its load, and see what it takes before that. Returns why
-        it cannot compute while a model arrives; empty when it can."""
+        """Wait until a worker is ready for its load, and measure its idle memory. Returns the
+        reason why it cannot compute while a model arrives; empty when it can."""
         why_no_gate = model.why_no_gate(scope, self._settings.load_timeout_s)
         self._process_bytes = probe.resident_bytes(model.pid) or self._process_bytes
         self._is_process_measured = True
         return why_no_gate
 
-    # -- files that are to come
+    # -- files to download
 
     def _load_remote(
         self, spec: LoadSpec, source: SourceSpec, scope: CancelScope, on_progress: OnProgress
@@ -292,7 +303,11 @@ class LlamaBackend:
                 source,
                 self._settings.download,
                 fetching,
-                lambda: on_progress(_of_others(self._cache, source)),
+                lambda: on_progress(
+                    download_progress(
+                        *self._cache.arrived(source), note="another process fetches it"
+                    )
+                ),
             )
             if download is None:
                 return self._load_local(spec, scope, on_progress)
@@ -306,16 +321,16 @@ class LlamaBackend:
             arriving.note = note
             if model is not None:
                 try:
-                    self._load_arriving(model, arriving, headers, scope, on_progress)
+                    self._load_arriving(spec, model, arriving, headers, scope, on_progress)
                 except OrionError as error:
-                    if download.error is not None:  # what came of it, and not the worker's fault
+                    if download.error is not None:  # the cause, and not the worker's fault
                         raise download.error from error
                     if scope.error is not None:
                         raise
                     arriving.note = f"loading it while it arrives failed: {error.message}"
                 else:
                     undo()
-                    if scope.error is not None:  # it came too late for the load to see it
+                    if scope.error is not None:  # too late for the load to notice
                         model.close(timeout_s=0.0)
                         raise scope.error
                     self._follow(model, arriving, fetching, on_progress)
@@ -330,7 +345,7 @@ class LlamaBackend:
             undo()
 
     def _model_with_gate(self, spec: LoadSpec, scope: CancelScope) -> tuple[LlamaModel | None, str]:
-        """A process in which the model can be computed while it arrives, or why there is none."""
+        """A process that can compute while the model arrives, or the reason why there is none."""
         if spec.is_embedding:
             return None, "embedding models are loaded when they are complete"
         if not self._is_progressive(spec) or not self._sharding(spec).enabled:
@@ -343,26 +358,27 @@ class LlamaBackend:
 
     def _load_arriving(
         self,
+        spec: LoadSpec,
         model: LlamaModel,
-        arriving: "Arriving",
+        arriving: Arriving,
         headers: Sequence[GGUFHeader],
         scope: CancelScope,
         on_progress: OnProgress,
     ) -> None:
-        """Load files that are not whole. Returns when the worker takes questions."""
+        """Load files that are not complete. Returns when the worker takes requests."""
         try:
             arriving.mode = "progressive"
             arriving.wait_for_initial_shards(lambda: on_progress(arriving.progress("downloading")))
             on_progress(arriving.progress("loading_shard"))
-            spent = spent_runs(headers, this_cpu().features)
-            settings = self._load_settings(arriving.files(), arriving.maps(), spent)
-            timeout_s = self._settings.load_timeout_s
-            with self._governor.one_core():
+            command = self._load_command(
+                spec, headers, arriving.files(), arrival_maps=arriving.maps()
+            )
+            with self._threads.one_core():
                 model.load(
                     headers,
+                    command,
                     scope,
-                    timeout_s,
-                    settings,
+                    self._settings.load_timeout_s,
                     lambda _fraction: on_progress(arriving.progress("loading_shard")),
                 )
             model.show_progress(lambda: arriving.progress("loading_shard"))
@@ -376,11 +392,11 @@ class LlamaBackend:
     def _follow(
         self,
         model: LlamaModel,
-        arriving: "Arriving",
+        arriving: Arriving,
         fetching: CancelScope,
         on_progress: OnProgress,
     ) -> None:
-        """See a model through that answers already: shards arrive, then it waits for nothing."""
+        """Finish the load of a model that answers already, on a thread of its own."""
 
         def follow() -> None:
             try:
@@ -396,13 +412,13 @@ class LlamaBackend:
             model.show_progress(lambda: arriving.progress("ready"))
             on_progress(model.load_progress)
             model.take_over(arriving.paths)
-            with contextlib.suppress(OrionError):  # it ended before
+            with contextlib.suppress(OrionError):  # the model ended before that
                 model.completion.result()
                 done = arriving.progress("complete")
                 model.show_progress(lambda: done)
                 on_progress(done)
 
-        model.on_buried(lambda: _end(fetching))
+        model.on_exit(lambda: _end(fetching))
         threading.Thread(target=follow, name="orion-arriving", daemon=True).start()
 
 
@@ -410,7 +426,7 @@ def _identity(file: Path) -> _FileIdentity:
     try:
         stat = file.stat()
     except (OSError, ValueError):
-        return file, 0, 0  # whoever reads it learns why
+        return file, 0, 0  # reading the file raises the reason
     return file, stat.st_mtime_ns, stat.st_size
 
 
@@ -425,8 +441,8 @@ def _footprint_of(files: tuple[_FileIdentity, ...], use: Use, process_bytes: int
 
 
 def read_ahead(files: Sequence[Path], runs: Sequence[Run]) -> None:
-    """Ask the system to read files in the order of the forward pass, in the background: a disk that
-    is slow starts before the worker does. Returns at once; does nothing where that is unknown."""
+    """Ask the system to read files in the order of the forward pass, in the background: so a slow
+    disk starts before the worker does. Returns at once; does nothing on systems without this."""
     if not hasattr(os, "posix_fadvise"):
         return
 
@@ -448,15 +464,3 @@ def _end(fetching: CancelScope) -> None:
 def _pass_on(scope: CancelScope, other: CancelScope) -> None:
     if scope.error is not None:
         other.cancel(scope.error)
-
-
-def _of_others(cache: ModelCache, source: SourceSpec) -> LoadProgress:
-    """How far another process is that fetches the same files."""
-    arrived, total = cache.arrived(source)
-    return LoadProgress(
-        "downloading",
-        fraction=arrived / total if total else 0.0,
-        bytes_total=total,
-        bytes_loaded=arrived,
-        note="another process fetches it",
-    )

@@ -1,6 +1,6 @@
-"""How many layers of a model a GPU gets: pure arithmetic over sizes that others measured.
+"""The number of layers for a GPU: pure arithmetic over sizes that were measured elsewhere.
 
-Loads nothing and asks no device. It plans for one device; llama.cpp spreads layers over several.
+Loads nothing and queries no device. It plans for one device; llama.cpp spreads layers over several.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from orion_oie.schemas.units import in_gb
 
 @dataclass(frozen=True, slots=True)
 class GpuPlan:
-    """`layers` is what llama.cpp is told as `n_gpu_layers`: the output layer counts as one of them,
-    so all of a model with N blocks are N + 1. `needed_bytes` is what they take there."""
+    """`layers` is llama.cpp's `n_gpu_layers`: it counts the output layer, so a whole model with N
+    blocks has N + 1. They take `needed_bytes` on the GPU."""
 
     layers: int
     needed_bytes: int
@@ -29,15 +29,15 @@ def choose_gpu_layers(
     free_bytes: int,
     reserve_bytes: int,
 ) -> GpuPlan:
-    """As many layers as fit: all of them, or the last ones, or none with the reason.
+    """As many layers as fit: all of them, the last ones, or none, with the reason.
 
-    llama.cpp moves the output layer first, then blocks from the last one back; the KV cache of a
-    block goes where the block is.
+    llama.cpp moves the output layer first, then blocks from the last one backwards; the KV cache of
+    a block is on the device of the block.
 
-    layer_bytes: the weights of each block, first block first. output_bytes: those of the output
-    layer, which are the embeddings once more where a model uses them twice. compute_bytes: what a
-    step computes in, as soon as anything is there. reserve_bytes of `free_bytes` are left free.
-    Raises `InvalidRequestError` for a size below zero.
+    layer_bytes: the weights of each block, first block first. output_bytes: the weights of the
+    output layer; for a model that uses its embeddings twice, a copy of them. compute_bytes: the
+    compute buffer, needed as soon as one layer is on the device. reserve_bytes of `free_bytes` are
+    left free. Raises `InvalidRequestError` for a size below zero.
     """
     sizes = [*layer_bytes, output_bytes, kv_bytes_per_layer, compute_bytes]
     if min(*sizes, free_bytes, reserve_bytes) < 0:
@@ -52,9 +52,9 @@ def choose_gpu_layers(
         if block is None:
             break
         with_next += block + kv_bytes_per_layer
-    room = f"{in_gb(budget_bytes)} of the device's memory may be used"
+    memory = f"{in_gb(budget_bytes)} of the device's memory may be used"
     if reserve_bytes:
-        room += f" ({in_gb(free_bytes)} free, {in_gb(reserve_bytes)} kept)"
+        memory += f" ({in_gb(free_bytes)} free, {in_gb(reserve_bytes)} kept)"
     all_layers = len(layer_bytes) + 1
     if layers == 0:
         found = f"no layer fits: the first would take {in_gb(with_next)}"
@@ -63,4 +63,4 @@ def choose_gpu_layers(
     else:
         found = f"{layers} of {all_layers} layers fit: {in_gb(needed_bytes)}"
         found += f", with one more {in_gb(with_next)}"
-    return GpuPlan(layers, needed_bytes, f"{found}; {room}")
+    return GpuPlan(layers, needed_bytes, f"{found}; {memory}")

@@ -1,8 +1,8 @@
-"""Starts the process of a worker: its interpreter, its socket, its environment, its output.
+"""The process of a worker: its interpreter, its socket, its environment, its output.
 
-A spare one may be started ahead: it imports what it needs and waits. Needs POSIX: the socket is
-handed to the child as an open descriptor, so that no address of it exists anywhere. What is said
-over it is the client's business.
+A spare worker may be started ahead: it imports its modules and waits. Needs POSIX: the child
+inherits the socket as an open descriptor, so that it has no address. The client exchanges the
+messages.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from typing import Any, BinaryIO
 from orion_oie.errors import WorkerError
 
 _OUTPUT_BYTES_SHOWN = 2000
-_MOST_TO_START_S = 5.0
+_MAX_START_S = 5.0
 
 WorkerProcess = tuple["subprocess.Popen[bytes]", "Connection[Any, Any]", BinaryIO]
 
 
 def start_worker() -> WorkerProcess:
-    """Start a worker; returns the process, the connection to it, and the file that collects what
-    it prints. Raises `WorkerError` when it cannot be started."""
+    """Start a worker; returns the process, the connection to it, and the file that collects its
+    output. Raises `WorkerError` when it cannot be started."""
     if os.name != "posix":
         raise WorkerError("workers need a POSIX system; on Windows use WSL")
     if not sys.executable:
@@ -40,9 +40,9 @@ def start_worker() -> WorkerProcess:
 
 def _spawn() -> WorkerProcess:
     ours, theirs = socket.socketpair()
-    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the worker is buried)
-    # -P and an explicit path: the worker imports what this process would, not what happens to
-    # lie in the working directory. A session of its own: Ctrl-C is the host's alone.
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the worker has ended)
+    # -P and an explicit path: the worker imports the same modules as this process, not files of the
+    # working directory. A session of its own: Ctrl-C reaches the host only.
     command = [sys.executable, "-P", "-X", "faulthandler"]
     command += ["-m", "orion_oie.backends.llama.worker.main", str(theirs.fileno())]
     process = subprocess.Popen(
@@ -59,15 +59,15 @@ def _spawn() -> WorkerProcess:
 
 
 class SpareWorker:
-    """At most one worker that is started before anybody needs it, while `is_calm()`. Within
-    `starting()` it imports what it needs, which keeps a core busy."""
+    """At most one worker that is started before it is needed, while `has_spare_memory()`. Its
+    imports keep a core busy; they happen inside `starting()`."""
 
     def __init__(
         self,
-        is_calm: Callable[[], bool] | None,
+        has_spare_memory: Callable[[], bool] | None,
         starting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._is_calm = is_calm
+        self._has_spare_memory = has_spare_memory
         self._starting = starting
         self._lock = threading.Lock()
         self._spare: tuple[WorkerProcess, dict[str, str]] | None = None
@@ -79,33 +79,33 @@ class SpareWorker:
             spare, self._spare = self._spare, None
         if spare is not None:
             worker, inherited = spare
-            # What it inherited may be out of date.
+            # Its environment may be out of date.
             if worker[0].poll() is None and inherited == environment():
                 return worker
             _end(worker)
         return start_worker()
 
     def refill(self, delay_s: float = 0.0) -> None:
-        """Start a spare worker after a while, unless there is one or memory is short; on a thread
-        of its own."""
-        if self._is_calm is not None and self._spare is None and not self._is_over.is_set():
+        """Start a spare worker after a delay, on a thread of its own, unless there is one or memory
+        is short."""
+        check = self._has_spare_memory
+        if check is not None and self._spare is None and not self._is_over.is_set():
             threading.Thread(
-                target=self._start, args=(delay_s,), name="orion-spare", daemon=True
+                target=self._start, args=(delay_s, check), name="orion-spare", daemon=True
             ).start()
 
-    def _start(self, delay_s: float) -> None:
-        assert self._is_calm is not None
-        if self._is_over.wait(delay_s) or not self._is_calm():
+    def _start(self, delay_s: float, has_spare_memory: Callable[[], bool]) -> None:
+        if self._is_over.wait(delay_s) or not has_spare_memory():
             return
         with self._starting():
             with self._lock:
                 if self._spare is None and not self._is_over.is_set():
-                    with contextlib.suppress(WorkerError):  # whoever needs one will hear of it
+                    with contextlib.suppress(WorkerError):  # the next `take` raises it
                         self._spare = start_worker(), environment()
                 spare = self._spare
             if spare is not None:
                 with contextlib.suppress(OSError, ValueError):  # it was ended meanwhile
-                    spare[0][1].poll(_MOST_TO_START_S)  # until it says hello; nothing is read
+                    spare[0][1].poll(_MAX_START_S)  # until its hello arrives; nothing is read
         if self._is_over.is_set():  # meanwhile
             self.kill()
 
@@ -115,7 +115,7 @@ class SpareWorker:
         return self._is_over.is_set()
 
     def kill(self) -> None:
-        """End the spare worker, for good. Takes no lock: it may be called from anywhere."""
+        """End the spare worker, for good. Takes no lock, so it may be called from anywhere."""
         self._is_over.set()
         spare, self._spare = self._spare, None
         if spare is not None:
@@ -131,12 +131,13 @@ def _end(worker: WorkerProcess) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What a child process needs to import what this one would, without backtraces of llama.cpp."""
+    """The environment in which a child imports the same modules as this process, and llama.cpp
+    prints no backtraces."""
     paths = [path or os.getcwd() for path in sys.path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"}
 
 
 def beginning_of(output: BinaryIO) -> str:
-    """The first words of what a worker printed: where an assertion or a signal is named."""
+    """The beginning of a worker's output, which names an assertion or a signal."""
     output.seek(0)
     return output.read(_OUTPUT_BYTES_SHOWN).decode("utf-8", "replace").strip()

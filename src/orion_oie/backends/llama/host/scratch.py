@@ -1,10 +1,10 @@
-"""How much memory llama.cpp computes a batch in: its graph, sketched, and its allocator, played.
+"""The size of llama.cpp's compute buffer, from a simulation of its allocator.
 
 When a context is made, llama.cpp gives each result of the largest graph a place in one buffer, and
-gives the place away again after the result was last used. The same is done here for a sketch of
-the graph: each kind of layer that the model has, in the order in which llama.cpp computes. That
-comes out to some kilobytes for plain decoders, dense or of experts; of what has no sketch,
-everything that a layer computes is counted at once. For CPUs: others place some results elsewhere.
+reuses the place after the last use of the result. This module does the same for an outline of the
+graph: each kind of layer of the model, in the order in which llama.cpp computes. The result is
+exact to some kilobytes for plain decoders, dense or with experts; for other layers, everything that
+a layer computes is counted at once. It holds for CPUs: other devices place some results elsewhere.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ _FLOAT_BYTES = 4
 _HALF_BYTES = 2
 _INDEX_BYTES = 8
 
-# Beside the buffer, llama.cpp keeps the inputs of a matrix as the matrix wants them, and for each
-# thread a place for tiles of attention and of matrices.
-_CONVERTED_BYTES = 1.2  # a number; two for matrices of half floats
+# Beside the buffer, llama.cpp keeps the inputs of a matrix in the type of the matrix, and for each
+# thread tiles of attention and of matrices.
+_CONVERTED_BYTES = 1.2  # per number; 2 for matrices of half floats
 _THREAD_BYTES = 640 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The largest batch of a context: `tokens` of `sequences`, which look at `cells`; of so many
-    `outputs`, the logits or vectors are wanted."""
+    """The largest batch of a context: `tokens` of `sequences`, which attend to `cells`; the logits
+    or vectors of `outputs` tokens are wanted."""
 
     tokens: int
     sequences: int
@@ -39,7 +39,7 @@ class Batch:
 
     @property
     def reserved_tokens(self) -> int:
-        """What llama.cpp reserves for: as many of each sequence."""
+        """The tokens that llama.cpp reserves for: equally many of each sequence."""
         return -(-self.tokens // self.sequences) * self.sequences
 
 
@@ -49,13 +49,13 @@ def buffer_bytes(shape: ModelShape, batch: Batch) -> int:
 
 
 def work_bytes(shape: ModelShape, batch: Batch, *, threads: int, has_halves: bool) -> int:
-    """What kernels need beside the buffer. `has_halves`: matrices are of 16-bit floats."""
+    """The memory of kernels beside the buffer. `has_halves`: matrices are of 16-bit floats."""
     each = _HALF_BYTES if has_halves else _CONVERTED_BYTES
     return int(batch.reserved_tokens * shape.longest_row * each) + threads * _THREAD_BYTES
 
 
 class _Graph:
-    """Results in the order in which they are computed, and what each is computed from."""
+    """Results in the order in which they are computed, with the sources of each."""
 
     def __init__(self) -> None:
         self._sizes: list[int] = []
@@ -63,29 +63,29 @@ class _Graph:
         self._is_in_place: list[bool] = []
 
     def result(self, size: int, *sources: int, in_place: bool = False) -> int:
-        """A result of so many bytes, or an input if it has no sources: all inputs come first.
-        `in_place`, it takes the place of a source of its size that nothing else uses."""
+        """Add a result of `size` bytes, or an input if it has no sources: all inputs come first.
+        With `in_place`, it replaces a source of its size that nothing else uses."""
         self._sizes.append(-(-size // _ALIGNMENT) * _ALIGNMENT)
         self._sources.append(sources)
         self._is_in_place.append(in_place)
         return len(self._sizes) - 1
 
     def peak_bytes(self) -> int:
-        """How far the buffer is used, at most."""
+        """The size of the buffer."""
         uses = [0] * len(self._sizes)
         for sources in self._sources:
             for source in sources:
                 uses[source] += 1
-        room = _Room()
+        buffer = _Buffer()
         places: dict[int, int] = {}
         for index, size in enumerate(self._sizes):
             taken = self._place_to_take(index, uses) if self._is_in_place[index] else None
-            places[index] = room.take(size) if taken is None else places.pop(taken)
+            places[index] = buffer.allocate(size) if taken is None else places.pop(taken)
             for source in self._sources[index]:
                 uses[source] -= 1
                 if not uses[source] and source in places:
-                    room.give(places.pop(source), self._sizes[source])
-        return room.peak_bytes
+                    buffer.free(places.pop(source), self._sizes[source])
+        return buffer.peak_bytes
 
     def _place_to_take(self, index: int, uses: Sequence[int]) -> int | None:
         for source in self._sources[index]:
@@ -94,7 +94,7 @@ class _Graph:
         return None
 
 
-class _Room:
+class _Buffer:
     """The buffer: a result gets the smallest gap that is large enough, or else the end."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class _Room:
         self._gaps: list[tuple[int, int]] = []  # start and end, in order
         self._end = 0
 
-    def take(self, size: int) -> int:
+    def allocate(self, size: int) -> int:
         fitting = [gap for gap in self._gaps if gap[1] - gap[0] >= size]
         if not fitting:
             start, self._end = self._end, self._end + size
@@ -110,10 +110,10 @@ class _Room:
             return start
         start, end = min(fitting, key=lambda gap: (gap[1] - gap[0], -gap[0]))
         self._gaps.remove((start, end))
-        self.give(start + size, end - start - size)
+        self.free(start + size, end - start - size)
         return start
 
-    def give(self, start: int, size: int) -> None:
+    def free(self, start: int, size: int) -> None:
         if not size:
             return
         joined: list[tuple[int, int]] = []
@@ -127,8 +127,8 @@ class _Room:
 
 
 class _Sketch:
-    """The graph of a model. A `row` is the bytes that one number for each token takes: of all
-    tokens, or, in the last layer, of those whose outputs matter."""
+    """The graph of a model. A `row` is the size of one number for each token: for all tokens, or
+    for those with outputs in the last layer."""
 
     def __init__(self, shape: ModelShape, batch: Batch) -> None:
         self._shape = shape
@@ -138,7 +138,7 @@ class _Sketch:
         self._row = tokens * _FLOAT_BYTES
         self._last_row = batch.outputs * _FLOAT_BYTES
         add = self.graph.result
-        add(shape.embedding * self._row)  # vectors in place of tokens: room is made, nobody comes
+        add(shape.embedding * self._row)  # vectors in place of tokens: reserved, but never used
         said = add(self._row)
         self._positions = add(self._row)
         has_attention = any(layer.key for layer in shape.layers)
@@ -150,14 +150,14 @@ class _Sketch:
         self._cells = [add(tokens * _INDEX_BYTES) for _ in self._masks for _ in "kv"]
         self._wanted = add(self._last_row)
         if not shape.has_cache:
-            add(tokens * batch.sequences * _FLOAT_BYTES)  # the part of each token in a mean
+            add(tokens * batch.sequences * _FLOAT_BYTES)  # the weight of each token in a mean
         stream = add(shape.embedding * self._row, said)
         if shape.is_scaled:
             stream = add(shape.embedding * self._row, stream, in_place=True)
         self._add_layers(stream)
 
     def _add_layers(self, stream: int) -> None:
-        # The state of the allocator after some layers of a kind is as after any number of them.
+        # Three equal layers leave the allocator in the same state as any larger number.
         layers = [layer for _, same in groupby(self._shape.layers) for layer in list(same)[:3]]
         for number, layer in enumerate(layers):
             stream = self._add_layer(layer, stream, is_last=number == len(layers) - 1)
@@ -167,7 +167,7 @@ class _Sketch:
             self.graph.result(self._shape.vocabulary * self._last_row, normed)
 
     def _add_layer(self, layer: LayerShape, stream: int, *, is_last: bool) -> int:
-        """Returns what the next layer starts from."""
+        """Add a layer; returns the input of the next one."""
         add = self.graph.result
         row = self._row
         size = self._shape.embedding * row
@@ -195,8 +195,8 @@ class _Sketch:
         return add(size, fed, stream, in_place=True)
 
     def _add_attention(self, layer: LayerShape, normed: int) -> int:
-        # Queries and keys are seen as heads, and what is computed from a view takes no place: so
-        # each is there twice, as it came and as its position turned it.
+        # Queries and keys are viewed as heads, and no result takes the place of a view: so each
+        # exists twice, before and after its rotation.
         add, positions = self.graph.result, self._positions
         sizes = [width * self._row for width in (layer.query, layer.key, layer.value)]
         query_bytes, key_bytes, value_bytes = sizes

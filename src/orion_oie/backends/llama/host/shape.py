@@ -1,7 +1,7 @@
-"""What a model is made of, as far as memory goes: the widths of its layers, from its tensors.
+"""The shape of a model, as far as memory is concerned: the widths of its layers.
 
-Reads tables of tensors, and of the metadata only what no tensor shows. It deliberately does not
-know what a byte is: how much the parts take is said elsewhere.
+Reads the table of tensors, and of the metadata only what no tensor shows. It deliberately knows
+nothing of bytes: `footprint.py` computes the sizes.
 """
 
 import re
@@ -15,19 +15,19 @@ from orion_oie.models.formats.gguf import (
 )
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)\.weight")
-_KEPT_BY_GEMMA3N = 20  # layers with a cache of their own; llama.cpp knows it, no file says it
+_KEPT_BY_GEMMA3N = 20  # layers with a cache of their own; a constant of llama.cpp, not in the file
 _TOKEN_SHIFTS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One layer. Widths are numbers for each token; 0 for what it has not.
+    """One layer. Widths are numbers per token; 0 for parts that the layer does not have.
 
     `key` and `value` are computed, `cached_key` and `cached_value` are kept for each token.
     `is_fused`: one matrix gives query, key and value. `recurrent` numbers are kept for each
-    sequence. `up` is what the matrix before the activation gives, `ffn` what comes out of that;
-    `experts` of which `used_experts` are computed. `others` are the outputs of matrices that are
-    nothing of this.
+    sequence. `up` is the output of the matrix before the activation, `ffn` the output of the
+    activation; `used_experts` of `experts` are computed. `others` are the outputs of all other
+    matrices.
     """
 
     query: int = 0
@@ -50,11 +50,11 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A model: its layers, and what is around them.
+    """A model: its layers, and the parts around them.
 
     `has_logits`: it rates all of its `vocabulary` tokens. `head` is the width of an attention head,
-    `longest_row` that of the widest input of a matrix. `window` > 0: some layers look back so many
-    tokens only. `has_cache` False: an encoder, which sees a text whole.
+    `longest_row` that of the widest input of a matrix. `window` > 0: some layers attend to that
+    many tokens only. `has_cache` False: an encoder, which reads a whole text at once.
     """
 
     layers: tuple[LayerShape, ...]
@@ -104,7 +104,7 @@ def shape_of(headers: Sequence[GGUFHeader]) -> ModelShape:
 
 
 def _caching_layers(header: GGUFHeader) -> int:
-    """How many layers, from the first one, have a cache of their own."""
+    """The number of layers, from the first one, that have a cache of their own."""
     if header.architecture == "gemma3n":
         return _KEPT_BY_GEMMA3N
     return header.block_count - header.number("attention.shared_kv_layers")
@@ -120,7 +120,7 @@ def _layer(header: GGUFHeader, tensors: Mapping[str, TensorInfo], *, has_cache: 
     cached_key, cached_value = key, value
     if is_fused:
         cached_key = cached_value = key = value = max(0, rows["attn_qkv"] - query) // 2
-    elif "attn_kv_a_mqa" in rows:  # one compressed key for all heads, or all that comes out of it
+    elif "attn_kv_a_mqa" in rows:  # one compressed key for all heads, or its expanded form
         heads = header.number("attention.head_count")
         cached_key = heads * header.number("attention.key_length")
         cached_value = heads * header.number("attention.value_length")
@@ -155,7 +155,7 @@ def _is_other(name: str) -> bool:
 
 
 def _recurrent(header: GGUFHeader, tensors: Mapping[str, TensorInfo]) -> int:
-    """What a layer keeps for each sequence: of its convolution, and of its state."""
+    """The numbers that a layer keeps for each sequence: of its convolution, and of its state."""
     width = header.embedding_length
     if any(name.startswith("ssm_") for name in tensors):
         inner, state = header.number("ssm.inner_size"), header.number("ssm.state_size")
@@ -171,5 +171,5 @@ def _recurrent(header: GGUFHeader, tensors: Mapping[str, TensorInfo]) -> int:
 
 
 def _rows(tensor: TensorInfo) -> int:
-    """How wide what a matrix gives is; a vector gives nothing."""
+    """The width of a matrix's output; 0 for a vector."""
     return tensor.shape[1] if len(tensor.shape) > 1 else 0

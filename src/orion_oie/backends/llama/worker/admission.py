@@ -1,8 +1,8 @@
-"""Who gets cells, and what makes way for them: the policy of the cache's room.
+"""Admission to the KV cache: which task gets cells, and which states make way for it.
 
-A task is admitted when there is room for its prompt and the beginning of its answer. What is
-silent leaves the cache while others run, because every taken cell slows every step down.
-Knows the slots and changes what they hold, through `kvcache.py`; knows no batches.
+A task is admitted when there are cells for its prompt and the beginning of its answer. Idle states
+leave the cache while tasks run, because every taken cell slows every step down. This module changes
+what slots hold, through `kv_cache.py`; it does not know about batches.
 """
 
 from collections.abc import Sequence
@@ -14,65 +14,71 @@ from orion_oie.backends.llama.worker.prefix_match import (
     reusable,
 )
 from orion_oie.backends.llama.worker.tasks import (
+    Running,
     Slot,
     Task,
 )
 
-# Room for this much of an answer is kept free when a task is admitted. Most answers are far
-# shorter than what they may take; one that outgrows the room parks the youngest of its neighbours.
+# Cells for this many tokens of an answer are reserved when a task is admitted. Most answers are far
+# shorter than their limit; one that outgrows its cells preempts the youngest task beside it.
 GROWTH = 64
 
-# llama.cpp looks at the cells in use in runs of this many: silent cells that make no run more cost
-# nothing.
+# llama.cpp reads the used part of the cache in runs of this many cells: idle cells that do not add
+# a run cost nothing.
 CELL_RUN = 256
 
-# Of a lone row, and from this many cells on, llama.cpp computes attention in two parts, which it
-# rounds otherwise.
+# From this many cells on, llama.cpp computes the attention of a single row in two parts, which
+# rounds differently.
 SPLIT_CELLS = 512 - CELL_RUN + 1
 
-# Cells that were given up are left alone until they are this part of the others: freeing them makes
-# it necessary to move sequences.
+# Retired cells are freed when they are this part of the others: freeing them makes it necessary to
+# move sequences.
 MOST_RETIRED = 1 / 8
 
 
-class Room:
-    """The room of one model's KV cache, shared out among its slots."""
+class Admission:
+    """Shares the cells of one model's KV cache among its slots."""
 
     def __init__(self, model: NativeModel, slots: Sequence[Slot], kv: KVCache) -> None:
         self._model = model
         self._slots = slots
         self._kv = kv
 
-    def silent(self) -> list[Slot]:
-        """The slots that hold state for nobody, the longest unused first."""
-        silent = [slot for slot in self._slots if slot.task is None and slot.tokens]
-        return sorted(silent, key=lambda slot: slot.last_used)
+    def idle_slots(self) -> list[Slot]:
+        """The slots that hold a state but no task, least recently used first."""
+        idle = [slot for slot in self._slots if slot.task is None and slot.tokens]
+        return sorted(idle, key=lambda slot: slot.last_used)
 
     # -- for a new task
 
-    def reserve(self, chosen: Slot, task: Task, busy: Sequence[Slot]) -> bool:
-        """Make sure that there are cells for the task, parking silent sequences if that helps."""
+    def reserve(self, chosen: Slot, task: Task, running: Sequence[Running]) -> bool:
+        """Make sure that a task can run in the free slot `chosen`; False if it has to wait.
+
+        1. The cells that all running tasks and this one are promised, less those that they hold,
+           share or await, are free: admit it.
+        2. They would not be free even if all idle states left, and others run: let it wait. A
+           task that would run alone is always admitted.
+        3. Otherwise offload idle states, least recently used first, until there are enough cells.
+        """
         wanted = _promised(task) - self._shareable(chosen, task)
-        for slot in busy:
-            assert slot.task is not None
-            expected = slot.awaited.length if slot.awaited is not None else 0
-            wanted += max(0, _promised(slot.task) - max(len(slot.tokens), expected))
+        for run in running:
+            expected = run.slot.awaited.length if run.slot.awaited is not None else 0
+            wanted += max(0, _promised(run.task) - max(len(run.slot.tokens), expected))
         if wanted <= self._kv.cells.free:
             return True
-        others = [slot for slot in self.silent() if slot is not chosen]
-        kept = {cell for slot in busy for cell in slot.cells}
+        kept = {cell for run in running for cell in run.slot.cells}
         kept.update(chosen.cells[: reusable(chosen.tokens, task, is_rewindable=True)])
-        # Alone, a task can always start.
-        if wanted > self._kv.cells.capacity - len(kept) and busy:
+        if wanted > self._kv.cells.capacity - len(kept) and running:
             return False
-        for slot in others:
+        for slot in self.idle_slots():
             if wanted <= self._kv.cells.free:
                 break
-            self._kv.park(slot)
+            if slot is not chosen:
+                self._kv.offload(slot)
         return True
 
     def _shareable(self, chosen: Slot, task: Task) -> int:
-        """How many cells the task will not need, because others hold or compute them."""
+        """The number of cells the task will not need, because other slots hold or compute them."""
         if not self._model.is_rewindable:
             return reusable(chosen.tokens, task, is_rewindable=False)
         held = max(
@@ -83,48 +89,53 @@ class Room:
         awaited = best_awaited(chosen, task, self._slots, is_rewindable=True)
         return max(held, awaited.length if awaited else 0)
 
-    # -- for those who run
+    # -- for the running tasks
 
-    def tidy(self, busy: Sequence[Slot]) -> None:
-        """Take what nobody uses out of the way of the running sequences: silent ones, one for each
-        step, then the cells that were given up. Not before the first token of a lone request, which
-        has waited long enough."""
-        if not busy:
-            self._kv.sweep()
+    def reclaim(self, running: Sequence[Running]) -> None:
+        """Move unused cells out of the way of the running tasks, a little in each step.
+
+        1. Nothing runs: free the retired cells.
+        2. No task decodes yet (the request waits for its first token), there is nothing to
+           reclaim, or reclaiming would not save a run of cells: do nothing.
+        3. There are idle slots: offload the least recently used one.
+        4. Many cells are retired: free them.
+        """
+        if not running:
+            self._kv.free_retired()
             return
         cells = self._kv.cells
-        silent = self.silent()
-        is_running = any(slot.pending == 1 for slot in busy)
-        if not is_running or not (silent or cells.retired):
+        idle = self.idle_slots()
+        is_decoding = any(run.pending == 1 for run in running)
+        if not is_decoding or not (idle or cells.retired):
             return
-        needed = cells.used - sum(len(slot.cells) for slot in silent)
+        needed = cells.used - sum(len(slot.cells) for slot in idle)
         if _runs(needed) >= _runs(cells.top):
             return
-        if silent:
-            self._kv.park(silent[0])
+        if idle:
+            self._kv.offload(idle[0])
         elif len(cells.retired) >= MOST_RETIRED * needed:
-            self._kv.sweep()
+            self._kv.free_retired()
 
     @property
-    def is_split(self) -> bool:
-        """True when a batch of one row would be rounded otherwise than one of several."""
+    def splits_lone_row(self) -> bool:
+        """True when a batch of one row would be rounded differently from a batch of several."""
         return self._model.can_move and self._kv.cells.top >= SPLIT_CELLS
 
-    def tidy_for_one(self) -> None:
-        """Take all that is silent out of the way of a lone row, if that keeps its rounding."""
-        silent = self.silent()
-        needed = self._kv.cells.used - sum(len(slot.cells) for slot in silent)
+    def reclaim_for_lone_row(self) -> None:
+        """Offload all idle slots if that keeps llama.cpp from splitting a lone row."""
+        idle = self.idle_slots()
+        needed = self._kv.cells.used - sum(len(slot.cells) for slot in idle)
         if needed < SPLIT_CELLS:
-            for slot in silent:
-                self._kv.park(slot)
-            self._kv.sweep()
+            for slot in idle:
+                self._kv.offload(slot)
+            self._kv.free_retired()
 
 
 def _promised(task: Task) -> int:
-    """Cells that a task is sure to get once it runs."""
+    """The cells that a task is sure to get once it runs."""
     if task.is_preempted:
-        return task.most_tokens
-    return min(task.most_tokens, len(task.tokens) + GROWTH)
+        return task.max_length
+    return min(task.max_length, len(task.tokens) + GROWTH)
 
 
 def _runs(cells: int) -> int:

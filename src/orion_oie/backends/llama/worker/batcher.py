@@ -1,18 +1,19 @@
 """Continuous batching: several sequences share every decode of one context.
 
-    step:  tidy -> admit -> begin -> plan -> decode -> advance
+    step:  reclaim -> admit -> start -> schedule -> decode -> advance
 
-Each step takes the next token of every running sequence and a piece of the prompts that are still
-being read. What was computed once is not computed again: a prompt starts from the longest state
-that a slot holds, that another slot is computing, or that was parked in the host's memory.
-Owned by one thread. No I/O here.
+Each step computes the next token of every decoding task and a piece of the prompts that are still
+in prefill. Nothing is computed twice: a prompt starts from the longest state that a slot holds,
+that another slot is computing, or that was offloaded to the host cache. Owned by one thread. No I/O
+happens in this module.
 """
 
 import time
 from bisect import insort_left, insort_right
 
-from orion_oie.backends.llama.protocol import error_to_wire
-from orion_oie.backends.llama.worker.admission import Room
+from orion_oie.backends.base import Occupancy
+from orion_oie.backends.llama.protocol import Ended, error_to_wire
+from orion_oie.backends.llama.worker.admission import Admission
 from orion_oie.backends.llama.worker.kv_cache import KVCache
 from orion_oie.backends.llama.worker.native import (
     DECODE_ABORTED,
@@ -21,14 +22,14 @@ from orion_oie.backends.llama.worker.native import (
     NativeModel,
     Row,
 )
-from orion_oie.backends.llama.worker.prefill_budget import Pacer
+from orion_oie.backends.llama.worker.prefill_budget import PrefillBudget
 from orion_oie.backends.llama.worker.prefix_match import (
     MIN_GAIN,
     best_awaited,
     best_slot,
     best_start,
 )
-from orion_oie.backends.llama.worker.prefix_store import Snapshots
+from orion_oie.backends.llama.worker.prefix_store import PrefixStore
 from orion_oie.backends.llama.worker.sampling import (
     Candidates,
     Logits,
@@ -37,6 +38,8 @@ from orion_oie.backends.llama.worker.sampling import (
     described,
 )
 from orion_oie.backends.llama.worker.tasks import (
+    Running,
+    Scheduled,
     Slot,
     StepOutput,
     Task,
@@ -45,11 +48,12 @@ from orion_oie.errors import OrionError, WorkerError
 from orion_oie.schemas.results import FinishReason
 
 # With one row more, llama.cpp computes attention on a CPU with another kernel, which rounds
-# otherwise. That kernel is a tenth faster for prompts of some hundred tokens, more for longer ones.
+# differently. That kernel is a tenth faster for prompts of some hundred tokens, more for longer
+# ones.
 EXACT_ROWS = 63
 LONG_PROMPT = 256
 
-# After an aborted batch: else cancels that come fast enough would throw away all that is computed.
+# After an aborted batch: otherwise frequent cancels could throw away everything that is computed.
 AFTER_ABORT_TOKENS = 32
 
 
@@ -58,30 +62,33 @@ class DecodeFailedError(Exception):
 
 
 class Batcher:
-    """Runs tasks in the slots of a model. `parked_bytes` None: as much as the KV cache has.
-    `snapshots` keep the states of prefixes on the disk."""
+    """Runs tasks in the slots of a model.
+
+    `host_cache_bytes` None makes the host cache as large as the KV cache. `prefix_store` keeps the
+    states of prefixes on the disk.
+    """
 
     def __init__(
         self,
         model: NativeModel,
-        parked_bytes: int | None = None,
-        snapshots: Snapshots | None = None,
+        host_cache_bytes: int | None = None,
+        prefix_store: PrefixStore | None = None,
     ) -> None:
         self._model = model
         self._slots = [Slot(index) for index in range(model.slots)]
-        self._kv = KVCache(model, parked_bytes, snapshots)
-        self._room = Room(model, self._slots, self._kv)
-        self._pacer = Pacer(model.batch_tokens)
+        self._kv = KVCache(model, host_cache_bytes, prefix_store)
+        self._admission = Admission(model, self._slots, self._kv)
+        self._prefill_budget = PrefillBudget(model.batch_tokens)
         self._exact_rows = model.batch_tokens if model.is_on_gpu else EXACT_ROWS
         self._candidates = Candidates(model.vocabulary.size)
         self._waiting: list[Task] = []
-        self._busy: list[Slot] = []  # in the order in which their tasks came
+        self._running: list[Running] = []  # in the order in which the tasks were admitted
         self._uses = 0
         self._was_aborted = False
 
     @property
     def has_work(self) -> bool:
-        return bool(self._waiting or self._busy)
+        return bool(self._waiting or self._running)
 
     def add(self, task: Task) -> None:
         """Queue a task whose prompt and at least one more token fit the context."""
@@ -89,73 +96,81 @@ class Batcher:
         insort_right(self._waiting, task, key=_rank)
 
     def cancel(self, task_id: int) -> bool:
-        """Drop a task; False when it is not here. Its slot is free at once."""
+        """Drop a task and free its slot at once; False when there is no such task."""
         for task in self._waiting:
             if task.id == task_id:
                 self._waiting.remove(task)
                 self._kv.unpin(task)
                 task.close()
                 return True
-        for slot in self._busy:
-            assert slot.task is not None
-            if slot.task.id == task_id:
-                self._release(slot)
+        for run in self._running:
+            if run.task.id == task_id:
+                self._release(run)
                 return True
         return False
 
-    def move_to(self, model: NativeModel, snapshots: Snapshots | None) -> None:
-        """Go on with another context of the same weights. Running tasks go on from where they are:
-        their states are moved through the host's memory, a thousand times as fast as computing
-        them again."""
-        for slot in reversed(self._busy[:]):
-            assert slot.task is not None
-            task = slot.task
-            self._preempt(slot)
-            task.is_preempted = False  # nobody took its room
-        for slot in self._room.silent():
-            self._kv.park(slot)
+    def move_to(self, model: NativeModel, prefix_store: PrefixStore | None) -> None:
+        """Go on with another context of the same weights. The states of running tasks are moved
+        through the host cache, which is a thousand times as fast as computing them again."""
+        for run in reversed(self._running[:]):
+            self._preempt(run)
+            run.task.is_preempted = False  # no other task took its cells
+        for slot in self._admission.idle_slots():
+            self._kv.offload(slot)
         self._model = model
-        self._kv.move_to(model, snapshots)
-        self._room = Room(model, self._slots, self._kv)
-        self._pacer = Pacer(model.batch_tokens)
+        self._kv.move_to(model, prefix_store)
+        self._admission = Admission(model, self._slots, self._kv)
+        self._prefill_budget = PrefillBudget(model.batch_tokens)
 
-    def occupancy(self) -> dict[str, int]:
-        """The fields of `Occupancy`."""
-        held = {cell for slot in self._busy for cell in slot.cells}
-        return {
-            "busy_slots": len(self._busy),
-            "waiting": len(self._waiting),
-            "cells": self._kv.cells.capacity,
-            "held_cells": len(held),
-            "silent_cells": self._kv.cells.used - len(held),
-            "parked_bytes": self._kv.lot.used_bytes,
-            "threads": self._model.threads,
-        }
+    def occupancy(self) -> Occupancy:
+        """The current load."""
+        held = {cell for run in self._running for cell in run.slot.cells}
+        return Occupancy(
+            busy_slots=len(self._running),
+            waiting=len(self._waiting),
+            cells=self._kv.cells.capacity,
+            held_cells=len(held),
+            silent_cells=self._kv.cells.used - len(held),
+            parked_bytes=self._kv.host_cache.used_bytes,
+            threads=self._model.threads,
+        )
 
     def step(self) -> StepOutput:
-        """Admit what fits, run one batch, choose tokens."""
+        """Run one batch.
+
+        1. Reclaim cells that are in the way of the running tasks.
+        2. Admit waiting tasks for which there are a slot and cells.
+        3. Start the prefill of tasks whose starting state is settled.
+        4. Schedule rows; without any, return.
+        5. Decode the batch. Then, by its outcome:
+           ok:       advance the tasks by their new tokens;
+           aborted:  undo the batch (a cancel arrived; the batch is computed again);
+           no cells: undo the batch, and free cells;
+           else:     raise `DecodeFailedError`.
+        """
         output = StepOutput()
-        self._room.tidy(self._busy)
+        self._admission.reclaim(self._running)
         self._admit()
-        for slot in self._busy:
-            if not slot.has_begun:
-                self._begin(slot)
-        rows, shares = self._planned_rows()
+        for run in self._running:
+            if not run.slot.has_started:
+                self._start(run)
+        scheduled, rows = self._schedule()
         if not rows:
             return output
         started = time.perf_counter()
-        is_rough = self._model.is_arriving and len(rows) > self._exact_rows
+        is_inexact = self._model.is_arriving and len(rows) > self._exact_rows
         code = self._model.decode(rows)
         self._was_aborted = code == DECODE_ABORTED
         if code == DECODE_OK:
-            running = sum(slot.pending == 1 for slot, _ in shares)
-            self._pacer.note(running, len(rows) - running, time.perf_counter() - started)
-            self._advance(shares, output, is_rough=is_rough)
+            decoding = sum(part.slot.pending == 1 for part in scheduled)
+            seconds = time.perf_counter() - started
+            self._prefill_budget.note(decoding, len(rows) - decoding, seconds)
+            self._advance(scheduled, output, is_inexact=is_inexact)
         elif code == DECODE_ABORTED:
-            self._undo(shares)
+            self._undo(scheduled)
         elif code == DECODE_NO_SLOT:
-            self._undo(shares)
-            self._make_room(output)
+            self._undo(scheduled)
+            self._free_cells(output)
         else:
             raise DecodeFailedError(f"llama_decode returned {code}")
         return output
@@ -164,33 +179,38 @@ class Batcher:
 
     def _admit(self) -> None:
         while self._waiting:
-            idle = [slot for slot in self._slots if slot.task is None]
-            if not idle:
+            free = [slot for slot in self._slots if slot.task is None]
+            if not free:
                 return
             task = self._waiting[0]
             slot = best_slot(
-                idle,
+                free,
                 task,
                 self._slots,
-                list(self._kv.lot),
+                list(self._kv.host_cache),
                 is_rewindable=self._model.is_rewindable,
-                are_parked_rewindable=self._model.saves_whole_states,
+                are_offloaded_rewindable=self._model.saves_whole_states,
             )
-            if not self._room.reserve(slot, task, self._busy):
+            if not self._admission.reserve(slot, task, self._running):
                 return
             self._waiting.pop(0)
             self._uses += 1
             slot.task, slot.session_id, slot.last_used = task, task.session_id, self._uses
-            self._busy.append(slot)
+            run = Running(slot, task)
+            self._running.append(run)
             task.started_at = task.started_at or time.perf_counter()
-            self._begin(slot)
+            self._start(run)
 
-    # -- where a task starts
+    # -- the starting state of a task
 
-    def _begin(self, slot: Slot) -> None:
-        """Let a task start from the best state there is, unless it waits for a better one."""
-        task = slot.task
-        assert task is not None
+    def _start(self, run: Running) -> None:
+        """Start the prefill of a task from the best state there is.
+
+        1. It waits for tokens that another slot is still computing: go on waiting.
+        2. Another slot is computing a longer beginning than any state has: wait for that one.
+        3. Otherwise take the best state over: of this slot, of another one, or an offloaded one.
+        """
+        slot, task = run.slot, run.task
         if slot.awaited is not None and slot.awaited.is_coming:
             return
         slot.awaited = None
@@ -200,9 +220,9 @@ class Batcher:
             slot,
             task,
             self._slots,
-            self._kv.lot,
+            self._kv.host_cache,
             is_rewindable=is_rewindable,
-            are_parked_rewindable=self._model.saves_whole_states,
+            are_offloaded_rewindable=self._model.saves_whole_states,
             free_cells=self._kv.cells.free,
         )
         awaited = best_awaited(slot, task, self._slots, is_rewindable=is_rewindable)
@@ -218,118 +238,118 @@ class Batcher:
         if task.sampler is None:
             prompt = task.tokens[: task.prompt_tokens]
             task.sampler = Sampler(self._candidates, task.options, prompt, task.bias, task.grammar)
-        slot.has_begun = True
+        slot.has_started = True
 
     # -- one batch
 
-    def _planned_rows(self) -> tuple[list[Row], list[tuple[Slot, int]]]:
-        """The rows of the next batch, for which there are cells, and how many each slot has."""
+    def _schedule(self) -> tuple[list[Scheduled], list[Row]]:
+        """The tokens of the next batch, for which there are cells, and the rows for llama.cpp."""
         while True:
-            shares = self._shares()
-            total = sum(share for _, share in shares)
+            scheduled = self._scheduled_tokens()
+            total = sum(part.tokens for part in scheduled)
             if total <= self._kv.cells.free:
                 break
-            silent = self._room.silent()
-            if silent:
-                self._kv.park(silent[0])
+            idle = self._admission.idle_slots()
+            if idle:
+                self._kv.offload(idle[0])
             else:
-                self._preempt(self._busy[-1])
-        if total == 1 and self._room.is_split:
-            self._room.tidy_for_one()
-        self._kv.make_way(shares, self._slots)
+                self._preempt(self._running[-1])
+        if total == 1 and self._admission.splits_lone_row:
+            self._admission.reclaim_for_lone_row()
+        self._kv.keep_cells_ordered(scheduled, self._slots)
         rows: list[Row] = []
-        for slot, share in shares:
-            assert slot.task is not None
-            start = len(slot.tokens)
-            is_complete = share == slot.pending
-            new = slot.task.tokens[start : start + share]
-            rows += [(token, start + i, slot.index, False) for i, token in enumerate(new)]
+        for part in scheduled:
+            start = len(part.slot.tokens)
+            is_complete = part.tokens == part.slot.pending
+            new = part.task.tokens[start : start + part.tokens]
+            rows += [(token, start + i, part.slot.index, False) for i, token in enumerate(new)]
             if is_complete:
                 rows[-1] = (*rows[-1][:3], True)
-        return rows, shares
+        return scheduled, rows
 
-    def _shares(self) -> list[tuple[Slot, int]]:
-        """How many tokens of which slots are computed next: those that need one come first, so
-        that a long prompt never makes them wait. Where nobody watches their tokens arrive, prompts
-        are read as fast as they can be.
+    def _scheduled_tokens(self) -> list[Scheduled]:
+        """The number of tokens that each running task gets in the next batch.
 
-        What a batch holds beside them must not change what they say: batches stay so small that
-        llama.cpp computes each row as if it were alone. Only a long prompt gets a large batch, and
-        has it to itself.
+        1. Every decoding task gets one token, so that a long prompt never holds it up.
+        2. The rest of the batch goes to prompts, in the order of admission, up to a budget: if
+           someone watches a decoding task, the prefill budget, otherwise a whole batch; after an
+           abort, `AFTER_ABORT_TOKENS` at most.
+        3. While the model arrives, the batch is filled completely: each batch waits for all
+           weights that are still to come.
+        4. A long prompt gets a large batch only if nothing decodes, and has the batch to itself.
+        5. A lone row that llama.cpp would compute in two parts gets a prompt token beside it.
+        6. All other batches stay small enough for llama.cpp to compute each row as if it were
+           alone: the other rows of a batch must not change what a task says.
         """
-        reading = [slot for slot in self._busy if slot.pending > 1]
-        running = [slot for slot in self._busy if slot.pending == 1]
-        shares = [(slot, 1) for slot in running]
-        watched = [slot for slot in running if slot.task and slot.task.is_streamed]
-        left = self._pacer.prompt_tokens(len(running)) if watched else self._model.batch_tokens
+        prefilling = [run for run in self._running if run.pending > 1]
+        decoding = [run for run in self._running if run.pending == 1]
+        scheduled = [Scheduled(run.slot, run.task, 1) for run in decoding]
+        is_watched = any(run.task.is_streamed for run in decoding)
+        batch_tokens = self._model.batch_tokens
+        left = self._prefill_budget.tokens(len(decoding)) if is_watched else batch_tokens
         if self._was_aborted:
             left = min(left, AFTER_ABORT_TOKENS)
         if self._model.is_arriving:
-            return shares + self._filled(reading, self._model.batch_tokens - len(running))
-        if not running and reading and self._share_of(reading[0]) > LONG_PROMPT:
-            return [(reading[0], min(self._share_of(reading[0]), left))]
-        if len(running) == 1 and self._room.is_split:
+            return scheduled + self._prefill_parts(prefilling, batch_tokens - len(decoding))
+        if not decoding and prefilling and self._prefill_tokens(prefilling[0]) > LONG_PROMPT:
+            return self._prefill_parts(prefilling[:1], left)
+        if len(decoding) == 1 and self._admission.splits_lone_row:
             left = max(left, 1)
-        left = min(left, max(1, self._exact_rows - len(running)))
-        return shares + self._filled(reading, left)
+        left = min(left, max(1, self._exact_rows - len(decoding)))
+        return scheduled + self._prefill_parts(prefilling, left)
 
-    def _filled(self, reading: list[Slot], left: int) -> list[tuple[Slot, int]]:
-        """Shares of prompts, in turn, until `left` tokens are given out."""
-        shares = []
-        for slot in reading:
-            share = min(self._share_of(slot), left)
-            if share > 0:
-                shares.append((slot, share))
-                left -= share
-        return shares
+    def _prefill_parts(self, prefilling: list[Running], left: int) -> list[Scheduled]:
+        """Parts of prompts, in turn, until `left` tokens are given out."""
+        parts = []
+        for run in prefilling:
+            tokens = min(self._prefill_tokens(run), left)
+            if tokens > 0:
+                parts.append(Scheduled(run.slot, run.task, tokens))
+                left -= tokens
+        return parts
 
-    def _share_of(self, slot: Slot) -> int:
-        """How many tokens of a prompt one batch could take."""
-        most = min(slot.pending, self._model.batch_tokens)
-        # While the model arrives, each batch waits for all of it: none is worth splitting.
-        return most if self._model.is_arriving else min(most, self._until_prefix_ends(slot))
+    def _prefill_tokens(self, run: Running) -> int:
+        """The tokens of a prompt that one batch could take."""
+        most = min(run.pending, self._model.batch_tokens)
+        # While the model arrives, each batch waits for all of it: no prompt is worth splitting.
+        return most if self._model.is_arriving else min(most, self._until_prefix_ends(run))
 
-    def _until_prefix_ends(self, slot: Slot) -> int:
-        """Tokens up to the place where the state is worth keeping for other requests."""
-        assert slot.task is not None
-        left = slot.task.prefix_tokens - len(slot.tokens)
-        if left <= 0 or not self._kv.is_new_prefix(slot.task):
+    def _until_prefix_ends(self, run: Running) -> int:
+        """The tokens up to the position whose state is worth keeping for other requests."""
+        left = run.task.prefix_tokens - len(run.slot.tokens)
+        if left <= 0 or not self._kv.is_new_prefix(run.task):
             return self._model.batch_tokens
         return left
 
-    def _advance(
-        self, shares: list[tuple[Slot, int]], output: StepOutput, *, is_rough: bool
-    ) -> None:
-        complete = [share == slot.pending for slot, share in shares]
+    def _advance(self, scheduled: list[Scheduled], output: StepOutput, *, is_inexact: bool) -> None:
+        complete = [part.tokens == part.slot.pending for part in scheduled]
         count = sum(complete)
         logits = iter(self._model.logits(count) if count else ())
-        for (slot, share), is_complete in zip(shares, complete, strict=True):
-            task = slot.task
-            assert task is not None
+        for part, is_complete in zip(scheduled, complete, strict=True):
+            slot, task = part.slot, part.task
             start = len(slot.tokens)
-            self._kv.append(slot, task.tokens[start : start + share])
-            if is_rough:
-                slot.rough_tokens = len(slot.tokens)
+            self._kv.append(slot, task.tokens[start : start + part.tokens])
+            if is_inexact:
+                slot.inexact_tokens = len(slot.tokens)
             if len(slot.tokens) == task.prefix_tokens and self._kv.can_keep_prefix(slot, task):
                 self._kv.keep_prefix(slot, task)
             if is_complete:
-                self._take_token(slot, task, next(logits), output)
+                self._take_token(Running(slot, task), next(logits), output)
 
-    def _take_token(self, slot: Slot, task: Task, logits: Logits, output: StepOutput) -> None:
-        assert task.sampler is not None
+    def _take_token(self, run: Running, logits: Logits, output: StepOutput) -> None:
+        task = run.task
+        if task.sampler is None:
+            raise RuntimeError(f"task {task.id} was computed before it had started")
         try:
             token = task.sampler.sample(logits)
         except NoTokenAllowedError:
-            self._fail(
-                slot,
-                WorkerError("the grammar allows nothing that the model's vocabulary can say"),
-                output,
-            )
+            error = WorkerError("the grammar allows nothing that the model's vocabulary can say")
+            self._fail(run, error, output)
             return
         task.last_token_at = time.perf_counter()
         task.first_token_at = task.first_token_at or task.last_token_at
         if self._model.vocabulary.is_end(token):
-            self._finish(slot, task, "stop", output)
+            self._finish(run, "stop", output)
             return
         if task.options.logprobs is not None:
             piece = self._model.vocabulary.piece
@@ -341,63 +361,60 @@ class Batcher:
         if text:
             output.add_text(task, text)
         if task.assembler.is_stopped:
-            self._finish(slot, task, "stop", output)
+            self._finish(run, "stop", output)
         elif task.generated >= task.limit:
-            self._finish(slot, task, "length", output)
+            self._finish(run, "length", output)
 
-    def _finish(self, slot: Slot, task: Task, reason: FinishReason, output: StepOutput) -> None:
-        output.add_done(task, reason)
-        self._release(slot)
+    def _finish(self, run: Running, reason: FinishReason, output: StepOutput) -> None:
+        output.add_done(run.task, reason)
+        self._release(run)
 
-    def _fail(self, slot: Slot, error: OrionError, output: StepOutput) -> None:
-        assert slot.task is not None
-        output.error.append({"id": slot.task.id, "error": error_to_wire(error)})
-        self._release(slot)
+    def _fail(self, run: Running, error: OrionError, output: StepOutput) -> None:
+        output.ended.append(Ended(run.task.id, error_to_wire(error)))
+        self._release(run)
 
-    def _release(self, slot: Slot) -> None:
-        """End a slot's task. What was computed stays, for whoever goes on from there."""
-        if slot.task is not None:
-            slot.task.close()
-        self._vacate(slot)
+    def _release(self, run: Running) -> None:
+        """End a running task. The state stays in the slot for requests that continue it."""
+        run.task.close()
+        self._vacate(run)
 
-    def _vacate(self, slot: Slot) -> None:
-        slot.task, slot.has_begun, slot.awaited = None, False, None
-        self._busy.remove(slot)
+    def _vacate(self, run: Running) -> None:
+        run.slot.task, run.slot.has_started, run.slot.awaited = None, False, None
+        self._running.remove(run)
 
-    # -- states that leave
+    # -- preemption
 
-    def _preempt(self, slot: Slot) -> None:
-        """Take a running task out again: it goes on later, when all that it may need is free."""
-        task = slot.task
-        assert task is not None
-        task.is_preempted = True
-        self._vacate(slot)
-        insort_left(self._waiting, task, key=_rank)
-        task.parked = self._kv.park(slot, is_preempted=True)
+    def _preempt(self, run: Running) -> None:
+        """Put a running task back into the queue, to resume when all cells it may need are
+        free."""
+        run.task.is_preempted = True
+        self._vacate(run)
+        insort_left(self._waiting, run.task, key=_rank)
+        run.task.offloaded = self._kv.offload(run.slot, is_preempted=True)
 
-    # -- when a batch did not run
+    # -- batches that did not run
 
-    def _undo(self, shares: list[tuple[Slot, int]]) -> None:
-        """Bring the sequences of a failed batch back to where they were before it."""
-        for slot, _ in shares:
-            if not self._model.rewind(slot.index, len(slot.tokens)):
-                self._kv.clear(slot)
+    def _undo(self, scheduled: list[Scheduled]) -> None:
+        """Restore the sequences of a failed batch to their state before it."""
+        for part in scheduled:
+            if not self._model.rewind(part.slot.index, len(part.slot.tokens)):
+                self._kv.clear(part.slot)
 
-    def _make_room(self, output: StepOutput) -> None:
-        """The KV cache has no room although there should be: give up what is silent, then a
-        task."""
-        silent = self._room.silent()
-        for slot in silent:
-            self._kv.park(slot)
-        if silent:
+    def _free_cells(self, output: StepOutput) -> None:
+        """Make space in a KV cache that is full although it should not be: offload the idle
+        slots, or else fail the longest task."""
+        idle = self._admission.idle_slots()
+        for slot in idle:
+            self._kv.offload(slot)
+        if idle:
             return
-        largest = max(self._busy, key=lambda slot: len(slot.task.tokens) if slot.task else 0)
+        longest = max(self._running, key=lambda run: len(run.task.tokens))
         limit = self._kv.cells.capacity
         error = WorkerError(f"the KV cache of {limit} tokens is full", limit=limit)
-        self._fail(largest, error, output)
-        self._kv.clear(largest)
+        self._fail(longest, error, output)
+        self._kv.clear(longest.slot)
 
 
 def _rank(task: Task) -> int:
-    """Tasks of higher priority run first."""
+    """Sort key: tasks of higher priority run first."""
     return -task.priority

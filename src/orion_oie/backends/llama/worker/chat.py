@@ -1,8 +1,8 @@
-"""Renders a conversation with a model's chat template, keeping text apart from control.
+"""Rendering of a conversation with a model's chat template, with text and control kept apart.
 
-The template never sees a message's content: it sees a mark in its place. Its output is then cut
-at the marks into segments, so that only the template's own text can become control tokens.
-Tokenizing is not done here.
+The template never gets a message's content, but a mark in its place. Its output is then cut at the
+marks into segments, so that only the template's own text can become control tokens. This module
+does not tokenize.
 """
 
 import re
@@ -23,11 +23,11 @@ from orion_oie.errors import InvalidRequestError, ModelCorruptError, OrionError
 from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import Message
 
-# Em spaces around the mark show whether the template strips contents.
+# Em spaces around the mark reveal a template that strips contents.
 _PAD = "\u2003"
 _MARK = re.compile(f"({_PAD}?)\ue000([0-9]+)\ue001({_PAD}?)")
 
-# What templates of reasoning models do to earlier answers; a mark has nothing that they could cut.
+# Templates of reasoning models cut earlier answers like this; a mark leaves nothing to cut.
 _CUTS_REASONING = re.compile(r"""split\(\s*['"]</think>['"]\s*\)""")
 
 RENDER_LIMIT_S = 5.0
@@ -148,7 +148,7 @@ def _strftime_now(form: str) -> str:
 
 @contextmanager
 def _time_limit(limit_s: float) -> Iterator[None]:
-    """Ends Python code that is called in here, on this thread, at its first line past the limit."""
+    """Ends Python code inside the `with` block, on this thread, soon after the limit."""
     end = time.monotonic() + limit_s
 
     def on_line(_frame: object, _event: str, _argument: object) -> Any:
@@ -165,7 +165,7 @@ def _time_limit(limit_s: float) -> Iterator[None]:
 
 
 def _mark(index: int, message: Message, is_typed: bool) -> str | list[dict[str, str]]:
-    # Nothing needs no mark, and templates ask whether there is something.
+    # Empty content gets no mark: templates test for it.
     text = f"{_PAD}\ue000{index}\ue001{_PAD}" if message.content else ""
     return [{"type": "text", "text": text}] if is_typed else text
 
@@ -190,7 +190,7 @@ def _complaint(refusal: _TemplateRefusalError) -> OrionError:
 
 
 class _Generation(Extension):
-    """Some templates mark the assistant's tokens for training; the mark says nothing here."""
+    """Accepts the tag that marks the assistant's tokens for training, and ignores it."""
 
     tags = {"generation"}
 
@@ -214,7 +214,7 @@ def _compiled(source: str) -> Template:
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation with a leading system message moved into the first user turn."""
+    """The conversation with a leading system message moved into the first user turn."""
     if len(messages) < 2 or messages[0].role != "system" or messages[1].role != "user":
         return list(messages)
     first = "\n\n".join(message.content for message in messages[:2] if message.content)
@@ -244,8 +244,8 @@ def _cut_at_marks(text: str, messages: Sequence[Message]) -> list[Segment]:
 
 
 def prefix_of(segments: Sequence[Segment], first: Message) -> list[Segment]:
-    """What all conversations with the same system prompt begin with: the segments before the
-    first text that is not the system's. `first` is the first message of the conversation."""
+    """The common beginning of all conversations with the same system prompt: the segments before
+    the first text that is not the system's. `first` is the first message of the conversation."""
     system = first.content.strip() if first.role == "system" else ""
     prefix: list[Segment] = []
     for segment in segments:

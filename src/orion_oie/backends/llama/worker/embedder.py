@@ -1,8 +1,8 @@
-"""Texts to unit vectors with an embedding model. Runs in a worker only.
+"""Unit vectors of texts, from an embedding model. Runs in a worker only.
 
 One `Embedder` is weights plus one context, for encoders (BERT and its like) and for decoders that
-were trained to embed. All calls belong to the one thread that owns it. It computes the vectors of
-the texts it is given, whole: it cuts none, adds no instruction to any, and remembers nothing.
+were trained to embed. One thread owns it and makes all calls. It embeds whole texts: it truncates
+none, adds no instruction, and caches nothing.
 """
 
 import ctypes
@@ -24,9 +24,9 @@ from orion_oie.errors import (
     WorkerError,
 )
 
-# Attention looks at all tokens of a batch, those of other texts included, so that larger batches
-# are no faster; and llama.cpp has room for the logits of each token, wanted or not, so that a batch
-# costs memory by its length times the vocabulary, and a context by its texts times that.
+# Attention reads all tokens of a batch, those of other texts included, so larger batches are no
+# faster. llama.cpp reserves memory for the logits of each token, wanted or not: the cost of a batch
+# grows with its length times the vocabulary, and that of a context with its texts times that.
 BATCH_TOKENS = 128
 BATCH_TEXTS = 16
 
@@ -38,8 +38,9 @@ class Embedder:
     """A loaded embedding model.
 
     `dimensions` is the length of a vector; `max_tokens` that of the longest text, special tokens
-    included. `context_length` None takes the model's own, at most `DEFAULT_CONTEXT_LENGTH`; more
-    than the model was trained for cannot be had. `on_progress` gets the fraction that is loaded.
+    included. `context_length` None takes the model's own, at most `DEFAULT_CONTEXT_LENGTH`; the
+    length that the model was trained for is never exceeded. `on_progress` gets the fraction that
+    is loaded.
 
     Raises `ModelCorruptError` when llama.cpp cannot load the files, `ModelError` for a reranker.
     """
@@ -74,7 +75,7 @@ class Embedder:
             raise
 
     def _choose_pooling(self, file: Path) -> int:
-        """The pooling to ask for: MEAN where the model names none, else the model's own."""
+        """The pooling type: the model's own, or MEAN when it names none."""
         architecture = self._metadata("general.architecture")
         named = int(self._metadata(f"{architecture}.pooling_type") or lc.LLAMA_POOLING_TYPE_NONE)
         if named == lc.LLAMA_POOLING_TYPE_RANK:
@@ -95,11 +96,11 @@ class Embedder:
     # -- the context, as large as the longest text that is being embedded
 
     def _reserve(self, tokens: int) -> None:
-        """Have a context that takes a text of so many tokens in one piece.
+        """Make sure that the context takes a text of this many tokens in one batch.
 
-        A text cannot be spread over several steps: its attention looks both ways, and pooling
-        sees one step. Room for the longest text would cost gigabytes with some models, so it is
-        made when such a text comes, and goes after it: making a context takes milliseconds.
+        A text cannot be split over several batches: its attention is bidirectional, and pooling
+        covers one batch. A context for the longest text would cost gigabytes with some models, so
+        it is made for such a text and freed after it: making a context takes milliseconds.
         """
         wanted = BATCH_TOKENS
         while wanted < tokens:
@@ -114,7 +115,7 @@ class Embedder:
         params.n_threads = params.n_threads_batch = self._threads
         params.embeddings = True
         params.pooling_type = self._pooling
-        # One text may fill the whole cache; apart, each would get an equal share of it.
+        # One text may fill the whole cache; otherwise each would get an equal part of it.
         params.kv_unified = True
         self._context = lc.llama_init_from_model(self._model, params)
         if not self._context:
@@ -125,13 +126,13 @@ class Embedder:
         self._capacity = capacity
         self._batch = lc.llama_batch_init(capacity, 0, 1)
         self._memory = lc.llama_get_memory(self._context)
-        # llama_encode crashes on a decoder. Of BERT, llama.cpp says that it has a decoder and no
-        # encoder; what tells is that such a model gets no memory.
+        # llama_encode crashes on a decoder. llama.cpp reports BERT as a decoder without an encoder;
+        # it is recognized by its missing memory.
         is_encoder = self._memory is None or lc.llama_model_has_encoder(self._model)
         self._compute = lc.llama_encode if is_encoder else lc.llama_decode
 
     def use_threads(self, threads: int) -> None:
-        """Compute with so many threads from the next batch on."""
+        """Use this many threads from the next batch on."""
         self._threads = threads
         if self._context:
             lc.llama_set_n_threads(self._context, threads, threads)
@@ -149,12 +150,12 @@ class Embedder:
     def embed(
         self, texts: Sequence[str], is_cancelled: Callable[[], bool] = lambda: False
     ) -> NDArray[np.float32] | None:
-        """One row of unit length for each text, in their order; no text gives no row. None when
-        `is_cancelled` says so between two batches.
+        """One row of unit length for each text, in their order. None when `is_cancelled` returns
+        True between two batches.
 
         Raises `ContextOverflowError` for a text longer than `max_tokens`, `InvalidRequestError`
-        for one that yields no token; either is found before anything is computed. Both name the
-        text by `details["index"]`.
+        for one without a token; both are raised before anything is computed, and give the index of
+        the text in `details["index"]`.
         """
         if not self._model:
             raise WorkerError("the embedding model was closed")
@@ -173,10 +174,8 @@ class Embedder:
         return vectors
 
     def _tokens(self, text: str, index: int) -> list[int]:
-        """The tokens of a text, with the special ones the model wants around it.
-
-        Nothing in the text itself becomes a special token.
-        """
+        """The tokens of a text, with the special tokens that the model expects around it. The text
+        itself yields no special token."""
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
@@ -185,8 +184,8 @@ class Embedder:
                 index=index,
             ) from None
         if self._is_wordpiece:
-            # llama.cpp takes accents off by itself, and with them the ends of Korean syllables;
-            # of a text that is decomposed already it leaves all letters.
+            # llama.cpp strips accents, and with them the final consonants of Korean syllables; it
+            # keeps all letters of a text that is decomposed already.
             data = unicodedata.normalize("NFD", text).encode()
         capacity = len(data) + 8
         while True:
@@ -212,7 +211,7 @@ class Embedder:
         return list(buffer[:count])
 
     def _run(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """The vectors of one batch, each text a sequence of its own."""
+        """The vectors of one batch; each text is a separate sequence."""
         self._fill(rows)
         if self._memory is not None:
             lc.llama_memory_clear(self._memory, False)
@@ -224,11 +223,11 @@ class Embedder:
                 "its reasons are in the worker's log",
                 code=code,
             )
-        # In double precision: the square of a large value leaves the range of single.
+        # In double precision: the square of a large value exceeds the range of single.
         vectors = np.array([self._vector(index) for index in range(len(rows))], np.float64)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not (np.isfinite(lengths).all() and lengths.all()):
-            self._free_context()  # what is not a number stays in the memory and spreads
+            self._free_context()  # a NaN stays in the memory and spreads
             raise WorkerError(
                 "the model's answer has no direction: it is zero, or not a number; "
                 "its file may be damaged"
@@ -265,7 +264,7 @@ class Embedder:
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Indices grouped into batches, short texts with short ones.
 
-    A batch keeps within `BATCH_TEXTS` and `BATCH_TOKENS`, but for a longer text, which is alone.
+    A batch stays within `BATCH_TEXTS` and `BATCH_TOKENS`; a longer text gets its own batch.
     """
     batch: list[int] = []
     tokens = 0

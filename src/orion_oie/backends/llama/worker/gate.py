@@ -1,13 +1,13 @@
-"""Lets a graph be computed while the weights it needs are still arriving. Runs in a worker only.
+"""Computing with a model whose weights are still arriving. Runs in a worker only.
 
-The model is loaded from files that are full-sized but still empty. llama.cpp asks before each node
-of a graph, and the gate holds it up until the weights among the node's sources are here. It asks
-for several nodes before it computes any of them: so the gate ends a group at the end of each half
-of a layer, and what came before is computed while it waits.
+The model is loaded from files that have their full size but are still empty. llama.cpp calls the
+gate before each node of a graph, and the gate blocks until the weights among the node's sources
+have arrived. llama.cpp asks for several nodes before it computes any of them: so the gate ends a
+group after each half of a layer, and the nodes before it are computed while the gate waits.
 
-Weights that are used as they lie in the file are there as soon as their bytes are. Others were
-copied when the model was loaded, in an order of their own that is faster to compute with: those are
-set again, one after another, on a thread beside. Which bytes arrive when is none of its business.
+Weights that are used in the layout of the file are complete when their bytes have arrived. Others
+were copied during the load, into a layout that is faster to compute with: a separate thread sets
+those again, one after another. The order in which bytes arrive is decided elsewhere.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ from orion_oie.models.formats.gguf import read_header
 _POLL_S = 0.001
 _LONGEST_IDLE_S = 0.5
 
-# Where struct ggml_tensor keeps its buffer, its sources and its name: `is_supported` checks them.
+# Offsets in struct ggml_tensor of its buffer, sources and name: `is_supported` checks them.
 _BUFFER_AT = 8
 _SOURCES_AT, _MAX_SOURCES = 152, 10
 _NAME_AT, _NAME_BYTES = 256, 64
@@ -45,7 +45,7 @@ _ENDS_OF_GROUPS = (b"ffn_inp-", b"l_out-")
 
 
 class Abortable(Protocol):
-    """What tells the gate to stop waiting."""
+    """A flag that makes the gate stop waiting."""
 
     @property
     def is_raised(self) -> bool: ...
@@ -53,7 +53,7 @@ class Abortable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a tensor lies: in which file, between which bytes, in memory from which address on."""
+    """The location of a tensor: its file, its bytes in there, and its address in memory."""
 
     arrival: ArrivalMap
     start: int
@@ -62,11 +62,12 @@ class _Place:
 
 
 class Gate:
-    """The gate of a model whose `files` arrive as their `maps` say; a file without is here.
+    """The gate of a model whose `files` are arriving, as their `maps` show; a file without a map is
+    complete.
 
-    `callback` goes into the parameters of the context; `begin` must be called once after that was
-    made, with what asks for the nodes of a graph. When all is here and checked, nothing is held up
-    any more; `is_open` is then True.
+    `callback` goes into the parameters of the context; call `start` once after the context was
+    made. When everything has arrived and is verified, the gate blocks nothing any more, and
+    `is_open` is True.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class Gate:
         for file, arrival in zip(files, maps, strict=True):
             if arrival is not None:
                 self._add_places(file, arrival)
-        self._is_beginning = False
+        self._is_probing = False
         self._weights: dict[int, _Place] = {}  # of the graph, by address
-        self._copied: set[int] = set()  # those that are to be set
-        self._to_set: queue.SimpleQueue[int] = queue.SimpleQueue()  # the same, in turn
-        self._here: set[int] = set()
+        self._copied: set[int] = set()  # weights that must be set again
+        self._to_set: queue.SimpleQueue[int] = queue.SimpleQueue()  # the same, in order
+        self._present: set[int] = set()
         self._failed = False
         self.is_open = False
         self.callback = lc.ggml_backend_sched_eval_callback(self._on_node)
@@ -100,25 +101,28 @@ class Gate:
 
     @staticmethod
     def is_supported() -> bool:
-        """True when nodes can be looked into: their layout in memory is the one known here."""
+        """True when this build of llama.cpp lays out tensors in memory as expected."""
         return _is_layout_known()
 
-    def begin(self, ask_for_graph: Callable[[], object]) -> None:
-        """See which weights a graph needs, and begin to set those that were copied. Nothing needs
-        to be computed for that. Weights that only later graphs need are noticed then."""
-        self._is_beginning = True
-        ask_for_graph()
-        self._is_beginning = False
+    def start(self, probe_graph: Callable[[], object]) -> None:
+        """Find the weights that a graph needs, and start to set those that were copied.
+
+        `probe_graph` makes llama.cpp ask for the nodes of a graph; it need not compute them.
+        Weights that only later graphs need are found when they are asked for.
+        """
+        self._is_probing = True
+        probe_graph()
+        self._is_probing = False
         threading.Thread(target=self._set_copied, name="weights", daemon=True).start()
 
     def wait_until_open(self, *, heeds_abort: bool = True) -> bool:
-        """Wait until all files are here, are what they should be, and every copied weight is set;
-        False when aborted, or when nobody goes on fetching."""
+        """Wait until all files have arrived and are verified, and every copied weight is set; False
+        when aborted, or when the download failed."""
         while not self.is_open:
             if self._has_failed() or (heeds_abort and self._abort.is_raised):
                 return False
             is_checked = all(arrival.state is ArrivalState.COMPLETE for arrival in self._maps)
-            self.is_open = is_checked and self._copied <= self._here
+            self.is_open = is_checked and self._copied <= self._present
             if not self.is_open:
                 time.sleep(_POLL_S)
         return True
@@ -127,7 +131,7 @@ class Gate:
         return self._abort.is_raised or self._has_failed()
 
     def _has_failed(self) -> bool:
-        # For good: what was computed since must not be believed if somebody fetches on.
+        # For good: results computed since then are wrong, even if the download is resumed.
         self._failed = self._failed or any(
             arrival.state is ArrivalState.FAILED for arrival in self._maps
         )
@@ -141,13 +145,13 @@ class Gate:
         if self.is_open:
             return False
         for source in _SOURCES.unpack(ctypes.string_at(node + _SOURCES_AT, _SOURCES.size)):
-            is_missing = source and source not in self._here and self._is_weight(source)
-            if is_missing and not self._is_beginning:
+            is_missing = source and source not in self._present and self._is_weight(source)
+            if is_missing and not self._is_probing:
                 self._await(source, self._weights[source])
-        return not self._is_beginning and _name(node).startswith(_ENDS_OF_GROUPS)
+        return not self._is_probing and _name(node).startswith(_ENDS_OF_GROUPS)
 
     def _is_weight(self, source: int) -> bool:
-        """True for tensors of the file; a new one is noted, and set in its turn if it must be."""
+        """True for tensors of the file. Notes new ones, and queues them to be set if copied."""
         if source in self._weights:
             return True
         place = self._places.get(_name(source))
@@ -161,17 +165,17 @@ class Gate:
         return True
 
     def _await(self, source: int, place: _Place) -> None:
-        """Wait for a weight. Not on an abort: the node after it then ends the computation."""
+        """Wait for a weight. Returns early on an abort: the next node then ends the computation."""
         while not self._is_over():
             if source in self._copied:
-                if source in self._here:
+                if source in self._present:
                     return
             elif place.arrival.has(place.start, place.end):
-                self._here.add(source)
+                self._present.add(source)
                 return
             time.sleep(_POLL_S)
 
-    # -- beside it
+    # -- the thread that sets copied weights
 
     def _set_copied(self) -> None:
         while not self.is_open and not self._has_failed():
@@ -186,7 +190,7 @@ class Gate:
                 time.sleep(_POLL_S)
             size = place.end - place.start
             _ggml().ggml_backend_tensor_set(weight, place.address, 0, size)
-            self._here.add(weight)
+            self._present.add(weight)
 
 
 def _name(tensor: int) -> bytes:
@@ -224,8 +228,8 @@ class _InitParams(ctypes.Structure):
 
 @cache
 def _ggml() -> Any:
-    """The library that knows tensors, which is loaded already, beside llama.cpp's own; None when it
-    is not where it is expected."""
+    """The ggml library, which is loaded already and lies beside llama.cpp's own; None when it is
+    not where it is expected."""
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     functions: dict[str, tuple[Any, list[Any]]] = {
         "ggml_tensor_overhead": (size, []),

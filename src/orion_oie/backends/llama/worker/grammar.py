@@ -1,4 +1,4 @@
-"""Samplers that follow a grammar in llama.cpp's GBNF, and never leave a character broken.
+"""Samplers that follow a grammar in llama.cpp's GBNF and never leave a broken character.
 
 They may be made on any thread: only the vocabulary is read.
 """
@@ -14,8 +14,8 @@ import llama_cpp as lc
 
 from orion_oie.errors import InvalidRequestError
 
-# After these lead bytes, some bytes make no character, though llama.cpp's grammars take them for
-# one: forms longer than needed, surrogates, and what lies beyond Unicode.
+# After these lead bytes, some bytes make no character, although llama.cpp's grammars accept them:
+# overlong forms, surrogates, and numbers beyond Unicode.
 _WRONG_SECOND = {
     0xE0: range(0x80, 0xA0),
     0xED: range(0xA0, 0xC0),
@@ -26,10 +26,10 @@ _CONTINUATIONS = bytes(range(0x80, 0xC0))
 
 
 def parse_grammar(vocab: Any, text: str) -> Any:
-    """A llama.cpp sampler that leaves the tokens with which the grammar goes on.
+    """A llama.cpp sampler that keeps the tokens with which the grammar continues.
 
-    What it leaves is always valid UTF-8, and text that the answer will have: no control tokens,
-    whose names a grammar would count. The caller frees it. Raises `InvalidRequestError`.
+    The tokens it keeps are valid UTF-8 and part of the answer's text: no control tokens, whose
+    names a grammar would count. The caller frees the sampler. Raises `InvalidRequestError`.
     """
     vocabulary = _vocabulary(vocab, lc.llama_vocab_n_tokens(vocab))
     grammar = lc.llama_sampler_init_grammar(vocab, text.encode(), b"root")
@@ -47,12 +47,12 @@ def parse_grammar(vocab: Any, text: str) -> Any:
 
 
 class _Vocabulary:
-    """Which tokens a grammar would take for something else than the answer's text."""
+    """The tokens that a grammar would read differently from the answer's text."""
 
     def __init__(self, vocab: Any, size: int) -> None:
         self._size = size
         self.unwritable: list[int] = []
-        self.leads: dict[int, int] = {}  # tokens that end with a lead byte of the table
+        self.leads: dict[int, int] = {}  # tokens that end with one of the lead bytes
         wrong: dict[int, list[int]] = {lead: [] for lead in _WRONG_SECOND}
         buffer = ctypes.create_string_buffer(1024)
         for token in range(size):
@@ -85,7 +85,7 @@ def _vocabulary(vocab: Any, size: int) -> _Vocabulary:
 
 
 def _is_writable(piece: bytes) -> bool:
-    """It has text, all of it valid if what stands before and after it is."""
+    """True if the token has text, which is valid if the text before and after it is."""
     if piece.isascii():
         return bool(piece) and b"\0" not in piece
     try:
@@ -97,7 +97,7 @@ def _is_writable(piece: bytes) -> bool:
 
 @dataclass(slots=True)
 class _Guard:
-    """State of a sampler that goes on where the last token stopped inside a character."""
+    """State of a sampler that continues where the last token ended inside a character."""
 
     vocabulary: _Vocabulary
     lead: int | None = None

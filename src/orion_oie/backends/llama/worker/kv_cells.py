@@ -1,15 +1,15 @@
-"""Which cells of the KV cache are taken: the books of it, kept beside llama.cpp's own.
+"""The allocation of KV cache cells, mirrored from llama.cpp.
 
-llama.cpp gives a token the lowest free cell. So the books know, without asking, which cells a
-sequence has and which it will get next. A cell that several sequences look at counts once. A
-retired cell is held by nobody, and still not given to anybody until the next `sweep`.
-Nothing native here, and no decisions.
+llama.cpp gives a token the lowest free cell. So this module knows, without asking, which cells a
+sequence has and which it will get next. A cell that several sequences share counts once. A retired
+cell is held by no sequence, but stays taken until the next `free_retired`. This
+module calls nothing native and decides nothing.
 """
 
 
 class Cells:
     """The cells of one cache. A sequence's cells are a list of numbers, in token order; only the
-    methods here change such a list."""
+    methods of this class change such a list."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -20,7 +20,7 @@ class Cells:
 
     @property
     def free(self) -> int:
-        """Cells that nobody holds, retired ones among them."""
+        """The number of cells that no sequence holds, retired ones included."""
         return self.capacity - self.used
 
     @property
@@ -35,7 +35,7 @@ class Cells:
         return self.capacity if found < 0 else found
 
     def next(self, count: int) -> list[int]:
-        """The cells that the next tokens get, in their order; fewer when so many are not free."""
+        """The cells that the next tokens get, in their order; fewer when fewer are free."""
         cells: list[int] = []
         cell = -1
         while len(cells) < count and (cell := self._taken.find(0, cell + 1)) >= 0:
@@ -43,22 +43,23 @@ class Cells:
         return cells
 
     def grow(self, held: list[int], count: int) -> None:
-        """New cells at the end of a sequence, of which there must be enough."""
+        """Add cells to the end of a sequence. Raises `ValueError` when there are too few."""
         new = self.next(count)
-        assert len(new) == count
+        if len(new) != count:
+            raise ValueError(f"{count} cells are needed, but only {len(new)} can be taken")
         for cell in new:
             self._taken[cell] = 1
         held += new
         self.used += count
 
     def share(self, source: list[int], target: list[int], count: int) -> None:
-        """The empty `target` takes the first `count` cells of `source` too."""
+        """Let the empty sequence `target` hold the first `count` cells of `source`, too."""
         target[:] = source[:count]
         for cell in target:
             self._more_holders[cell] = self._more_holders.get(cell, 0) + 1
 
     def retire(self, held: list[int], keep: int) -> None:
-        """A sequence gives up all but its first `keep` cells."""
+        """Take all but the first `keep` cells from a sequence."""
         for cell in held[keep:]:
             others = self._more_holders.get(cell, 0)
             if others == 0:
@@ -70,15 +71,15 @@ class Cells:
                 self._more_holders[cell] = others - 1
         del held[keep:]
 
-    def sweep(self) -> None:
-        """Free what is retired."""
+    def free_retired(self) -> None:
+        """Free the retired cells."""
         for cell in self.retired:
             self._taken[cell] = 0
         self.retired.clear()
 
     def move(self, holders: list[list[int]], start: int, end: int) -> None:
-        """Sequences that have all cells from `start` to `end` in common, and with nobody else, get
-        the lowest free cells for them."""
+        """Move a range of tokens to the lowest free cells. The sequences in `holders` share all
+        cells from `start` to `end`, and no other sequence holds them."""
         old = holders[0][start:end]
         for cell in old:
             self._taken[cell] = 0

@@ -2,10 +2,10 @@
 
 Three threads: the main one owns the model and runs the batches, one reads commands, one turns
 conversations into tokens. An embedding model needs the first two. A model may be loaded while its
-files are still arriving; once they are here, it goes on in a context that waits for nothing. The
-process writes nothing to stdout, ignores Ctrl-C, and ends at once when its parent is gone.
+files are still arriving; when they have arrived, it continues in a context that waits for nothing.
+The process writes nothing to stdout, ignores Ctrl-C, and ends at once when its parent is gone.
 
-It may be started before it is known what for: it waits, with everything imported, for its "load".
+It may be started before its model is known: it imports everything and waits for a `LoadCommand`.
 """
 
 import base64
@@ -19,17 +19,43 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
-from orion_oie.backends.llama.protocol import Packet, error_to_wire, receive, send
+from orion_oie.backends.llama.protocol import (
+    CancelCommand,
+    CloseCommand,
+    Command,
+    CompleteCommand,
+    CompletedReport,
+    EmbedCommand,
+    EmbeddedReport,
+    Ended,
+    FailedReport,
+    GenerateCommand,
+    HelloReport,
+    LoadCommand,
+    LoadedReport,
+    LoadingReport,
+    LogReport,
+    OccupancyCommand,
+    OccupancyReport,
+    Report,
+    StepReport,
+    ThreadsCommand,
+    error_to_wire,
+    receive_command,
+    receive_load_command,
+    send_report,
+    warm_up,
+)
 from orion_oie.backends.llama.worker import native
 from orion_oie.backends.llama.worker.batcher import Batcher
 from orion_oie.backends.llama.worker.embedder import Embedder
 from orion_oie.backends.llama.worker.gate import Gate
 from orion_oie.backends.llama.worker.prefix_store import (
-    Snapshots,
+    PrefixStore,
     file_identity,
 )
 from orion_oie.backends.llama.worker.prepare import (
@@ -37,6 +63,7 @@ from orion_oie.backends.llama.worker.prepare import (
     prepared,
     prompt_form,
 )
+from orion_oie.backends.llama.worker.tasks import Task
 from orion_oie.errors import ModelError, OrionError, WorkerError
 from orion_oie.models.downloads.arrival import ArrivalMap
 
@@ -46,110 +73,122 @@ _PROGRESS_STEP = 0.05
 _LAST_WRITES_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A task that the preparing thread made."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejected:
+    """A request that cannot become a task."""
+
+    id: int
+    error: OrionError
+
+
+@dataclass(frozen=True, slots=True)
+class _NewContext:
+    """The same weights in a context that waits for nothing."""
+
+    model: native.NativeModel
+
+
+_Item = Command | _Prepared | _Rejected | _NewContext
+"""Work for the main thread."""
+
+
 class Worker:
-    """Wires the three threads together."""
+    """Connects the three threads."""
 
     def __init__(self, connection: "Connection[Any, Any]") -> None:
         self._connection = connection
         self._send_lock = threading.Lock()
-        self._load_command: queue.SimpleQueue[Packet] = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[Packet] = queue.SimpleQueue()
-        self._to_prepare: queue.SimpleQueue[Packet] = queue.SimpleQueue()
+        self._load_command: queue.SimpleQueue[LoadCommand] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._to_prepare: queue.SimpleQueue[GenerateCommand] = queue.SimpleQueue()
         self._preparing: set[int] = set()
-        self._cancelled: set[int] = set()  # of the texts to embed; others are cancelled in order
+        self._cancelled: set[int] = set()  # texts to embed; the inbox orders other cancels
         self._abort = native.AbortFlag()
         self._parent = os.getppid()
-        self._snapshots: Snapshots | None = None
-        self._model: native.NativeModel | None = None
 
     def run(self) -> None:
-        """Load the model that the first command names, then serve until told to close."""
+        """Load the model that the first command names, then serve until a `CloseCommand`."""
         native.capture_logs(self._on_native_log)
         threading.Thread(target=self._read_commands, name="commands", daemon=True).start()
         native.initialize()
-        hello = {"ev": "hello", "why_no_gate": _why_no_gate(), "device": native.device()}
-        self._send(hello)
-        spec = self._load_command.get()
+        self._send(HelloReport(_why_no_gate(), native.device()))
+        load = self._load_command.get()
         try:
-            if spec["is_embedding"]:
-                embedder = self._load_embedder(spec)
+            if load.is_embedding:
+                embedder = self._load_embedder(load)
             else:
-                model = self._model = self._load(spec)
-                form = prompt_form(model, spec)
-                self._snapshots = self._snapshots_of(spec)
-                batcher = Batcher(model, spec["parked_bytes"], self._snapshots)
+                generator = self._load_generator(load)
         except Exception as error:  # noqa: BLE001 (the host decides what a failed load means)
-            self._send({"ev": "failed", "error": error_to_wire(_as_orion(error))})
+            self._send(FailedReport(error_to_wire(_as_orion(error))))
             return
-        if spec["maps"] is None:
-            # Beside: it takes a tenth of a second for each gigabyte.
-            threading.Thread(target=_give_back, args=(spec,), name="give-back", daemon=True).start()
-        if spec["is_embedding"]:
-            self._send_loaded(spec, embedder.max_tokens)
+        if load.arrival_maps is None:
+            # On its own thread: it takes a tenth of a second for each gigabyte.
+            threading.Thread(
+                target=_release_pages, args=(load,), name="release-pages", daemon=True
+            ).start()
+        if load.is_embedding:
+            self._send_loaded(load, embedder.max_tokens)
             self._serve_embeddings(embedder)
             return
         threading.Thread(
-            target=self._prepare_tasks, args=(model, form), name="prepare", daemon=True
+            target=self._prepare_tasks,
+            args=(generator.model, generator.form),
+            name="prepare",
+            daemon=True,
         ).start()
-        gc.freeze()  # what was made up to now stays: collections need not look at it
-        self._send_loaded(spec, model.context_length)
-        self._serve(spec, batcher)
+        gc.freeze()  # what exists now stays: collections need not look at it
+        self._send_loaded(load, generator.model.context_length)
+        self._serve(generator)
 
-    def _load(self, spec: Packet) -> native.NativeModel:
-        files = [Path(file) for file in spec["files"]]
+    def _load_generator(self, load: LoadCommand) -> "_Generator":
         gate = None
-        if spec["maps"] is not None:
-            maps = [path and ArrivalMap.open(Path(path)) for path in spec["maps"]]
-            gate = Gate(files, maps, self._abort)
-        model = self._loaded(spec, files, gate, self._progress_reporter())
-        if not model.can_generate:
-            raise ModelError(f"{spec['files'][0]} is not a model that writes text")
-        return model
-
-    def _loaded(
-        self,
-        spec: Packet,
-        files: list[Path],
-        gate: Gate | None,
-        on_progress: Callable[[float], None],
-    ) -> native.NativeModel:
-        return native.NativeModel(
-            files,
-            slots=spec["slots"],
-            context_length=spec["context_length"],
-            threads=spec["threads"],
+        if load.arrival_maps is not None:
+            maps = [None if path is None else ArrivalMap.open(path) for path in load.arrival_maps]
+            gate = Gate(load.files, maps, self._abort)
+        model = native.NativeModel(
+            load.files,
+            slots=load.slots,
+            context_length=load.context_length,
+            threads=load.threads,
             abort=self._abort,
-            on_progress=on_progress,
+            on_progress=self._progress_reporter(),
             gate=gate,
-            gpu_layers=spec["gpu_layers"],
+            gpu_layers=load.gpu_layers,
         )
+        if not model.can_generate:
+            raise ModelError(f"{load.files[0]} is not a model that writes text")
+        form = prompt_form(model, load.prompt_format, load.files[0])
+        store = self._prefix_store(load)
+        return _Generator(load, model, form, Batcher(model, load.host_cache_bytes, store), store)
 
-    def _snapshots_of(self, spec: Packet) -> Snapshots | None:
-        """Where the states of prefixes are kept. Those of a model that is still arriving have no
-        place: its files cannot be told from others yet."""
-        if not spec["snapshot_bytes"] or spec["maps"] is not None:
+    def _prefix_store(self, load: LoadCommand) -> PrefixStore | None:
+        """The store for prefix states on the disk. A model that is still arriving has none: its
+        files cannot be told from others yet."""
+        if not load.prefix_store_bytes or load.arrival_maps is not None:
             return None
         try:
-            facts = [file_identity([Path(file) for file in spec["files"]]), native.build()]
-        except OSError as error:  # what is mapped goes on without them
-            self._send({"ev": "log", "level": "warning", "line": f"no snapshots: {error}"})
+            facts = [file_identity(load.files), native.build()]
+        except OSError as error:  # the mapped model works without a store
+            self._log_warning(f"no prefix store: {error}")
             return None
-        facts += [spec["slots"], spec["context_length"]]
-        return Snapshots(
-            Path(spec["snapshot_folder"]),
-            json.dumps(facts),
-            spec["snapshot_bytes"],
-            lambda line: self._send({"ev": "log", "level": "warning", "line": line}),
-        )
+        identity = json.dumps([*facts, load.slots, load.context_length])
+        return PrefixStore(load.prefix_folder, identity, load.prefix_store_bytes, self._log_warning)
 
-    def _load_embedder(self, spec: Packet) -> Embedder:
-        native.return_large_blocks()  # it makes room for a long text, and gives it up again
+    def _load_embedder(self, load: LoadCommand) -> Embedder:
+        native.return_large_blocks()  # an embedder allocates for a long text, and frees it again
         return Embedder(
-            [Path(file) for file in spec["files"]],
-            threads=spec["threads"],
-            context_length=spec["context_length"],
+            load.files,
+            threads=load.threads,
+            context_length=load.context_length,
             on_progress=self._progress_reporter(),
-            gpu_layers=spec["gpu_layers"],
+            gpu_layers=load.gpu_layers,
         )
 
     def _progress_reporter(self) -> Callable[[float], None]:
@@ -159,191 +198,218 @@ class Worker:
             nonlocal shown
             if fraction - shown >= _PROGRESS_STEP:
                 shown = fraction
-                self._send({"ev": "loading", "fraction": fraction})
+                self._send(LoadingReport(fraction))
 
         return on_progress
 
-    def _send_loaded(self, spec: Packet, context_length: int) -> None:
-        self._send(
-            {
-                "ev": "loaded",
-                "context_length": context_length,
-                "threads": spec["threads"],
-                "device": native.device() if spec["gpu_layers"] else "cpu",
-            }
-        )
+    def _send_loaded(self, load: LoadCommand, context_length: int) -> None:
+        device = native.device() if load.gpu_layers else "cpu"
+        self._send(LoadedReport(context_length, load.threads, device))
 
     # -- main thread
 
-    def _serve(self, spec: Packet, batcher: Batcher) -> None:
+    def _serve(self, generator: "_Generator") -> None:
+        batcher = generator.batcher
         while True:
-            for command in self._commands(wait=not batcher.has_work):
-                if command["op"] == "close":
-                    if self._snapshots is not None:
-                        self._snapshots.flush(_LAST_WRITES_S)
+            for item in self._items(wait=not batcher.has_work):
+                if isinstance(item, CloseCommand):
+                    if generator.store is not None:
+                        generator.store.flush(_LAST_WRITES_S)
                     return
-                if command["op"] == "complete":
-                    spec = {**spec, "files": command["files"], "maps": None}
-                    threading.Thread(
-                        target=self._renew, args=(spec,), name="renew", daemon=True
-                    ).start()
-                elif command["op"] == "move":
-                    self._move(command["model"], batcher)
-                elif command["op"] == "threads":
-                    assert self._model is not None
-                    self._model.use_threads(command["threads"])
-                else:
-                    self._obey(command, batcher)
+                self._handle(item, generator)
             output = batcher.step()
             if output:
-                self._send(
-                    {"ev": "step", "text": output.text, "done": output.done, "error": output.error}
-                )
+                self._send(output.report())
 
-    def _commands(self, *, wait: bool) -> list[Packet]:
-        commands = [self._inbox.get()] if wait else []
+    def _items(self, *, wait: bool) -> list[_Item]:
+        items = [self._inbox.get()] if wait else []
         while True:
             try:
-                commands.append(self._inbox.get_nowait())
+                items.append(self._inbox.get_nowait())
             except queue.Empty:
-                return commands
+                return items
 
-    def _obey(self, command: Packet, batcher: Batcher) -> None:
-        if command["op"] == "occupancy":
-            self._send({"ev": "occupancy", "id": command["id"], **batcher.occupancy()})
-            return
-        if command["op"] == "cancel":
-            self._abort.lower()
-            # A task that is still being prepared is dropped when it comes out.
-            self._preparing.discard(command["id"])
-            self._cancelled.discard(command["id"])
-            batcher.cancel(command["id"])
-            self._send_end({"id": command["id"]})
-            return
-        if command["id"] not in self._preparing:
-            if command["op"] == "task":
-                command["task"].close()
-            return
-        self._preparing.discard(command["id"])
-        if command["op"] == "task":
-            batcher.add(command["task"])
-        else:
-            self._send_end({"id": command["id"], "error": command["error"]})
+    def _handle(self, item: _Item, generator: "_Generator") -> None:
+        match item:
+            case _Prepared(task):
+                if self._is_wanted(task.id):
+                    generator.batcher.add(task)
+                else:
+                    task.close()
+            case _Rejected(request_id, error):
+                if self._is_wanted(request_id):
+                    self._send_end(request_id, error)
+            case CancelCommand(request_id):
+                self._drop(request_id)
+                generator.batcher.cancel(request_id)
+                self._send_end(request_id)
+            case OccupancyCommand(request_id):
+                self._send(OccupancyReport(request_id, generator.batcher.occupancy()))
+            case ThreadsCommand(threads):
+                generator.model.use_threads(threads)
+            case CompleteCommand(files):
+                generator.load = replace(generator.load, files=files, arrival_maps=None)
+                threading.Thread(
+                    target=self._renew_context, args=(generator,), name="renew", daemon=True
+                ).start()
+            case _NewContext(model):
+                self._move(generator, model)
 
-    def _renew(self, spec: Packet) -> None:
+    def _is_wanted(self, request_id: int) -> bool:
+        """True unless the request was cancelled during its preparation."""
+        is_wanted = request_id in self._preparing
+        self._preparing.discard(request_id)
+        return is_wanted
+
+    def _drop(self, request_id: int) -> None:
+        # A request that is still being prepared is dropped when it comes out.
+        self._abort.lower()
+        self._preparing.discard(request_id)
+        self._cancelled.discard(request_id)
+
+    def _renew_context(self, generator: "_Generator") -> None:
         """Give the weights that were arriving a context that waits for nothing."""
-        assert self._model is not None
         try:
-            model = self._model.without_gate()
-        except Exception as error:  # noqa: BLE001 (what runs goes on with what it has)
-            self._send({"ev": "completed", "error": error_to_wire(_as_orion(error))})
+            model = generator.model.without_gate()
+        except Exception as error:  # noqa: BLE001 (the first context goes on working)
+            self._send(CompletedReport(error_to_wire(_as_orion(error))))
             return
-        self._snapshots = self._snapshots_of(spec)
-        self._inbox.put({"op": "move", "model": model})
-        _give_back(spec)
+        generator.store = self._prefix_store(generator.load)
+        self._inbox.put(_NewContext(model))
+        _release_pages(generator.load)
 
-    def _move(self, model: native.NativeModel, batcher: Batcher) -> None:
-        assert self._model is not None
-        model.use_threads(self._model.threads)  # they may have changed since it was made
-        batcher.move_to(model, self._snapshots)
-        self._model.close_context()
-        self._model = model
-        self._send({"ev": "completed", "error": None})
+    def _move(self, generator: "_Generator", model: native.NativeModel) -> None:
+        model.use_threads(generator.model.threads)  # they may have changed since it was made
+        generator.batcher.move_to(model, generator.store)
+        generator.model.close_context()
+        generator.model = model
+        self._send(CompletedReport())
 
     def _serve_embeddings(self, embedder: Embedder) -> None:
         while True:
-            for command in self._commands(wait=True):
-                if command["op"] == "close":
-                    return
-                if command["op"] == "threads":
-                    embedder.use_threads(command["threads"])
-                elif command["op"] == "cancel":
-                    self._abort.lower()
-                    self._preparing.discard(command["id"])
-                    self._cancelled.discard(command["id"])
-                    self._send_end({"id": command["id"]})
-                elif command["id"] in self._preparing:
-                    self._preparing.discard(command["id"])
-                    answer = _embedded(command, embedder, self._cancelled)
-                    if answer is not None:
-                        self._send(answer)
+            for item in self._items(wait=True):
+                match item:
+                    case CloseCommand():
+                        return
+                    case ThreadsCommand(threads):
+                        embedder.use_threads(threads)
+                    case CancelCommand(request_id):
+                        self._drop(request_id)
+                        self._send_end(request_id)
+                    case EmbedCommand(request_id):
+                        if self._is_wanted(request_id):
+                            self._embed(item, embedder)
+
+    def _embed(self, command: EmbedCommand, embedder: Embedder) -> None:
+        try:
+            vectors = embedder.embed(command.texts, lambda: command.id in self._cancelled)
+        except Exception as error:  # noqa: BLE001 (one bad request must not end the worker)
+            self._send_end(command.id, _as_orion(error))
+            return
+        if vectors is not None:  # otherwise it was cancelled
+            texts, dimensions = vectors.shape
+            data = base64.b64encode(vectors.astype("<f4").tobytes()).decode()
+            self._send(EmbeddedReport(command.id, (texts, dimensions), data))
 
     # -- command thread
 
     def _read_commands(self) -> None:
         try:
+            self._await_message()
+            self._load_command.put(receive_load_command(self._connection))
+            warm_up()
             while True:
-                while not self._connection.poll(_PARENT_CHECK_S):
-                    if os.getppid() != self._parent:
-                        os._exit(0)
-                self._accept(receive(self._connection))
+                self._await_message()
+                self._accept(receive_command(self._connection))
         except (EOFError, OSError):
             os._exit(0)
-        except Exception:  # noqa: BLE001 (a worker that no longer listens must not live on)
+        except WorkerError as error:  # a malformed command
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+        except Exception:  # noqa: BLE001 (a worker that no longer reads must not live on)
             traceback.print_exc()
             os._exit(1)
 
-    def _accept(self, command: Packet) -> None:
-        if command["op"] == "generate":
-            self._preparing.add(command["id"])
-            self._to_prepare.put(command)
-        elif command["op"] == "embed":
-            self._preparing.add(command["id"])
-            self._inbox.put(command)
-        elif command["op"] == "load":
-            self._load_command.put(command)
-        elif command["op"] in ("occupancy", "complete", "threads"):
-            self._inbox.put(command)
-        else:
-            if command["op"] == "cancel":
-                self._cancelled.add(command["id"])
-            self._abort.raise_()
-            self._inbox.put(command)
+    def _await_message(self) -> None:
+        while not self._connection.poll(_PARENT_CHECK_S):
+            if os.getppid() != self._parent:
+                os._exit(0)
+
+    def _accept(self, command: Command) -> None:
+        match command:
+            case GenerateCommand():
+                self._preparing.add(command.id)
+                self._to_prepare.put(command)
+            case EmbedCommand():
+                self._preparing.add(command.id)
+                self._inbox.put(command)
+            case CancelCommand():
+                self._cancelled.add(command.id)
+                self._abort.raise_()
+                self._inbox.put(command)
+            case CloseCommand():
+                self._abort.raise_()
+                self._inbox.put(command)
+            case _:
+                self._inbox.put(command)
 
     # -- preparing thread
 
     def _prepare_tasks(self, model: native.NativeModel, form: PromptForm) -> None:
         while True:
             command = self._to_prepare.get()
-            if command["id"] not in self._preparing:
+            if command.id not in self._preparing:
                 continue  # cancelled while it waited
             try:
-                task = prepared(command, model, form)
-                self._inbox.put({"op": "task", "id": task.id, "task": task})
+                self._inbox.put(_Prepared(prepared(command, model, form)))
             except Exception as error:  # noqa: BLE001 (one bad request must not end the thread)
-                wire = error_to_wire(_as_orion(error))
-                self._inbox.put({"op": "rejected", "id": command["id"], "error": wire})
+                self._inbox.put(_Rejected(command.id, _as_orion(error)))
 
     # -- sending
 
-    def _send_end(self, end: Packet) -> None:
-        """Report that a task ended without an answer: with an error, or cancelled."""
-        self._send({"ev": "step", "text": [], "done": [], "error": [end]})
+    def _send_end(self, request_id: int, error: OrionError | None = None) -> None:
+        """Report that a request ended without an answer: with an error, or cancelled."""
+        wire = None if error is None else error_to_wire(error)
+        self._send(StepReport(ended=(Ended(request_id, wire),)))
 
-    def _send(self, message: Packet) -> None:
+    def _send(self, report: Report) -> None:
         with self._send_lock:
             try:
-                send(self._connection, message)
+                send_report(self._connection, report)
             except OSError:
                 os._exit(0)
 
+    def _log_warning(self, line: str) -> None:
+        self._send(LogReport("warning", line))
+
     def _on_native_log(self, level: str, line: str) -> None:
-        # While a decode is being aborted, llama.cpp reports what was asked of it as errors.
+        # While a decode is being aborted, llama.cpp logs the abort as an error.
         if level in _LOG_LEVELS_SENT and not self._abort.is_raised:
-            self._send({"ev": "log", "level": level, "line": line})
+            self._send(LogReport(level, line))
 
 
-def _give_back(spec: Packet) -> None:
-    """Let go of what was read for a load alone."""
-    native.give_back([Path(file) for file in spec["files"]], spec["spent"])
+@dataclass
+class _Generator:
+    """A loaded model that writes text, and its parts."""
+
+    load: LoadCommand
+    model: native.NativeModel
+    form: PromptForm
+    batcher: Batcher
+    store: PrefixStore | None
+
+
+def _release_pages(load: LoadCommand) -> None:
+    """Release the pages that were read for the load alone."""
+    native.release_pages(load.files, load.discardable)
 
 
 def _why_no_gate() -> str:
-    """Why nothing can be computed here while a model arrives; empty when it can."""
+    """The reason why this worker cannot compute while a model arrives; empty when it can."""
     if native.device() != "cpu":
         return "weights are copied to the GPU when they are loaded"
     if not Gate.is_supported():
-        return "this build of llama.cpp has another layout of tensors than the one known"
+        return "this build of llama.cpp has another layout of tensors than the known one"
     return ""
 
 
@@ -353,26 +419,13 @@ def _as_orion(error: Exception) -> OrionError:
     return WorkerError(f"the worker met {type(error).__name__}: {error}")
 
 
-def _embedded(command: Packet, embedder: Embedder, cancelled: set[int]) -> Packet | None:
-    """The answer to an "embed" command; None when it was cancelled meanwhile."""
-    try:
-        vectors = embedder.embed(command["texts"], lambda: command["id"] in cancelled)
-    except Exception as error:  # noqa: BLE001 (one bad request must not end the worker)
-        end = {"id": command["id"], "error": error_to_wire(_as_orion(error))}
-        return {"ev": "step", "text": [], "done": [], "error": [end]}
-    if vectors is None:
-        return None
-    data = base64.b64encode(vectors.astype("<f4").tobytes()).decode()
-    return {"ev": "embedded", "id": command["id"], "shape": vectors.shape, "data": data}
-
-
 def main() -> None:
     """Entry point of the process."""
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
     Worker(connection).run()
-    # Freeing a context that other threads may still look at is not worth the risk.
+    # Freeing a context that other threads may still use is not worth the risk.
     os._exit(0)
 
 

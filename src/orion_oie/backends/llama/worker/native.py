@@ -1,7 +1,7 @@
-"""A thin, typed cover over the llama.cpp calls that a worker needs. Runs in a worker only.
+"""A thin, typed layer over the llama.cpp calls that a worker needs. Runs in a worker only.
 
-One `NativeModel` is weights plus one context. All calls but those of the vocabulary belong to the
-one thread that owns it. Nothing here knows of requests.
+One `NativeModel` is weights plus one context. One thread owns it and makes all calls, except those
+of the vocabulary. This module knows nothing of requests.
 """
 
 import ctypes
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from orion_oie.backends.llama.worker.gate import Gate
 from orion_oie.backends.llama.worker.vocabulary import Vocabulary
 from orion_oie.errors import ModelCorruptError, ModelError, OrionError
+from orion_oie.models.downloads.parts import Run
 
 DECODE_OK, DECODE_NO_SLOT, DECODE_ABORTED = 0, 1, 2
 BATCH_TOKENS = 512
 
-# While a model arrives, a batch costs a whole pass over what is still to come: better one for all.
+# While a model arrives, each batch waits for all missing weights: one large batch is best.
 ARRIVING_BATCH_TOKENS = 2048
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
@@ -35,11 +36,11 @@ _LARGE_BLOCK_BYTES = 1 << 20
 _LOG_LEVELS = {1: "debug", 2: "info", 3: "warning", 4: "error"}
 
 Row = tuple[int, int, int, bool]
-"""One row of a batch: token, position, sequence, whether its logits are wanted."""
+"""One row of a batch: token, position, sequence, and True if its logits are wanted."""
 
 
 def capture_logs(sink: Callable[[str, str], None]) -> None:
-    """Send llama.cpp's log to `sink(level, line)` instead of to stderr, for good."""
+    """Send llama.cpp's log to `sink(level, line)` instead of stderr, from now on."""
     level_of_line = "info"
     pending = ""
 
@@ -58,29 +59,30 @@ def capture_logs(sink: Callable[[str, str], None]) -> None:
 
 
 def initialize() -> None:
-    """Prepare llama.cpp; at most once in a process, before anything else."""
+    """Initialize llama.cpp; call it once per process, before anything else."""
     lc.llama_backend_init()
 
 
 def build() -> str:
-    """What names this llama.cpp and how it computes here."""
+    """The version of llama.cpp, and the CPU features that it computes with."""
     return f"{lc.__version__} {lc.llama_print_system_info().decode()}"
 
 
 def device() -> str:
-    """Where layers run: "gpu" when llama.cpp can offload here, else "cpu"."""
+    """The device for layers: "gpu" when llama.cpp can offload them to one, else "cpu"."""
     return "gpu" if lc.llama_supports_gpu_offload() else "cpu"
 
 
 class AbortFlag:
-    """Ends a running decode early, so that a cancel is seen at once.
+    """Ends a running decode early, so that a cancel takes effect at once.
 
-    llama.cpp asks between the nodes of the graph, 515 times per token of SmolLM2. A Python
-    callback would want the interpreter's lock each time, and wait for whatever else runs here.
-    So it asks libc's `strlen` about a one-byte string: length 0 is "go on", length 1 "abort".
+    llama.cpp calls its abort callback between the nodes of the graph, 515 times per token of
+    SmolLM2. A Python callback would need the interpreter's lock each time, and wait for the other
+    threads of the process. So the callback is libc's `strlen`, applied to a one-byte string:
+    length 0 means "go on", length 1 "abort".
 
-    `raise_` is called by the thread that hears of a cancel, before it passes the cancel on;
-    `lower` by the thread that owns the model, once per cancel that it has dealt with.
+    The thread that reads a cancel calls `raise_` before it passes the cancel on; the thread that
+    owns the model calls `lower` once per cancel that it has handled.
     """
 
     def __init__(self) -> None:
@@ -110,8 +112,8 @@ class AbortFlag:
 def load_weights(
     files: Sequence[Path], on_progress: Callable[[float], None], gpu_layers: int = 0
 ) -> Any:
-    """llama.cpp's handle of a model's weights, the last `gpu_layers` layers of it on GPUs. Raises
-    `ModelCorruptError`."""
+    """Load a model's weights, with the last `gpu_layers` layers on GPUs; returns llama.cpp's
+    handle. Raises `ModelCorruptError`."""
 
     def report(fraction: float, _data: object) -> bool:
         on_progress(fraction)
@@ -133,9 +135,9 @@ def load_weights(
 
 
 def return_large_blocks() -> None:
-    """Let large blocks of memory go back to the system when they are freed, from now on.
+    """Return large blocks of memory to the system when they are freed, from now on.
 
-    By itself, glibc keeps blocks of a size that was freed before, up to 32 MiB each. Does nothing
+    By default, glibc keeps blocks of a size that was freed before, up to 32 MiB each. Does nothing
     with a C library that has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -143,12 +145,12 @@ def return_large_blocks() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
 
 
-def give_back(files: Sequence[Path], runs: Sequence[tuple[int, int, int]]) -> None:
-    """Let go of pages of loaded files that nobody looks at any more; whoever does finds them again.
+def release_pages(files: Sequence[Path], runs: Sequence[Run]) -> None:
+    """Release mapped pages of loaded files that are not read any more; a later read loads them
+    again.
 
-    A run is the number of a file, the first byte, the one after the last. The system would take
-    them when memory is short, but until then they count as this process's. Does nothing but on
-    Linux: others do not say where a file is mapped.
+    The system would take the pages back when memory is short, but until then they count as memory
+    of this process. Works on Linux only: other systems do not show where a file is mapped.
     """
     if not runs:
         return
@@ -175,7 +177,7 @@ class NativeModel:
     """Loaded weights and one context with `slots` sequences over one shared KV cache.
 
     `abort` ends a running decode early. `on_progress` gets the fraction that is loaded. With a
-    `gate`, the files are still arriving: a decode then waits for what it needs. The last
+    `gate`, the files are still arriving: a decode waits for the weights it needs. The last
     `gpu_layers` layers are computed on GPUs, if there are any.
     """
 
@@ -204,16 +206,16 @@ class NativeModel:
             trained = int(lc.llama_model_n_ctx_train(self._model))
             self.batch_tokens = max(1, min(ARRIVING_BATCH_TOKENS, context_length, trained))
         self._window = int(lc.llama_model_n_swa(self._model))
-        # Two more sequences than slots, for what is retired and for what is being moved.
+        # Two more sequences than slots: for retired cells, and for cells that are being moved.
         self._retired, self._moving = slots, slots + 1
         self._settings = context_length, abort
         self.threads = threads
         self._make_context()
         if gate is not None and self.can_generate:
-            gate.begin(self._ask_for_graph)
+            gate.start(self._probe_graph)
 
-    def _ask_for_graph(self) -> None:
-        """Have llama.cpp name the nodes of a graph to the gate, and compute none of them."""
+    def _probe_graph(self) -> None:
+        """Make llama.cpp show the nodes of a graph to the gate, without computing them."""
         abort = self._settings[1]
         abort.raise_()
         self._decode([(0, 0, 0, True)])
@@ -221,10 +223,11 @@ class NativeModel:
         self.clear()
 
     def without_gate(self) -> "NativeModel":
-        """The same weights, once all are here, with a context of their own that asks nobody. May be
-        called on another thread. Raises `ModelError` when they do not come any more."""
-        assert self._gate is not None
-        if not self._gate.wait_until_open(heeds_abort=False):
+        """The same weights with a new context that has no gate, once all of them have arrived.
+
+        May be called on another thread. Raises `ModelError` when the download failed.
+        """
+        if self._gate is not None and not self._gate.wait_until_open(heeds_abort=False):
             raise ModelError("the download of the model ended before it was complete")
         model = copy(self)
         model._gate = None
@@ -239,7 +242,7 @@ class NativeModel:
         params.n_ctx = context_length
         params.n_batch = params.n_ubatch = self.batch_tokens
         params.n_seq_max = self.slots + 2 if self.can_move else self.slots
-        # Logits are only ever read for one row of each sequence: reserve no more.
+        # Logits are only read for one row of each sequence: reserve no more.
         params.n_outputs_max = params.n_seq_max
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = self.threads
@@ -260,7 +263,7 @@ class NativeModel:
         self._logits_address = 0
 
     def use_threads(self, threads: int) -> None:
-        """Compute with so many threads from the next batch on."""
+        """Use this many threads from the next batch on."""
         self.threads = threads
         lc.llama_set_n_threads(self._context, threads, threads)
 
@@ -270,16 +273,16 @@ class NativeModel:
         return self._gate is not None and not self._gate.is_open
 
     def close_context(self) -> None:
-        """Free all sequences and what computing needs; the weights and the vocabulary stay."""
+        """Free the context with all its sequences; the weights and the vocabulary stay."""
         lc.llama_free(self._context)
         self._context = self._memory = None
 
     def _kept(self, thing: Any) -> Any:
-        """The same, kept for as long as native code may look at it."""
+        """The same object, kept alive for as long as native code may use it."""
         self._natively_used.append(thing)
         return thing
 
-    # -- what the model says of itself
+    # -- properties of the model
 
     @cached_property
     def is_rewindable(self) -> bool:
@@ -290,19 +293,19 @@ class NativeModel:
 
     @property
     def saves_whole_states(self) -> bool:
-        """False when a saved state can only be gone on from, not cut back: because no state of
-        the model can be, or because it leaves out what lies before a sliding window."""
+        """False when a saved state can only be continued, not cut back: because the model cannot
+        rewind, or because the state lacks the tokens before a sliding window."""
         return self.is_rewindable and self._window == 0
 
     @cached_property
     def can_move(self) -> bool:
-        """True when cells can be retired and moved, and when that is worth it: llama.cpp's kernels
-        for CPUs add up attention in the order of the cells, and round after each."""
+        """True when cells can be retired and moved, and when that is useful: llama.cpp's kernels
+        for CPUs add up attention in the order of the cells, and round after each step."""
         return self.saves_whole_states and not self.is_on_gpu
 
     @cached_property
     def can_generate(self) -> bool:
-        """False for encoders: llama.cpp gives them no memory, or calls them so."""
+        """False for encoders: llama.cpp gives them no memory, or reports an encoder."""
         return bool(self._memory) and not lc.llama_model_has_encoder(self._model)
 
     @cached_property
@@ -316,7 +319,7 @@ class NativeModel:
     def decode(self, rows: Sequence[Row]) -> int:
         """Run one batch of rows.
 
-        Returns llama_decode's code: 0 done, 1 no room in the KV cache, 2 aborted, others fatal.
+        Returns llama_decode's code: 0 done, 1 no cells in the KV cache, 2 aborted, others fatal.
         """
         code = self._decode(rows)
         if self._gate is not None and code == DECODE_OK and not self._gate.wait_until_open():
@@ -329,7 +332,7 @@ class NativeModel:
 
     def logits(self, count: int) -> NDArray[np.float32]:
         """The logits of the last batch: one row of vocabulary size for each of the `count` rows
-        that wanted them, in their order. A view that the next batch overwrites."""
+        that wanted them, in their order. The next batch overwrites this view."""
         address = _get_logits(self._context)
         if address != self._logits_address:
             count_all = self.slots * self.vocabulary.size
@@ -342,7 +345,7 @@ class NativeModel:
 
     def rewind(self, sequence: int, position: int) -> bool:
         """Forget a sequence from `position` on; False when the model's memory refuses, or has
-        overwritten what the next token would look back at."""
+        overwritten tokens that the next one would attend to."""
         if not lc.llama_memory_seq_rm(self._memory, sequence, position, -1):
             return False
         return self._holds_window(sequence, position)
@@ -357,31 +360,31 @@ class NativeModel:
         lc.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def retire(self, sequence: int, position: int) -> None:
-        """Forget a sequence from `position` on, but give its cells to nobody before `sweep`."""
+        """Forget a sequence from `position` on, but keep its cells taken until `free_retired`."""
         lc.llama_memory_seq_cp(self._memory, sequence, self._retired, position, -1)
         lc.llama_memory_seq_rm(self._memory, sequence, position, -1)
 
-    def sweep(self) -> None:
-        """Free the cells that are retired."""
+    def free_retired(self) -> None:
+        """Free the retired cells."""
         self.forget(self._retired)
 
     def move(self, sequences: Sequence[int], start: int, end: int) -> None:
-        """Give the lowest free cells to tokens that these sequences have in common, and share with
-        no other."""
+        """Move tokens that these sequences share, and no other sequence holds, to the lowest free
+        cells."""
         lc.llama_memory_seq_cp(self._memory, sequences[0], self._moving, start, end)
         for sequence in sequences:
             lc.llama_memory_seq_rm(self._memory, sequence, start, end)
         state = np.empty(self.state_bytes(self._moving), np.uint8)
         self.save(self._moving, state)
         if not self.restore(self._moving, state):
-            raise RuntimeError("llama.cpp did not take a state back that it had just given")
+            raise RuntimeError("llama.cpp did not restore a state that it had just saved")
         for sequence in sequences:
             lc.llama_memory_seq_cp(self._memory, self._moving, sequence, start, end)
         self.forget(self._moving)
 
     def share(self, source: int, target: int, length: int) -> bool:
-        """Let the empty sequence `target` begin with the first `length` tokens of `source`. Takes
-        no room: both look at the same cells. False when the source does not hold enough."""
+        """Let the empty sequence `target` begin with the first `length` tokens of `source`. Both
+        then use the same cells. False when the source does not hold enough."""
         lc.llama_memory_seq_cp(self._memory, source, target, 0, length)
         if self._holds_window(target, length):
             return True
@@ -390,12 +393,13 @@ class NativeModel:
 
     @contextmanager
     def beginning(self, sequence: int, length: int, held: int) -> Iterator[int]:
-        """A sequence that is the first `length` of the `held` tokens of another, while it is looked
-        at. Where sequences cannot be moved, only the whole of one can be had."""
+        """A temporary sequence of the first `length` of the `held` tokens of another one. Raises
+        `ValueError` for a part of a sequence that cannot be moved."""
         if length == held:
             yield sequence
             return
-        assert self.can_move
+        if not self.can_move:
+            raise ValueError("only the whole sequence can be had of this model")
         lc.llama_memory_seq_cp(self._memory, sequence, self._moving, 0, length)
         try:
             yield self._moving
@@ -403,38 +407,40 @@ class NativeModel:
             self.forget(self._moving)
 
     def state_bytes(self, sequence: int) -> int:
-        """Size of what `save` writes."""
+        """The number of bytes that `save` writes."""
         return int(lc.llama_state_seq_get_size(self._context, sequence))
 
     def save(self, sequence: int, buffer: NDArray[np.uint8]) -> None:
-        """Copy the state of a sequence to a buffer of its size."""
+        """Copy the state of a sequence to a buffer of its size. Raises `RuntimeError` for a buffer
+        of another size."""
         size = len(buffer)
         written = lc.llama_state_seq_get_data(self._context, _bytes_of(buffer), size, sequence)
-        assert written == size
+        if written != size:
+            raise RuntimeError(f"llama.cpp wrote {written} bytes of a state of {size} bytes")
 
     def restore(self, sequence: int, state: NDArray[np.uint8]) -> bool:
-        """Give the empty sequence a saved state; False, and still empty, when there is no room."""
+        """Give the empty sequence a saved state; False, and still empty, without enough cells."""
         done = lc.llama_state_seq_set_data(self._context, _bytes_of(state), len(state), sequence)
         if done != len(state):
             self.forget(sequence)
         return bool(done == len(state))
 
     def _holds_window(self, sequence: int, length: int) -> bool:
-        # Models with a sliding window may have overwritten what lies before the window.
+        # Models with a sliding window may have overwritten the tokens before the window.
         if not self._window or length == 0:
             return True
         first = lc.llama_memory_seq_pos_min(self._memory, sequence)
         return bool(0 <= first <= max(0, length - self._window))
 
 
-# The address as a number, without the cost of a pointer object, at every step.
+# Returns the address as a number: a pointer object would cost time in every step.
 _get_logits = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(
     ctypes.cast(lc.llama_get_logits, ctypes.c_void_p).value or 0
 )
 
 
 class _Batch:
-    """The arrays of a llama_batch, filled in a few calls however many rows there are."""
+    """The arrays of a llama_batch, filled in a few calls for any number of rows."""
 
     def __init__(self, capacity: int) -> None:
         self._tokens = np.zeros(capacity, np.int32)

@@ -1,4 +1,4 @@
-"""Rules for the numbers between two bounds, in llama.cpp's GBNF: a choice of digit patterns."""
+"""Grammar rules for the numbers between two bounds, in llama.cpp's GBNF: digit patterns."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def number_body(schema: dict[str, Any], *, is_integer: bool) -> str | None:
     far = 10**digits - 1 if is_integer else _WHOLE * scale - 1
     options = _signed(-far if low is None else low, far if high is None else high, scale)
     if not is_integer:
-        # Beyond the limit of bounds, what is not bounded has more digits.
+        # On an unbounded side, numbers may have more digits than a bound could.
         large = f'[1-9] [0-9]{{9,14}} ("." [0-9]{{1,{_DECIMALS}}})?'
         options += [large] if high is None else []
         options += [f'"-" {large}'] if low is None else []

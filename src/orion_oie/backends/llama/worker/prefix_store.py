@@ -1,8 +1,9 @@
-"""States of prefixes in files, so that a worker that starts again need not compute them.
+"""A store of prefix states on the disk, so that a new worker does not compute them again.
 
-A snapshot is only a help: one that cannot be trusted is as good as none, and whatever fails here
-fails no request. The checksum guards against accidents, not against someone who may write to the
-folder; nothing is encrypted. Several processes may use a folder. Nothing native; needs POSIX.
+A stored state is an optimization: an untrusted one counts as missing, and no failure in this module
+fails a request. The checksum protects against accidents, not against someone with write access to
+the folder; nothing is encrypted. Several processes may use one folder. Nothing native happens in
+this module. Needs POSIX.
 """
 
 import errno
@@ -33,11 +34,11 @@ _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # not the fault of the fi
 
 
 def file_identity(paths: Sequence[Path]) -> str:
-    """A digest of files, in this order, without reading gigabytes: of each the size, the time of
-    modification, the first MiB, and 64 samples of 4 KiB spread evenly up to the end.
+    """A digest of files, in this order, that does not read gigabytes: it covers the size of each,
+    the time of modification, the first MiB, and 64 samples of 4 KiB spread evenly up to the end.
 
-    Misses a change between the samples that keeps the size, if the time is put back or the file
-    system's clock too coarse. A copy with a time of its own counts as another file. Raises
+    It misses a change between the samples that keeps the size, if the time is reset or the clock
+    of the file system is too coarse. A copy with another time counts as another file. Raises
     `OSError` when a file cannot be read.
     """
     digest = hashlib.sha256()
@@ -53,17 +54,17 @@ def file_identity(paths: Sequence[Path]) -> str:
 
 
 class _RefusedError(Exception):
-    """Why a state is not used, or not written."""
+    """The reason why a state is not used, or not written."""
 
 
-class Snapshots:
-    """States of token sequences in files, of one model under one set of context parameters.
+class PrefixStore:
+    """The stored states of one model under one set of context parameters.
 
-    `folder` is shared by all models and processes. `identity` names everything a state depends on
-    (files of the model, context parameters, build of llama.cpp): a state is only given back under
-    the same one. `limit_bytes` is for the whole folder: after a file was written, the longest
-    unused ones go; with 0, nothing is kept, found or touched. `on_problem` takes a line of text,
-    also on the writer's thread, and must not raise.
+    `folder` is shared by all models and processes. `identity` names everything that a state depends
+    on (files of the model, context parameters, build of llama.cpp): a state is only returned under
+    the same identity. `limit_bytes` applies to the whole folder: after each write, the least
+    recently used files are removed; with 0, no file is written, read or touched. `on_problem` gets
+    a line of text, also on the writer's thread, and must not raise.
     """
 
     def __init__(
@@ -78,23 +79,23 @@ class Snapshots:
         self._limit_bytes = limit_bytes
         self._on_problem = on_problem
         self._changed = threading.Condition()
-        self._pending: dict[bytes, NDArray[np.uint8]] = {}  # by tokens; the first is in work
+        self._pending: dict[bytes, NDArray[np.uint8]] = {}  # by tokens; the first is being written
         self._writer: threading.Thread | None = None
 
     def find(self, tokens: Sequence[int]) -> NDArray[np.uint8] | None:
-        """The state behind exactly these tokens; None when there is none that can be trusted. A
-        file that cannot is removed. What `save` has not written yet is not found."""
+        """The state after exactly these tokens; None when there is none, or none that can be
+        trusted: such a file is removed. States that `save` has not written yet are not found."""
         packed = _pack(tokens)
         return self._read(packed, with_state=True) if self._limit_bytes > 0 else None
 
     def save(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
-        """Write a state in the background, unless it is there; the bytes are copied before this
-        returns. Dropped when it is larger than the limit or too many wait to be written."""
+        """Write a state in the background, unless it is stored already; the bytes are copied before
+        this returns. Dropped when it is larger than the limit or too many wait to be written."""
         packed = _pack(tokens)
         if self._limit_bytes > 0 and self._read(packed, with_state=False) is None:
             try:
                 self._enqueue(packed, state)
-            except (_RefusedError, MemoryError, RuntimeError) as error:  # the last: no thread
+            except (_RefusedError, MemoryError, RuntimeError) as error:  # RuntimeError: no thread
                 self._report(packed, f"not written: {error}")
 
     def flush(self, timeout_s: float = 10.0) -> bool:
@@ -107,13 +108,13 @@ class Snapshots:
         return self._folder / f"{_digest(8, self._identity).hex()}-{state_digest}.kv"
 
     def _report(self, packed: bytes, problem: str) -> None:
-        self._on_problem(f"snapshot {self._path(packed)}: {problem}")
+        self._on_problem(f"stored prefix {self._path(packed)}: {problem}")
 
     def _read(self, packed: bytes, *, with_state: bool) -> NDArray[np.uint8] | None:
-        """The state; unless it is wanted an empty one in its place, and its bytes unchecked."""
+        """The state; without `with_state` an empty one in its place, and its bytes unchecked."""
         path = self._path(packed)
         try:
-            with open(path, "rb", opener=_open_warily) as file:
+            with open(path, "rb", opener=_open_safely) as file:
                 size, checksum = self._check_header(file, packed)
                 state = np.empty(size if with_state else 0, np.uint8)
                 if with_state:
@@ -135,7 +136,7 @@ class Snapshots:
             return None
 
     def _check_header(self, file: BufferedReader, packed: bytes) -> tuple[int, bytes]:
-        """Read up to the state; returns the bytes of that and the checksum."""
+        """Read the header and the tokens; returns the size of the state and its checksum."""
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise _RefusedError("not a regular file")
@@ -146,7 +147,7 @@ class Snapshots:
         if magic != _MAGIC:
             raise _RefusedError("of another format")
         if status.st_size != _HEADER.size + 4 * token_count + size:
-            raise _RefusedError(f"its size is {status.st_size} bytes, unlike it says")
+            raise _RefusedError(f"its size is {status.st_size} bytes, unlike its header says")
         if 4 * token_count != len(packed) or file.read(len(packed)) != packed:
             raise _RefusedError("of other tokens")
         return size, checksum
@@ -163,7 +164,7 @@ class Snapshots:
             copy = state.copy()
             if self._writer is None or not self._writer.is_alive():
                 self._writer = threading.Thread(
-                    target=self._write_all, name="snapshots", daemon=True
+                    target=self._write_all, name="prefix-store", daemon=True
                 )
                 self._writer.start()
             self._pending[packed] = copy
@@ -180,7 +181,7 @@ class Snapshots:
             except (OSError, MemoryError) as error:
                 self._report(packed, f"not written: {error}")
             finally:
-                self._tidy(self._path(packed).name)
+                self._trim(self._path(packed).name)
                 with self._changed:
                     del self._pending[packed]
                     self._changed.notify_all()
@@ -194,8 +195,8 @@ class Snapshots:
             file.write(packed)
             file.write(state.data)
 
-    def _tidy(self, kept_name: str) -> None:
-        """Bring the folder down to the limit; remove what was left by writers that were killed."""
+    def _trim(self, kept_name: str) -> None:
+        """Reduce the folder to the limit, and remove partial files of writers that were killed."""
         files = []
         with suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
@@ -214,7 +215,7 @@ class Snapshots:
                     surplus -= size
 
 
-def _open_warily(path: str, _flags: int) -> int:
+def _open_safely(path: str, _flags: int) -> int:
     # Neither through a link, nor waiting for the other end of a pipe.
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 

@@ -1,13 +1,13 @@
-"""From the words of a request to a task for the batcher: rendered, tokenized, checked.
+"""Preparation of requests: a job becomes a task for the batcher, rendered, tokenized and checked.
 
-Everything that can be wrong with a request is found here, before anything runs. Computes nothing;
+Everything that can be wrong with a request is found in this step, before anything is computed. It
 may run on another thread than the one that owns the model.
 """
 
 from bisect import bisect_left
 from typing import Any
 
-from orion_oie.backends.llama.protocol import Packet
+from orion_oie.backends.llama.protocol import GenerateCommand
 from orion_oie.backends.llama.worker.chat import (
     ChatTemplate,
     PlainFormat,
@@ -21,35 +21,38 @@ from orion_oie.backends.llama.worker.tasks import Task
 from orion_oie.backends.llama.worker.vocabulary import Vocabulary
 from orion_oie.errors import ContextOverflowError, InvalidRequestError, ModelError
 from orion_oie.models.specs import PromptFormat
-from orion_oie.schemas.requests import (
-    GenerationOptions,
-    Message,
-)
+from orion_oie.schemas.requests import GenerationOptions, Message
 
 PromptForm = ChatTemplate | PlainFormat
 
 
-def prompt_form(model: NativeModel, spec: Packet) -> PromptForm:
-    """How conversations are written for the model of a "load" command."""
-    if spec["prompt_format"] is not None:
-        return PlainFormat(PromptFormat.model_validate(spec["prompt_format"]))
+def prompt_form(
+    model: NativeModel, prompt_format: PromptFormat | None, name: object = "the model"
+) -> PromptForm:
+    """The format of conversations: `prompt_format`, or else the model's own chat template. Raises
+    `ModelError`, which calls the model `name`, when there is neither."""
+    if prompt_format is not None:
+        return PlainFormat(prompt_format)
     if model.chat_template is None:
-        raise ModelError(
-            f"{spec['files'][0]} has no chat template; set 'prompt_format' in models.json"
-        )
+        raise ModelError(f"{name} has no chat template; set 'prompt_format' in models.json")
     words = model.vocabulary
     return ChatTemplate(
         model.chat_template, words.special_text(words.bos), words.special_text(words.eos)
     )
 
 
-def prepared(command: Packet, model: NativeModel, form: PromptForm) -> Task:
-    """The task of a "generate" command.
+def prepared(command: GenerateCommand, model: NativeModel, form: PromptForm) -> Task:
+    """The task of a command.
 
-    Raises `ContextOverflowError` if it can never fit, and `InvalidRequestError`.
+    1. Render and tokenize the conversation.
+    2. If it does not fit the context and the options allow it, drop the oldest turns, as few as
+       possible, found by bisection.
+    3. Resolve the logit bias and parse the grammar.
+
+    Raises `ContextOverflowError` for a prompt that does not fit, and `InvalidRequestError`.
     """
-    options = GenerationOptions.model_validate(command["options"])
-    messages = [Message.model_validate(message) for message in command["messages"]]
+    job, options = command.job, command.job.options
+    messages = list(job.messages)
     kept = 1 if messages and messages[0].role == "system" else 0
     requested = options.max_tokens if options.max_tokens_asked else 1
 
@@ -80,22 +83,22 @@ def prepared(command: Packet, model: NativeModel, form: PromptForm) -> Task:
     if not tokens:
         raise InvalidRequestError("the prompt is empty: there is nothing to answer")
     return Task(
-        command["id"],
+        command.id,
         tokens,
         options,
-        session_id=command["session_id"],
+        session_id=job.session_id,
         dropped_turns=dropped,
         prefix_tokens=len(tokens_of(prefix_of(segments, messages[0]))),
-        is_prefix_public=command["is_prefix_public"],
-        priority=command["priority"],
-        is_streamed=command["is_streamed"],
+        is_prefix_public=job.is_prefix_public,
+        priority=job.priority,
+        is_streamed=job.is_streamed,
         bias=[(_token_of(key, model.vocabulary), value) for key, value in options.logit_bias],
         grammar=_grammar_of(options, model),
     )
 
 
 def _token_of(key: int | str, vocabulary: Vocabulary) -> int:
-    """The token that a key of `logit_bias` means."""
+    """The token for a key of `logit_bias`."""
     if isinstance(key, int):
         if not 0 <= key < vocabulary.size:
             raise InvalidRequestError(
@@ -120,7 +123,8 @@ def _grammar_of(options: GenerationOptions, model: NativeModel) -> Any:
 
 
 def _droppable(messages: list[Message]) -> list[int]:
-    """How many of the oldest may go: whole turns, a question with its answer; never the last."""
+    """The numbers of oldest messages that may be dropped: whole turns, a question with its answer,
+    but never the last one."""
     return [count for count in range(1, len(messages)) if messages[count].role != "assistant"]
 
 

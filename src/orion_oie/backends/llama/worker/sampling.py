@@ -1,8 +1,8 @@
-"""How the next token of one sequence is chosen from its logits.
+"""Sampling: the choice of the next token of one sequence from its logits.
 
 Plain greedy decoding is an argmax; everything else runs through a sampler chain of llama.cpp. A
-grammar is asked about the chosen token first, and about the whole vocabulary only when it refuses
-that one: most tokens that a model wants to say are allowed. Knows no slots and no requests.
+grammar checks the chosen token first, and the whole vocabulary only when it refuses that token:
+most tokens that a model wants to say are allowed. Knows no slots and no requests.
 """
 
 import ctypes
@@ -13,12 +13,13 @@ import llama_cpp as lc
 import numpy as np
 from numpy.typing import NDArray
 
+from orion_oie.backends.llama.protocol import Logprob
 from orion_oie.schemas.requests import GenerationOptions
 
 Logits = NDArray[np.float32]
 
 _PENALTY_WINDOW = 64
-_COLDEST = 1e-6  # below it, logits divided by the temperature leave the range of floats
+_COLDEST = 1e-6  # below it, logits divided by the temperature exceed the range of floats
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
@@ -27,7 +28,7 @@ class NoTokenAllowedError(Exception):
 
 
 class Candidates:
-    """The scratch table that llama.cpp's samplers work on: one for each model."""
+    """The table of candidates that llama.cpp's samplers work on: one per model."""
 
     def __init__(self, vocab_size: int) -> None:
         self._ids = np.arange(vocab_size, dtype=np.int32)
@@ -37,19 +38,19 @@ class Candidates:
         self._native.data = first
 
     def load(self, logits: Logits) -> None:
-        """Start over with all tokens."""
+        """Reset the table to all tokens."""
         self._table["id"] = self._ids
         self._table["logit"] = logits
         self._table["p"] = 0.0
-        self._begin(len(self._ids))
+        self._reset(len(self._ids))
 
     def load_one(self, token: int) -> None:
-        """Start over with one token."""
+        """Reset the table to one token."""
         self._table[0] = (token, 1.0, 0.0)
-        self._begin(1)
+        self._reset(1)
 
     def apply(self, sampler: Any) -> None:
-        """Let a sampler of llama.cpp filter, reweigh or choose."""
+        """Apply a sampler of llama.cpp, which filters, reweighs or chooses."""
         lc.llama_sampler_apply(sampler, ctypes.byref(self._native))
 
     @property
@@ -59,10 +60,10 @@ class Candidates:
 
     @property
     def is_anything_left(self) -> bool:
-        """False when every token was ruled out."""
+        """False when every token is ruled out."""
         return bool(np.isfinite(self._table["logit"][: self._native.size]).any())
 
-    def _begin(self, size: int) -> None:
+    def _reset(self, size: int) -> None:
         self._native.size = size
         self._native.selected = -1
         self._native.sorted = False
@@ -71,7 +72,7 @@ class Candidates:
 class Sampler:
     """Chooses the tokens of one sequence. Free it with `close`.
 
-    `prompt` is what repetition is measured against. `bias` is (token, added logit) pairs.
+    The repeat penalty counts the tokens of `prompt`, too. `bias` is (token, added logit) pairs.
     `grammar` is a grammar sampler of llama.cpp, which this object then owns.
     """
 
@@ -110,7 +111,7 @@ class Sampler:
         return token
 
     def close(self) -> None:
-        """Free what llama.cpp allocated. Idempotent."""
+        """Free the samplers of llama.cpp. Idempotent."""
         free_sampler(self._chain)
         free_sampler(self._grammar)
         self._chain = self._grammar = None
@@ -139,7 +140,7 @@ def free_sampler(sampler: Any) -> None:
 def log_probabilities(
     logits: Logits, token: int, top: int
 ) -> tuple[float, list[tuple[int, float]]]:
-    """Natural logarithms of the model's own probabilities, before any setting changes them: of
+    """Natural logarithms of the model's own probabilities, before any sampling setting: of
     `token`, and of the `top` most probable tokens, best first."""
     top = min(top, len(logits))
     shifted = logits.astype(np.float64) - float(logits.max())
@@ -149,17 +150,14 @@ def log_probabilities(
     return float(shifted[token]), ranked
 
 
-def described(
-    logits: Logits, token: int, top: int, piece: Callable[[int], bytes]
-) -> tuple[str, int, float, list[tuple[str, int, float]]]:
-    """`log_probabilities` in the words of `protocol`: text, token and logarithm, then the same of
-    the most probable ones."""
+def described(logits: Logits, token: int, top: int, piece: Callable[[int], bytes]) -> Logprob:
+    """The `log_probabilities` of a token, as the message for the host."""
     own, best = log_probabilities(logits, token, top)
 
     def text_of(token: int) -> str:
         return piece(token).decode("utf-8", "replace")
 
-    return text_of(token), token, own, [(text_of(t), t, logprob) for t, logprob in best]
+    return text_of(token), token, own, tuple((text_of(t), t, logprob) for t, logprob in best)
 
 
 def _stages(options: GenerationOptions, vocab_size: int) -> list[Any]:

@@ -1,9 +1,9 @@
-"""Writes the grammar of a JSON Schema, in llama.cpp's GBNF.
+"""The grammar of a JSON Schema, in llama.cpp's GBNF.
 
-The schema has passed `structured/json_schema.py`. What its grammar allows validates, but it does
-not allow all that would: properties come in their declared order, undeclared ones only where none
-is declared; constants are always there; references are followed some levels deep, so that nothing
-nests without end; and JSON is written with a space after commas and colons at most. Characters
+The schema has passed `guardrails/json_schema.py`. Every text of the grammar validates against the
+schema, but not every valid text is in the grammar: properties come in their declared order,
+undeclared ones only where none is declared; constants are always present; references are followed
+to a limited depth, so that nesting ends; and at most one space follows a comma or colon. Characters
 that `sanitize` would remove from an answer are written as escapes.
 """
 
@@ -23,8 +23,8 @@ NESTED_REFS = 16
 MAX_GBNF_CHARS = 2_000_000
 MAX_CHOICES = 1000
 
-_BLOCK = 64  # long repetitions are counted in blocks of so many
-_BRANCHINGS = 20  # of texts with a common beginning
+_BLOCK = 64  # long repetitions are counted in blocks of this many
+_BRANCHINGS = 20  # of texts with a common prefix
 
 _TYPES = ("object", "array", "string", "number", "boolean", "null")
 _RULES = {
@@ -75,10 +75,10 @@ def gbnf_of_schema(schema: dict[str, Any]) -> str:
 
 
 class _Writer:
-    """Writes rules, each body once; those of parts come before those of the whole.
+    """Writes rules, each body once; the rules of parts come before those of the whole.
 
-    A part is a piece of GBNF that fits into a sequence. `levels` is how many references may still
-    be followed; a part that would take more is None.
+    A part is a piece of GBNF that fits into a sequence. `levels` is the number of references that
+    may still be followed; a part that would take more is None.
     """
 
     def __init__(self, schema: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class _Writer:
         return self._names[body]
 
     def _choice(self, options: Iterable[str | None]) -> str | None:
-        """One of these; choices inside are not nested, and nothing is there twice."""
+        """A choice between options, without nested choices and duplicates."""
         flat: dict[str, None] = {}
         for option in options:
             if option is not None:
@@ -117,7 +117,7 @@ class _Writer:
         return name
 
     def value(self, schema: Any, levels: int) -> str | None:
-        """What stands for a value of the schema."""
+        """The part for a value of the schema."""
         schema = {} if schema is True else schema
         if "$ref" in schema:
             return self._follow(schema["$ref"], levels - 1)
@@ -133,7 +133,8 @@ class _Writer:
         return self._choice([self._typed(kind, schema, levels) for kind in types])
 
     def _texts(self, texts: list[str], branchings: int) -> str:
-        """One of these sorted texts. What some begin with is written once: a way less to follow."""
+        """A choice between sorted texts. Common prefixes are written once, which leaves fewer
+        alternatives to follow."""
         options = []
         for _, group in groupby(texts, lambda text: text[:1] if branchings else text):
             same = list(group)
@@ -145,7 +146,7 @@ class _Writer:
         return options[0] if len(options) == 1 else self._rule(" | ".join(options))
 
     def _follow(self, ref: str, levels: int) -> str | None:
-        """The target of a reference; the empty one means anything."""
+        """The part for the target of a reference; the empty reference means any value."""
         if levels < 0:
             return None
         if (ref, levels) not in self._followed:
@@ -199,7 +200,7 @@ class _Writer:
         return None if body is None else self._rule(f'"{{" {body} "}}"')
 
     def _record(self, schema: dict[str, Any], levels: int) -> str | None:
-        """An object of declared properties. Written from its end: what may follow is known."""
+        """An object of declared properties, written from its end: so the rest is always known."""
         firsts, rest = [""], '""'
         for name, inner in reversed(schema["properties"].items()):
             is_needed = name in schema.get("required", []) or (
@@ -219,7 +220,7 @@ class _Writer:
     def _series(
         self, head: list[str | None], more: str | None, least: int, most: int | None
     ) -> str | None:
-        """All of `head`, then `more`, separated by commas; `least` to `most` in all."""
+        """All of `head`, then `more`, separated by commas: `least` to `most` items in all."""
         if None in head or (more is None and least > len(head)):
             return None
         first = " comma ".join(str(item) for item in head)
@@ -233,7 +234,7 @@ class _Writer:
         return f"{more} {rest}" if least else f"({more} {rest})?"
 
     def _times(self, item: str, least: int, most: int | None) -> str:
-        """`item` repeated: never more than llama.cpp takes in one repetition."""
+        """`item` repeated, in repetitions that are small enough for llama.cpp."""
         parts = [""]
         if least >= _BLOCK:
             parts.append(f"{self._rule(f'{item}{{{_BLOCK}}}')}{{{least // _BLOCK}}}")
@@ -243,7 +244,7 @@ class _Writer:
         return " ".join(parts)
 
     def _up_to(self, item: str, most: int) -> str:
-        """Less than a block, or a block and what is left after it; in rules that are shared."""
+        """Up to `most` items: less than a block, or a block and the rest, in shared rules."""
         rest = f"{item}{{0,{most % _BLOCK}}}" if most % _BLOCK else '""'
         if most < _BLOCK:
             return rest

@@ -1,6 +1,6 @@
-"""Text to tokens and back, as one model does it. Runs in a worker only.
+"""The tokenizer of one model: text to tokens and back. Runs in a worker only.
 
-May be used on any thread: the vocabulary of a loaded model does not change.
+It may be used on any thread: the vocabulary of a loaded model does not change.
 """
 
 import ctypes
@@ -61,8 +61,8 @@ class Vocabulary:
     def _tokens_of(self, text: str, *, parse_special: bool) -> list[int]:
         if not self._is_sentencepiece:
             return self._raw_tokens(text, parse_special)
-        # SentencePiece puts a space before every text that it is given; a line break in front
-        # takes it, and is cut off again.
+        # SentencePiece puts a space before every text; a line break in front absorbs the space, and
+        # is removed again.
         lead = self._raw_tokens("\n", parse_special)
         tokens = self._raw_tokens("\n" + text, parse_special)
         if tokens[: len(lead)] != lead:
@@ -70,7 +70,7 @@ class Vocabulary:
         return tokens[len(lead) :]
 
     def text_tokens(self, text: str) -> list[int]:
-        """Tokens of a text as it stands, without control tokens."""
+        """Tokens of a literal text, without control tokens."""
         return self._tokens_of(text, parse_special=False)
 
     def _raw_tokens(self, text: str, parse_special: bool) -> list[int]:

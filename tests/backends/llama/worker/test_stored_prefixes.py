@@ -36,7 +36,7 @@ def asked(
     """An answer of a worker that was started for it; what it said, and the lines it logged."""
     lines: list[str] = []
     backend = LlamaBackend(
-        LoaderSettings(snapshot_bytes=limit),
+        LoaderSettings(prefix_store_bytes=limit),
         cache=ModelCache(file.parent / "cache"),
         on_log=lambda _level, line, _model: lines.append(line),
     )
@@ -53,7 +53,7 @@ def asked(
     return "".join(pieces), done, lines
 
 
-def snapshots(file: Path) -> list[Path]:
+def stored(file: Path) -> list[Path]:
     return sorted((file.parent / "cache" / "snapshots").glob("*.kv"))
 
 
@@ -61,7 +61,7 @@ def test_a_worker_starts_where_the_last_one_was(files: Path) -> None:
     """The second worker computes only what follows the system prompt, and says the same."""
     text, first, _ = asked(files)
     assert first.usage.cached_tokens == 0
-    assert len(snapshots(files)) == 1
+    assert len(stored(files)) == 1
     again, second, lines = asked(files)
     assert second.usage.cached_tokens > 0.8 * second.usage.prompt_tokens
     assert again == text
@@ -69,10 +69,10 @@ def test_a_worker_starts_where_the_last_one_was(files: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "foreign"])
-def test_a_damaged_snapshot_is_made_again(damage: str, files: Path) -> None:
+def test_a_damaged_state_is_made_again(damage: str, files: Path) -> None:
     """It is not used, said so, and written anew."""
     text, _, _ = asked(files)
-    (path,) = snapshots(files)
+    (path,) = stored(files)
     good = path.read_bytes()
     bad = {
         "flipped": good[:-100] + bytes([good[-100] ^ 1]) + good[-99:],
@@ -83,12 +83,12 @@ def test_a_damaged_snapshot_is_made_again(damage: str, files: Path) -> None:
     again, done, lines = asked(files)
     assert done.usage.cached_tokens == 0
     assert again == text
-    assert any("snapshot" in line for line in lines)
+    assert any("stored prefix" in line for line in lines)
     assert path.read_bytes() == good
 
 
 @pytest.mark.parametrize("change", ["context", "slots", "file", "prompt"])
-def test_a_snapshot_of_something_else_is_not_used(change: str, files: Path) -> None:
+def test_a_state_of_something_else_is_not_used(change: str, files: Path) -> None:
     """Another context, another file, another prompt: nothing is taken over."""
     asked(files)
     spec: dict[str, Any] = {}
@@ -102,13 +102,13 @@ def test_a_snapshot_of_something_else_is_not_used(change: str, files: Path) -> N
         spec = {"system": "Other rules. " * 12}
     _, done, _ = asked(files, **spec)
     assert done.usage.cached_tokens == 0
-    assert len(snapshots(files)) == 2
+    assert len(stored(files)) == 2
 
 
 def test_a_callers_own_prompt_stays_in_memory(files: Path) -> None:
     """The state of a system prompt that is not the registry's is not written to the disk."""
     asked(files, is_public=False)
-    assert snapshots(files) == []
+    assert stored(files) == []
 
 
 def test_none_are_kept_without_room(files: Path) -> None:
@@ -118,7 +118,7 @@ def test_none_are_kept_without_room(files: Path) -> None:
 
 
 def test_a_moved_cache_is_only_slower(files: Path) -> None:
-    """Without its snapshots, a worker computes again."""
+    """Without its stored states, a worker computes again."""
     asked(files)
     shutil.rmtree(files.parent / "cache")
     _, done, _ = asked(files)
