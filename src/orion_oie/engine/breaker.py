@@ -7,6 +7,7 @@ What counts as a failure is `is_fault`: cancellations and mistakes of the caller
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 
 from orion_oie.config import BreakerConfig
@@ -85,6 +86,11 @@ class CircuitBreaker:
             if self._state is BreakerState.OPEN and self._retry_after_s() > 0:
                 self._rejected += 1
                 raise self._rejection()
+
+    def paused_s(self) -> float:
+        """Seconds until a call may be tried again; 0 unless it is open."""
+        with self._lock:
+            return self._retry_after_s() if self._state is BreakerState.OPEN else 0.0
 
     def note_failure(self) -> None:
         """Count a failure of an operation that runs without `guard`."""
@@ -205,7 +211,7 @@ class BreakerBoard:
         self._clock = clock
         self._on_change = on_change
         self._lock = threading.Lock()
-        self._breakers: dict[str, CircuitBreaker] = {}
+        self._breakers: dict[str, dict[str, CircuitBreaker]] = {}  # by model, then by operation
 
     @contextmanager
     def guard(self, model_id: str, operation: str) -> Iterator[None]:
@@ -218,43 +224,37 @@ class BreakerBoard:
 
     def check(self, model_id: str) -> None:
         """Raise `CircuitOpenError` while any operation of the model is paused."""
-        with self._lock:
-            breakers = list(self._breakers.items())
-        for name, breaker in breakers:
-            if name.rpartition(":")[0] == model_id:
-                breaker.check()
+        for breaker in self._of(model_id):
+            breaker.check()
 
     def paused_s(self, model_id: str) -> float:
-        """For how many seconds more an operation of the model is paused, 0 if none is. Unlike
+        """Seconds for which an operation of the model is still paused, 0 if none is. Unlike
         `check`, it counts as no attempt."""
-        waits = (
-            stats.retry_after_s
-            for name, stats in self.stats().items()
-            if name.rpartition(":")[0] == model_id
-        )
-        return max(waits, default=0.0)
+        return max((breaker.paused_s() for breaker in self._of(model_id)), default=0.0)
 
     def stats(self) -> dict[str, BreakerStats]:
         """Statistics by `model:operation`."""
-        with self._lock:
-            breakers = dict(self._breakers)
-        return {name: breaker.stats() for name, breaker in sorted(breakers.items())}
+        return {one.name: one.stats() for one in sorted(self._all(), key=lambda one: one.name)}
 
     def reset(self) -> None:
         """Close every breaker and forget its counts."""
-        with self._lock:
-            breakers = list(self._breakers.values())
-        for breaker in breakers:
+        for breaker in self._all():
             breaker.reset()
 
-    def _breaker(self, model_id: str, operation: str) -> CircuitBreaker:
-        name = f"{model_id}:{operation}"
+    def _of(self, model_id: str) -> list[CircuitBreaker]:
         with self._lock:
-            if name not in self._breakers:
-                self._breakers[name] = CircuitBreaker(
-                    name,
-                    self._config,
-                    self._clock,
-                    lambda old, new: self._on_change(name, old, new),
+            return list(self._breakers.get(model_id, {}).values())
+
+    def _all(self) -> list[CircuitBreaker]:
+        with self._lock:
+            return [one for breakers in self._breakers.values() for one in breakers.values()]
+
+    def _breaker(self, model_id: str, operation: str) -> CircuitBreaker:
+        with self._lock:
+            breakers = self._breakers.setdefault(model_id, {})
+            if operation not in breakers:
+                name = f"{model_id}:{operation}"
+                breakers[operation] = CircuitBreaker(
+                    name, self._config, self._clock, partial(self._on_change, name)
                 )
-            return self._breakers[name]
+            return breakers[operation]

@@ -120,11 +120,14 @@ class RequestHandle:
         return self._wait().__await__()
 
     async def _wait(self) -> InferenceResult:
-        import asyncio  # a tenth of the library's import time; only asynchronous callers need it
+        # With asyncio, a tenth of the library's import time; only asynchronous callers need it.
+        from asyncio import CancelledError
+
+        from orion_oie.engine.loop import wait_for
 
         try:
-            return await asyncio.wrap_future(self._request.future)
-        except asyncio.CancelledError:
+            return await wait_for(self._request.future)
+        except CancelledError:
             self.cancel()
             raise
 

@@ -112,8 +112,8 @@ class GenerationOptions(Schema):
     seed: Seed = 0
     max_tokens: MaxTokens = 512
     max_tokens_asked: bool = False
-    stop: StopStrings = []
-    logit_bias: list[tuple[BiasKey, Bias]] = []
+    stop: StopStrings = Field(default_factory=list)
+    logit_bias: list[tuple[BiasKey, Bias]] = Field(default_factory=list)
     json_schema: dict[str, Any] | None = None
     grammar: str | None = None
     logprobs: TopLogprobs | None = None
@@ -131,11 +131,12 @@ class RequestOptions(SamplingDefaults):
     )
 
     images: Images = Field(
-        default=[], description="Images of the question, as paths or as the bytes of files."
+        default_factory=list,
+        description="Images of the question, as paths or as the bytes of files.",
     )
 
     conversation_history: list[Message] = Field(
-        default=[],
+        default_factory=list,
         description="Earlier turns of user and assistant, as `Message`s or as dictionaries with "
         '"role" and "content".',
     )
@@ -158,7 +159,7 @@ class RequestOptions(SamplingDefaults):
     )
 
     logit_bias: dict[BiasKey, Bias] = Field(
-        default={},
+        default_factory=dict,
         description="Added to the logits of tokens. A token is given by its number, or by a text "
         "that is one token of the model; -100 all but forbids it.",
     )

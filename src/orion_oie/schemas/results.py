@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from orion_oie.errors import InvalidRequestError
 from orion_oie.schemas.base import Schema
@@ -17,8 +17,8 @@ class RouteCandidate(Schema):
 
     agent_id: str
     score: float
-    evidence: dict[str, float] = {}
-    stages: dict[str, float] = {}
+    evidence: dict[str, float] = Field(default_factory=dict)
+    stages: dict[str, float] = Field(default_factory=dict)
 
 
 class Route(Schema):
@@ -29,9 +29,9 @@ class Route(Schema):
     confidence: float
     reason: str
     language: str | None = None
-    candidates: list[RouteCandidate] = []
-    stages: list[str] = []
-    notes: list[str] = []
+    candidates: list[RouteCandidate] = Field(default_factory=list)
+    stages: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
 class Usage(Schema):
@@ -58,7 +58,7 @@ class TokenAlternative(Schema):
 class TokenLogprob(TokenAlternative):
     """A token of an answer, and the most probable tokens in its place, best first."""
 
-    top: list[TokenAlternative] = []
+    top: list[TokenAlternative] = Field(default_factory=list)
 
 
 class Timings(Schema):
@@ -148,17 +148,17 @@ class Receipt(Schema):
 
     request_id: str
     route: Route | None = None
-    considered: list[Consideration] = []
+    considered: list[Consideration] = Field(default_factory=list)
     model: ModelInfo | None = None
     seed: int | None = None
     cold_load: bool = False
     load: LoadReport | None = None
     variant: VariantReport | None = None
-    evicted: list[str] = []
+    evicted: list[str] = Field(default_factory=list)
     replays: int = 0
     dropped_turns: int = 0
     removed_characters: int = 0
-    state_ms: dict[str, float] = {}
+    state_ms: dict[str, float] = Field(default_factory=dict)
 
 
 FinishReason = Literal["stop", "length"]

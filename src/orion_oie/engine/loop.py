@@ -1,0 +1,66 @@
+"""Wakes asynchronous callers from the threads that answer.
+
+Every `call_soon_threadsafe` writes to the socket of its event loop. When many requests end at the
+same time, one such call is enough for all of them.
+"""
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections import deque
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class LoopWaker:
+    """Ends futures of one event loop. Thread-safe."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._ended: deque[asyncio.Future[None]] = deque()
+        self._lock = threading.Lock()
+        self._is_called = False
+
+    def wake(self, waiter: "asyncio.Future[None]") -> None:
+        """End a future of the loop soon; may be called by any thread."""
+        with self._lock:
+            self._ended.append(waiter)
+            if self._is_called:
+                return
+            self._is_called = True
+        loop = self._loop()
+        # The loop may be closed while the answer still comes: nobody waits then.
+        with contextlib.suppress(RuntimeError):
+            if loop is not None:
+                loop.call_soon_threadsafe(self._end_all)
+
+    def _end_all(self) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, deque()
+            self._is_called = False
+        for waiter in ended:
+            if not waiter.done():  # it was cancelled
+                waiter.set_result(None)
+
+
+_wakers: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWaker]"
+_wakers = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+
+
+async def wait_for(future: "Future[T]") -> T:
+    """The result of a future that a thread ends; raises its error. A cancelled task leaves the
+    future as it is."""
+    if not future.done():
+        loop = asyncio.get_running_loop()
+        with _making:
+            waker = _wakers.get(loop)
+            if waker is None:
+                waker = _wakers[loop] = LoopWaker(loop)
+        waiter: asyncio.Future[None] = loop.create_future()
+        future.add_done_callback(lambda _future: waker.wake(waiter))
+        await waiter
+    return future.result()
