@@ -6,99 +6,228 @@ with OrionInferenceEngine() as engine:
     print(engine.infer("Write a Python function that adds two numbers").content)
 """
 
-from orion_oie.config import (
-    BreakerConfig,
-    DownloadConfig,
-    EmbeddingConfig,
-    EngineConfig,
-    GuardrailConfig,
-    LoadingConfig,
-    LogConfig,
-    MemoryConfig,
-    RouterConfig,
-    RouteStage,
-    ServingConfig,
-    ShardingConfig,
-)
-from orion_oie.engine.engine import OrionInferenceEngine
-from orion_oie.engine.handle import RequestHandle
-from orion_oie.engine.lifecycle import RequestState
-from orion_oie.errors import (
-    BudgetExceededError,
-    CircuitOpenError,
-    ContextOverflowError,
-    DeadlineExceededError,
-    DigestMismatchError,
-    DownloadError,
-    EngineClosedError,
-    GuardrailError,
-    InsufficientMemoryError,
-    InvalidRequestError,
-    ModelCorruptError,
-    ModelError,
-    ModelNotFoundError,
-    OrionError,
-    ProviderAuthError,
-    ProviderError,
-    ProviderRateLimitError,
-    QueueFullError,
-    RecipeError,
-    RegistryError,
-    RequestCancelledError,
-    UnknownAgentError,
-    WorkerCrashedError,
-    WorkerError,
-    WorkerTimeoutError,
-)
-from orion_oie.models.registry import ModelRegistry
-from orion_oie.models.specs import (
-    AgentModels,
-    AgentSpec,
-    ModelSpec,
-    PromptFormat,
-    RoutingHints,
-    SourceSpec,
-    VariantSpec,
-)
-from orion_oie.schemas.loading import LoadProgress
-from orion_oie.schemas.plans import (
-    Plan,
-    PlannedModel,
-    VariantChoice,
-)
-from orion_oie.schemas.requests import (
-    GenerationOptions,
-    Message,
-    RequestOptions,
-    SamplingDefaults,
-)
-from orion_oie.schemas.results import (
-    Consideration,
-    InferenceResult,
-    LoadReport,
-    ModelInfo,
-    Receipt,
-    Route,
-    RouteCandidate,
-    StreamStats,
-    Timings,
-    TokenEvent,
-    Usage,
-    VariantReport,
-)
-from orion_oie.schemas.stats import (
-    BreakerState,
-    BreakerStats,
-    Device,
-    EngineStats,
-    Hardware,
-    Health,
-    MemoryStats,
-    ModelStats,
-    PredictionStats,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from orion_oie.schemas.version import __version__
-from orion_oie.telemetry.events import Event
+
+if TYPE_CHECKING:
+    from orion_oie.config import (
+        BreakerConfig,
+        DownloadConfig,
+        EmbeddingConfig,
+        EngineConfig,
+        GuardrailConfig,
+        LoadingConfig,
+        LogConfig,
+        MemoryConfig,
+        RouterConfig,
+        RouteStage,
+        ServingConfig,
+        ShardingConfig,
+    )
+    from orion_oie.engine.engine import (
+        OrionInferenceEngine,
+    )
+    from orion_oie.engine.handle import (
+        RequestHandle,
+    )
+    from orion_oie.engine.lifecycle import (
+        RequestState,
+    )
+    from orion_oie.errors import (
+        BudgetExceededError,
+        CircuitOpenError,
+        ContextOverflowError,
+        DeadlineExceededError,
+        DigestMismatchError,
+        DownloadError,
+        EngineClosedError,
+        GuardrailError,
+        InsufficientMemoryError,
+        InvalidRequestError,
+        ModelCorruptError,
+        ModelError,
+        ModelNotFoundError,
+        OrionError,
+        ProviderAuthError,
+        ProviderError,
+        ProviderRateLimitError,
+        QueueFullError,
+        RecipeError,
+        RegistryError,
+        RequestCancelledError,
+        UnknownAgentError,
+        WorkerCrashedError,
+        WorkerError,
+        WorkerTimeoutError,
+    )
+    from orion_oie.models.registry import (
+        ModelRegistry,
+    )
+    from orion_oie.models.specs import (
+        AgentModels,
+        AgentSpec,
+        ModelSpec,
+        PromptFormat,
+        RoutingHints,
+        SourceSpec,
+        VariantSpec,
+    )
+    from orion_oie.schemas.loading import (
+        LoadProgress,
+    )
+    from orion_oie.schemas.plans import (
+        Plan,
+        PlannedModel,
+        VariantChoice,
+    )
+    from orion_oie.schemas.requests import (
+        GenerationOptions,
+        Message,
+        RequestOptions,
+        SamplingDefaults,
+    )
+    from orion_oie.schemas.results import (
+        Consideration,
+        InferenceResult,
+        LoadReport,
+        ModelInfo,
+        Receipt,
+        Route,
+        RouteCandidate,
+        StreamStats,
+        Timings,
+        TokenEvent,
+        Usage,
+        VariantReport,
+    )
+    from orion_oie.schemas.stats import (
+        BreakerState,
+        BreakerStats,
+        Device,
+        EngineStats,
+        Hardware,
+        Health,
+        MemoryStats,
+        ModelStats,
+        PredictionStats,
+    )
+    from orion_oie.telemetry.events import (
+        Event,
+    )
+
+# Each name is imported when it is first used: all of them together, with their pydantic models,
+# take three times as long as pydantic itself.
+_HOMES = {
+    "orion_oie.config": (
+        "BreakerConfig",
+        "DownloadConfig",
+        "EmbeddingConfig",
+        "EngineConfig",
+        "GuardrailConfig",
+        "LoadingConfig",
+        "LogConfig",
+        "MemoryConfig",
+        "RouterConfig",
+        "RouteStage",
+        "ServingConfig",
+        "ShardingConfig",
+    ),
+    "orion_oie.engine.engine": ("OrionInferenceEngine",),
+    "orion_oie.engine.handle": ("RequestHandle",),
+    "orion_oie.engine.lifecycle": ("RequestState",),
+    "orion_oie.errors": (
+        "BudgetExceededError",
+        "CircuitOpenError",
+        "ContextOverflowError",
+        "DeadlineExceededError",
+        "DigestMismatchError",
+        "DownloadError",
+        "EngineClosedError",
+        "GuardrailError",
+        "InsufficientMemoryError",
+        "InvalidRequestError",
+        "ModelCorruptError",
+        "ModelError",
+        "ModelNotFoundError",
+        "OrionError",
+        "ProviderAuthError",
+        "ProviderError",
+        "ProviderRateLimitError",
+        "QueueFullError",
+        "RecipeError",
+        "RegistryError",
+        "RequestCancelledError",
+        "UnknownAgentError",
+        "WorkerCrashedError",
+        "WorkerError",
+        "WorkerTimeoutError",
+    ),
+    "orion_oie.models.registry": ("ModelRegistry",),
+    "orion_oie.models.specs": (
+        "AgentModels",
+        "AgentSpec",
+        "ModelSpec",
+        "PromptFormat",
+        "RoutingHints",
+        "SourceSpec",
+        "VariantSpec",
+    ),
+    "orion_oie.schemas.loading": ("LoadProgress",),
+    "orion_oie.schemas.plans": (
+        "Plan",
+        "PlannedModel",
+        "VariantChoice",
+    ),
+    "orion_oie.schemas.requests": (
+        "GenerationOptions",
+        "Message",
+        "RequestOptions",
+        "SamplingDefaults",
+    ),
+    "orion_oie.schemas.results": (
+        "Consideration",
+        "InferenceResult",
+        "LoadReport",
+        "ModelInfo",
+        "Receipt",
+        "Route",
+        "RouteCandidate",
+        "StreamStats",
+        "Timings",
+        "TokenEvent",
+        "Usage",
+        "VariantReport",
+    ),
+    "orion_oie.schemas.stats": (
+        "BreakerState",
+        "BreakerStats",
+        "Device",
+        "EngineStats",
+        "Hardware",
+        "Health",
+        "MemoryStats",
+        "ModelStats",
+        "PredictionStats",
+    ),
+    "orion_oie.telemetry.events": ("Event",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'orion_oie' has no attribute {name!r}")
+    value: object = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 __all__ = [
     "AgentModels",

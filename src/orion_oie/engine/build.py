@@ -22,6 +22,7 @@ from orion_oie.engine.observer import Observer
 from orion_oie.engine.pipeline import FeedbackOn, Pipeline, serve
 from orion_oie.engine.planner import Planner
 from orion_oie.engine.request import Queued
+from orion_oie.engine.residents import Residents
 from orion_oie.engine.router_embedder import RouterEmbedder
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.engine.signal import Signal
@@ -61,9 +62,9 @@ class Parts:
     chain: ModelChain
     preloader: Preloader
     embeddings: SharedEmbeddings
+    residents: Residents
     observer: Observer
     pipeline: Pipeline
-    pull: Callable[[str], tuple[Path, ...]]
 
 
 def resolved(config: EngineConfig) -> EngineConfig:
@@ -169,9 +170,17 @@ def build(
         chain=chain,
         preloader=preloader,
         embeddings=embeddings,
+        residents=Residents(
+            registry,
+            variants,
+            pool,
+            chain,
+            preloader,
+            events,
+            partial(pull, registry, cache, config, events),
+        ),
         observer=Observer(config, memory, wanted, queue, breakers),
         pipeline=pipeline,
-        pull=partial(pull, registry, cache, config, events),
     )
 
 

@@ -3,37 +3,38 @@
 Each is a few lines: `pipeline.py` has the way of a request, `build.py` makes the parts.
 """
 
+from __future__ import annotations
+
 import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
-from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
-from orion_oie.engine.handle import RequestHandle
-from orion_oie.engine.streaming import ChunkBy, TextStream, splitter_of
-from orion_oie.errors import EngineClosedError, InsufficientMemoryError
-from orion_oie.models.keys import ModelKey
-from orion_oie.models.registry import ModelRegistry, registry_of
-from orion_oie.routing.base import Router
-from orion_oie.schemas.plans import Plan
-from orion_oie.schemas.requests import RequestOptionsDict
-from orion_oie.schemas.results import InferenceResult, ModelInfo, TokenEvent
-from orion_oie.schemas.stats import EngineStats, Health
-from orion_oie.telemetry.event_log import Subscriber
-from orion_oie.telemetry.events import EngineClosed, PoolUnloaded
+from orion_oie.errors import EngineClosedError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported with the first engine: see `build.py`
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Unpack
+
     import numpy as np
     from numpy.typing import NDArray
 
     from orion_oie.backends.base import LocalBackend
     from orion_oie.engine.build import Parts
+    from orion_oie.engine.handle import RequestHandle
+    from orion_oie.engine.streaming import ChunkBy
     from orion_oie.hardware.sample import MemorySample
+    from orion_oie.models.registry import ModelRegistry
+    from orion_oie.routing.base import Router
+    from orion_oie.schemas.plans import Plan
+    from orion_oie.schemas.requests import RequestOptionsDict
+    from orion_oie.schemas.results import InferenceResult, ModelInfo, TokenEvent
+    from orion_oie.schemas.stats import EngineStats, Health
+    from orion_oie.telemetry.event_log import Subscriber
 
 
 class OrionInferenceEngine:
@@ -49,15 +50,16 @@ class OrionInferenceEngine:
 
     def __init__(
         self,
-        registry: "str | os.PathLike[str] | ModelRegistry | None" = None,
+        registry: str | os.PathLike[str] | ModelRegistry | None = None,
         config: EngineConfig | None = None,
         *,
-        backend: "LocalBackend | None" = None,
+        backend: LocalBackend | None = None,
         router: Router | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Everything that answers questions: a mere `import orion_oie` should not pay for it.
         from orion_oie.engine.build import build, resolved
+        from orion_oie.models.registry import registry_of
 
         self.config = resolved(config or EngineConfig())
         self.registry = registry_of(registry)
@@ -84,8 +86,7 @@ class OrionInferenceEngine:
         and `WorkerError` when no model could answer, `CircuitOpenError`, `QueueFullError`,
         `DeadlineExceededError`, `EngineClosedError`.
         """
-        pipeline = self._usable().pipeline
-        handle = pipeline.submit(query, options, TextStream(), is_streamed=False)
+        handle = self._usable().pipeline.submit(query, options, is_streamed=False)
         try:
             return handle.result()
         except BaseException:
@@ -97,7 +98,7 @@ class OrionInferenceEngine:
 
         Raises `EngineClosedError`.
         """
-        return self._usable().pipeline.submit(query, options, TextStream())
+        return self._usable().pipeline.submit(query, options)
 
     def stream(
         self,
@@ -115,16 +116,16 @@ class OrionInferenceEngine:
         on_event: called with every `TokenEvent`, on a thread of its own; if it raises, the
         request ends.
         """
-        stream = TextStream(splitter_of(chunk_by), typewriter_delay_s=typewriter_delay)
-        handle = self._usable().pipeline.submit(query, options, stream)
+        handle = self._usable().pipeline.submit(
+            query, options, chunk_by=chunk_by, typewriter_delay_s=typewriter_delay
+        )
         if on_event is not None:
             handle.feed(on_event)
         return handle
 
     async def ainfer(self, query: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
         """`infer` for asynchronous callers; cancelling the task cancels the request."""
-        pipeline = self._usable().pipeline
-        return await pipeline.submit(query, options, TextStream(), is_streamed=False)
+        return await self._usable().pipeline.submit(query, options, is_streamed=False)
 
     async def astream(
         self,
@@ -155,7 +156,7 @@ class OrionInferenceEngine:
         """
         return self._usable().pipeline.plan(query, options)
 
-    def embed(self, texts: Sequence[str], *, user: str = "application") -> "NDArray[np.float32]":
+    def embed(self, texts: Sequence[str], *, user: str = "application") -> NDArray[np.float32]:
         """Unit vectors of texts, shape (texts, dimensions), by the one embedding model that all
         parts of the program share. `user` names the part that asks, for statistics.
 
@@ -168,16 +169,7 @@ class OrionInferenceEngine:
     def preload(self, agent_id: str, *, pin: bool = False) -> ModelInfo:
         """Load the model that would answer for an agent now; returns what was loaded. With `pin` it
         is never unloaded to make room, until `unload`."""
-        parts = self._usable()
-        candidates = parts.variants.candidates(agent_id, is_fresh=True)
-        first = parts.chain.available(candidates, agent_id)[0]
-        try:
-            with parts.memory.pool.acquire(first.load_spec, CancelScope()) as lease:
-                if pin:
-                    parts.memory.pool.pin(first.key)
-                return lease.model.info
-        except InsufficientMemoryError as error:
-            raise parts.variants.explained(error, first) from error
+        return self._usable().residents.preload(agent_id, pin=pin)
 
     def pull(self, name: str) -> tuple[Path, ...]:
         """Fetch the files of an agent's primary model, of a model, or of `MODEL@VARIANT`, if they
@@ -185,7 +177,7 @@ class OrionInferenceEngine:
 
         Raises `ModelNotFoundError` for an unknown name, `DownloadError`, `DigestMismatchError`.
         """
-        return self._usable().pull(name)
+        return self._usable().residents.pull(name)
 
     def unload(self, agent_id: str) -> bool:
         """Free the idle models that an agent itself names, in whatever variant, also if others
@@ -193,18 +185,7 @@ class OrionInferenceEngine:
 
         False when none was loaded, or all were in use.
         """
-        parts = self._parts
-        own = {one.model_id for one in self.registry.chain(agent_id) if one.agent_id == agent_id}
-        keys = [
-            ModelKey(m, variant) for m in sorted(own) for variant in self.registry.model(m).variants
-        ]
-        for key in keys:
-            parts.memory.pool.unpin(key)
-        unloaded = [key for key in keys if parts.memory.pool.unload(key)]
-        for key in unloaded:
-            parts.preloader.note_gone(key)
-            parts.events.publish(PoolUnloaded(key=key))
-        return bool(unloaded)
+        return self._parts.residents.unload(agent_id)
 
     # -- what happens, and how it goes
 
@@ -231,7 +212,7 @@ class OrionInferenceEngine:
             parts.embeddings.stats(),
         )
 
-    def memory_history(self) -> "list[MemorySample]":
+    def memory_history(self) -> list[MemorySample]:
         """Samples of memory, oldest first: the machine, this process, each worker. One every two
         seconds while there are workers, for the last twenty minutes."""
         return self._parts.memory.monitor.history()
@@ -240,16 +221,16 @@ class OrionInferenceEngine:
         """`down` when it cannot be used; `degraded` while a breaker is not closed, the queue is
         full, memory is short, or a request makes no progress: the reasons name it and what stands
         in its way."""
+        observer, pipeline = self._parts.observer, self._parts.pipeline
         try:
-            parts = self._usable()
+            self._usable()
         except EngineClosedError as error:
-            return Health(status="down", reasons=[error.message])
-        reasons = parts.observer.reasons(parts.pipeline.live())
-        return Health(status="degraded" if reasons else "healthy", reasons=reasons)
+            return observer.down(error)
+        return observer.health(pipeline.live())
 
     # -- its life
 
-    def initialize(self) -> "OrionInferenceEngine":
+    def initialize(self) -> OrionInferenceEngine:
         """Check that the engine can be used, and prepare for its first load. Optional."""
         self._usable().backend.warm_up()
         return self
@@ -271,9 +252,9 @@ class OrionInferenceEngine:
         parts.backend.kill_all()
         parts.pipeline.wait_for_none(self.config.serving.cancel_grace_s)
         self._finalizer.detach()
-        parts.events.publish(EngineClosed())
+        parts.pipeline.report_closed()
 
-    def __enter__(self) -> "OrionInferenceEngine":
+    def __enter__(self) -> OrionInferenceEngine:
         return self.initialize()
 
     def __exit__(
@@ -284,7 +265,7 @@ class OrionInferenceEngine:
     ) -> None:
         self.shutdown(timeout=10.0 if error is None else 0.0)
 
-    async def __aenter__(self) -> "OrionInferenceEngine":
+    async def __aenter__(self) -> OrionInferenceEngine:
         return self.initialize()
 
     async def __aexit__(
@@ -297,7 +278,7 @@ class OrionInferenceEngine:
 
         await asyncio.to_thread(self.__exit__, kind, error, traceback)
 
-    def _usable(self) -> "Parts":
+    def _usable(self) -> Parts:
         """The parts of an engine that can be used. Raises `EngineClosedError`."""
         if self._is_closed:
             raise EngineClosedError("the engine was shut down; make a new one")

@@ -11,6 +11,7 @@ from orion_oie.engine.watchdog import (
     Activity,
     stuck,
 )
+from orion_oie.errors import EngineClosedError
 from orion_oie.hardware import machine, probe
 from orion_oie.hardware.pressure import PressureLevel
 from orion_oie.pool.memory_manager import MemoryManager
@@ -18,6 +19,7 @@ from orion_oie.schemas.stats import (
     BreakerState,
     EmbeddingStats,
     EngineStats,
+    Health,
     MemoryStats,
     ModelStats,
     PredictionStats,
@@ -65,7 +67,16 @@ class Observer:
             embeddings=embeddings,
         )
 
-    def reasons(self, live: Sequence[Request]) -> list[str]:
+    def health(self, live: Sequence[Request]) -> Health:
+        """`degraded` if anything is not as it should be."""
+        reasons = self._reasons(live)
+        return Health(status="degraded" if reasons else "healthy", reasons=reasons)
+
+    def down(self, error: EngineClosedError) -> Health:
+        """The health of an engine that cannot be used."""
+        return Health(status="down", reasons=[error.message])
+
+    def _reasons(self, live: Sequence[Request]) -> list[str]:
         """What is not as it should be."""
         reasons = [
             f"{name} is {stats.state.value} after {stats.consecutive_failures} failures"

@@ -23,7 +23,7 @@ from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.planner import Planner
 from orion_oie.engine.request import Answer, Checked, Queued, Request, Routed
 from orion_oie.engine.scheduling.queue import RequestQueue
-from orion_oie.engine.streaming import TextStream
+from orion_oie.engine.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.errors import (
     EngineClosedError,
     InvalidRequestError,
@@ -42,6 +42,7 @@ from orion_oie.schemas.results import InferenceResult, Route, Timings
 from orion_oie.telemetry.counters import Counters
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import (
+    EngineClosed,
     Level,
     RequestCancelled,
     RequestFailed,
@@ -109,14 +110,16 @@ class Pipeline:
         self,
         query: str,
         options: Mapping[str, Any],
-        stream: TextStream,
         *,
         is_streamed: bool = True,
+        chunk_by: ChunkBy = "token",
+        typewriter_delay_s: float = 0.0,
     ) -> RequestHandle:
         """Take a request as far as the queue. The handle raises what is wrong with it.
 
-        Raises `EngineClosedError`.
+        Raises `EngineClosedError`, and `InvalidRequestError` for a stream that cannot be made.
         """
+        stream = TextStream(splitter_of(chunk_by), typewriter_delay_s=typewriter_delay_s)
         request_id = f"{self._random.getrandbits(48):012x}"
         request = Request(request_id, stream, self._note_state, is_streamed=is_streamed)
         self._live.add(request)
@@ -167,6 +170,10 @@ class Pipeline:
     def wait_for_none(self, timeout_s: float) -> None:
         """Wait until all requests have ended, for `timeout_s` seconds at most."""
         self._live.wait_for_none(timeout_s)
+
+    def report_closed(self) -> None:
+        """Publish that the engine was closed."""
+        self._events.publish(EngineClosed())
 
     # -- on the caller's thread: check -> route -> enqueue
 

@@ -1,6 +1,6 @@
 """A model that may answer for an agent, with all that the stations of a request ask of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.models.keys import ModelKey
@@ -18,6 +18,7 @@ class Candidate:
     spec: how to load it; None when there is nothing to load.
     footprint: the memory that it would take; None when its files cannot be read, and then
         `why_unreadable` says why.
+    max_bytes: the memory in bytes to reserve for it; None like the footprint.
     load_s: seconds that its last load from local files took; None if there was none.
     file_bytes: the size of its files on this machine.
     is_on_disk, is_available: a model whose files are not on this machine is available if it may be
@@ -39,12 +40,13 @@ class Candidate:
     is_progressive: bool
     why_unavailable: str = ""
     why_unreadable: str = ""
-    price: PriceSpec | None = None
+    max_bytes: int | None = field(init=False)
 
-    @property
-    def max_bytes(self) -> int | None:
-        """Memory in bytes to reserve for it; None when that cannot be worked out."""
-        return None if self.footprint is None else self.footprint.max_bytes
+    def __post_init__(self) -> None:
+        max_bytes = None if self.footprint is None else self.footprint.max_bytes
+        object.__setattr__(self, "max_bytes", max_bytes)  # every request asks for it
+
+    price: PriceSpec | None = None
 
     @property
     def load_spec(self) -> LoadSpec:

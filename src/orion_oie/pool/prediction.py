@@ -105,12 +105,18 @@ class NextAgentPredictor:
         self._lock = threading.Lock()
         self._overall = _Habits(half_life_s)
         self._sessions: OrderedDict[str, _Habits] = OrderedDict()
+        self._seen: set[str] = set()  # all agents, of which there are as many as in the registry
         self._prune_at_s = clock() + half_life_s
+
+    def knows_others(self, agent_id: str) -> bool:
+        """True when a request for another agent than this one has come."""
+        return len(self._seen) > 1 or agent_id not in self._seen
 
     def observe(self, agent_id: str, session_id: str | None = None) -> None:
         """A request for an agent came. It follows the session's last one; without a session, the
         last one of all. The first request of a session follows nothing."""
         with self._lock:
+            self._seen.add(agent_id)
             now_s = self._clock()
             if now_s >= self._prune_at_s:
                 self._prune(now_s)

@@ -102,7 +102,9 @@ class Preloader:
             self._events.publish(PreloadTrouble(text=f"{type(error).__name__}: {error}"))
 
     def _consider(self, agent_id: str, session_id: str | None) -> None:
-        if not self._is_enabled or self._is_anything_waiting() or not self._is_calm():
+        if not self._is_enabled or not self._predictor.knows_others(agent_id):
+            return
+        if self._is_anything_waiting() or not self._is_calm():
             return
         predictions = self._predictor.predict(session_id, agent_id)
         prospects: dict[str, _Prospect] = {}

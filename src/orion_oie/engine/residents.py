@@ -1,0 +1,67 @@
+"""What an application may do with models itself: have them in memory, free them, fetch them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from orion_oie.cancellation import CancelScope
+from orion_oie.engine.chain import ModelChain
+from orion_oie.errors import InsufficientMemoryError
+from orion_oie.models.keys import ModelKey
+from orion_oie.models.registry import ModelRegistry
+from orion_oie.pool.pool import ModelPool
+from orion_oie.pool.preloader import Preloader
+from orion_oie.pool.variants import VariantSelector
+from orion_oie.schemas.results import ModelInfo
+from orion_oie.telemetry.event_log import EventLog
+from orion_oie.telemetry.events import PoolUnloaded
+
+
+class Residents:
+    """The models of one engine, by hand. Each method is described at `OrionInferenceEngine`."""
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        variants: VariantSelector,
+        pool: ModelPool,
+        chain: ModelChain,
+        preloader: Preloader,
+        events: EventLog,
+        pull: Callable[[str], tuple[Path, ...]],
+    ) -> None:
+        self._registry = registry
+        self._variants = variants
+        self._pool = pool
+        self._chain = chain
+        self._preloader = preloader
+        self._events = events
+        self.pull = pull
+
+    def preload(self, agent_id: str, *, pin: bool) -> ModelInfo:
+        """Load the model that would answer for an agent now."""
+        candidates = self._variants.candidates(agent_id, is_fresh=True)
+        first = self._chain.available(candidates, agent_id)[0]
+        try:
+            with self._pool.acquire(first.load_spec, CancelScope()) as lease:
+                if pin:
+                    self._pool.pin(first.key)
+                return lease.model.info
+        except InsufficientMemoryError as error:
+            raise self._variants.explained(error, first) from error
+
+    def unload(self, agent_id: str) -> bool:
+        """Free the idle models that an agent itself names."""
+        links = self._registry.chain(agent_id)
+        own = sorted({one.model_id for one in links if one.agent_id == agent_id})
+        keys = [
+            ModelKey(model_id, variant)
+            for model_id in own
+            for variant in self._registry.model(model_id).variants
+        ]
+        for key in keys:
+            self._pool.unpin(key)
+        unloaded = [key for key in keys if self._pool.unload(key)]
+        for key in unloaded:
+            self._preloader.note_gone(key)
+            self._events.publish(PoolUnloaded(key=key))
+        return bool(unloaded)
