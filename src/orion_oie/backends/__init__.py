@@ -1,6 +1,6 @@
-"""What turns messages into text.
+"""Backends: they answer messages with text.
 
-base: the contract, which is all that the packages above may import. llama: llama.cpp in worker
-processes. fake: a scriptable one for tests of applications. text: token bytes to whole characters.
-Remote providers will be a package beside llama.
+For other packages: base, the contract. llama (llama.cpp in worker processes) is chosen in
+`engine/build.py` alone; fake is a scriptable backend for tests of applications. text (token bytes to
+whole characters, stop strings) is for backends. Remote providers belong in a package beside llama.
 """

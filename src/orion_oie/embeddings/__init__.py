@@ -1,5 +1,6 @@
 """Embeddings of texts, by one model that all parts of a program share.
 
-shared: the service of an engine. service: the queue and the cache in front of an embedder.
-batching, cache, vectors: parts of the service. pooled, sentence_transformer: the embedders.
+For other packages: shared, the embedding service of an engine. service is the queue and the cache
+in front of an embedder, with batching, cache and vectors as its parts; pooled and
+sentence_transformer are the embedders.
 """

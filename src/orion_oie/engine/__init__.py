@@ -1,1 +1,9 @@
-"""The orchestrator: the public calls, and the way of one request."""
+"""The orchestrator: the public calls, and the pipeline of a request.
+
+For other packages: engine (`OrionInferenceEngine`), handle (`RequestHandle`), lifecycle
+(`RequestState`), streaming (splitters for `chunk_by`).
+
+A request passes through pipeline, scheduling, chain and streaming; request has the types of its
+stages. build creates the parts of an engine; among these are agents (personas), breaker, loading,
+planner, residents (models loaded by hand), and observer and watchdog (statistics and health).
+"""

@@ -1,4 +1,5 @@
-"""The making of GGUF files. Knows nothing of the engine.
+"""Makes GGUF files. Knows nothing of the engine.
 
-bert_gguf: a GGUF file from a folder of sentence-transformers, which bert_folder reads.
+For other packages: bert_gguf, which writes a GGUF file from a sentence-transformers folder.
+bert_folder reads the folder.
 """

@@ -1,6 +1,6 @@
-"""Guardrails: validation of requests, and sanitizing of answers.
+"""Validation of requests before anything is computed, and sanitizing of answers.
 
-requests: shape and size of a question and its options. json_schema, schema_values, gbnf: schemas
-and grammars that are refused before generation. sanitize: characters that are removed from
-answers. Detectors of intent or of private data would become modules of this package.
+For other packages: requests (size and shape of a question and its options), sanitize (removes
+unsafe characters from answers). json_schema, schema_values and gbnf refuse schemas and grammars
+that cannot be followed. Detectors of intent or of private data belong in this package.
 """

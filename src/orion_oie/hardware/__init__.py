@@ -1,6 +1,6 @@
-"""The hardware of this machine and its memory, now and over time.
+"""The hardware of this machine: cores, devices, memory, now and over time.
 
-machine, cpu: cores, instructions, devices. probe, cgroup: memory and the limits on it. monitor:
-samples of memory over time; sample, pressure and advice are its data, its level and its
-recommendations.
+For other packages: machine and cpu (cores, instructions, devices), probe (memory now), monitor
+(samples of memory over time), sample (one sample), pressure (levels of memory pressure). cgroup
+(limits of a container) and advice (recommendations under pressure) belong to these.
 """

@@ -1,7 +1,7 @@
-"""The models that exist, their files, and the content of these files.
+"""The models that exist, their files, and the headers of these files.
 
-specs: the shapes of models.json. registry: its content, which can be changed. inventory: the
-registry beside the files on this machine. quantization: a pure choice among variants. downloads:
-files over HTTP. formats: headers of GGUF and safetensors files, read without native code. files:
-atomic writes.
+For other packages: specs (the types of models.json), registry (its content, which can be changed at
+run time), keys (the name of a loaded model), inventory (the registry beside the files on this
+machine), quantization (a pure choice among variants), downloads (files over HTTP), formats (headers
+of GGUF and safetensors files, read without native code), files (atomic writes).
 """

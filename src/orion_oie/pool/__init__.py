@@ -1,6 +1,10 @@
-"""Which models are in memory, and what for.
+"""The models in memory: which variant of each, how much they may take, and which are evicted.
 
-pool: the loaded models, with its entries and the pure eviction. variants: which variant of a model
-an agent gets. sizes, footprint_ledger: what models take. budget, memory_manager: what they may
-take, and what goes under pressure. preloader, prediction: what is loaded ahead of need.
+For other packages: pool (`ModelPool`, the loaded models), variants (the candidates of an agent),
+candidate (a model in its variant), files (the files of models as last seen), entries (`Lease`),
+memory_manager (budget, sizes and memory pressure of an engine), budget, preloader (loads ahead of
+need), background (loads for later requests).
+
+eviction and prediction decide for these, and change nothing. sizes and footprint_ledger know how
+much memory a model takes.
 """

@@ -1,7 +1,10 @@
-"""Routing: chooses the agent that answers a question.
+"""Choice of the agent that answers a question.
 
-base: the contract of a router. hybrid: the cascade of stages; decision (the state of one route),
-explicit, topics, profiles, embedding_stage, sessions, residency and tiebreak belong to it.
-keyword: a router that uses the hints of the registry alone. text: reads a prompt. linear: the
-trained model. evaluation: accuracy and calibration. feedback: corrections by users, for training.
+For other packages: base (the contract of a router), hybrid (the default router, a cascade of
+stages), tiebreak (its stage that asks a language model), feedback (corrections by users); for
+training and measuring, linear (the trained model), evaluation and profiles.
+
+Parts of the hybrid router: decision (the state of one route), explicit, topics, embedding_stage,
+sessions, residency. keyword is a router that uses only the hints of the registry. The package text
+reads a prompt.
 """

@@ -1,5 +1,6 @@
-"""Schemas: the data that crosses the border of the library, its validation and its units.
+"""Data that crosses the border of the library, its validation, and units of size.
 
-requests, results, loading, plans, stats: immutable data, by subject. base: their common base class.
-validation: readable messages for invalid data. units: sizes in words.
+For all packages: requests, results, loading, plans and stats (immutable data, by subject),
+availability (whether a model could be used now), base (their common base class), validation
+(readable messages for invalid data), units (sizes as text), version.
 """

@@ -1,6 +1,6 @@
-"""What happened: events, counts, and loads shown as they go on.
+"""Reports of what an engine does: events, counts, and a display of loads.
 
-events: the catalogue, one class an event. event_log: the log that every part publishes to.
-event_docs: docs/events.md. counters: numbers of requests by outcome. progress: a display of loads
-for terminals and applications.
+For other packages: events (the catalogue, one class for each event), event_log (keeps events and
+hands them to subscribers), counters (numbers of requests, by outcome), progress (loads as a bar or
+as lines), event_docs (the text of docs/events.md).
 """

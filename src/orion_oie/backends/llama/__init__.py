@@ -1,5 +1,6 @@
 """llama.cpp, in a process of its own for each loaded variant.
 
-host: the side of the application. worker: the side of the process. protocol: what they say to each
-other. Only `host.loader.LlamaBackend` is for others.
+For other packages: host.loader (`LlamaBackend`), and host.devices for the command line.
+
+host runs in the application, worker in the process, and protocol has the messages between them.
 """

@@ -1,5 +1,6 @@
-"""Whose turn it is: a bounded, fair queue that knows no memory.
+"""The order of requests: a bounded, fair queue that knows neither memory nor models.
 
-queue: who waits, and the threads that serve. policy, fairness: pure, who is next. in_flight: what
-is being served.
+For the engine: queue (the waiting requests, and the threads that serve them). Its parts: policy and
+fairness (which request is next; both are pure), lines (the waiting requests, by model), in_flight
+(the requests that are being served).
 """

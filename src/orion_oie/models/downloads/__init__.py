@@ -1,4 +1,4 @@
-"""Files over HTTP: fetched in parallel ranges, checked, kept in a cache.
+"""Downloads of model files over HTTP: in parallel ranges, verified, kept in a cache.
 
 Most callers need `cache` alone. A backend that computes with files while they arrive also uses
 `fetch`, `arrival`, `parts` and `sources`.

@@ -1,4 +1,5 @@
-"""Headers of weight files, read in Python, so that no native code sees a damaged file.
+"""Headers of weight files, read in Python, so that native code never sees a damaged file.
 
-gguf, safetensors: the readers. cursor, ggml_types: tools of the GGUF reader.
+For other packages: gguf and safetensors (the readers). cursor and ggml_types belong to the GGUF
+reader.
 """

@@ -1,1 +1,1 @@
-"""The application's side: finds files, estimates memory, starts workers and talks to them."""
+"""The application's side: finds files, estimates memory, starts workers, exchanges messages."""
