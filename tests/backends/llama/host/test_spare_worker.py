@@ -140,7 +140,7 @@ def test_it_ends_with_its_host(end: signal.Signals) -> None:
     script = textwrap.dedent(
         """
         import sys, time
-        from orion_oie.backends.llama.loader import LlamaBackend
+        from orion_oie.backends.llama.host.loader import LlamaBackend
         backend = LlamaBackend(has_spare_memory=lambda: True)
         backend.warm_up()
         while backend._spare._spare is None:
