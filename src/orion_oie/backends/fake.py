@@ -219,7 +219,7 @@ class _ScriptedModel:
 
 
 class FakeRemoteModel(_ScriptedModel):
-    """A fake that is somewhere else: it has nothing to load, to measure or to close. See `Model`."""
+    """A fake that is somewhere else: it has nothing to load, measure or close. See `Model`."""
 
     def __init__(
         self, info: ModelInfo, script: "FakeAnswer | Sequence[FakeAnswer] | Script"
