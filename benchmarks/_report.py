@@ -43,9 +43,10 @@ def row(
     return Row(name, value, unit, bar, higher_is_better, ok, spread)
 
 
-def options(description: str, *, data: bool = False) -> argparse.Namespace:
-    """`--quick`, `--json FILE`, and `--data FILE` for what a plot is made of. What engines keep on
-    the disk goes to a folder of this run."""
+def options(description: str, *, data: bool = False, against: bool = False) -> argparse.Namespace:
+    """`--quick`, `--json FILE`, `--data FILE` for what a plot is made of, and `--against REVISION`
+    for another revision of the library. What engines keep on the disk goes to a folder of this run.
+    """
     kept = tempfile.TemporaryDirectory(prefix="orion-benchmark-")
     atexit.register(kept.cleanup)
     os.environ["ORION_CACHE_DIR"] = kept.name
@@ -54,6 +55,8 @@ def options(description: str, *, data: bool = False) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     if data:
         parser.add_argument("--data", type=Path, metavar="FILE", help="write what a plot shows")
+    if against:
+        parser.add_argument("--against", metavar="REVISION", help="compare with that revision")
     return parser.parse_args()
 
 

@@ -1,14 +1,23 @@
-"""What the engine costs over bare `llama_cpp.Llama`: the same file, prompts and threads.
+"""What the engine costs: over bare `llama_cpp.Llama`, by itself, and to import.
 
-Both answer the same questions in turn, in one run, greedily, with the same system prompt. Both
-keep what they computed of the last prompts. Needs the smollm2 extra.
+The engine and Llama answer the same questions in turn, in one run, greedily, with the same file,
+threads and system prompt. Both keep what they computed of the last prompts. Needs the smollm2
+extra.
+
+By itself: over a fake backend that answers at once. `--against REVISION` measures that revision of
+the library in turn with this one, from a git worktree of its own.
 """
 
+import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from _report import Row, options, report, row
 from llama_cpp import Llama
@@ -31,6 +40,18 @@ QUESTIONS = [
     "Why is the sea salty?",
 ]
 HEAVY = ("llama_cpp", "torch", "sentence_transformers")
+IMPORTS = (
+    "import orion_oie",
+    "from orion_oie import EngineConfig, OrionInferenceEngine",
+    "import pydantic.main",
+)
+# By the figure of `_fake_load.py`: name, unit, whether more is better, bar of the ratio
+FAKE_FIGURES = {
+    "cpu_us": ("processor time of the engine per request", "us", False, 0.5),
+    "submit_per_s": ("requests through submit", "1/s", True, 2.5),
+    "ainfer_per_s": ("requests through ainfer", "1/s", True, 2.5),
+}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def ask_engine(engine: OrionInferenceEngine, question: str) -> tuple[float, int, float]:
@@ -61,21 +82,85 @@ def ask_llama(llama: Llama, system: str, question: str) -> tuple[float, int, flo
     return first, tokens, time.perf_counter() - started
 
 
-def import_times(runs: int) -> tuple[list[float], list[str]]:
-    """Milliseconds of `import orion_oie` in fresh interpreters, and heavy modules it brought."""
-    script = (
-        "import sys, time; t = time.perf_counter(); import orion_oie; "
-        "print((time.perf_counter() - t) * 1e3, "
-        f"*[name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    times, heavy = [], []
+def import_rows(runs: int) -> list[Row]:
+    """Times of imports in fresh interpreters, in turn, and the heavy modules that they brought."""
+    times: dict[str, list[float]] = {statement: [] for statement in IMPORTS}
+    heavy: list[str] = []
     for _ in range(runs):
-        out = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
-        ).stdout.split()
-        times.append(float(out[0]))
-        heavy += out[1:]
-    return times, heavy
+        for statement in IMPORTS:
+            script = (
+                f"import sys, time; t = time.perf_counter(); {statement}; "
+                "print((time.perf_counter() - t) * 1e3, "
+                f"*[name for name in {HEAVY!r} if name in sys.modules])"
+            )
+            out = subprocess.run(
+                [sys.executable, "-c", script], capture_output=True, text=True, check=True
+            ).stdout.split()
+            times[statement].append(float(out[0]))
+            heavy += out[1:]
+    plain, engine, peer = (times[statement] for statement in IMPORTS)
+    against = [own / other for own, other in zip(plain, peer, strict=True)]
+    engine_against = [own / other for own, other in zip(engine, peer, strict=True)]
+    of_engine = "import of the engine and its configuration"
+    return [
+        row("import orion_oie", plain, "ms", bar=150, higher_is_better=False),
+        row(of_engine, engine, "ms", higher_is_better=False),
+        row("import orion_oie / pydantic.main", against, "ratio", bar=1.35, higher_is_better=False),
+        row(f"{of_engine} / pydantic.main", engine_against, "ratio", higher_is_better=False),
+        row("heavy modules imported", [len(heavy)], "modules", bar=0, higher_is_better=False),
+    ]
+
+
+@contextmanager
+def worktree(revision: str) -> Iterator[Path]:
+    """The sources of another revision, in a folder of their own."""
+    with tempfile.TemporaryDirectory(prefix="orion-worktree-") as folder:
+        git = ["git", "-C", str(ROOT), "worktree"]
+        command = [*git, "add", "--detach", "--force", folder, revision]
+        subprocess.run(command, check=True, capture_output=True)
+        try:
+            yield Path(folder) / "src"
+        finally:
+            subprocess.run([*git, "remove", "--force", folder], check=True, capture_output=True)
+
+
+def fake_load(sources: Path, requests: int, outstanding: int) -> dict[str, float]:
+    """The figures of `_fake_load.py` with the library at `sources`."""
+    script = Path(__file__).with_name("_fake_load.py")
+    out = subprocess.run(
+        [sys.executable, str(script), str(requests), str(outstanding)],
+        env={**os.environ, "PYTHONPATH": str(sources)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    figures = json.loads(out)
+    if not Path(figures.pop("of")).is_relative_to(sources):
+        raise RuntimeError(f"another library was measured than the one at {sources}")
+    return {name: float(value) for name, value in figures.items()}
+
+
+def fake_rows(against: str | None, *, is_quick: bool) -> list[Row]:
+    """The engine's own cost per request, and how many it passes through; with another revision,
+    also how both compare."""
+    requests, outstanding, rounds = (500, 1000, 3) if is_quick else (2000, 2000, 7)
+    own: list[dict[str, float]] = []
+    other: list[dict[str, float]] = []
+    with ExitStack() as stack:
+        theirs = None if against is None else stack.enter_context(worktree(against))
+        for turn in range(rounds):
+            runs = [(own, ROOT / "src")] + ([] if theirs is None else [(other, theirs)])
+            for figures, sources in runs if turn % 2 else runs[::-1]:
+                figures.append(fake_load(sources, requests, outstanding))
+    rows = [
+        row(name, [one[key] for one in own], unit, higher_is_better=is_better)
+        for key, (name, unit, is_better, _bar) in FAKE_FIGURES.items()
+    ]
+    for key, (name, _unit, is_better, bar) in FAKE_FIGURES.items() if other else ():
+        ratios = [mine[key] / its[key] for mine, its in zip(own, other, strict=True)]
+        label = f"{name}, this / {against}"
+        rows.append(row(label, ratios, "ratio", bar=bar, higher_is_better=is_better))
+    return rows
 
 
 def measure(rounds: int) -> list[Row]:
@@ -126,13 +211,10 @@ def _rows(results: dict[str, list[list[tuple[float, int, float]]]]) -> list[Row]
 
 
 def main() -> int:
-    arguments = options("Engine against bare llama_cpp.Llama")
+    arguments = options("Engine against bare llama_cpp.Llama", against=True)
     rows = measure(rounds=2 if arguments.quick else 7)
-    times, heavy = import_times(5 if arguments.quick else 15)
-    rows.append(row("import orion_oie", times, "ms", bar=150, higher_is_better=False))
-    rows.append(
-        row("heavy modules imported", [len(heavy)], "modules", bar=0, higher_is_better=False)
-    )
+    rows += import_rows(5 if arguments.quick else 15)
+    rows += fake_rows(arguments.against, is_quick=arguments.quick)
     return report(rows, arguments.json)
 
 

@@ -17,6 +17,7 @@ from orion_oie.backends.base import (
     LoadSpec,
     LocalBackend,
     LocalModel,
+    Model,
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
@@ -56,7 +57,7 @@ def job(question: str, history: tuple[Message, ...] = (), **options: object) -> 
 class Running:
     """A generation on a thread of its own."""
 
-    def __init__(self, model: LocalModel, work: GenerationJob) -> None:
+    def __init__(self, model: Model, work: GenerationJob) -> None:
         self.scope = CancelScope()
         self.started = threading.Event()
         self.pieces: list[str] = []
@@ -64,7 +65,7 @@ class Running:
         self._thread = threading.Thread(target=self._run, args=(model, work), daemon=True)
         self._thread.start()
 
-    def _run(self, model: LocalModel, work: GenerationJob) -> None:
+    def _run(self, model: Model, work: GenerationJob) -> None:
         def on_text(text: str, _tokens: int) -> None:
             self.pieces.append(text)
             self.started.set()
@@ -81,84 +82,23 @@ class Running:
         assert not self._thread.is_alive(), "the generation does not end"
 
 
-def said(model: LocalModel, work: GenerationJob) -> str:
+def said(model: Model, work: GenerationJob) -> str:
     """The whole answer to a job."""
     pieces: list[str] = []
     model.generate(work, CancelScope(), lambda text, _n: pieces.append(text))
     return "".join(pieces)
 
 
-class BackendContract:
-    """What every backend does."""
-
-    @pytest.fixture
-    def backend(self) -> LocalBackend:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def files(self) -> tuple[Path, ...]:
-        raise NotImplementedError
+class ModelContract:
+    """What the model of every backend does, local or remote. Its context holds 2,048 tokens."""
 
     @pytest.fixture
     def long_job(self) -> GenerationJob:
         raise NotImplementedError
 
-    def crash(self, model: LocalModel) -> None:
-        raise NotImplementedError
-
     @pytest.fixture
-    def model(self, backend: LocalBackend, files: tuple[Path, ...]) -> Iterator[LocalModel]:
-        spec = LoadSpec(INFO, files, slots=4, context_length=2048)
-        model = backend.load(spec, CancelScope(), lambda _fraction: None)
-        yield model
-        model.close()
-
-    def test_load_reports_progress_and_facts(self, backend, files) -> None:
-        """Progress rises to 1, through all phases in order, and the info names version,
-        architecture and context."""
-        seen: list[LoadProgress] = []
-        spec = LoadSpec(INFO, files, context_length=256)
-        model = backend.load(spec, CancelScope(), seen.append)
-        try:
-            fractions = [progress.fraction for progress in seen]
-            assert fractions == sorted(fractions)
-            assert fractions[-1] == 1.0
-            phases = list(dict.fromkeys(progress.phase for progress in seen))
-            assert phases == [phase for phase in get_args(LoadPhase) if phase in phases]
-            assert phases[0] == "initializing"
-            assert phases[-2:] == ["ready", "complete"]
-            assert seen[-1].shards_loaded == seen[-1].shards
-            assert model.load_progress == seen[-1]
-            assert model.completion.result(0) == model.info
-            assert model.info.version == "1.2"
-            assert model.info.architecture
-            assert model.info.context_length == 256
-            assert model.is_alive()
-        finally:
-            model.close()
-
-    def test_what_a_model_takes_is_told_without_a_load(self, backend, files) -> None:
-        """From the files alone, the same each time; no part is less than nothing."""
-        spec = LoadSpec(INFO, files, context_length=256)
-        footprint = backend.footprint(spec)
-        assert backend.footprint(spec) == footprint
-        assert not footprint.is_measured
-        parts = [value for value in asdict(footprint).values() if value is not False]
-        assert all(part >= 0 for part in parts)
-        assert 0 < footprint.total_bytes <= footprint.max_bytes
-
-    def test_what_is_not_here_is_guessed(self, backend, tmp_path) -> None:
-        """A model whose files are elsewhere takes at least the bytes that they are said to have."""
-        source = SourceSpec(url="http://localhost:9/", shards=["far.gguf"])
-        spec = LoadSpec(INFO, (tmp_path / "far.gguf",), source=source, expected_bytes=10**9)
-        assert backend.footprint(spec).total_bytes > 10**9
-
-    def test_a_cancelled_scope_loads_nothing(self, backend, files) -> None:
-        """A load whose scope is cancelled raises the scope's error."""
-        scope = CancelScope()
-        scope.cancel(RequestCancelledError("no more"))
-        with pytest.raises(RequestCancelledError, match="no more"):
-            backend.load(LoadSpec(INFO, files), scope, lambda _fraction: None)
+    def model(self) -> Model:
+        raise NotImplementedError
 
     def test_pieces_and_counts_agree(self, model) -> None:
         """The counted tokens of the pieces are the completion tokens; max_tokens holds."""
@@ -257,6 +197,75 @@ class BackendContract:
         with pytest.raises(RuntimeError, match="listener broke"):
             model.generate(job("Hello?", max_tokens=4), CancelScope(), on_text)
         model.generate(job("Hello?", max_tokens=2), CancelScope(), lambda _t, _n: None)
+
+
+class BackendContract(ModelContract):
+    """What every backend does whose models are in this machine's memory."""
+
+    @pytest.fixture
+    def backend(self) -> LocalBackend:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def files(self) -> tuple[Path, ...]:
+        raise NotImplementedError
+
+    def crash(self, model: LocalModel) -> None:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def model(self, backend: LocalBackend, files: tuple[Path, ...]) -> Iterator[LocalModel]:
+        spec = LoadSpec(INFO, files, slots=4, context_length=2048)
+        model = backend.load(spec, CancelScope(), lambda _fraction: None)
+        yield model
+        model.close()
+
+    def test_load_reports_progress_and_facts(self, backend, files) -> None:
+        """Progress rises to 1, through all phases in order, and the info names version,
+        architecture and context."""
+        seen: list[LoadProgress] = []
+        spec = LoadSpec(INFO, files, context_length=256)
+        model = backend.load(spec, CancelScope(), seen.append)
+        try:
+            fractions = [progress.fraction for progress in seen]
+            assert fractions == sorted(fractions)
+            assert fractions[-1] == 1.0
+            phases = list(dict.fromkeys(progress.phase for progress in seen))
+            assert phases == [phase for phase in get_args(LoadPhase) if phase in phases]
+            assert phases[0] == "initializing"
+            assert phases[-2:] == ["ready", "complete"]
+            assert seen[-1].shards_loaded == seen[-1].shards
+            assert model.load_progress == seen[-1]
+            assert model.completion.result(0) == model.info
+            assert model.info.version == "1.2"
+            assert model.info.architecture
+            assert model.info.context_length == 256
+            assert model.is_alive()
+        finally:
+            model.close()
+
+    def test_what_a_model_takes_is_told_without_a_load(self, backend, files) -> None:
+        """From the files alone, the same each time; no part is less than nothing."""
+        spec = LoadSpec(INFO, files, context_length=256)
+        footprint = backend.footprint(spec)
+        assert backend.footprint(spec) == footprint
+        assert not footprint.is_measured
+        parts = [value for value in asdict(footprint).values() if value is not False]
+        assert all(part >= 0 for part in parts)
+        assert 0 < footprint.total_bytes <= footprint.max_bytes
+
+    def test_what_is_not_here_is_guessed(self, backend, tmp_path) -> None:
+        """A model whose files are elsewhere takes at least the bytes that they are said to have."""
+        source = SourceSpec(url="http://localhost:9/", shards=["far.gguf"])
+        spec = LoadSpec(INFO, (tmp_path / "far.gguf",), source=source, expected_bytes=10**9)
+        assert backend.footprint(spec).total_bytes > 10**9
+
+    def test_a_cancelled_scope_loads_nothing(self, backend, files) -> None:
+        """A load whose scope is cancelled raises the scope's error."""
+        scope = CancelScope()
+        scope.cancel(RequestCancelledError("no more"))
+        with pytest.raises(RequestCancelledError, match="no more"):
+            backend.load(LoadSpec(INFO, files), scope, lambda _fraction: None)
 
     def test_a_crash_is_an_exception(self, model, long_job) -> None:
         """A crash in the middle raises WorkerCrashedError for all; the model is then dead."""

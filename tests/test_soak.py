@@ -155,7 +155,7 @@ def run(model: LlamaModel, chosen: list[Work], at_once: int) -> list[int]:
 
 
 def loaded(path: Path, slots: int) -> LlamaModel:
-    spec = LoadSpec(INFO, (path,), slots=slots, context_length=CONTEXT, parked_bytes=2**25)
+    spec = LoadSpec(INFO, (path,), slots=slots, context_length=CONTEXT, host_cache_bytes=2**25)
     return LlamaBackend().load(spec, CancelScope(), lambda _fraction: None)
 
 

@@ -5,13 +5,38 @@ import signal
 from pathlib import Path
 
 import pytest
-from contracts import BackendContract, job
+from contracts import INFO, BackendContract, ModelContract, job
 
-from orion_oie.backends.base import GenerationJob, LocalBackend, LocalModel
-from orion_oie.backends.fake import FakeAnswer, FakeBackend
+from orion_oie.backends.base import GenerationJob, LocalBackend, LocalModel, Model
+from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeRemoteModel
 from orion_oie.backends.llama.host.loader import LlamaBackend
 
 LONG = "Tell me everything, at length."
+
+
+def script(work: GenerationJob) -> FakeAnswer:
+    """A long answer to `LONG`, a short one to everything else."""
+    question = work.messages[-1].content
+    if question == LONG:
+        return FakeAnswer("word " * 200, delay_s=0.02)
+    return FakeAnswer(f"You asked: {question} and so this is a rather long answer.")
+
+
+class TestFakeRemoteModel(ModelContract):
+    """A model that is somewhere else: it passes the part of the contract that needs no load."""
+
+    @pytest.fixture
+    def model(self) -> Model:
+        return FakeRemoteModel(INFO.model_copy(update={"context_length": 2048}), script)
+
+    @pytest.fixture
+    def long_job(self) -> GenerationJob:
+        return job(LONG, max_tokens=400)
+
+    def test_it_has_nothing_of_a_local_model(self, model) -> None:
+        """What needs no load must not ask for one."""
+        local = {"pid", "load_progress", "completion", "is_alive", "close"}
+        assert not local & set(dir(model))
 
 
 class TestFakeBackend(BackendContract):
@@ -19,12 +44,6 @@ class TestFakeBackend(BackendContract):
 
     @pytest.fixture
     def backend(self) -> LocalBackend:
-        def script(work: GenerationJob) -> FakeAnswer:
-            question = work.messages[-1].content
-            if question == LONG:
-                return FakeAnswer("word " * 200, delay_s=0.02)
-            return FakeAnswer(f"You asked: {question} and so this is a rather long answer.")
-
         return FakeBackend({"*": script})
 
     @pytest.fixture

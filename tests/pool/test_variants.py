@@ -177,7 +177,7 @@ def test_the_spec_says_all_that_the_engine_says(tmp_path: Path) -> None:
     )
     spec = world.choice().load_spec
     assert (spec.slots, spec.context_length, spec.threads) == (3, 512, 2)
-    assert (spec.parked_bytes, spec.expected_bytes) == (12345, 50 * 10**6)
+    assert (spec.host_cache_bytes, spec.expected_bytes) == (12345, 50 * 10**6)
     assert spec.key == "main@q4"
 
 

@@ -44,7 +44,7 @@ class LoadSpec:
 
     `info` is what the registry says of the model; the backend completes it.
     `context_length` is in tokens and shared by all `slots`; None takes the model's own, at most
-    `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `parked_bytes` is for the
+    `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `host_cache_bytes` are for the
     state of silent conversations outside the KV cache; None takes as much as the cache itself.
     `is_embedding` loads a model for `embed` instead of `generate`. Files that are not here yet come
     from `source`, taken apart as `sharding` says; None takes the backend's settings.
@@ -58,7 +58,7 @@ class LoadSpec:
     slots: int = 4
     context_length: int | None = None
     threads: int | None = None
-    parked_bytes: int | None = None
+    host_cache_bytes: int | None = None
     prompt_format: PromptFormat | None = None
     is_embedding: bool = False
     source: SourceSpec | None = None
@@ -158,8 +158,8 @@ class Occupancy:
 
     `busy_slots` and `waiting` count requests. `held_cells` of the `cells` in the KV cache are
     theirs; `silent_cells` are of conversations that may go on, and make room when it is needed.
-    `parked_bytes` is what the state of others takes outside the cache. `threads` is what the next
-    step is computed with.
+    `host_cache_bytes` is what the state of others takes outside the KV cache. `threads` compute the
+    next step.
     """
 
     busy_slots: int
@@ -167,7 +167,7 @@ class Occupancy:
     cells: int
     held_cells: int
     silent_cells: int
-    parked_bytes: int
+    host_cache_bytes: int
     threads: int
 
 
@@ -232,8 +232,6 @@ class EmbeddingModel(Protocol):
 
 class LocalBackend(Protocol):
     """Loads models into this machine's memory."""
-
-    may_take: Callable[[int], bool]
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LocalModel:
         """Load a model, fetching the files that are missing; blocks until it takes questions.

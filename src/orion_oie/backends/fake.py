@@ -84,14 +84,13 @@ class FakeBackend:
     footprints: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.may_take: Callable[[int], bool] = lambda _size_bytes: True
         self.loaded: list[str] = []
         self._models: list[FakeModel] = []
         self._makers: dict[str, Script] = {}
         self._lock = threading.Lock()
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> "FakeModel":
-        """See `Backend.load`."""
+        """See `LocalBackend.load`."""
         on_progress(LoadProgress("initializing"))
         _pause(self.load_delay_s, scope, lambda: None)
         with self._lock:
@@ -106,17 +105,17 @@ class FakeBackend:
         return model
 
     def footprint(self, spec: LoadSpec) -> Footprint:
-        """See `Backend.footprint`."""
+        """See `LocalBackend.footprint`."""
         size = self.footprints.get(spec.key, self.footprints.get(spec.info.model_id))
         if size is None:
             return Footprint(spec.expected_bytes or 0, 0, 0, process_bytes=FAKE_BYTES)
         return Footprint(weights_bytes=size, kv_bytes=0, compute_bytes=0, process_bytes=0)
 
     def warm_up(self) -> None:
-        """See `Backend.warm_up`."""
+        """See `LocalBackend.warm_up`."""
 
     def kill_all(self) -> None:
-        """See `Backend.kill_all`."""
+        """See `LocalBackend.kill_all`."""
         for model in self._models:
             model.close()
 
@@ -127,38 +126,17 @@ class FakeBackend:
         return self._makers[model_id]
 
 
-class FakeModel:
-    """A fake in memory. See `LocalModel`."""
+class _ScriptedModel:
+    """Answers by a script, on `slots` slots."""
 
-    pid = None
-
-    def __init__(self, spec: LoadSpec, script: Script) -> None:
-        context = spec.context_length or DEFAULT_CONTEXT_LENGTH
-        self.info: ModelInfo = spec.info.model_copy(
-            update={"architecture": "fake", "context_length": context, "threads": 1}
-        )
-        self.load_progress = LoadProgress("complete", fraction=1.0, shards_loaded=1)
-        self.completion: Future[ModelInfo] = Future()
-        self.completion.set_result(self.info)
+    def __init__(self, info: ModelInfo, script: Script, slots: int) -> None:
+        self.info = info
         self._script = script
-        self._slots = threading.Semaphore(spec.slots)
+        self._slots = threading.Semaphore(slots)
         self._death: OrionError | None = None
 
-    def is_alive(self) -> bool:
-        return self._death is None
-
-    def close(self, timeout_s: float = 10.0) -> None:  # noqa: ARG002 (nothing to wait for)
-        """See `LocalModel.close`."""
-        self._death = self._death or EngineClosedError(f"{self.info.model_id} was unloaded")
-
-    def crash(self) -> None:
-        """Die as a worker dies: everything that runs fails with `WorkerCrashedError`."""
-        self._death = self._death or WorkerCrashedError(
-            f"the fake worker of {self.info.model_id} crashed", pid=None, signal="SIGSEGV"
-        )
-
     def generate(self, job: GenerationJob, scope: CancelScope, on_text: OnText) -> Completion:
-        """See `LocalModel.generate`."""
+        """See `Model.generate`."""
         self._check(scope)
         prompt_tokens = sum(len(_tokens(message.content)) + 1 for message in job.messages)
         limit = self._limit(job, prompt_tokens)
@@ -178,18 +156,6 @@ class FakeModel:
             decode_ms=(time.perf_counter() - first) * 1e3,
         )
 
-    def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
-        """See `EmbeddingModel.embed`. Texts are alike that have words in common."""
-        import numpy as np  # who embeds nothing should not pay for it
-
-        self._check(scope)
-        rows = np.zeros((len(texts), FAKE_DIMENSIONS), np.float32)
-        for row, text in zip(rows, texts, strict=True):
-            for word in text.lower().split() or [""]:
-                row[crc32(word.encode()) % FAKE_DIMENSIONS] += 1
-        vectors: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        return vectors
-
     def _say(
         self, job: GenerationJob, limit: int, scope: CancelScope, on_text: OnText
     ) -> tuple[FinishReason, int, float]:
@@ -200,7 +166,7 @@ class FakeModel:
         count = unsent = 0
         for token in _tokens(answer.text):
             if answer.crash_after == count:
-                self.crash()
+                self._crash()
             if count == limit:
                 reason = "length"
                 break
@@ -219,7 +185,7 @@ class FakeModel:
         if rest or unsent:
             on_text(rest, unsent)
         if answer.crash_after is not None and answer.crash_after >= count:
-            self.crash()
+            self._crash()
         self._check(scope)
         if answer.error is not None:
             raise answer.error
@@ -238,6 +204,11 @@ class FakeModel:
             )
         return min(job.options.max_tokens, room)
 
+    def _crash(self) -> None:
+        self._death = self._death or WorkerCrashedError(
+            f"the fake worker of {self.info.model_id} crashed", pid=None, signal="SIGSEGV"
+        )
+
     def _check_alive(self) -> None:
         if self._death is not None:
             raise self._death
@@ -245,6 +216,52 @@ class FakeModel:
     def _check(self, scope: CancelScope) -> None:
         self._check_alive()
         scope.check()
+
+
+class FakeRemoteModel(_ScriptedModel):
+    """A fake that is somewhere else: it has nothing to load, measure or close. See `Model`."""
+
+    def __init__(
+        self, info: ModelInfo, script: "FakeAnswer | Sequence[FakeAnswer] | Script"
+    ) -> None:
+        super().__init__(info, script if callable(script) else _in_turn(script), slots=4)
+
+
+class FakeModel(_ScriptedModel):
+    """A fake in memory. See `LocalModel`."""
+
+    pid = None
+
+    def __init__(self, spec: LoadSpec, script: Script) -> None:
+        context = spec.context_length or DEFAULT_CONTEXT_LENGTH
+        update = {"architecture": "fake", "context_length": context, "threads": 1}
+        super().__init__(spec.info.model_copy(update=update), script, spec.slots)
+        self.load_progress = LoadProgress("complete", fraction=1.0, shards_loaded=1)
+        self.completion: Future[ModelInfo] = Future()
+        self.completion.set_result(self.info)
+
+    def is_alive(self) -> bool:
+        return self._death is None
+
+    def close(self, timeout_s: float = 10.0) -> None:  # noqa: ARG002 (nothing to wait for)
+        """See `LocalModel.close`."""
+        self._death = self._death or EngineClosedError(f"{self.info.model_id} was unloaded")
+
+    def crash(self) -> None:
+        """Die as a worker dies: everything that runs fails with `WorkerCrashedError`."""
+        self._crash()
+
+    def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
+        """See `EmbeddingModel.embed`. Texts are alike that have words in common."""
+        import numpy as np  # who embeds nothing should not pay for it
+
+        self._check(scope)
+        rows = np.zeros((len(texts), FAKE_DIMENSIONS), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split() or [""]:
+                row[crc32(word.encode()) % FAKE_DIMENSIONS] += 1
+        vectors: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return vectors
 
 
 def _tokens(text: str) -> list[str]:

@@ -90,7 +90,11 @@ def build(
     deadlines = DeadlineTimer()
     # Models in memory
     cache = ModelCache(config.download.cache_dir)
-    backend = backend or _llama_backend(config, events, cache)
+
+    def may_take(size_bytes: int) -> bool:
+        return probe.has_spare_memory() and memory.may_take(size_bytes)
+
+    backend = backend or _llama_backend(config, events, cache, may_take)
     files = ModelFiles(registry, config, cache, backend.footprint)
     evicted: Signal[[str]] = Signal()
     changed: Signal[[]] = Signal()
@@ -199,7 +203,12 @@ def _queue(config: EngineConfig, wanted: WantedModels) -> RequestQueue[Queued]:
     )
 
 
-def _llama_backend(config: EngineConfig, events: EventLog, cache: ModelCache) -> LocalBackend:
+def _llama_backend(
+    config: EngineConfig,
+    events: EventLog,
+    cache: ModelCache,
+    may_take: Callable[[int], bool],
+) -> LocalBackend:
     """The backend that is used unless the application brings one."""
     # Sockets and processes: an engine with another backend should not pay for them.
     from orion_oie.backends.llama.host.loader import LlamaBackend, LoaderSettings
@@ -214,7 +223,7 @@ def _llama_backend(config: EngineConfig, events: EventLog, cache: ModelCache) ->
             prefix_store_bytes=config.memory.prefix_store_bytes,
         ),
         cache=cache,
-        has_spare_memory=probe.has_spare_memory if config.loading.keep_spare_worker else None,
+        may_take=may_take if config.loading.keep_spare_worker else None,
         on_log=lambda level, line, model_id: events.publish(
             ModelLog(model_id=model_id, line=line, level="error" if level == "error" else "warning")
         ),

@@ -59,10 +59,8 @@ class MemoryBudget:
         """The budget as it was known last; looks at nothing but the first time."""
         if self._setting != "auto":
             return self._setting
-        if self._spared_bytes is None:
-            self.refresh()
-        assert self._spared_bytes is not None
-        return self._spared_bytes
+        known = self._spared_bytes
+        return self._look() if known is None else known
 
     def refresh(self) -> None:
         """Look at the machine again, unless that was done just now."""
@@ -73,10 +71,17 @@ class MemoryBudget:
             if self._spared_bytes is not None and now - self._noted_at < _STALE_S:
                 return
             self._noted_at = now
-        self.note(self._read_system(), self._held_bytes())
+        self._look()
 
     def note(self, system: SystemMemory, held_bytes: int) -> None:
         """Take over what somebody else has just seen."""
+        self._set(spared_bytes(system, held_bytes))
+
+    def _look(self) -> int:
+        return self._set(spared_bytes(self._read_system(), self._held_bytes()))
+
+    def _set(self, size_bytes: int) -> int:
         with self._lock:
-            self._spared_bytes = spared_bytes(system, held_bytes)
+            self._spared_bytes = size_bytes
             self._noted_at = self._clock()
+        return size_bytes

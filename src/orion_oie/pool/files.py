@@ -158,7 +158,7 @@ class ModelFiles:
             source=source,
             slots=self._config.serving.slot_count,
             context_length=self._config.serving.context_length,
-            parked_bytes=self._config.memory.host_cache_bytes,
+            host_cache_bytes=self._config.memory.host_cache_bytes,
             prompt_format=model.prompt_format,
             sharding=self._config.loading.sharding,
         )

@@ -93,7 +93,6 @@ class MemoryManager:
             on_level=self._on_level,
         )
         self.budget = MemoryBudget(config.memory.budget, self._held_bytes, read_system=read_system)
-        backend.may_take = self.may_take
         self._load = load
         self.pool = ModelPool(
             self._timed_load,

@@ -34,7 +34,7 @@ the engine and its models) and `fields`, its own fields as a dictionary.
 """
 _CONTENT_NOTE = """\
 Fields marked "content" hold texts of users or models. Subscribers, exports and logs see
-`<n characters>` in their place, unless `EngineConfig(logs=LogConfig(include_content=True))` is set.
+`<n characters>` in their place, unless `EngineConfig.logs.include_content` is True.
 """
 
 

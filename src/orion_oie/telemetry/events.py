@@ -17,7 +17,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 Content = Annotated[str, "content"]
 """A text of a user or a model, or one that may quote it. Subscribers and logs see its length only,
-unless `EngineConfig.logs.include_content` is set."""
+unless `EngineConfig.logs.include_content` is True."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

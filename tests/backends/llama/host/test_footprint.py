@@ -313,7 +313,7 @@ def test_a_guess_is_near(tmp_path: Path, megabytes: int, shape: dict[str, int]) 
 
 
 def spec_of(file: Path, **given: Any) -> LoadSpec:
-    return LoadSpec(INFO, (file,), **{"context_length": 2048, "parked_bytes": 0, **given})
+    return LoadSpec(INFO, (file,), **{"context_length": 2048, "host_cache_bytes": 0, **given})
 
 
 def test_unusable_files_are_refused_like_by_a_load(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ INFO = ModelInfo(model_id="tiny", variant="v", name="T", version="1", license="x
 
 @pytest.fixture
 def backend() -> Iterator[LlamaBackend]:
-    backend = LlamaBackend(has_spare_memory=lambda: True)
+    backend = LlamaBackend(may_take=lambda _size_bytes: True)
     yield backend
     backend.kill_all()
     wait_until(lambda: worker_processes() == [])
@@ -66,15 +66,16 @@ def test_only_one_waits(backend: LlamaBackend) -> None:
 
 def test_none_waits_while_memory_is_short(tiny_model: Path) -> None:
     """Then a load starts a process of its own."""
-    asked: list[bool] = []
+    asked: list[int] = []
 
-    def has_spare_memory() -> bool:
-        asked.append(True)
+    def may_take(size_bytes: int) -> bool:
+        asked.append(size_bytes)
         return False
 
-    backend = LlamaBackend(has_spare_memory=has_spare_memory)
+    backend = LlamaBackend(may_take=may_take)
     backend.warm_up()
     wait_until(lambda: asked)
+    assert asked[0] > 2**20
     assert worker_processes() == []
     assert pid_of_a_load(backend, tiny_model)
     backend.kill_all()
@@ -141,7 +142,7 @@ def test_it_ends_with_its_host(end: signal.Signals) -> None:
         """
         import sys, time
         from orion_oie.backends.llama.host.loader import LlamaBackend
-        backend = LlamaBackend(has_spare_memory=lambda: True)
+        backend = LlamaBackend(may_take=lambda _size_bytes: True)
         backend.warm_up()
         while backend._spare._spare is None:
             time.sleep(0.01)

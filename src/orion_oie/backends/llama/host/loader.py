@@ -93,9 +93,9 @@ class LoaderSettings:
 class LlamaBackend:
     """Loads GGUF models, each in a process of its own.
 
-    Missing files are downloaded into `cache`, by default the user's own. `has_spare_memory()`
-    returns True while there is memory for a worker that waits for its model; None keeps no such
-    worker. `on_log(level, line, model_id)` gets warnings and errors of llama.cpp, and
+    Missing files are downloaded into `cache`, by default the user's own. `may_take(size_bytes)`
+    returns True while so much memory may be taken for a worker that waits for its model; None keeps
+    no such worker. `on_log(level, line, model_id)` gets warnings and errors of llama.cpp, and
     `on_crash(model_id, error)` every crash of a worker. Both are called on reader threads.
     """
 
@@ -104,7 +104,7 @@ class LlamaBackend:
         settings: LoaderSettings | None = None,
         *,
         cache: ModelCache | None = None,
-        has_spare_memory: Callable[[], bool] | None = None,
+        may_take: Callable[[int], bool] | None = None,
         on_log: OnLog = lambda _level, _line, _model_id: None,
         on_crash: OnCrash = lambda _model_id, _error: None,
     ) -> None:
@@ -112,19 +112,18 @@ class LlamaBackend:
         self._cache = cache or ModelCache()
         self._on_log = on_log
         self._on_crash = on_crash
-        self.may_take: Callable[[int], bool] = lambda _size_bytes: True
-        self._has_spare_memory = has_spare_memory
         self._cores = usable_cores()
         self._threads = ThreadAllocator(self._cores)
         self._spare = SpareWorker(
-            None if has_spare_memory is None else self._may_start_spare, self._threads.one_core
+            None if may_take is None else lambda: may_take(self._process_bytes),
+            self._threads.one_core,
         )
         self._process_bytes = PROCESS_BYTES
         self._is_process_measured = False
         self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LlamaModel:
-        """See `Backend.load`. Headers are checked before any native code reads the files."""
+        """See `LocalBackend.load`. Headers are checked before any native code reads the files."""
         on_progress(LoadProgress("initializing"))
         try:
             if spec.source is None or self._cache.find(spec.source) is not None:
@@ -140,7 +139,7 @@ class LlamaBackend:
         return model
 
     def footprint(self, spec: LoadSpec) -> Footprint:
-        """See `Backend.footprint`. Unchanged files are read once."""
+        """See `LocalBackend.footprint`. Unchanged files are read once."""
         if spec.source is None or self._cache.find(spec.source) is not None:
             files = tuple(map(_identity, spec.files))
             return _footprint_of(files, self._use(spec), self._process_bytes)
@@ -151,17 +150,12 @@ class LlamaBackend:
             spec.expected_bytes, self._use(spec), self._process_bytes, is_arriving=is_progressive
         )
 
-    def _may_start_spare(self) -> bool:
-        """True while there is memory for a spare worker."""
-        is_spare = self._has_spare_memory is not None and self._has_spare_memory()
-        return is_spare and self.may_take(self._process_bytes)
-
     def warm_up(self) -> None:
-        """See `Backend.warm_up`."""
+        """See `LocalBackend.warm_up`."""
         self._spare.refill()
 
     def kill_all(self) -> None:
-        """See `Backend.kill_all`."""
+        """See `LocalBackend.kill_all`."""
         self._spare.kill()
         for model in list(self._models):
             model.kill()
@@ -171,7 +165,7 @@ class LlamaBackend:
             context_length=spec.context_length,
             slots=spec.slots,
             threads=spec.threads or self._cores,
-            host_cache_bytes=spec.parked_bytes,
+            host_cache_bytes=spec.host_cache_bytes,
             is_embedding=spec.is_embedding,
         )
 
@@ -210,7 +204,7 @@ class LlamaBackend:
             slots=spec.slots,
             context_length=usable_context(spec.context_length, headers[0].context_length),
             threads=spec.threads or self._cores,
-            host_cache_bytes=spec.parked_bytes,
+            host_cache_bytes=spec.host_cache_bytes,
             is_embedding=spec.is_embedding,
             prompt_format=spec.prompt_format,
             gpu_layers=gpu_layers,

@@ -131,7 +131,7 @@ class Batcher:
             cells=self._kv.cells.capacity,
             held_cells=len(held),
             silent_cells=self._kv.cells.used - len(held),
-            parked_bytes=self._kv.host_cache.used_bytes,
+            host_cache_bytes=self._kv.host_cache.used_bytes,
             threads=self._model.threads,
         )
 
