@@ -44,7 +44,7 @@ QUESTION = f"Here are the notes of my week:\n{NOTES}\nWrite a short letter to a 
 
 
 class Clock:
-    """When the last byte came, in seconds after the question; loads tell it every 0.1 s."""
+    """When the last byte came, in seconds after the question; loads report it every 0.1 s."""
 
     def __init__(self) -> None:
         self.asked_at = time.perf_counter()
