@@ -1,9 +1,14 @@
 """The front door: what `import orion_oie` offers, and what it does not load."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import orion_oie
+from orion_oie import _HOMES as HOMES
 from orion_oie import errors
 
 EXPORTED = [
@@ -114,6 +119,30 @@ def test_every_error_is_exported() -> None:
         if isinstance(value, type) and issubclass(value, errors.OrionError)
     }
     assert raised <= set(EXPORTED)
+
+
+def test_editors_see_what_programs_get() -> None:
+    """The imports for type checkers and the table for programs name the same."""
+    tree = ast.parse(Path(orion_oie.__file__).read_text(encoding="utf-8"))
+    checking = next(node for node in tree.body if isinstance(node, ast.If))
+    shown = {
+        (node.module, alias.name)
+        for node in checking.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    homes = {(module, name) for module, names in HOMES.items() for name in names}
+    assert shown == homes
+    assert {name for _module, name in homes} == {*EXPORTED} - {"__version__"}
+    assert dir(orion_oie) == EXPORTED
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    """As with any module."""
+    with pytest.raises(AttributeError, match="has no attribute 'Engine'"):
+        orion_oie.Engine  # noqa: B018 (the access is the test)
+    with pytest.raises(ImportError):
+        exec("from orion_oie import Engine")
 
 
 def test_importing_the_library_loads_nothing_heavy() -> None:

@@ -1,0 +1,53 @@
+"""The lines of waiting requests hold what a plain list would, in the same order."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orion_oie.engine.scheduling.lines import Lines, Waiting
+
+requests = st.builds(
+    Waiting,
+    seq=st.just(0),
+    model=st.sampled_from("ab"),
+    agent=st.sampled_from("xy"),
+    session=st.sampled_from([None, "s", "t"]),
+    priority=st.integers(-1, 1),
+    arrived_at=st.just(0.0),
+)
+
+
+def check(lines: Lines, plain: list[Waiting]) -> None:
+    """Everything that can be asked of the lines, against the list."""
+    assert list(lines) == plain
+    assert len(lines) == len(plain)
+    models = {one.model for one in plain}
+    assert dict(lines.counts) == {m: sum(one.model == m for one in plain) for m in models}
+    for of_priority in lines.classes():
+        for line in of_priority:
+            own = [one for one in plain if (one.priority, one.model) == (line.priority, line.model)]
+            assert list(line) == own
+            assert len(line) == len(own)
+            assert line.oldest == own[0]
+            assert line.flows() == list(dict.fromkeys(one.flow for one in own))
+            for flow in line.flows():
+                assert line.oldest_of(flow) == next(one for one in own if one.flow == flow)
+    for model in models:
+        assert set(lines.flows(model)) == {one.flow for one in plain if one.model == model}
+    assert lines.flows("nobody's") == []
+
+
+@given(st.lists(st.tuples(requests, st.integers(0, 20)), max_size=40))
+def test_lines_agree_with_a_list(steps: list[tuple[Waiting, int]]) -> None:
+    """Requests come and go in any order."""
+    lines, plain = Lines(), []
+    for seq, (like, position) in enumerate(steps):
+        if position < len(plain):
+            lines.remove(plain.pop(position))
+        one = Waiting(seq, like.model, like.agent, like.session, like.priority, 0.0)
+        lines.add(one)
+        plain.append(one)
+        check(lines, plain)
+    check(Lines(reversed(plain)), plain)
+    while plain:
+        lines.remove(plain.pop(0))
+        check(lines, plain)

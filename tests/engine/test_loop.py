@@ -1,0 +1,105 @@
+"""Asynchronous callers are woken by threads, all of them, and once for many."""
+
+import asyncio
+import threading
+from concurrent.futures import Future
+
+import pytest
+from helpers import BOUND_S
+
+from orion_oie.engine.loop import LoopWaker, wait_for
+
+
+def ended_by_threads(futures: list["Future[int]"], threads: int) -> list[threading.Thread]:
+    """Threads that end the futures, each its share, with their numbers."""
+
+    def end(start: int) -> None:
+        for number in range(start, len(futures), threads):
+            futures[number].set_result(number)
+
+    started = [threading.Thread(target=end, args=(n,), daemon=True) for n in range(threads)]
+    for thread in started:
+        thread.start()
+    return started
+
+
+def test_every_waiter_gets_its_result() -> None:
+    """However many end at the same time on however many threads."""
+    futures: list[Future[int]] = [Future() for _ in range(2000)]
+
+    async def gather() -> list[int]:
+        waiting = [asyncio.ensure_future(wait_for(future)) for future in futures]
+        await asyncio.sleep(0)
+        ended_by_threads(futures, 4)
+        return await asyncio.wait_for(asyncio.gather(*waiting), BOUND_S)
+
+    assert asyncio.run(gather()) == list(range(2000))
+
+
+def test_what_ended_before_needs_no_wait() -> None:
+    """A result or an error that is there comes at once."""
+    done: Future[int] = Future()
+    done.set_result(7)
+    failed: Future[int] = Future()
+    failed.set_exception(ValueError("no"))
+    assert asyncio.run(wait_for(done)) == 7
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(wait_for(failed))
+
+
+def test_a_cancelled_waiter_leaves_the_others() -> None:
+    """Its future goes on, and may end without anybody."""
+    first: Future[int] = Future()
+    second: Future[int] = Future()
+
+    async def run() -> int:
+        cancelled = asyncio.ensure_future(wait_for(first))
+        waiting = asyncio.ensure_future(wait_for(second))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        assert cancelled.cancelled()
+        ended_by_threads([first, second], 1)
+        return await asyncio.wait_for(waiting, BOUND_S)
+
+    assert asyncio.run(run()) == 1
+
+
+def test_every_loop_has_its_own() -> None:
+    """Two event loops on two threads wait for one future, one after the other ends unused."""
+    future: Future[int] = Future()
+    results: list[int] = []
+    begun = threading.Barrier(3)
+
+    async def wait() -> None:
+        task = asyncio.ensure_future(wait_for(future))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(begun.wait, BOUND_S)
+        results.append(await asyncio.wait_for(task, BOUND_S))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(wait()), daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    begun.wait(BOUND_S)
+    future.set_result(3)
+    for thread in threads:
+        thread.join(BOUND_S)
+    assert results == [3, 3]
+
+
+def test_a_closed_loop_is_no_trouble() -> None:
+    """A request may end when the loop that waited for it is gone."""
+    future: Future[int] = Future()
+
+    async def leave() -> None:
+        task = asyncio.ensure_future(wait_for(future))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(leave())
+    future.set_result(1)
+    loop = asyncio.new_event_loop()
+    waker, waiter = LoopWaker(loop), loop.create_future()
+    loop.close()
+    waker.wake(waiter)
+    assert not waiter.done()

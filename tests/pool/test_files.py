@@ -1,0 +1,111 @@
+"""What was seen of the files of models is kept for a while, and looked at again in time."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Clock, config_with, registry_with
+
+from orion_oie import ModelCorruptError, ModelNotFoundError
+from orion_oie.backends.base import Footprint, LoadSpec
+from orion_oie.engine.build import resolved
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.pool.files import LOOK_AGAIN_S, ModelFiles
+
+
+class World:
+    """The files of one registry, and how often their headers were read."""
+
+    def __init__(self, folder: Path, missing: tuple[str, ...] = ()) -> None:
+        self.clock = Clock()
+        self.read: list[str] = []
+        self.error: ModelCorruptError | None = None
+        self.registry = registry_with(folder, {"conversation": ["a", "b"]}, missing=missing)
+        self.files = ModelFiles(
+            self.registry,
+            resolved(config_with(slots=3)),
+            ModelCache(folder / "cache"),
+            self.footprint,
+            self.clock,
+        )
+
+    def footprint(self, spec: LoadSpec) -> Footprint:
+        self.read.append(spec.info.model_id)
+        if self.error is not None:
+            raise self.error
+        return Footprint(1000, 0, 0, 0)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., World]:
+    return lambda **options: World(tmp_path, **options)
+
+
+def test_a_look_is_kept_for_its_time(make: Callable[..., World]) -> None:
+    """One look serves until it is as old as the caller allows."""
+    world = make()
+    first = world.files.of("a")
+    world.clock.tick(LOOK_AGAIN_S / 2)
+    assert world.files.of("a") is first
+    assert world.read == ["a"]
+    world.clock.tick(LOOK_AGAIN_S / 2)
+    assert world.files.of("a", math.inf) is first
+    assert world.files.of("a") is not first
+    assert world.read == ["a", "a"]
+    world.files.of("a", 0.0)
+    assert world.read == ["a"] * 3
+
+
+def test_a_look_says_what_there_is(make: Callable[..., World], tmp_path: Path) -> None:
+    """Files, their size, how to load them, and what that would take."""
+    (tmp_path / "a.gguf").write_bytes(b"x" * 70)
+    (seen,) = make().files.of("a").variants
+    assert seen.is_on_disk
+    assert (seen.key.model_id, seen.file_bytes) == ("a", 70)
+    assert seen.spec is not None
+    assert (seen.spec.slots, seen.spec.files) == (3, (tmp_path / "a.gguf",))
+    assert seen.estimate == Footprint(1000, 0, 0, 0)
+
+
+def test_what_is_missing_is_said(make: Callable[..., World]) -> None:
+    """There is nothing to load, and the reason is kept."""
+    (seen,) = make(missing=("a",)).files.of("a").variants
+    assert not seen.is_on_disk
+    assert (seen.spec, seen.estimate, seen.file_bytes) == (None, None, 0)
+    assert "there is no file" in seen.state.why_not_here
+
+
+def test_a_broken_header_is_said(make: Callable[..., World]) -> None:
+    """It can be tried, and the reason why its size is unknown is kept."""
+    world = make()
+    world.error = ModelCorruptError("not a GGUF")
+    (seen,) = world.files.of("a").variants
+    assert (seen.estimate, seen.why_unreadable) == (None, "not a GGUF")
+    assert seen.spec is not None
+
+
+def test_only_news_change_the_revision(make: Callable[..., World], tmp_path: Path) -> None:
+    """Looking again at the same files says the same; a file that comes or goes is news."""
+    world = make()
+    before = world.files.of("a").variants
+    revision = world.files.revision
+    world.files.look_again()
+    assert world.files.of("a").variants is before
+    assert world.files.revision == revision
+    (tmp_path / "a.gguf").unlink()
+    world.files.look_again()
+    assert world.files.revision > revision
+    assert not world.files.of("a").variants[0].is_on_disk
+
+
+def test_a_changed_registry_is_looked_at_again(make: Callable[..., World]) -> None:
+    """A model that was replaced is seen at once, and one that is gone is forgotten."""
+    world = make()
+    first = world.files.of("a", math.inf)
+    agent: dict[str, Any] = world.registry.agent("conversation").model_dump(exclude_defaults=True)
+    world.registry.add_agent("conversation", agent)
+    assert world.files.of("a", math.inf) is not first
+    with pytest.raises(ModelNotFoundError):
+        world.files.of("nobody's")
