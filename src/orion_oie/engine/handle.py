@@ -12,7 +12,7 @@ from typing import Any
 
 from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import Request
-from orion_oie.errors import InvalidRequestError, RequestCancelledError
+from orion_oie.errors import InvalidRequestError, RequestCancelledError, described
 from orion_oie.schemas.results import InferenceResult, ModelInfo, Receipt, StreamStats, TokenEvent
 
 
@@ -105,7 +105,7 @@ class RequestHandle:
             try:
                 on_event(event)
             except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
-                failure = InvalidRequestError(f"on_event raised {type(error).__name__}: {error}")
+                failure = InvalidRequestError(f"on_event raised {described(error)}")
                 failure.__cause__ = error
                 self._request.scope.cancel(failure)
                 return

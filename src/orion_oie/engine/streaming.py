@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Literal
 
-from orion_oie.errors import InvalidRequestError
+from orion_oie.errors import InvalidRequestError, described
 from orion_oie.schemas.results import (
     StreamStats,
     TokenEvent,
@@ -152,7 +152,7 @@ class TextStream:
             is_whole = "".join(pieces) + rest == text
         except Exception as error:
             raise InvalidRequestError(
-                f"chunk_by: the function raised {type(error).__name__}: {error}"
+                f"chunk_by: the function raised {described(error)}"
             ) from error
         if not is_whole:
             raise InvalidRequestError("chunk_by: the function loses or changes text")

@@ -60,8 +60,7 @@ class MemoryBudget:
         if self._setting != "auto":
             return self._setting
         if self._spared_bytes is None:
-            self.refresh()
-        assert self._spared_bytes is not None
+            return self.note(self._read_system(), self._held_bytes())
         return self._spared_bytes
 
     def refresh(self) -> None:
@@ -75,8 +74,9 @@ class MemoryBudget:
             self._noted_at = now
         self.note(self._read_system(), self._held_bytes())
 
-    def note(self, system: SystemMemory, held_bytes: int) -> None:
-        """Take over what somebody else has just seen."""
+    def note(self, system: SystemMemory, held_bytes: int) -> int:
+        """Take over a reading of the machine; returns the automatic budget that follows from it."""
         with self._lock:
-            self._spared_bytes = spared_bytes(system, held_bytes)
+            self._spared_bytes = spared = spared_bytes(system, held_bytes)
             self._noted_at = self._clock()
+        return spared

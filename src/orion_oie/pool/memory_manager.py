@@ -20,7 +20,7 @@ from orion_oie.backends.base import (
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
-from orion_oie.errors import OrionError
+from orion_oie.errors import OrionError, described
 from orion_oie.hardware import probe
 from orion_oie.hardware.monitor import MemoryMonitor
 from orion_oie.hardware.pressure import (
@@ -88,7 +88,7 @@ class MemoryManager:
             interval_s=interval_s,
             read_system=read_system,
             read_process=read_process,
-            on_error=lambda error: self._warn(f"{type(error).__name__}: {error}"),
+            on_error=lambda error: self._warn(described(error)),
             on_sample=self._on_sample,
             on_level=self._on_level,
         )
@@ -147,7 +147,7 @@ class MemoryManager:
         try:
             self.monitor.sample_now()
         except OSError as error:
-            self._warn(f"{type(error).__name__}: {error}")
+            self._warn(described(error))
 
     def _timed_load(
         self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress

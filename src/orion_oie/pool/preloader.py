@@ -11,7 +11,7 @@ from functools import partial
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.config import EngineConfig
-from orion_oie.errors import UnknownAgentError
+from orion_oie.errors import UnknownAgentError, described
 from orion_oie.pool.budget import MemoryBudget
 from orion_oie.pool.candidate import Candidate
 from orion_oie.pool.pool import ModelPool
@@ -99,7 +99,7 @@ class Preloader:
         try:
             self._consider(agent_id, session_id)
         except Exception as error:  # noqa: BLE001 (the answer is given, and others are to come)
-            self._events.publish(PreloadTrouble(text=f"{type(error).__name__}: {error}"))
+            self._events.publish(PreloadTrouble(text=described(error)))
 
     def _consider(self, agent_id: str, session_id: str | None) -> None:
         if not self._is_enabled or not self._predictor.knows_others(agent_id):
