@@ -79,7 +79,7 @@ class ModelPool:
         self._has_memory = has_memory
         self._pressure_wait_s = pressure_wait_s
         self._patience_s = patience_s
-        self._waiting_for_room: list[Ticket] = []
+        self._waiting_for_memory: list[Ticket] = []
         self._changed = threading.Condition()
         self._entries: dict[str, Entry] = {}
         self._pinned: set[str] = set()
@@ -308,7 +308,7 @@ class ModelPool:
         Waits while the model's last load or use ends, while every model that could make room is in
         use, and for a while when the machine has no memory. Dead models take no room.
         """
-        line = self._waiting_for_room
+        line = self._waiting_for_memory
         with self._changed:
             try:
                 while True:
@@ -363,7 +363,7 @@ class ModelPool:
 
     def _must_wait_behind_others(self, ticket: Ticket) -> bool:
         """True when somebody who came before has waited for room for too long."""
-        oldest = next((other for other in self._waiting_for_room if not other.is_patient), None)
+        oldest = next((other for other in self._waiting_for_memory if not other.is_patient), None)
         if oldest is None:
             return False
         return oldest.since < ticket.since and time.monotonic() - oldest.since > self._patience_s
