@@ -1,7 +1,7 @@
 """The caller's view of a request: wait for it, iterate over its text, await it, cancel it.
 
-It shows and asks; the pipeline moves the request. Synchronous and asynchronous use are views of the
-same handle.
+It reads the request's state and may cancel it; the pipeline does the rest. Synchronous and
+asynchronous use are views of the same handle.
 """
 
 import threading
@@ -36,13 +36,13 @@ class RequestHandle:
 
     @property
     def progress(self) -> float:
-        """0 to 100."""
+        """The progress in percent."""
         return self._request.lifecycle.progress
 
     @property
     def queue_position(self) -> int | None:
         """The place among the requests that wait, 1 for the next; None when it does not wait. An
-        estimate: nobody knows who will come, or how long others take."""
+        estimate: later arrivals and the durations of others are unknown."""
         return self._request.queue_position
 
     @property
@@ -57,7 +57,7 @@ class RequestHandle:
 
     @property
     def receipt(self) -> Receipt | None:
-        """The account of the request once it has ended, well or not; None before."""
+        """The receipt of the request once it has ended, with success or not; None before."""
         return self._request.receipt
 
     @property

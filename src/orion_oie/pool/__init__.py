@@ -1,6 +1,8 @@
-"""Which models are in memory, and what for.
+"""The models in memory.
 
-pool: the loaded models, with its entries and the pure eviction. variants: which variant of a model
-an agent gets. sizes, footprint_ledger: what models take. budget, memory_manager: what they may
-take, and what goes under pressure. preloader, prediction: what is loaded ahead of need.
+pool, entries: the loaded models. eviction: the choice of those to evict. variants, candidate,
+files: the variant of each model that an agent gets. sizes, footprint_ledger: the memory that models
+take.
+budget, memory_manager: the memory that they may take, and relief under pressure. background,
+preloader, prediction: loads ahead of need.
 """

@@ -1,5 +1,5 @@
-"""Whose turn it is: a bounded, fair queue that knows no memory.
+"""A bounded, fair queue of requests. It knows nothing of memory.
 
-queue: who waits, and the threads that serve. policy, fairness: pure, who is next. in_flight: what
-is being served.
+queue: the waiting requests, and the threads that serve them. policy, fairness: the choice of the
+next one, pure. lines: the structure that it reads. in_flight: the requests being served.
 """
