@@ -244,7 +244,7 @@ def test_a_plan_knows_who_stands_in(make_engine: MakeEngine) -> None:
     plan = engine.plan("Hello?")
     assert plan.model is not None
     assert (plan.model.model_id, plan.model.role) == ("c", "lite")
-    assert "loaded meanwhile" in plan.considered[0].why_not
+    assert "loaded in the background" in plan.considered[0].why_not
     handle = engine.submit("Hello?")
     assert handle.result(10).model_id == "c"
     assert outcomes(handle)[0] == ("a", "primary", "loading")

@@ -182,7 +182,7 @@ def test_who_waits_is_named_with_its_blocker(make_engine: MakeEngine) -> None:
     assert lines[1].startswith(f"request {waiting.id} ")
     assert lines[1].endswith(
         "s in the queue: it waits for b@q4, because 'b@q4' is not in memory, and waits until "
-        f"'a@q4' can make room; in use by {running.id}"
+        f"'a@q4' can be evicted; in use by {running.id}"
     )
     held.let_go.set()
     assert running.result(10).model_id == "a"

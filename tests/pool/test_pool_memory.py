@@ -288,7 +288,7 @@ def test_everybody_gets_a_turn(seed: int) -> None:
     assert world.alive == []
 
 
-def test_a_wish_for_memory_is_heard(world: World) -> None:
+def test_a_request_that_waits_for_memory_can_be_cancelled(world: World) -> None:
     """A request that waits for memory notices when its owner cancels it."""
     world.sizes = {"a": 1}
     pool = pool_of(world, None, has_memory=lambda: False)

@@ -750,8 +750,8 @@ def test_why_it_waits() -> None:
         history.note(asks(0, model), Lines(), 9.0, is_load=False)
     decision = decide(waiting, availability, 12.0, history)
     assert [why(one, availability, decision) for one in waiting] == [
-        "'a' is not in memory, and waits until 'b' can make room",
-        "'b' is held back so that 'a' gets room",
+        "'a' is not in memory, and waits until 'b' can be evicted",
+        "'b' is held back so that 'a' gets memory",
         "'c' answers as many requests as it may at once",
         "it is next",
         "others come before it",

@@ -552,7 +552,7 @@ def test_taking_a_blocked_item_back_frees_those_it_held(gate) -> None:
     clock.now += 20.0
     put_all(queue, "b")
     wait_until(lambda: "b" in shown_by(queue))
-    assert queue.waiting()[1].reason == "'b' is held back so that 'a' gets room"
+    assert queue.waiting()[1].reason == "'b' is held back so that 'a' gets memory"
     assert gate.names == []
     queue.remove(item)
     wait_until(lambda: gate.names == ["b"])
@@ -729,7 +729,7 @@ def test_positions_and_reasons(gate) -> None:
     listed = [(one.item, one.position, one.waited_s, one.reason) for one in queue.waiting()]
     full = "'a' answers as many requests as it may at once"
     assert listed == [
-        (first, 1, 2.0, "'b' is not in memory, and waits until 'a' can make room"),
+        (first, 1, 2.0, "'b' is not in memory, and waits until 'a' can be evicted"),
         (second, 2, 0.0, full),
         (third, 3, 0.0, full),
     ]
