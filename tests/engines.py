@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 from helpers import Running, config_with, registry_with, wait_until
+from internals import busy_of, set_idle_exit, set_timer_idle_exit
 
 from orion_oie import (
     OrionInferenceEngine,
     RequestHandle,
     TokenEvent,
-    cancellation,
 )
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.engine.build import Parts
-from orion_oie.engine.scheduling import queue as queue_module
 
 TEXT = "One fine answer."
 LONG = FakeAnswer("word " * 3000, delay_s=0.005)
@@ -74,8 +73,8 @@ def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
 @pytest.fixture
 def quick_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle threads end soon."""
-    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.02)
-    monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", 0.02)
+    set_idle_exit(monkeypatch, 0.02)
+    set_timer_idle_exit(monkeypatch, 0.02)
 
 
 def parts(engine: OrionInferenceEngine) -> Parts:
@@ -86,6 +85,14 @@ def parts(engine: OrionInferenceEngine) -> Parts:
 def is_observed(handle: RequestHandle) -> bool:
     """True once somebody has looked at the text of a request: no public call says so."""
     return handle._request.stream.is_observed
+
+
+def settle(engine: OrionInferenceEngine) -> None:
+    """Wait until all that follows the answers has been done: the loads in the background belong to
+    no request, and no public call shows them all."""
+    wait_until(lambda: busy_of(parts(engine).queue) == 0)
+    loads = parts(engine).background._loads
+    wait_until(lambda: all(load.done() for load in list(loads.values())))
 
 
 def one_at_a_time() -> dict[str, int]:

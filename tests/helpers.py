@@ -60,6 +60,11 @@ class Running:
     def is_running(self) -> bool:
         return self._thread.is_alive()
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end, `seconds` at most; False if it still runs then."""
+        self._thread.join(seconds)
+        return not self.is_running
+
     def join(self) -> Any:
         """The value of the call; raises what the call raised, fails when it does not end."""
         self._thread.join(BOUND_S)

@@ -22,6 +22,11 @@ def spec(name: str) -> LoadSpec:
     )
 
 
+def waiting_for_memory(pool: ModelPool) -> int:
+    """The number of requests that wait in a pool for memory: they are blocked, and show nothing."""
+    return len(pool._waiting_for_memory)
+
+
 class Model:
     """A model that knows whether it was closed or crashed."""
 

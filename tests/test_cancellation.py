@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from helpers import BOUND_S, no_more_threads, run_all, wait_until
-from internals import at_idle_timeout
+from internals import at_idle_timeout, set_timer_idle_exit
 
-from orion_oie import cancellation
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import DeadlineExceededError, OrionError, RequestCancelledError
 
@@ -26,7 +25,7 @@ Threads = Callable[[], int]
 @pytest.fixture
 def timer_threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     """Counts the timer threads of the test; they end soon when idle."""
-    monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", 0.01)
+    set_timer_idle_exit(monkeypatch, 0.01)
     before = set(threading.enumerate())
 
     def count() -> int:
@@ -275,7 +274,7 @@ def test_no_deadline_is_lost_when_the_thread_is_about_to_end(
     timer_threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Deadlines that come just when the idle thread gives up still fire."""
-    monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", 0.0005)
+    set_timer_idle_exit(monkeypatch, 0.0005)
     timer = DeadlineTimer()
     scopes = [CancelScope() for _ in range(300)]
 
@@ -318,7 +317,7 @@ def test_a_thread_that_cannot_start_is_tried_again() -> None:
 
 def test_a_fired_deadline_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waiting thread holds nothing of the request whose deadline fired last."""
-    monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", BOUND_S)
+    set_timer_idle_exit(monkeypatch, BOUND_S)
     timer = DeadlineTimer()
     scope = CancelScope()
     fired = threading.Event()

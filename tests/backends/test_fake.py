@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from helpers import BOUND_S, Running, run_all, wait_until
+from internals import callbacks_of
 
 from orion_oie.backends.base import Completion, GenerationJob, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel, Script
@@ -177,7 +178,7 @@ def test_a_slow_load_can_be_cancelled() -> None:
     backend = FakeBackend(load_delay_s=BOUND_S)
     scope = CancelScope()
     loading = Running(backend.load, spec("a"), scope, lambda _fraction: None)
-    wait_until(lambda: scope._callbacks)
+    wait_until(lambda: callbacks_of(scope))
     scope.cancel(RequestCancelledError("enough"))
     with pytest.raises(RequestCancelledError, match="enough"):
         loading.join()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from helpers import wait_until
+from internals import set_known_devices
 from loopback import (
     LoopbackRequest,
     LoopbackServer,
@@ -30,7 +31,6 @@ from orion_oie import (
     OrionInferenceEngine,
     __version__,
 )
-from orion_oie.backends.llama.host import devices
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli.compatibility import CompatibilityReport
 from orion_oie.cli.main import main
@@ -582,7 +582,7 @@ def test_hardware_shows_what_is_wrong(
     """With a llama.cpp that cannot be loaded, there is a report all the same, and status 1."""
     (tmp_path / "llama_cpp.py").write_text("raise ImportError('no \\x1b[31mlibrary')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(devices, "_seen", None)
+    set_known_devices(monkeypatch, None)
     assert main(["hardware"]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"^llama.cpp +PROBLEM: llama.cpp cannot be used: ImportError", shown, re.M)

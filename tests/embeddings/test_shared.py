@@ -32,6 +32,11 @@ KEY = "minilm@f16"
 TEXTS = ["The sky is blue.", "A cat sleeps.", "The heavens are azure."]
 
 
+def embedder_of(engine: OrionInferenceEngine) -> object:
+    """The embedder behind an engine's service, which shows the same for all kinds."""
+    return parts(engine).embeddings.service()._embedder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embeddings")
@@ -165,7 +170,7 @@ def test_it_makes_room_and_comes_back(folder: Path, tmp_path: Path) -> None:
     registry = registry_of(folder)
     with OrionInferenceEngine(registry, config_of(tmp_path)) as looking:
         model = looking.plan("Hello?").model
-        embedder = parts(looking).embeddings._spec("minilm")
+        embedder = parts(looking).variants.embedding_spec("minilm")
         sizes = parts(looking).memory.sizes
         assert model is not None
         assert model.needed_bytes is not None
@@ -189,7 +194,7 @@ def test_it_can_be_named(folder: Path, tmp_path: Path) -> None:
     writes."""
     config = config_of(tmp_path, embeddings={"model": "minilm"})
     with OrionInferenceEngine(registry_of(folder), config) as engine:
-        assert parts(engine).embeddings._spec("minilm").files == (folder / "minilm.gguf",)
+        assert parts(engine).variants.embedding_spec("minilm").files == (folder / "minilm.gguf",)
         assert engine.stats().embeddings is None
     config = config_of(tmp_path, embeddings={"model": "minilmm"})
     with (
@@ -288,4 +293,4 @@ def test_the_service_is_made_once(folder: Path, tmp_path: Path) -> None:
         services = {id(run.join()) for run in runs}
         assert services == {id(parts(engine).embeddings.service())}
         assert isinstance(parts(engine).embeddings.service(), EmbeddingService)
-        assert isinstance(parts(engine).embeddings.service()._embedder, PooledEmbedder)
+        assert isinstance(embedder_of(engine), PooledEmbedder)

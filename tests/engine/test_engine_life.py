@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from engines import LONG, TEXT, ended, is_observed, names, one_at_a_time, parts, texts
 from helpers import BOUND_S, Held, Running, run_all, wait_until
+from internals import idle_exit_s, models_of
 
 from orion_oie import (
     DeadlineExceededError,
@@ -35,7 +36,6 @@ from orion_oie import (
 from orion_oie.backends.base import GenerationJob
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 from orion_oie.engine.request import Request
-from orion_oie.engine.scheduling import queue as queue_module
 
 # Listeners
 
@@ -368,8 +368,8 @@ def test_a_forgotten_engine_is_collected(make_engine, is_used: bool) -> None:
         assert any(t.name.startswith("orion-request") for t in threading.enumerate())
     gone = weakref.ref(engine)
     del engine
-    wait_until(lambda: is_collected(gone), queue_module._IDLE_EXIT_S / 2)
-    assert not any(model.is_alive() for model in backend._models)
+    wait_until(lambda: is_collected(gone), idle_exit_s() / 2)
+    assert not any(model.is_alive() for model in models_of(backend))
 
 
 def test_a_kept_handle_does_not_keep_the_engine(make_engine) -> None:
@@ -379,7 +379,7 @@ def test_a_kept_handle_does_not_keep_the_engine(make_engine) -> None:
     assert [ended(handle).result().content for handle in handles] == [TEXT, TEXT]
     gone = weakref.ref(engine)
     del engine
-    wait_until(lambda: is_collected(gone), queue_module._IDLE_EXIT_S / 2)
+    wait_until(lambda: is_collected(gone), idle_exit_s() / 2)
     assert handles[0].text == TEXT
 
 
@@ -394,11 +394,11 @@ def test_a_running_request_keeps_its_engine(make_engine) -> None:
     del engine
     held.wait_for()
     assert not is_collected(gone)
-    assert all(model.is_alive() for model in backend._models)
+    assert all(model.is_alive() for model in models_of(backend))
     held.let_go.set()
     assert [handle.result(BOUND_S).content for handle in handles] == [TEXT] * 3
-    wait_until(lambda: is_collected(gone), queue_module._IDLE_EXIT_S / 2)
-    assert not any(model.is_alive() for model in backend._models)
+    wait_until(lambda: is_collected(gone), idle_exit_s() / 2)
+    assert not any(model.is_alive() for model in models_of(backend))
 
 
 def test_ended_requests_are_not_kept(make_engine) -> None:
@@ -414,7 +414,7 @@ def test_ended_requests_are_not_kept(make_engine) -> None:
         return sum(isinstance(t, (Request, RequestHandle)) and t.id in ids for t in things)
 
     assert len(ids) > 5
-    wait_until(lambda: left() == 0, queue_module._IDLE_EXIT_S / 2)
+    wait_until(lambda: left() == 0, idle_exit_s() / 2)
 
 
 def test_many_threads_leave_nothing_behind(make_engine, quick_exit) -> None:

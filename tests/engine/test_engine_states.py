@@ -12,6 +12,7 @@ import threading
 import pytest
 from engines import LONG, TEXT, ended, names, one_at_a_time, outcomes, parts
 from helpers import BOUND_S, Held, Running, no_more_threads, wait_until
+from internals import deadlines_of
 
 from orion_oie import (
     ContextOverflowError,
@@ -439,7 +440,7 @@ def test_a_deadline_that_is_met_changes_nothing(make_engine) -> None:
     """A request within its deadline is answered, and the deadline is forgotten."""
     engine = make_engine()
     assert engine.infer("Hello?", deadline=600.0).content == TEXT
-    assert parts(engine).deadlines._pending == []
+    assert not deadlines_of(parts(engine).deadlines)
 
 
 # The queue

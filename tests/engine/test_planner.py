@@ -59,12 +59,17 @@ def facts(engine: OrionInferenceEngine) -> dict[str, Any]:
     }
 
 
+def save_footprints(engine: OrionInferenceEngine) -> None:
+    """Write down now what the last load took: it would be written within a second, in between."""
+    parts(engine).memory._ledger.save()
+
+
 def test_a_plan_touches_nothing(make_engine: MakeEngine, tmp_path: Path) -> None:
     """No load, no eviction, no file, no count, no event: everything is as it was."""
     engine = engine_of(make_engine, cache_dir=tmp_path / "cache")
     engine.infer("Hello?")
     parts(engine).memory.monitor.stop()
-    parts(engine).memory._ledger.save()  # what the load took is written once a second
+    save_footprints(engine)
     before = facts(engine), files_of(tmp_path)
     for agent in (None, *AGENTS):
         engine.plan("Hello?", agent=agent, session_id="one")
@@ -239,7 +244,7 @@ def test_a_plan_knows_who_stands_in(make_engine: MakeEngine) -> None:
     plan = engine.plan("Hello?")
     assert plan.model is not None
     assert (plan.model.model_id, plan.model.role) == ("c", "lite")
-    assert "loaded meanwhile" in plan.considered[0].why_not
+    assert "loaded in the background" in plan.considered[0].why_not
     handle = engine.submit("Hello?")
     assert handle.result(10).model_id == "c"
     assert outcomes(handle)[0] == ("a", "primary", "loading")

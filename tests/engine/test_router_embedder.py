@@ -19,6 +19,7 @@ from helpers import (
     run_all,
     wait_until,
 )
+from internals import models_of
 from minilm import minilm_folder, write_minilm
 
 from orion_oie.backends.base import LoadSpec
@@ -44,6 +45,7 @@ from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool.files import ModelFiles
 from orion_oie.pool.memory_manager import MemoryManager
+from orion_oie.pool.pool import ModelPool
 from orion_oie.pool.variants import VariantSelector
 from orion_oie.schemas.stats import BreakerState
 from orion_oie.telemetry.event_log import EventLog
@@ -64,6 +66,31 @@ class Gated(FakeBackend):
         self.begun.append(spec.key)
         assert self.gate.wait(BOUND_S)
         return super().load(spec, scope, on_progress)
+
+
+def is_paused(embedder: RouterEmbedder) -> bool:
+    """True while an embedder does not ask its model: no public call says so."""
+    return embedder._breaker.stats().state is not BreakerState.CLOSED
+
+
+def start_timer(embedder: RouterEmbedder) -> None:
+    """Have the thread of its deadlines run already, so that only the next thread is refused."""
+    embedder._deadlines.watch(CancelScope(), 1000.0)
+
+
+def set_limit(embedder: RouterEmbedder, seconds: float) -> None:
+    """Shorten its limit after the first load, which may take longer."""
+    embedder._limit_s = seconds
+
+
+def take_embeddings_away(embedder: RouterEmbedder) -> None:
+    """Whatever still looks at the embeddings now fails: a look shows in nothing else."""
+    embedder._embeddings = None  # type: ignore[assignment]
+
+
+def set_load(pool: ModelPool, load: Any) -> None:
+    """Have a pool load by another backend than the one that its world was built on."""
+    pool._load = load
 
 
 class World:
@@ -109,8 +136,8 @@ class World:
 
     @property
     def is_paused(self) -> bool:
-        """True while the embedder does not ask its model: no public call says so."""
-        return self.embedder._breaker.stats().state is not BreakerState.CLOSED
+        """True while the embedder does not ask its model."""
+        return is_paused(self.embedder)
 
     def use(self, agent_id: str) -> Any:
         """Hold the model of an agent."""
@@ -304,7 +331,7 @@ def test_a_model_in_use_is_not_waited_for(make_world: Callable[..., World]) -> N
 def test_without_threads_there_are_no_vectors(make_world: Callable[..., World]) -> None:
     """That is an error like others, which passes."""
     world = make_world()
-    world.embedder._deadlines.watch(CancelScope(), 1000.0)  # its thread is there
+    start_timer(world.embedder)
     with no_more_threads(), pytest.raises(WorkerError, match="no more threads"):
         world.embedder.embed(["x"])
     world.clock.tick(PAUSE_S)
@@ -328,8 +355,8 @@ def test_a_hung_model_is_left_behind(make_world: Callable[..., World]) -> None:
     """A model in memory that does not answer in time is left alone like one that fails."""
     world = make_world()
     world.embedder.embed(["x"])
-    world.embedder._limit_s = 0.05
-    model = next(iter(world.backend._models))
+    set_limit(world.embedder, 0.05)
+    model = models_of(world.backend)[0]
 
     def hang(_texts: Any, scope: CancelScope) -> Any:
         ended = threading.Event()
@@ -348,7 +375,7 @@ def test_asking_whether_it_is_here_costs_little(make_world: Callable[..., World]
     """Nothing is looked at between two looks."""
     world = make_world()
     assert world.embedder.is_ready()
-    world.embedder._embeddings = None  # type: ignore[assignment]
+    take_embeddings_away(world.embedder)
     assert world.embedder.is_ready()
 
 
@@ -365,7 +392,7 @@ def test_a_text_that_is_too_long_is_its_own_fault(make_world: Callable[..., Worl
     world = make_world(threads=1)
     write_minilm(world.folder / "minilm.gguf")
     backend = LlamaBackend(LoaderSettings(), cache=ModelCache(world.config.download.cache_dir))
-    world.pool._load = backend.load
+    set_load(world.pool, backend.load)
     try:
         first = world.embedder.embed(["a text"])
         with pytest.raises(ContextOverflowError):

@@ -7,6 +7,7 @@ from engines import TEXT, MakeEngine
 from helpers import Held, Running, config_with, registry_with, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from internals import models_of
 
 from orion_oie import OrionInferenceEngine
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
@@ -147,8 +148,8 @@ def test_a_stuck_worker_is_named(make_engine: MakeEngine) -> None:
     backend = FakeBackend({"a": FakeAnswer("one two", delay_s=60.0)})
     engine = engine_of(make_engine, backend)
     handle = engine.submit("Hello?")
-    wait_until(lambda: backend._models)
-    backend._models[0].pid = 4711  # type: ignore[misc]
+    wait_until(lambda: models_of(backend))
+    models_of(backend)[0].pid = 4711  # type: ignore[misc]
     (line,) = stuck_in(engine, 1)
     assert line.startswith(f"request {handle.id} has made no progress for")
     assert line.endswith("s in inferencing: it waits for worker 4711 of a@q4")
@@ -181,7 +182,7 @@ def test_who_waits_is_named_with_its_blocker(make_engine: MakeEngine) -> None:
     assert lines[1].startswith(f"request {waiting.id} ")
     assert lines[1].endswith(
         "s in the queue: it waits for b@q4, because 'b@q4' is not in memory, and waits until "
-        f"'a@q4' can make room; in use by {running.id}"
+        f"'a@q4' can be evicted; in use by {running.id}"
     )
     held.let_go.set()
     assert running.result(10).model_id == "a"

@@ -174,11 +174,16 @@ def test_other_tiny_models_read_as_gguf_py_reads_them(tmp_path, write, options) 
     assert header.quantization == options.get("weights", "F32")
 
 
+def set_read_sizes(monkeypatch: pytest.MonkeyPatch, first: int, largest: int) -> None:
+    """Cut the reads in places where small files would have none."""
+    monkeypatch.setattr(cursor, "_FIRST_READ_BYTES", first)
+    monkeypatch.setattr(cursor, "_LARGEST_READ_BYTES", largest)
+
+
 def test_a_file_given_in_small_pieces_reads_the_same(good: bytes, monkeypatch) -> None:
     """Where the reads are cut makes no difference, and no byte is asked for twice."""
     whole = parse(good)
-    monkeypatch.setattr(cursor, "_FIRST_READ_BYTES", 1)
-    monkeypatch.setattr(cursor, "_LARGEST_READ_BYTES", 13)
+    set_read_sizes(monkeypatch, 1, 13)
     source = Source(good)
     assert source.parse() == whole
     source.check_reads()
@@ -187,8 +192,7 @@ def test_a_file_given_in_small_pieces_reads_the_same(good: bytes, monkeypatch) -
 
 def test_numeric_arrays_are_stepped_over_unread(monkeypatch) -> None:
     """The bytes of a numeric array are never asked for."""
-    monkeypatch.setattr(cursor, "_FIRST_READ_BYTES", 64)
-    monkeypatch.setattr(cursor, "_LARGEST_READ_BYTES", 64)
+    set_read_sizes(monkeypatch, 64, 64)
     numbers = pack("<IQ", F32, 50_000) + bytes(200_000)
     source = Source(image([key("numbers", ARRAY, numbers), key("last", U8, b"\x07")]))
     assert source.parse().metadata["last"] == 7

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from engines import TEXT, MakeEngine, names, parts
 from helpers import BOUND_S, Held, Running, config_with, wait_until
-from pools import spec
+from internals import idle_exit_s
+from pools import spec, waiting_for_memory
 
 from orion_oie import (
     InsufficientMemoryError,
@@ -24,14 +25,15 @@ from orion_oie import (
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.backends.fake import FakeAnswer, FakeBackend, FakeModel
 from orion_oie.cancellation import CancelScope
-from orion_oie.engine.scheduling import queue as queue_module
 from orion_oie.hardware.pressure import PressureLevel
 from orion_oie.hardware.probe import (
     ProcessMemory,
     SystemMemory,
 )
+from orion_oie.pool.budget import MemoryBudget
 from orion_oie.pool.footprint_ledger import FILE_NAME
 from orion_oie.pool.memory_manager import MemoryManager
+from orion_oie.pool.pool import ModelPool
 from orion_oie.telemetry.event_log import EventLog
 
 GIB = 2**30
@@ -87,6 +89,21 @@ class Machine(FakeBackend):
             "read_system": self.read_system,
             "read_process": self.read_process,
         }
+
+
+def set_pressure_wait(pool: ModelPool, seconds: float) -> None:
+    """Shorten the patience of a load under pressure: the engine's constant is minutes."""
+    pool._pressure_wait_s = seconds
+
+
+def make_stale(budget: MemoryBudget) -> None:
+    """Age the last reading of the machine by more than the second for which it is kept."""
+    budget._noted_at = 0.0
+
+
+def watch_by(manager: MemoryManager) -> None:
+    """Start the watch as a load does, at a moment of the test's choice."""
+    manager._watch()
 
 
 class House:
@@ -263,7 +280,7 @@ def test_loads_wait_until_there_is_memory_again(make_house: MakeHouse) -> None:
     machine.others = 15 * GIB + GIB // 2
     wait_until(lambda: machine.here == set())
     waiting = Running(house.use, "b")
-    wait_until(lambda: bool(house.pool._waiting_for_room))
+    wait_until(lambda: waiting_for_memory(house.pool))
     looks = len(house.manager.monitor.history())
     wait_until(lambda: len(house.manager.monitor.history()) > looks + 2 * CALM_SAMPLES)
     assert machine.loaded == ["a@v"]
@@ -291,7 +308,7 @@ def test_a_load_that_waits_in_vain_says_so(make_house: MakeHouse) -> None:
     machine = Machine(a=1)
     machine.others = 15 * GIB + GIB // 2
     house = make_house(machine, OFTEN_S, budget=4 * GIB)
-    house.pool._pressure_wait_s = 0.01
+    set_pressure_wait(house.pool, 0.01)
     with pytest.raises(InsufficientMemoryError, match="about to run out of memory"):
         house.use("a")
     assert watchers()
@@ -378,7 +395,7 @@ def test_the_budget_follows_the_machine(make_house: MakeHouse) -> None:
     kept = 16 * GIB // 10
     assert house.manager.budget.bytes() == pytest.approx(10 * GIB - kept, abs=2)
     house.pool.unload("a@v")
-    house.manager.budget._noted_at = 0.0  # a second ago
+    make_stale(house.manager.budget)
     house.manager.budget.refresh()
     assert house.manager.budget.bytes() == pytest.approx(10 * GIB - kept, abs=2)
     machine.others += 2 * GIB
@@ -468,7 +485,7 @@ def test_a_load_that_begins_while_the_watch_ends_is_watched(
         if not loading:
             loading.append(Running(house.use, "b"))
             wait_until(lambda: "b@v" in house.pool.residents())
-            started = Running(house.manager._watch)  # as the load does
+            started = Running(watch_by, house.manager)
             started.join()
         return stop(*timeout_s)
 
@@ -525,7 +542,7 @@ def test_an_engine_under_pressure(on_machine: Callable[..., Any]) -> None:
     machine.others = 15 * GIB
     wait_until(lambda: engine.stats().memory.pressure == "critical")
     waiting = engine.submit("Hello?", agent="second")
-    wait_until(lambda: bool(parts(engine).memory.pool._waiting_for_room))
+    wait_until(lambda: waiting_for_memory(parts(engine).memory.pool))
     health = engine.health()
     assert health.status == "degraded"
     assert any("Memory pressure is critical" in line for line in health.reasons)
@@ -569,6 +586,6 @@ def test_a_watched_engine_that_is_forgotten_is_collected(on_machine: Callable[..
         gc.collect()
         return gone() is None
 
-    wait_until(is_gone, queue_module._IDLE_EXIT_S / 2)
+    wait_until(is_gone, idle_exit_s() / 2)
     assert machine.here == set()
-    wait_until(lambda: not watchers(), queue_module._IDLE_EXIT_S / 2)
+    wait_until(lambda: not watchers(), idle_exit_s() / 2)

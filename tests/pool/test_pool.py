@@ -10,7 +10,8 @@ import pytest
 from helpers import BOUND_S, Running, no_more_threads, run_all, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools import Holder, World, spec
+from internals import callbacks_of
+from pools import Holder, World, spec, waiting_for_memory
 
 from orion_oie.backends.base import GenerationJob
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
@@ -360,8 +361,8 @@ def test_a_lease_leaves_no_callback_behind(world) -> None:
     pool = pool_of(world)
     scope = CancelScope()
     with pool.acquire(spec("a"), scope):
-        assert scope._callbacks == {}
-    assert scope._callbacks == {}
+        assert not callbacks_of(scope)
+    assert not callbacks_of(scope)
 
 
 # Unloading
@@ -422,7 +423,7 @@ def test_users_of_what_is_in_memory_may_overtake(world) -> None:
     first = Holder(pool, "a")
     first.wait()
     waiter = Holder(pool, "c")
-    wait_until(lambda: len(pool._waiting_for_room) == 1)
+    wait_until(lambda: waiting_for_memory(pool) == 1)
     second = Holder(pool, "a")
     second.wait()
     first.let_go()
@@ -438,7 +439,7 @@ def test_nobody_waits_for_room_forever(world) -> None:
     first = Holder(pool, "a")
     first.wait()
     waiter = Holder(pool, "c")
-    wait_until(lambda: len(pool._waiting_for_room) == 1)
+    wait_until(lambda: waiting_for_memory(pool) == 1)
     second = Holder(pool, "a")
     first.let_go()
     waiter.wait()

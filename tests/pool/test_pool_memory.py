@@ -10,7 +10,7 @@ import pytest
 from helpers import run_all, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools import Holder, World, spec
+from pools import Holder, World, spec, waiting_for_memory
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.cancellation import CancelScope
@@ -288,10 +288,10 @@ def test_everybody_gets_a_turn(seed: int) -> None:
     assert world.alive == []
 
 
-def test_a_wish_for_memory_is_heard(world: World) -> None:
+def test_a_request_that_waits_for_memory_can_be_cancelled(world: World) -> None:
     """A request that waits for memory notices when its owner cancels it."""
     world.sizes = {"a": 1}
     pool = pool_of(world, None, has_memory=lambda: False)
     holder = Holder(pool, "a")
-    wait_until(lambda: bool(pool._waiting_for_room))
+    wait_until(lambda: waiting_for_memory(pool))
     holder.cancel()

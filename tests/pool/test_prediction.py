@@ -338,9 +338,9 @@ def test_the_likeliest_is_loaded() -> None:
         ({"is_enabled": False}, PreloadReason.DISABLED),
         ({"is_anything_waiting": True}, PreloadReason.WAITING),
         ({"is_calm": False}, PreloadReason.MEMORY),
-        ({"free_bytes": 99}, PreloadReason.NO_ROOM),
-        ({"victims": {}}, PreloadReason.NO_ROOM),
-        ({"victims": {"k1": None}}, PreloadReason.NO_ROOM),
+        ({"free_bytes": 99}, PreloadReason.NO_SPACE),
+        ({"victims": {}}, PreloadReason.NO_SPACE),
+        ({"victims": {"k1": None}}, PreloadReason.NO_SPACE),
         ({"residents": {"k1": 0.9}}, PreloadReason.RESIDENT),
         ({"residents": {"k2": 0.9}, "victims": {"k1": ("k2",)}}, PreloadReason.WOULD_EVICT),
         (
@@ -374,7 +374,7 @@ def test_an_obstacle_for_one_is_none_for_the_next() -> None:
     predictions = {"k1": 0.5, "k2": 0.4}
     assert decide(predictions, victims={"k1": None, "k2": ()}).key == "k2"
     refused = decide(predictions, {"k3": 0.45}, victims={"k1": None, "k2": ("k3",)})
-    assert refused.reason is PreloadReason.NO_ROOM
+    assert refused.reason is PreloadReason.NO_SPACE
 
 
 def test_agents_that_share_a_model_add_up() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import TEXT, Clock, MakeEngine, names, parts
+from engines import TEXT, Clock, MakeEngine, names, parts, settle
 from helpers import config_with, registry_with, wait_until
-from pools import Holder, World, spec
+from pools import Holder, World, spec, waiting_for_memory
 
 from orion_oie import ModelInfo, OrionInferenceEngine, PredictionStats, WorkerError
 from orion_oie.backends.base import Footprint, LoadSpec
@@ -50,12 +50,6 @@ def ask(engine: OrionInferenceEngine, agents: str, session: str | None = "s") ->
         result = engine.infer("Hello?", agent=agent, session_id=session)
     settle(engine)
     return result
-
-
-def settle(engine: OrionInferenceEngine) -> None:
-    """Wait until answers are followed by all that follows them."""
-    wait_until(lambda: parts(engine).queue._busy == 0)
-    wait_until(lambda: all(f.done() for f in list(parts(engine).background._loads.values())))
 
 
 def here(engine: OrionInferenceEngine) -> set[str]:
@@ -173,16 +167,21 @@ def test_a_paused_model_is_not_loaded_ahead(make_engine: MakeEngine) -> None:
     assert here(engine) == {"b"}
 
 
-def test_trouble_with_loading_ahead_harms_no_answer(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A bug in it is told as an event, and the thread that serves goes on serving."""
-    engine = make_engine(FakeBackend({"*": FakeAnswer(TEXT)}), AGENTS, slots=1, max_models=1)
+def break_prediction(monkeypatch: pytest.MonkeyPatch, engine: OrionInferenceEngine) -> None:
+    """Put a bug into the prediction of an engine: no request brings one about."""
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(parts(engine).preloader._predictor, "predict", fail)
+
+
+def test_trouble_with_loading_ahead_harms_no_answer(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug in it is told as an event, and the thread that serves goes on serving."""
+    engine = make_engine(FakeBackend({"*": FakeAnswer(TEXT)}), AGENTS, slots=1, max_models=1)
+    break_prediction(monkeypatch, engine)
     for agent in "ABABABAB":
         assert engine.infer("Hello?", agent=agent).content == TEXT
     settle(engine)
@@ -399,10 +398,10 @@ def test_a_load_ahead_waits_for_nobody() -> None:
     with pytest.raises(InsufficientMemoryError, match="just now"):
         held(pool, "b", {"a@v"})
     waiting = Holder(pool, "c")
-    wait_until(lambda: bool(pool._waiting_for_room))
+    wait_until(lambda: waiting_for_memory(pool))
     with pytest.raises(InsufficientMemoryError, match="just now"):
         held(pool, "b", {"a@v"})
-    assert len(pool._waiting_for_room) == 1
+    assert waiting_for_memory(pool) == 1
     busy.let_go()
     waiting.wait()
     waiting.let_go()

@@ -29,11 +29,21 @@ KEY = "main@q4"
 MB = 10**6
 
 
+def set_pause(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Change the pause between two lines, which is made for people."""
+    monkeypatch.setattr(progress, "_BETWEEN_LINES_S", seconds)
+
+
+def set_longest_close(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Shorten the wait for a terminal that takes nothing, which is made for people."""
+    monkeypatch.setattr(progress, "_LONGEST_CLOSE_S", seconds)
+
+
 @pytest.fixture(autouse=True)
 def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws often, and keeps no pause between lines."""
     monkeypatch.setattr(progress, "_TICK_S", 0.002)
-    monkeypatch.setattr(progress, "_BETWEEN_LINES_S", 0.0)
+    set_pause(monkeypatch, 0.0)
 
 
 def step(phase: LoadPhase, key: str = KEY, **fields: Any) -> ModelLoading:
@@ -168,7 +178,7 @@ def test_each_phase_and_each_shard_has_a_line() -> None:
 
 def test_lines_do_not_come_faster_than_they_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes before the next line is due are left out; the end is not."""
-    monkeypatch.setattr(progress, "_BETWEEN_LINES_S", 60.0)
+    set_pause(monkeypatch, 60.0)
     stream = Lines()
     with LoadDisplay(stream) as display:
         display.show(fetched(0))
@@ -304,7 +314,7 @@ def test_a_stream_that_cannot_be_written_to_ends_the_display(stream: io.StringIO
 
 def test_a_stream_that_waits_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """`show` returns while a terminal does not take its text, and so does `close`."""
-    monkeypatch.setattr(progress, "_LONGEST_CLOSE_S", 0.01)
+    set_longest_close(monkeypatch, 0.01)
     let_go, waits = threading.Event(), threading.Event()
 
     class Stopped(io.StringIO):

@@ -40,17 +40,17 @@ if TYPE_CHECKING:  # only embedding needs it
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What to load, and how.
+    """A model to load, and the settings to load it with.
 
-    `info` is what the registry says of the model; the backend completes it.
-    `context_length` is in tokens and shared by all `slots`; None takes the model's own, at most
-    `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `host_cache_bytes` are for the
-    state of silent conversations outside the KV cache; None takes as much as the cache itself.
-    `is_embedding` loads a model for `embed` instead of `generate`. Files that are not here yet come
-    from `source`, taken apart as `sharding` says; None takes the backend's settings.
-    `expected_bytes` is how large they will be, as far as the registry knows; `is_progressive` says
-    whether to compute while they arrive, None what the backend's settings say. `gpu_layers` of its
-    layers go to GPUs, the output layer first; None puts as many there as fit.
+    `info` is the registry's description of the model; the backend completes it. `context_length` is
+    in tokens and shared by all `slots`; None takes the model's own, at most
+    `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `host_cache_bytes` is for the
+    states of idle conversations outside the KV cache; None takes as much as the cache itself.
+    `is_embedding` loads a model for `embed` instead of `generate`. Files that are not on this
+    machine come from `source`, split as `sharding` says; None takes the backend's settings.
+    `expected_bytes` is their size, as far as the registry knows it. With `is_progressive` the model
+    computes while they arrive; None takes the backend's setting. `gpu_layers` of its layers go to
+    GPUs, the output layer first; None puts as many there as fit.
     """
 
     info: ModelInfo
@@ -83,14 +83,14 @@ def usable_context(asked: int | None, trained: int | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """How much memory a model takes, in bytes, in its process.
+    """The memory that a model takes in its process, in bytes.
 
-    `weights_bytes`: the weights, in the layout in which they are computed with. Of them,
-    `mapped_bytes` are pages of the files, which the system may take back and read again, and
-    `repacked_bytes` are copies in memory of the process's own. `kv_bytes`: the KV cache and the
-    recurrent state. `compute_bytes`: what a step computes in, and the logits. `process_bytes`: the
-    interpreter, the libraries, the vocabulary. `growth_bytes`: what it may take later, above all
-    the states of silent conversations. `is_measured` False: it was worked out, not looked up.
+    `weights_bytes`: the weights, in the layout that is computed with. `mapped_bytes` of them are
+    pages of the files, which the system may take back and read again; `repacked_bytes` are copies
+    in the process's own memory. `kv_bytes`: the KV cache and the recurrent state. `compute_bytes`:
+    the buffers of a step, and the logits. `process_bytes`: the interpreter, the libraries, the
+    vocabulary. `growth_bytes`: what it may take later, above all the states of idle conversations.
+    `is_measured`: it was measured; if not, it is an estimate.
     """
 
     weights_bytes: int
@@ -104,21 +104,23 @@ class Footprint:
 
     @property
     def total_bytes(self) -> int:
-        """Once it is loaded and has answered."""
+        """The memory once it is loaded and has answered."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.process_bytes
 
     @property
     def max_bytes(self) -> int:
-        """With all that it may take later."""
+        """The memory with all that it may take later."""
         return self.total_bytes + self.growth_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationJob:
-    """One conversation to continue. The last message is the one to answer. Among those that
-    wait for a slot, a higher `priority` is served first. When nobody looks at an answer before it
-    is complete (`is_streamed` False), its text may come in few pieces. The state of a system prompt
-    that the registry names (`is_prefix_public`) may be kept on the disk."""
+    """One conversation to continue; the last message is the one to answer.
+
+    Among jobs that wait for a slot, a higher `priority` is served first. When nobody reads an
+    answer before it is complete (`is_streamed` False), its text may come in a few large pieces. The
+    state of a system prompt from the registry (`is_prefix_public`) may be kept on disk.
+    """
 
     messages: tuple[Message, ...]
     options: GenerationOptions = field(default_factory=GenerationOptions)
@@ -130,9 +132,9 @@ class GenerationJob:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How a generation ended. Times are in milliseconds, measured next to the model.
+    """The end of a generation. Times are in milliseconds, measured next to the model.
 
-    `wait_ms`: for a free slot. `prompt_ms`: to read the prompt, up to the first token.
+    `wait_ms`: the wait for a free slot. `prompt_ms`: from there to the first token.
     `decode_ms`: from the first token to the last.
     """
 
@@ -154,12 +156,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """What a loaded model is busy with, and what it keeps.
+    """The load of a model in memory, and the states that it keeps.
 
-    `busy_slots` and `waiting` count requests. `held_cells` of the `cells` in the KV cache are
-    theirs; `silent_cells` are of conversations that may go on, and make room when it is needed.
-    `host_cache_bytes` is what the state of others takes outside the KV cache. `threads` compute the
-    next step.
+    `busy_slots` and `waiting` count requests. They hold `held_cells` of the `cells` in the KV
+    cache; `silent_cells` belong to idle conversations, and are freed when they are needed.
+    `host_cache_bytes` is the size of the states outside the cache. The next step is computed with
+    `threads` threads.
     """
 
     busy_slots: int
@@ -201,7 +203,7 @@ class LocalModel(Model, Protocol):
 
     @property
     def load_progress(self) -> LoadProgress:
-        """How far its load is: it can answer before that is complete."""
+        """The progress of its load; it can answer before that is complete."""
         ...
 
     @property
@@ -236,18 +238,17 @@ class LocalBackend(Protocol):
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LocalModel:
         """Load a model, fetching the files that are missing; blocks until it takes questions.
 
-        That may be before all of it is here: `on_progress` goes on being called until it is
-        complete. Raises `ModelNotFoundError`, `ModelCorruptError`, `DownloadError`,
-        `DigestMismatchError`, `WorkerCrashedError`, `WorkerTimeoutError`, or the error that `scope`
-        was cancelled with.
+        That may be before all of it is in memory: `on_progress` is called until it is complete.
+        Raises `ModelNotFoundError`, `ModelCorruptError`, `DownloadError`, `DigestMismatchError`,
+        `WorkerCrashedError`, `WorkerTimeoutError`, or the error that `scope` was cancelled with.
         """
         ...
 
     def footprint(self, spec: LoadSpec) -> Footprint:
-        """What a model would take, from its headers; quick, and nothing is loaded.
+        """The memory that a model would take, from its headers; quick, and nothing is loaded.
 
-        Where its files are not here, it is guessed from `spec.expected_bytes`. Raises
-        `ModelNotFoundError` (also when there is nothing to guess from) and `ModelCorruptError`.
+        For files that are not on this machine it is estimated from `spec.expected_bytes`. Raises
+        `ModelNotFoundError` (also without an expected size) and `ModelCorruptError`.
         """
         ...
 

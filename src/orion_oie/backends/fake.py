@@ -1,7 +1,7 @@
-"""A backend without models, for tests of applications: says what its script says.
+"""A backend without models, for tests of applications: it answers as its script says.
 
-It passes the same suite as the real one. A token is a run of non-space characters with the
-white space behind it.
+It passes the same suite as the real one. A token is a run of non-space characters with the white
+space behind it.
 """
 
 import itertools
@@ -51,10 +51,10 @@ _TOKEN = re.compile(r"\s*\S+\s*|\s+")
 
 @dataclass(frozen=True, slots=True)
 class FakeAnswer:
-    """What one generation does: say `text` with `delay_s` before each token.
+    """The course of one generation: say `text` with `delay_s` before each token.
 
-    Then raise `error` if there is one. With `crash_after`, the model dies after that many
-    tokens instead.
+    Then raise `error` if there is one. With `crash_after`, the model dies after that many tokens
+    instead.
     """
 
     text: str = "This is a fake answer."
@@ -70,10 +70,10 @@ Script = Callable[[GenerationJob], FakeAnswer]
 class FakeBackend:
     """Loads nothing. Scripts are by model id; "*" is for the others.
 
-    A script is one answer for all jobs, several answers in turn (the last one stays), or a
-    function of the job. `load_errors` are raised by the next loads of a model, in turn.
-    `footprints` say how many bytes a model takes, by the key of its `LoadSpec` or by its model id;
-    the others take `FAKE_BYTES` beside their `expected_bytes`.
+    A script is one answer for all jobs, several answers in turn (the last one stays), or a function
+    of the job. `load_errors` are raised by the next loads of a model, in turn. `footprints` are the
+    bytes that a model takes, by the key of its `LoadSpec` or by its model id; the others take
+    `FAKE_BYTES` beside their `expected_bytes`.
     """
 
     scripts: Mapping[str, "FakeAnswer | Sequence[FakeAnswer] | Script"] = field(
@@ -192,9 +192,9 @@ class _ScriptedModel:
         return reason, count, first
 
     def _limit(self, job: GenerationJob, prompt_tokens: int) -> int:
-        room: int = self.info.context_length - prompt_tokens
+        free: int = self.info.context_length - prompt_tokens
         requested = job.options.max_tokens if job.options.max_tokens_asked else 1
-        if requested > room:
+        if requested > free:
             raise ContextOverflowError(
                 f"the prompt has {prompt_tokens} tokens and the answer may take {requested}, but "
                 f"the context holds {self.info.context_length}",
@@ -202,7 +202,7 @@ class _ScriptedModel:
                 requested_tokens=requested,
                 limit=self.info.context_length,
             )
-        return min(job.options.max_tokens, room)
+        return min(job.options.max_tokens, free)
 
     def _crash(self) -> None:
         self._death = self._death or WorkerCrashedError(

@@ -28,7 +28,7 @@ class TextAssembler:
         if not self._stop or not text:
             self._held = ""
             return text
-        # The one that is complete first, so that it does not matter how the text was cut.
+        # The stop string that is complete first, so that the cuts between tokens do not matter.
         found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.is_stopped = True

@@ -12,6 +12,7 @@ import click
 from orion_oie import InferenceResult
 from orion_oie.cli.console import given, printable
 from orion_oie.cli.places import Places, both_places, pass_places
+from orion_oie.models.keys import ModelKey
 from orion_oie.telemetry.progress import LoadDisplay
 
 
@@ -71,7 +72,7 @@ def _account(result: InferenceResult) -> str:
     timings, usage = result.timings, result.usage
     parts = [
         result.agent_id,
-        f"{result.model_id}@{result.variant}",
+        ModelKey(result.model_id, result.variant),
         f"load {timings.load_ms:.0f} ms",
         f"first token {timings.ttft_ms or 0:.0f} ms",
         f"{timings.tokens_per_second or 0:.1f} tokens/s",

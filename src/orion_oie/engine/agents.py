@@ -1,7 +1,7 @@
-"""Personas: what an agent adds to a question before a model sees it.
+"""Personas: the prompt and the settings that an agent adds to a question.
 
-An `Agent` is cheap and holds no model; the factory makes each when it is first asked for, and
-again when its specification changed. Loaded models are `pool.py`'s.
+An `Agent` is cheap and holds no model; the factory makes each when it is first asked for, and again
+when its specification has changed. The pool has the loaded models.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Circuit breakers: an operation that keeps failing is paused, then tried again carefully.
 
 One breaker per (model, operation). A breaker decides; it calls nothing and waits for nothing.
-What counts as a failure is `is_fault`: cancellations and mistakes of the caller do not.
+`is_fault` defines a failure: cancellations and mistakes of the caller are none.
 """
 
 import threading
@@ -187,7 +187,7 @@ class CircuitBreaker:
                 self._trial_running = False
 
     def _become(self, state: BreakerState) -> tuple[BreakerState, BreakerState]:
-        # A new generation: late outcomes of calls from before the change say nothing about now.
+        # A new generation: outcomes of calls from before the change no longer count.
         old, self._state = self._state, state
         self._generation += 1
         self._trial_running = False

@@ -48,7 +48,8 @@ _MODELS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Parts:
-    """What an engine works with. None of it knows the engine, so a forgotten one is collected."""
+    """The parts of an engine. None of them refers to it, so an engine that is forgotten is
+    collected."""
 
     events: EventLog
     counters: Counters
@@ -83,7 +84,7 @@ def build(
     clock: Callable[[], float],
 ) -> Parts:
     """All parts of one engine, by a `resolved` configuration."""
-    # What happened, and what is paused
+    # Events, counts and breakers
     events = EventLog(config.logs.max_events, log_content=config.logs.include_content)
     counters = Counters()
     breakers = BreakerBoard(config.breaker, clock, partial(_report_breaker, events))
@@ -189,7 +190,7 @@ def build(
 
 
 def _queue(config: EngineConfig, wanted: WantedModels) -> RequestQueue[Queued]:
-    # A few more than a model has slots for, so that a free slot has its next request at once.
+    # A few more than there are slots, so that a free slot has its next request at once.
     slots = config.serving.slot_count
     per_model = slots + slots // 4
     return RequestQueue(
@@ -240,9 +241,9 @@ def _hybrid_router(
     pool: ModelPool,
     deadlines: DeadlineTimer,
 ) -> Router:
-    """The router that is used unless the application brings one; it keeps vectors in `folder`.
+    """The default router; it keeps vectors in `folder`.
 
-    Raises `InvalidRequestError` for a file of weights that holds none.
+    Raises `InvalidRequestError` for a file of weights that cannot be used.
     """
     from orion_oie.routing.hybrid import HybridRouter
 

@@ -1,9 +1,10 @@
 """From a routed request to a model's answer: the chain of models, replays and fallbacks.
 
-1. The candidates that are available are tried in order, the lite one first while the primary model
-   is on its way into memory.
-2. A worker that crashes before its text was seen is replaced, and the request replayed on it, once.
-3. A model that fails otherwise is followed by the next of the chain, unless its text was seen and
+1. The available candidates are tried in order, the lite one first while the primary model is being
+   loaded.
+2. A worker that crashes before its text was seen is replaced, and the request is replayed on the
+   new one, once.
+3. After any other failure the next model of the chain is tried, unless text was seen already and
    the caller did not ask for a restart.
 4. A mistake of the caller ends the request: it is never retried.
 """
@@ -43,7 +44,7 @@ from orion_oie.telemetry.events import RequestFallback, RequestReplayed
 
 class ModelChain:
     """Gets answers from the models of the registry. `on_use(key, is_cold)` is called when a request
-    holds its model; cold is one that had to be loaded."""
+    has its model; it is cold if it had to be loaded."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class ModelChain:
 
     def run(self, request: Request, routed: Routed) -> Answer:
         """The answer of the first candidate that gives one. Raises the last candidate's error, and
-        `InvalidRequestError` for images: no backend reads any."""
+        `InvalidRequestError` for images, which no backend reads."""
         images = len(routed.checked.options.images)
         if images:
             raise _cannot_see(images, routed.route.agent_id)
@@ -98,8 +99,8 @@ class ModelChain:
     def available(
         self, candidates: Sequence[Candidate], agent_id: str, request: Request | None = None
     ) -> list[Candidate]:
-        """The candidates whose files are on this machine, or may be fetched; the others go on the
-        request's account.
+        """The candidates whose files are on this machine or may be fetched; the others are noted in
+        the request's account.
 
         Raises `ModelNotFoundError` with the reason for each when there is none.
         """
@@ -121,22 +122,22 @@ class ModelChain:
     # -- the order of the attempts, which memory and breakers change from request to request
 
     def order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those that can be loaded, in the order in which a request would try them now."""
+        """The available candidates, in the order in which a request would try them now."""
         return self._order([one for one in candidates if one.is_available])
 
     def target(self, candidates: Sequence[Candidate]) -> Candidate | None:
-        """The candidate that a request would begin with now; None when nothing can be loaded."""
+        """The candidate that a request would try first now; None when none is available."""
         order = self.order(candidates)
         if not order:
             return None
         return next((one for one in order if not self._breakers.paused_s(one.model_id)), order[0])
 
     def _order(self, available: list[Candidate]) -> list[Candidate]:
-        """The lite model comes first while the primary one is on its way, if both fit in memory:
+        """The order of attempts. The lite model comes first if all of this holds:
 
-        1. The agent has both, the lite one on this machine, and stand-ins are wanted.
-        2. The primary one is neither ready nor paused by a breaker (it says so in its turn).
-        3. Neither has to make way for the other.
+        1. The agent has both models, the lite one is on this machine, and stand-ins are enabled.
+        2. The primary model is neither ready nor paused by a breaker.
+        3. Both fit in memory together.
         """
         first = available[0] if available else None
         lite = next((one for one in available if one.role == "lite" and one.is_on_disk), None)
@@ -156,14 +157,14 @@ class ModelChain:
         return [lite, *(one for one in available if one is not lite)]
 
     def _attempts(self, request: Request, routed: Routed) -> deque[Candidate]:
-        """The candidates in the order in which this request tries them. A primary model that a lite
-        one stands in for is loaded meanwhile."""
+        """The candidates in the order of this request. While a lite model stands in, the primary
+        one is loaded in the background."""
         available = self.available(routed.candidates, routed.route.agent_id, request)
         order = self._order(available)
         primary = available[0]
         if order[0] is not primary:
             request.account.loading = self._background.load(primary.load_spec)
-            reason = "it is on its way and answers when it is in memory"
+            reason = "it is being loaded and answers when it is in memory"
             request.account.consider(primary, "loading", reason)
         return deque(order)
 
@@ -180,7 +181,7 @@ class ModelChain:
 
     @contextmanager
     def _open(self, request: Request, candidate: Candidate) -> Iterator[Lease]:
-        """Have the model of a candidate for as long as the block runs."""
+        """Hold the model of a candidate while the block runs."""
         spec = candidate.load_spec
         if candidate.agent_id in self._config.memory.pinned:
             self._pool.pin(spec.key)
@@ -226,7 +227,7 @@ class ModelChain:
     def _note_failure(
         self, request: Request, routed: Routed, candidate: Candidate, error: OrionError
     ) -> None:
-        """Write the failure down; raise it if another model would not help or not be wanted."""
+        """Note the failure; raise it if no other model may be tried."""
         is_open = isinstance(error, CircuitOpenError)
         may_restart = routed.checked.options.on_stream_failure == "restart"
         is_seen = request.stream.has_text and request.stream.is_observed
@@ -249,7 +250,7 @@ class ModelChain:
 
 
 def _job(request: Request, routed: Routed, agent: Agent) -> GenerationJob:
-    """What a model is asked for an agent."""
+    """The job of a request for the model of an agent."""
     query, options = routed.checked.query, routed.checked.options
     return GenerationJob(
         agent.messages(query, options.conversation_history, options.system_prompt),
@@ -264,8 +265,8 @@ def _job(request: Request, routed: Routed, agent: Agent) -> GenerationJob:
 def _cannot_see(images: int, agent_id: str) -> InvalidRequestError:
     came = "an image" if images == 1 else f"{images} images"
     return InvalidRequestError(
-        f"the question came with {came}, and no model of agent '{agent_id}' can read images: none "
-        "can here so far; ask without images=, or look at engine.plan() for the route alone",
+        f"the question came with {came}, and no model of agent '{agent_id}' can read images; "
+        "ask without images=, or look at engine.plan() for the route alone",
         images=images,
         agent_id=agent_id,
     )
@@ -284,5 +285,5 @@ def _report(progress: LoadProgress) -> LoadReport:
 
 def _why(candidate: Candidate) -> str:
     if candidate.role == "lite":
-        return "stands in until the primary model is here"
+        return "stands in until the primary model is in memory"
     return "first choice" if candidate.role == "primary" else "next in the fallback chain"

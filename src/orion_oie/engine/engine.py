@@ -1,6 +1,6 @@
 """OrionInferenceEngine: the public calls.
 
-Each is a few lines: `pipeline.py` has the way of a request, `build.py` makes the parts.
+Each is a few lines: `pipeline.py` processes requests, `build.py` makes the parts.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class OrionInferenceEngine:
         self._pid = os.getpid()
         self._closing = threading.Lock()
         self._is_closed = False
-        # Requests under way keep the pipeline. When nobody has it any more, all workers end.
+        # Requests under way refer to the pipeline. When nothing does any more, all workers end.
         self._finalizer = weakref.finalize(self._parts.pipeline, self._parts.backend.kill_all)
 
     @property
@@ -149,8 +149,8 @@ class OrionInferenceEngine:
                 yield event
 
     def plan(self, query: str, **options: Unpack[RequestOptionsDict]) -> Plan:
-        """What `infer` would do with the same arguments now: the route, the model and its variant,
-        what would be loaded and evicted for it. Does none of it.
+        """The plan of `infer` for the same arguments: the route, the model and its variant, the
+        models to load and to evict. Does none of it.
 
         Raises what is wrong with the request, like `infer`.
         """
@@ -168,30 +168,30 @@ class OrionInferenceEngine:
 
     def preload(self, agent_id: str, *, pin: bool = False) -> ModelInfo:
         """Load the model that would answer for an agent now; returns what was loaded. With `pin` it
-        is never unloaded to make room, until `unload`."""
+        is never evicted, until `unload`."""
         return self._usable().residents.preload(agent_id, pin=pin)
 
     def pull(self, name: str) -> tuple[Path, ...]:
-        """Fetch the files of an agent's primary model, of a model, or of `MODEL@VARIANT`, if they
-        are not on this machine; returns their places. `model.loading` events report the progress.
+        """Fetch the files of an agent's primary model, of a model or of `MODEL@VARIANT`, if they
+        are not on this machine; returns their paths. `model.loading` events report the progress.
 
         Raises `ModelNotFoundError` for an unknown name, `DownloadError`, `DigestMismatchError`.
         """
         return self._usable().residents.pull(name)
 
     def unload(self, agent_id: str) -> bool:
-        """Free the idle models that an agent itself names, in whatever variant, also if others
+        """Free the idle models that an agent itself names, in any variant, even if other agents
         share them or they are pinned.
 
-        False when none was loaded, or all were in use.
+        Returns False when none was loaded or all were in use.
         """
         return self._parts.residents.unload(agent_id)
 
     # -- what happens, and how it goes
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback(event)` for every event, on the thread where it happens: keep it
-        short. Returns the function that ends the subscription."""
+        """Call `callback(event)` for every event, on the thread that publishes it: it must be
+        quick. Returns the function that ends the subscription."""
         return self._parts.events.subscribe(callback)
 
     def export_logs(self) -> list[dict[str, Any]]:
@@ -203,7 +203,7 @@ class OrionInferenceEngine:
         self._parts.breakers.reset()
 
     def stats(self) -> EngineStats:
-        """Counts, models and memory, loads ahead, breakers, hardware."""
+        """Counts of requests, models, memory, predictive loads, breakers, hardware."""
         parts = self._parts
         return parts.observer.stats(
             parts.pipeline.live(),

@@ -1,7 +1,7 @@
 """The caller's view of a request: wait for it, iterate over its text, await it, cancel it.
 
-It shows and asks; the pipeline moves the request. Synchronous and asynchronous use are views of the
-same handle.
+It reads the request's state and may cancel it; the pipeline does the rest. Synchronous and
+asynchronous use are views of the same handle.
 """
 
 import threading
@@ -12,7 +12,7 @@ from typing import Any
 
 from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import Request
-from orion_oie.errors import InvalidRequestError, RequestCancelledError
+from orion_oie.errors import InvalidRequestError, RequestCancelledError, described
 from orion_oie.schemas.results import InferenceResult, ModelInfo, Receipt, StreamStats, TokenEvent
 
 
@@ -36,13 +36,13 @@ class RequestHandle:
 
     @property
     def progress(self) -> float:
-        """0 to 100."""
+        """The progress in percent."""
         return self._request.lifecycle.progress
 
     @property
     def queue_position(self) -> int | None:
         """The place among the requests that wait, 1 for the next; None when it does not wait. An
-        estimate: nobody knows who will come, or how long others take."""
+        estimate: later arrivals and the durations of others are unknown."""
         return self._request.queue_position
 
     @property
@@ -57,7 +57,7 @@ class RequestHandle:
 
     @property
     def receipt(self) -> Receipt | None:
-        """The account of the request once it has ended, well or not; None before."""
+        """The receipt of the request once it has ended, with success or not; None before."""
         return self._request.receipt
 
     @property
@@ -105,7 +105,7 @@ class RequestHandle:
             try:
                 on_event(event)
             except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
-                failure = InvalidRequestError(f"on_event raised {type(error).__name__}: {error}")
+                failure = InvalidRequestError(f"on_event raised {described(error)}")
                 failure.__cause__ = error
                 self._request.scope.cancel(failure)
                 return

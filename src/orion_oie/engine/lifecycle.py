@@ -2,7 +2,7 @@
 
 One `transitions` machine holds the table. Every move is looked up in what it compiled; firing its
 own triggers would take most of the time of a request. A move that the table does not allow is a bug
-in the engine and raises `transitions.MachineError`. This module does not know what a state does.
+in the engine and raises `transitions.MachineError`. The work of a state is done elsewhere.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from transitions import Machine, MachineError
 
 
 class RequestState(StrEnum):
-    """Where a request is on its way."""
+    """The stages of a request."""
 
     IDLE = "idle"  # made, not looked at yet
     VALIDATING = "validating"  # options, question and history are checked
@@ -93,7 +93,8 @@ class RequestLifecycle:
         self._progress = 0.0
 
     def move(self, trigger: str) -> None:
-        """Fire a trigger of `TRANSITIONS`; raises `transitions.MachineError` if illegal here."""
+        """Fire a trigger of `TRANSITIONS`; raises `transitions.MachineError` if it is not allowed
+        in the current state."""
         old = self.state
         new = _DESTINATIONS.get((old, trigger))
         if new is None and trigger not in _machine.events:

@@ -1,4 +1,4 @@
-"""Looks at the parts of an engine, for its statistics and its health. Changes nothing."""
+"""Reads the statistics and the health of an engine from its parts. Changes nothing."""
 
 from collections.abc import Mapping, Sequence
 
@@ -29,7 +29,7 @@ from orion_oie.schemas.stats import (
 
 
 class Observer:
-    """Looks at the parts of an engine. `live` are the requests that have not ended."""
+    """Reads the state of an engine's parts. `live` are the requests that have not ended."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Observer:
         prediction: PredictionStats,
         embeddings: EmbeddingStats | None,
     ) -> EngineStats:
-        """All of it, now."""
+        """The statistics of all parts."""
         models = {key: _model_stats(one) for key, one in self._memory.pool.residents().items()}
         waiting = len(self._queue)
         return EngineStats(
@@ -68,7 +68,7 @@ class Observer:
         )
 
     def health(self, live: Sequence[Request]) -> Health:
-        """`degraded` if anything is not as it should be."""
+        """The health: `degraded` if there is any reason."""
         reasons = self._reasons(live)
         return Health(status="degraded" if reasons else "healthy", reasons=reasons)
 
@@ -77,7 +77,7 @@ class Observer:
         return Health(status="down", reasons=[error.message])
 
     def _reasons(self, live: Sequence[Request]) -> list[str]:
-        """What is not as it should be."""
+        """The reasons for which an engine is degraded, a sentence each."""
         reasons = [
             f"{name} is {stats.state.value} after {stats.consecutive_failures} failures"
             for name, stats in self._breakers.stats().items()

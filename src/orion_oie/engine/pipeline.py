@@ -1,10 +1,10 @@
-"""The way of a request, from the call to the result.
+"""The pipeline of a request, from the call to the result.
 
     on the caller's thread     check -> route -> enqueue
     on a serving thread        the chain of models -> finish
 
-Text is sanitized on its way out, piece by piece. Each decision is made elsewhere: in the
-guardrails, the router, the queue and the pool.
+Text is sanitized piece by piece as it comes. Each decision is made elsewhere: in the guardrails,
+the router, the queue and the pool.
 """
 
 import random
@@ -53,14 +53,14 @@ from orion_oie.telemetry.events import (
 )
 
 FeedbackOn = Callable[[str, Route], Callable[[str], None] | None]
-"""What takes feedback on a route to a question; None where nothing is to be kept."""
+"""Makes the function that takes feedback on the route of a question; None if none is kept."""
 
 
 class Pipeline:
-    """Takes requests, and sees each to its end. Thread-safe, as its parts are.
+    """Processes requests. Thread-safe, as its parts are.
 
-    The requests that it has taken keep it, and with it the models, until they have ended; its idle
-    threads do not.
+    Requests refer to it until they have ended, and so keep the models alive; its idle threads do
+    not.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Pipeline:
 
     @property
     def router(self) -> Router:
-        """What chooses agents."""
+        """The router that chooses agents."""
         return self._router
 
     def live(self) -> list[Request]:
@@ -115,7 +115,7 @@ class Pipeline:
         chunk_by: ChunkBy = "token",
         typewriter_delay_s: float = 0.0,
     ) -> RequestHandle:
-        """Take a request as far as the queue. The handle raises what is wrong with it.
+        """Check, route and enqueue a request. The handle raises what is wrong with it.
 
         Raises `EngineClosedError`, and `InvalidRequestError` for a stream that cannot be made.
         """
@@ -130,7 +130,7 @@ class Pipeline:
         try:
             checked = self._check(request, query, options)
             routed = self._route(request, checked)
-            is_queued = True  # from now on it may be ended by another thread
+            is_queued = True  # from now on another thread may end it
             self._enqueue(request, routed)
         except Exception as error:  # noqa: BLE001 (also a bug in a router: the handle raises it)
             self._end(request, error)
@@ -143,7 +143,7 @@ class Pipeline:
         return RequestHandle(request)
 
     def plan(self, query: str, options: Mapping[str, Any]) -> Plan:
-        """What would become of a request. Raises what is wrong with it."""
+        """The plan of a request. Raises what is wrong with it."""
         checked = requests.checked_options(dict(options))
         question = requests.checked_query(query, checked, self._max_query_chars)
         route = self._route_of(question, checked, is_trial=True)
@@ -217,7 +217,7 @@ class Pipeline:
             session_id=options.session_id,
             history=options.conversation_history,
             wait_s=self.wait_s,
-            # A router that is told of each answer must not remember routes as well.
+            # A router that notes each answer must not note each route as well.
             is_trial=is_trial or self._session_router is not None,
             may_load=not is_trial,
             # Half of the request's time at most: the rest is for its answer.
@@ -226,7 +226,7 @@ class Pipeline:
         return self._router.route(query, self._registry.agents, context)
 
     def wait_s(self, agent_id: str) -> float | None:
-        """Seconds until an agent's model could begin to answer, None where nobody knows."""
+        """Seconds until an agent's model could begin to answer; None if that is unknown."""
         try:
             target = self._chain.target(self._variants.candidates(agent_id))
         except OrionError:  # an agent that the registry has no more
@@ -249,7 +249,7 @@ class Pipeline:
             priority=routed.checked.options.priority,
         )
         if request.scope.error is not None:
-            self._end_if_waiting(queued)  # it came before there was anything to take back
+            self._end_if_waiting(queued)  # the cancel came before the callback was registered
 
     def _end_if_waiting(self, queued: Queued) -> None:
         error = queued.request.scope.error
@@ -312,7 +312,7 @@ class Pipeline:
         request.succeed(result, answer.model)
         self._preloader.consider(routed.route.agent_id, options.session_id)
 
-    # -- the end of a request, wherever it comes
+    # -- the end of a request without an answer
 
     def _end(self, request: Request, error: BaseException) -> None:
         """End a request without an answer."""
@@ -333,7 +333,7 @@ class Pipeline:
         request.fail(error)
 
     def _note_turn(self, request: Request, agent_id: str) -> None:
-        """Report to the router which agent a conversation is with."""
+        """Report the agent of a conversation to the router."""
         if request.session_id is not None and self._session_router is not None:
             self._session_router.note(request.session_id, agent_id)
 
@@ -361,14 +361,14 @@ class LiveRequests:
             return list(self._requests)
 
     def add(self, request: Request) -> None:
-        """Count a request in. Raises `EngineClosedError` after `close`."""
+        """Add a request. Raises `EngineClosedError` after `close`."""
         with self._changed:
             if self._is_closed:
                 raise EngineClosedError("the engine was shut down; make a new one")
             self._requests.add(request)
 
     def discard(self, request: Request) -> None:
-        """Count a request out: it has ended."""
+        """Remove a request that has ended."""
         with self._changed:
             self._requests.discard(request)
             if not self._requests:
@@ -386,7 +386,7 @@ class LiveRequests:
 
 
 def serve(queued: Queued) -> None:
-    """Answer a request of whatever pipeline. The threads of a queue know no more than this."""
+    """Answer a request by its own pipeline. The threads of a queue refer to nothing else."""
     queued.serve(queued)
 
 

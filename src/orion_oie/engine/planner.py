@@ -1,5 +1,5 @@
-"""What a request would do, without doing it: which agent, model and variant, what would be loaded
-and what would have to go. The counterpart of the receipt, before the fact.
+"""The plan of a request: the agent, model and variant, and the models to load and to evict. The
+counterpart of the receipt, before the fact.
 
 Loads, fetches and evicts nothing.
 """
@@ -14,13 +14,13 @@ from orion_oie.schemas.availability import ModelState
 from orion_oie.schemas.plans import Plan, PlannedModel
 from orion_oie.schemas.results import Route
 
-# Of a model that was never loaded here: a process, and files that lie in the system's cache.
+# For a model that was never loaded: the start of a process, and reading from the system's cache.
 _START_S = 0.3
 _READ_BYTES_PER_S = 1.5e9
 
 
 class Planner:
-    """Makes plans from what an engine decides with."""
+    """Makes plans from the state of the pool, the budget and the breakers."""
 
     def __init__(self, pool: ModelPool, budget: MemoryBudget, breakers: BreakerBoard) -> None:
         self._pool = pool
@@ -36,9 +36,9 @@ class Planner:
         waiting: int = 0,
         images: int = 0,
     ) -> Plan:
-        """The plan of a request that was routed. `order`: those of the candidates that can be
-        loaded, in the order in which they would be tried; `waiting`: requests before it; `images`:
-        how many it comes with."""
+        """The plan of a request that was routed. `order`: the available candidates, in the order in
+        which they would be tried; `waiting`: the requests before it; `images`: the number of its
+        images."""
         self._budget.refresh()
         budget_bytes = self._budget.bytes()
         models = {one.key: self._planned(one, order, budget_bytes) for one in candidates}
@@ -60,7 +60,7 @@ class Planner:
 
     def wait_s(self, candidate: Candidate) -> float | None:
         """Seconds until a model could begin to answer, as far as loading goes: 0 when all of it is
-        in memory, None where nobody knows: it would have to be fetched, or cannot be read."""
+        in memory, None if that is unknown: it would have to be fetched, or cannot be read."""
         if self._pool.is_ready(candidate.key):
             return 0.0
         if not candidate.is_on_disk or candidate.footprint is None:
@@ -96,11 +96,11 @@ class Planner:
         if paused_s:
             return f"it failed and is paused for {paused_s:.1f} s more"
         if one.role == "primary" and order[0].role == "lite":
-            return "it is loaded meanwhile, and answers when it is in memory"
+            return "it is loaded in the background, and answers when it is in memory"
         if state is not ModelState.READY and one.max_bytes > budget_bytes:
             return f"it needs {one.max_bytes} bytes of a budget of {budget_bytes}"
         if state is ModelState.IMPOSSIBLE:
-            return f"it needs {one.max_bytes} bytes, and what is pinned leaves less"
+            return f"it needs {one.max_bytes} bytes, and pinned models leave less"
         return ""
 
     def _steps(self, one: Candidate, model: PlannedModel) -> dict[str, object]:

@@ -1,14 +1,14 @@
 """The stages of a request on its way, and the record that they share.
 
-    Request   what the caller's handle shows: its text, its state, its end
+    Request   the text, the state and the result behind the caller's handle
     Checked   question and options, found to be in order
-    Routed    which agent answers, and with which models
+    Routed    the agent that answers, and its models
     Queued    waits for its turn with the first of them
-    Answer    what a model of the chain made of it
+    Answer    the result of one model of the chain
 
-Stages are immutable: each is made from the one before. What is gathered along the way, for the
-receipt, is in the request's `Account`. Every request has one writer at a time: the caller's thread
-until it is queued, then the serving thread (or the thread that takes it back out of the queue).
+Stages are immutable: each is made from the one before. The request's `Account` collects what the
+receipt will report. Every request has one writer at a time: the caller's thread until it is queued,
+then the serving thread (or the thread that takes it back out of the queue).
 """
 
 import threading
@@ -40,9 +40,8 @@ _making_futures = threading.Lock()
 
 @dataclass(slots=True)
 class Account:
-    """What the receipt of a request will say, as far as it is known. `loading` is done when nothing
-    goes on in the background that began under this request: the load of its model, or of the one
-    that it stood in for."""
+    """The contents of a request's receipt so far. `loading` is done when no load that the request
+    began goes on in the background: of its own model, or of the one that it stood in for."""
 
     route: Route | None = None
     considered: list[Consideration] = field(default_factory=list)
@@ -61,7 +60,7 @@ class Account:
     def consider(
         self, candidate: Candidate, outcome: Outcome, reason: str, error: str = ""
     ) -> None:
-        """Note what became of a candidate."""
+        """Note the outcome of a candidate."""
         self.considered.append(
             Consideration(
                 agent_id=candidate.agent_id,
@@ -95,8 +94,8 @@ class Account:
 class Request:
     """One request from its call to its end.
 
-    `is_streamed` is False when nobody looks at the answer before it is complete. `target` is the
-    key of the model that it waits for or uses, empty before it is known. `on_state(request_id, old,
+    `is_streamed` is False when nobody reads the answer before it is complete. `target` is the key
+    of the model that it waits for or uses, empty before it is known. `on_state(request_id, old,
     new)` is called after each change of its state.
     """
 
@@ -128,7 +127,7 @@ class Request:
         self._stop_watching: Callable[[], None] | None = None
 
     def enqueue(self, position: Callable[[], int | None], on_cancel: Callable[[], None]) -> None:
-        """From now on it waits: at `position()`, until `on_cancel` takes it back if its scope is
+        """Note that it waits, at `position()` in the queue. `on_cancel` is called when its scope is
         cancelled."""
         self._position = position
         self._stop_watching = self.scope.on_cancel(on_cancel)
@@ -140,7 +139,7 @@ class Request:
         return None if position is None else position()
 
     def leave(self) -> None:
-        """It waits no more, nor may anything of it keep the engine alive."""
+        """Note that it waits no more, and drop what keeps the engine alive."""
         self._position = None
         if self._stop_watching is not None:
             self._stop_watching()
@@ -163,7 +162,7 @@ class Request:
         self._end_loading(error)
 
     def complete_loading(self) -> Future[ModelInfo]:
-        """Done when the request has ended and nothing goes on in the background on its account."""
+        """A future that is done when the request has ended, and with it all loads that it began."""
         with _making_futures:
             future = self._complete_loading
             if future is not None:
@@ -176,7 +175,7 @@ class Request:
         return future
 
     def _end_loading(self, otherwise: ModelInfo | BaseException) -> None:
-        with _making_futures:  # few look at it: it is made when somebody does
+        with _making_futures:  # made on demand: few callers ask for it
             end = self._loading_end = self.account.loading, otherwise
             future = self._complete_loading
         if future is not None:
@@ -185,7 +184,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A question that may be routed. `seed` is the caller's, or one that was drawn."""
+    """A valid question, ready to be routed. `seed` is the caller's, or a random one."""
 
     query: str
     options: RequestOptions
@@ -205,7 +204,7 @@ class Routed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queued:
-    """A request in its queue. `serve` answers it; it keeps the engine's parts alive until then.
+    """A request in the queue. `serve` answers it, and keeps the engine's parts alive until then.
     `queued_at` is in seconds of `time.perf_counter`."""
 
     request: Request
@@ -216,7 +215,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How a model answered."""
+    """The answer of one model."""
 
     candidate: Candidate
     model: ModelInfo
@@ -224,7 +223,7 @@ class Answer:
 
 
 def _forward(end: _LoadingEnd, target: Future[ModelInfo]) -> None:
-    """Let `target` end as the loading does; at once, with the rest of `end`, if there is none."""
+    """Complete `target` as the load completes; without a load, at once, with the rest of `end`."""
     loading, otherwise = end
 
     def copy(ended: Future[ModelInfo]) -> None:

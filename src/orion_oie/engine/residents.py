@@ -1,4 +1,4 @@
-"""What an application may do with models itself: have them in memory, free them, fetch them."""
+"""The model operations of an application: preload, unload, pull."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from orion_oie.telemetry.events import PoolUnloaded
 
 
 class Residents:
-    """The models of one engine, by hand. Each method is described at `OrionInferenceEngine`."""
+    """Loads and frees models on request. `OrionInferenceEngine` documents each method."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """The shared embedding model as the router uses it: a route must not wait for it for long.
 
-Fetches nothing, and takes no memory for it that the models in memory need for themselves. If it
-does not answer in time, that is an error, upon which the question is routed without it; then a
-circuit breaker leaves the model alone for a while. A load that takes longer than a route may wait
-goes on for the questions to come.
+It fetches nothing, and takes no memory from the models that are loaded. If the model does not
+answer in time, an error is raised, and the question is routed without it; a circuit breaker then
+pauses the model for a while. A load that takes longer than a route may wait goes on for later
+questions.
 """
 
 import math
@@ -49,8 +49,8 @@ _LOOK_AGAIN_S = 5.0
 class RouterEmbedder:
     """See `routing.profiles.Embedder`. Thread-safe.
 
-    It publishes `router.degraded` when it begins to fail, and not again before it works. A route
-    waits `limit_s` for the model at most; after a failure it is not asked for `PAUSE_S`.
+    It publishes `router.degraded` when it begins to fail, and again only after it has worked. A
+    route waits for the model for `limit_s` at most; after a failure it is paused for `PAUSE_S`.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RouterEmbedder:
         return self._embeddings.name
 
     def is_ready(self) -> bool:
-        """True when the model's files are on this machine; looks every few seconds only."""
+        """True when the model's files are on this machine; it checks every few seconds only."""
         now = self._clock()
         if self._looked_at is None or now - self._looked_at >= _LOOK_AGAIN_S:
             try:
@@ -108,8 +108,7 @@ class RouterEmbedder:
         Raises the errors of the model, `DeadlineExceededError` when it takes longer than the limit
         of the embedder or than `limit_s` (which says nothing about the model),
         `InsufficientMemoryError` when its memory is needed for others, `CircuitOpenError` for a
-        while after a failure. With a `limit_s` of infinity it takes as long as it takes, also after
-        a failure.
+        while after a failure. With a `limit_s` of infinity there is no limit, even after a failure.
         """
         if limit_s != math.inf:
             self._check_pause()
@@ -138,7 +137,7 @@ class RouterEmbedder:
         return loading is not None and loading.done() and loading.exception() is None
 
     def _check_memory(self, spec: LoadSpec | None) -> None:
-        """Raise where it could be in memory only in turns with another model that is there."""
+        """Raise if it would have to take turns in memory with a loaded model."""
         if spec is None:
             return
         max_bytes = self._sizes.max_bytes(spec)
@@ -159,7 +158,7 @@ class RouterEmbedder:
             )
 
     def _load(self, limit_s: float) -> None:
-        """Have it loaded, and wait for that; only once however many ask."""
+        """Load it and wait for that; concurrent callers share one load."""
         with self._lock:
             loading = self._loading
             if loading is None or loading.done():
@@ -173,7 +172,7 @@ class RouterEmbedder:
 
     def _run_load(self) -> None:
         self._embeddings.service().embed(["load"], user=_USER)
-        self._breaker.note_success()  # it took too long for somebody, and now it is here
+        self._breaker.note_success()  # it was too slow for a route, and is in memory now
 
     # -- using it
 

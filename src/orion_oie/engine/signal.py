@@ -7,8 +7,8 @@ P = ParamSpec("P")
 
 
 class Signal(Generic[P]):
-    """Calls what was connected to it, in order. The one part is given the signal when it is made;
-    the other part is connected once it exists."""
+    """Calls its connected callbacks in order. The part made first is given the signal; the other
+    part is connected to it once it exists."""
 
     def __init__(self) -> None:
         self._callbacks: list[Callable[P, None]] = []

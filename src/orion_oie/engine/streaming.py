@@ -1,7 +1,7 @@
-"""The text of one answer on its way to whoever listens: cut to pieces, kept, replayed.
+"""The text of one answer for its readers: cut into pieces, kept and replayed.
 
-`TextStream` has one writer (the engine) and any number of readers, each of which sees every
-event from the start. Splitters decide how text is cut; they never change it.
+`TextStream` has one writer (the engine) and any number of readers, each of which sees every event
+from the start. Splitters decide how text is cut; they never change it.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Literal
 
-from orion_oie.errors import InvalidRequestError
+from orion_oie.errors import InvalidRequestError, described
 from orion_oie.schemas.results import (
     StreamStats,
     TokenEvent,
@@ -106,7 +106,7 @@ class TextStream:
     # -- the writer
 
     def push(self, text: str, tokens: int) -> None:
-        """Add text that `tokens` tokens stand behind."""
+        """Add text that consists of `tokens` tokens."""
         now = self._clock()
         self._tokens += tokens
         if not text:
@@ -119,7 +119,7 @@ class TextStream:
         self._append(pieces, now)
 
     def restart(self) -> None:
-        """Void what was sent: the answer begins again."""
+        """Void the text so far: the answer starts over."""
         with self._changed:
             self._held = ""
             self._tokens = 0
@@ -132,7 +132,7 @@ class TextStream:
         self._wake()
 
     def flush(self) -> None:
-        """Give out what the splitter still holds back."""
+        """Publish the text that the splitter still holds back."""
         held, self._held = self._held, ""
         if held:
             self._append([held], self._clock())
@@ -152,7 +152,7 @@ class TextStream:
             is_whole = "".join(pieces) + rest == text
         except Exception as error:
             raise InvalidRequestError(
-                f"chunk_by: the function raised {type(error).__name__}: {error}"
+                f"chunk_by: the function raised {described(error)}"
             ) from error
         if not is_whole:
             raise InvalidRequestError("chunk_by: the function loses or changes text")
@@ -178,22 +178,22 @@ class TextStream:
 
     @property
     def started_at(self) -> float:
-        """When the stream was made, by its clock: what its events count from."""
+        """The time at which the stream was made, by its clock; its events count from there."""
         return self._started_at
 
     @property
     def has_text(self) -> bool:
-        """True once text of the present attempt has come."""
+        """True once there is text of the current attempt."""
         return self._first_at is not None
 
     @property
     def is_observed(self) -> bool:
-        """True once somebody has looked at the text: it cannot be taken back silently."""
+        """True once somebody has read the text: it cannot be taken back silently."""
         return self._is_observed
 
     @property
     def tokens(self) -> int:
-        """Tokens of the model behind the text of this attempt."""
+        """The number of tokens of this attempt."""
         return self._tokens
 
     @property
@@ -204,13 +204,13 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """The text given out so far, without what a restart voided."""
+        """The text published so far, without text that a restart voided."""
         with self._changed:
             self._is_observed = True
             return self._joined()
 
     def joined(self) -> str:
-        """Like `text`, for the engine: does not count as a look."""
+        """Like `text`, for the engine: does not make the stream observed."""
         with self._changed:
             return self._joined()
 

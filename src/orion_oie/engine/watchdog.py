@@ -1,6 +1,6 @@
-"""Names requests that do not get on, and what stands in their way. Pure: it ends nothing.
+"""The report on requests that make no progress, and on what blocks them. Pure: it ends nothing.
 
-Deadlines end requests; this is for those that have none, and for whoever looks why.
+Deadlines end requests; this explains those that have none.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What one request is doing. `quiet_s`: seconds without any progress. `model` is the key of the
-    model that it waits for or uses; `pid` the process of that model, if it is in memory. `why` is
-    why it waits, in a sentence, if it is in the queue; `blockers` are the models that would have to
-    become idle first."""
+    """The activity of one request. `quiet_s`: seconds without any progress. `model` is the key of
+    the model that it waits for or uses; `pid` the process of that model, if it is in memory. `why`
+    is the reason, in a sentence, for which it is in the queue; `blockers` are the models that have
+    to become idle first."""
 
     request_id: str
     state: str
@@ -24,8 +24,8 @@ class Activity:
 
 
 def stuck(activities: Iterable[Activity], stuck_after_s: float) -> list[str]:
-    """A sentence for each request without progress for so long, the longest first, with its
-    blocker."""
+    """A sentence for each request without progress for `stuck_after_s`, with its blockers, the
+    longest first."""
     activities = list(activities)
     quiet = sorted((a for a in activities if a.quiet_s >= stuck_after_s), key=lambda a: -a.quiet_s)
     return [_sentence(activity, activities) for activity in quiet]

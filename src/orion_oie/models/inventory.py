@@ -13,6 +13,7 @@ from orion_oie.models.downloads.cache import (
     CachedFile,
     ModelCache,
 )
+from orion_oie.models.keys import ModelKey
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import (
     SourceSpec,
@@ -44,7 +45,7 @@ def inventory(registry: ModelRegistry, cache: ModelCache) -> list[InventoryEntry
     known: set[Path] = set()
     for model_id, model in registry.models.items():
         for variant, spec in model.variants.items():
-            key = f"{model_id}@{variant}"
+            key = ModelKey(model_id, variant)
             if spec.source.is_remote:
                 paths = cache.paths(spec.source)
                 known.update(paths)
@@ -85,10 +86,10 @@ def fetched_files(
 def _variants(registry: ModelRegistry, name: str) -> Iterator[tuple[str, SourceSpec]]:
     model_id, variant, source = registry.find_source(name)
     if "@" in name:
-        yield f"{model_id}@{variant}", source
+        yield ModelKey(model_id, variant), source
         return
     for other, spec in registry.model(model_id).variants.items():
-        yield f"{model_id}@{other}", spec.source
+        yield ModelKey(model_id, other), spec.source
 
 
 def _fetched(

@@ -1,4 +1,4 @@
-"""Loads that go on in the background: for requests to come, while others are answered."""
+"""Loads in the background, for later requests."""
 
 import threading
 from collections.abc import Callable, Collection
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 def run_in_background(function: Callable[[], T], name: str) -> "Future[T]":
-    """Call `function` on a daemon thread of this name. The future gets what it returns or raises,
-    and the `RuntimeError` of a system that gives no more threads."""
+    """Call `function` on a daemon thread of this name. The future gets its result or its error, or
+    the `RuntimeError` of a system that has no more threads."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # nobody may cancel it
 
@@ -36,7 +36,7 @@ def run_in_background(function: Callable[[], T], name: str) -> "Future[T]":
 
 
 class BackgroundLoader:
-    """Has models loaded into the pool without holding them. Thread-safe."""
+    """Loads models into the pool without holding them. Thread-safe."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool
@@ -44,8 +44,8 @@ class BackgroundLoader:
         self._loads: dict[ModelKey, Future[ModelInfo]] = {}
 
     def load(self, spec: LoadSpec, may_evict: Collection[str] | None = None) -> "Future[ModelInfo]":
-        """Load a model; one that is on its way is loaded once. The future is done when nothing of
-        the load goes on any more. `may_evict`: see `ModelPool.acquire`."""
+        """Load a model; concurrent calls share one load. The future is done when all of the model
+        is in memory. `may_evict`: see `ModelPool.acquire`."""
         with self._lock:
             known = self._loads.get(spec.key)
             if known is None or known.done():

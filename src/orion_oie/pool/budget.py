@@ -1,6 +1,6 @@
-"""How many bytes the loaded models may take together: a number, or what the machine can spare.
+"""The memory budget of all loaded models: a fixed number of bytes, or what the machine can spare.
 
-Frees nothing and loads nothing: the pool keeps to it.
+Frees nothing and loads nothing; the pool keeps within it.
 """
 
 import threading
@@ -18,11 +18,11 @@ _STALE_S = 1.0
 
 
 def spared_bytes(system: SystemMemory, held_bytes: int) -> int:
-    """What models may take on a machine of which they hold `held_bytes` of their own already.
+    """The memory that models may take, of which they hold `held_bytes` already.
 
-    That is what would be available without them, less a tenth of the memory, and at least 512 MiB,
-    but no more than half of it, for everybody else. Pages of files that the models share with the
-    system's cache count as available all the while, and so do not belong to `held_bytes`.
+    It is the memory that would be available without them, less a reserve for everybody else: a
+    tenth of the machine's memory, at least 512 MiB, at most half of it. Pages of files in the
+    system's cache count as available anyway, so they are not part of `held_bytes`.
     """
     kept = max(_KEPT_SHARE * system.total_bytes, _KEPT_AT_LEAST_BYTES)
     kept = min(kept, _KEPT_AT_MOST_SHARE * system.total_bytes)
@@ -30,9 +30,9 @@ def spared_bytes(system: SystemMemory, held_bytes: int) -> int:
 
 
 class MemoryBudget:
-    """The budget of one engine. With "auto" it follows the machine: `note` and `refresh` tell it.
+    """The budget of one engine. With "auto", `note` and `refresh` adapt it to the machine.
 
-    `held_bytes` says what the workers hold now that would come back if they ended.
+    `held_bytes()` is the memory of the workers that would be freed if they ended.
     """
 
     def __init__(
@@ -56,14 +56,15 @@ class MemoryBudget:
         return self._setting == "auto"
 
     def bytes(self) -> int:
-        """The budget as it was known last; looks at nothing but the first time."""
+        """The latest budget. Reads the state of the machine the first time only."""
         if self._setting != "auto":
             return self._setting
-        known = self._spared_bytes
-        return self._look() if known is None else known
+        if self._spared_bytes is None:
+            return self.note(self._read_system(), self._held_bytes())
+        return self._spared_bytes
 
     def refresh(self) -> None:
-        """Look at the machine again, unless that was done just now."""
+        """Read the state of the machine again, unless the last reading is recent."""
         if self._setting != "auto":
             return
         with self._lock:
@@ -71,17 +72,11 @@ class MemoryBudget:
             if self._spared_bytes is not None and now - self._noted_at < _STALE_S:
                 return
             self._noted_at = now
-        self._look()
+        self.note(self._read_system(), self._held_bytes())
 
-    def note(self, system: SystemMemory, held_bytes: int) -> None:
-        """Take over what somebody else has just seen."""
-        self._set(spared_bytes(system, held_bytes))
-
-    def _look(self) -> int:
-        return self._set(spared_bytes(self._read_system(), self._held_bytes()))
-
-    def _set(self, size_bytes: int) -> int:
+    def note(self, system: SystemMemory, held_bytes: int) -> int:
+        """Take over a reading of the machine; returns the automatic budget that follows from it."""
         with self._lock:
-            self._spared_bytes = size_bytes
+            self._spared_bytes = spared = spared_bytes(system, held_bytes)
             self._noted_at = self._clock()
-        return size_bytes
+        return spared

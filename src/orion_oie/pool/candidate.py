@@ -1,4 +1,4 @@
-"""A model that may answer for an agent, with all that the stations of a request ask of it."""
+"""A model that may answer for an agent, with the facts that the stages of a request need."""
 
 from dataclasses import dataclass, field
 
@@ -11,11 +11,11 @@ from orion_oie.schemas.plans import VariantChoice
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
-    """One model of an agent's chain, in the variant chosen for it. Chosen once, then carried along.
-    `picked` says why it is this variant.
+    """One model of an agent's chain, in the variant chosen for it. Chosen once, then passed along.
+    `picked` has the reason for the variant.
 
     agent_id: the agent whose model it is: the routed one, or one that it falls back to.
-    spec: how to load it; None when there is nothing to load.
+    spec: the spec that loads it; None when there is nothing to load.
     footprint: the memory that it would take; None when its files cannot be read, and then
         `why_unreadable` says why.
     max_bytes: the memory in bytes to reserve for it; None like the footprint.
@@ -44,13 +44,13 @@ class Candidate:
 
     def __post_init__(self) -> None:
         max_bytes = None if self.footprint is None else self.footprint.max_bytes
-        object.__setattr__(self, "max_bytes", max_bytes)  # every request asks for it
+        object.__setattr__(self, "max_bytes", max_bytes)  # a field, since every request reads it
 
     price: PriceSpec | None = None
 
     @property
     def load_spec(self) -> LoadSpec:
-        """How to load it. Raises `ValueError` for a candidate that is not available."""
+        """The spec that loads it. Raises `ValueError` for a candidate that is not available."""
         if self.spec is None:
             raise ValueError(f"{self.key} cannot be loaded: {self.why_unavailable}")
         return self.spec

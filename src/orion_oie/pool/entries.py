@@ -1,5 +1,5 @@
-"""The records of the pool: an entry for each model, a lease for each user, a ticket for each who
-waits for memory; and the errors of those who get none. The pool decides.
+"""The records of the pool: an entry for each model, a lease for each user, a ticket for each
+request that waits for memory; and the errors for want of memory. The pool decides.
 """
 
 import time
@@ -35,7 +35,7 @@ class Lease:
 
 @dataclass(eq=False)
 class Entry:
-    """A model in memory or on its way there."""
+    """A model in memory, or being loaded."""
 
     spec: LoadSpec
     last_used: int
@@ -80,8 +80,8 @@ class Entry:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A place in the line for memory. Nobody waits behind a patient one. One with `may_evict` does
-    not wait itself."""
+    """A place in the line for memory. Nobody has to wait behind a patient ticket. A ticket with
+    `may_evict` does not wait itself."""
 
     is_patient: bool
     may_evict: Collection[str] | None = None
@@ -90,7 +90,8 @@ class Ticket:
 
 
 def check_leave(spec: LoadSpec, ticket: Ticket, victims: Collection[str] | None) -> None:
-    """Raise when a model is not wanted at the cost of these victims, or of waiting (None)."""
+    """Raise unless a ticket may evict these victims. Victims None stand for a wait, which a ticket
+    with `may_evict` does not allow."""
     leave = ticket.may_evict
     if leave is not None and (victims is None or not set(victims) <= set(leave)):
         raise InsufficientMemoryError(f"there is no memory for {spec.key} just now", model=spec.key)
@@ -99,7 +100,8 @@ def check_leave(spec: LoadSpec, ticket: Ticket, victims: Collection[str] | None)
 def too_large(
     key: str, size_bytes: int, limits: Limits, residents: list[Resident]
 ) -> InsufficientMemoryError:
-    """The error for a model that would not fit if all that may go went."""
+    """The error for a model that would not fit even if all other models but the pinned were
+    evicted."""
     pinned = [resident for resident in residents if resident.is_pinned]
     pinned_bytes = sum(resident.size_bytes for resident in pinned)
     budget_bytes = limits.memory_bytes

@@ -1,8 +1,9 @@
-"""Chooses the loaded models that make way. Pure: decides, unloads nothing.
+"""The choice of the models to evict. Pure: decides, unloads nothing.
 
-Idle models go, never one that is in use or pinned; no more of them than needed, and among equally
-large sets the one whose loss is least. The loss of a model is the time it takes to load it again,
-divided by how long ago it was used. With equal load times, the longest unused goes.
+Only idle models are evicted, never one that is in use or pinned; as few as possible, and among sets
+of equal size the one whose loss is least. The loss of a model is the time it takes to load it
+again, divided by how long ago it was used. With equal load times, the least recently used one is
+evicted.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,10 +18,10 @@ _COMPARED_AT_MOST = 12
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """A model in memory, or on its way there.
+    """A model in memory, or being loaded.
 
-    `last_used` grows with time, in any unit. `size_bytes` is what it may take, `reload_s` what it
-    took to load it. Only what is neither in use nor pinned can go.
+    `last_used` grows with time, in any unit. `size_bytes` is the memory that it may take,
+    `reload_s` the time to load it. It can be evicted if it is neither in use nor pinned.
     """
 
     key: str
@@ -37,7 +38,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What all models together may take; None is without limit."""
+    """The limits of all models together; None is no limit."""
 
     models: int | None = None
     memory_bytes: int | None = None
@@ -46,8 +47,8 @@ class Limits:
 def choose_victims(
     residents: Sequence[Resident], limits: Limits, size_bytes: int = 0
 ) -> list[str] | None:
-    """Keys of the idle models whose removal leaves space for one more of `size_bytes`, the longest
-    unused first. None when that would not be enough: see `availability_of`."""
+    """Keys of the idle models to evict for one more of `size_bytes`, the least recently used first.
+    None when that would not be enough: see `availability_of`."""
     excess, shortage_bytes = 0, 0
     if limits.models is not None:
         excess = len(residents) + 1 - limits.models
@@ -60,20 +61,20 @@ def choose_victims(
 def availability_of(
     residents: Sequence[Resident], limits: Limits, size_bytes: int = 0
 ) -> Availability:
-    """How a model of `size_bytes` that is not among the residents could be loaded.
+    """The availability of a model of `size_bytes` that is not among the residents.
 
-    1. LOADABLE: the idle models named as victims make enough space.
+    1. LOADABLE: evicting the idle models named as victims frees enough memory.
     2. BLOCKED: the blockers have to become idle first, and the victims have to stay idle.
-    3. IMPOSSIBLE: it would not fit if everything that is not pinned went.
+    3. IMPOSSIBLE: it would not fit even if everything that is not pinned were evicted.
 
-    While the blockers are in use the answer stays the same, whoever uses them: else none would
-    ever become idle for a request that waits for all of them.
+    While the blockers are in use the answer stays the same, whoever uses them: otherwise they would
+    never all be idle for a request that waits for all of them.
     """
     victims = choose_victims(residents, limits, size_bytes)
     if victims is not None:
         return Availability(ModelState.LOADABLE, frozenset(victims))
     newest = max((r.last_used for r in residents), default=0.0)
-    # One that is in use costs more to wait for than any idle one is worth.
+    # Waiting for a model in use costs more than evicting any idle one.
     imagined = [
         replace(r, is_in_use=False, reload_s=1e6, last_used=newest) if r.is_in_use else r
         for r in residents
@@ -86,15 +87,15 @@ def availability_of(
 
 
 def choose_relief(residents: Sequence[Resident], wanted_bytes: int) -> list[str]:
-    """Keys of the idle models to unload to give back `wanted_bytes`, or as much as there is of
-    them: the longest unused first."""
+    """Keys of the idle models to unload to free `wanted_bytes`, or as much as possible, the least
+    recently used first."""
     idle = [resident for resident in residents if resident.can_go]
     there_bytes = sum(resident.size_bytes for resident in idle)
     return _smallest_set(idle, 0, min(wanted_bytes, there_bytes)) or []
 
 
 def _smallest_set(residents: Sequence[Resident], count: int, freed_bytes: int) -> list[str] | None:
-    """The fewest models that can go of which at least `count` go and `freed_bytes` come back."""
+    """The smallest set of evictable models with at least `count` models and `freed_bytes`."""
     if count <= 0 and freed_bytes <= 0:
         return []
     idle = sorted((r for r in residents if r.can_go), key=lambda r: (r.last_used, r.key))
@@ -107,7 +108,7 @@ def _smallest_set(residents: Sequence[Resident], count: int, freed_bytes: int) -
     chosen: Sequence[Resident] = ()
     for candidate in sets:
         if best is not None and len(candidate) > best[0]:
-            break  # they come by their number
+            break  # sets come in order of their size
         size = sum(r.size_bytes for r in candidate)
         rank = len(candidate), sum(_loss(r, newest) for r in candidate), size
         if size >= freed_bytes and (best is None or rank < best):
@@ -123,8 +124,8 @@ def _all_sets(idle: Sequence[Resident], count: int) -> Iterator[Sequence[Residen
 def _built(
     idle: Iterable[Resident], count: int, freed_bytes: int, newest: float
 ) -> Sequence[Resident]:
-    """A sufficient set of which none can be left out: the cheapest losses first, then without
-    those that the others make unnecessary."""
+    """A sufficient set without a superfluous member: the models of the least loss, less those that
+    the others make unnecessary."""
     chosen: list[Resident] = []
     for resident in sorted(idle, key=lambda r: _loss(r, newest)):
         if len(chosen) >= count and sum(r.size_bytes for r in chosen) >= freed_bytes:

@@ -1,7 +1,7 @@
-"""The files of models as they were when they were last looked at, so that a request need not look.
+"""The files of models as they were when last checked, so that a request need not check them.
 
-Looking means the file system, the search for installed packages and the headers of GGUF files. The
-memory manager looks again every two seconds while models are in memory.
+A check reads the file system, the list of installed packages and the headers of GGUF files. The
+memory manager repeats it every two seconds while models are in memory.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from orion_oie.models.registry import ModelRegistry, VariantState
 from orion_oie.models.specs import ModelSpec
 from orion_oie.schemas.results import ModelInfo
 
-if TYPE_CHECKING:  # nothing of it is needed before something is fetched
+if TYPE_CHECKING:  # slow to import, and needed for fetching only
     from orion_oie.models.downloads.cache import ModelCache
 
 LOOK_AGAIN_S = 5.0
@@ -29,8 +29,8 @@ _BYTES_PER_MB = 10**6
 
 @dataclass(frozen=True, slots=True)
 class VariantFiles:
-    """One variant of a model, and what there is of it. `spec` and `estimate` are None where there
-    is nothing to load and where its size cannot be worked out. `file_bytes` are on this machine."""
+    """One variant of a model, and its files. `spec` is None when there is nothing to load,
+    `estimate` also when its size cannot be estimated. `file_bytes` are on this machine."""
 
     key: ModelKey
     state: VariantState
@@ -46,7 +46,7 @@ class VariantFiles:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
-    """What was seen of all variants of a model at one time, in seconds of the monotonic clock."""
+    """The state of all variants of a model at a time, in seconds of the monotonic clock."""
 
     model: ModelSpec
     variants: tuple[VariantFiles, ...]
@@ -54,7 +54,7 @@ class Look:
 
 
 class ModelFiles:
-    """Looks at the files of the registry's models. `footprint` reads headers; it may raise."""
+    """The files of the registry's models. `footprint` reads headers; it may raise."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class ModelFiles:
 
     @property
     def revision(self) -> int:
-        """A number that grows whenever something new is seen."""
+        """A number that grows with every change that is found."""
         return self._revision
 
     def of(self, model_id: str, max_age_s: float = LOOK_AGAIN_S) -> Look:
@@ -93,7 +93,7 @@ class ModelFiles:
         return look
 
     def look_again(self) -> None:
-        """Look at everything that was looked at before."""
+        """Check all models again that were checked before."""
         for model_id in list(self._looks):
             try:
                 self.of(model_id, max_age_s=0.0)
@@ -107,7 +107,7 @@ class ModelFiles:
             for state in self._registry.variants(model_id, self._cache)
         )
         if last is not None and last.model is model and last.variants == seen:
-            look = Look(model, last.variants, at_s)  # those who compare see that nothing changed
+            look = Look(model, last.variants, at_s)  # the same object: comparisons are quick
         else:
             look = Look(model, seen, at_s)
             self._revision += 1
@@ -126,7 +126,7 @@ class ModelFiles:
             return VariantFiles(key, state, spec, None, file_bytes, error.message)
 
     def _spec(self, key: ModelKey, model: ModelSpec, state: VariantState) -> LoadSpec | None:
-        """How to load a variant, as far as the agent does not matter."""
+        """The spec that loads a variant, without the settings of an agent."""
         source = state.spec.source if state.is_fetchable else None
         files: tuple[Path, ...] | None = state.files
         if files is None:
@@ -167,6 +167,6 @@ class ModelFiles:
 def _size_of(files: Iterable[Path]) -> int:
     size_bytes = 0
     for file in files:
-        with contextlib.suppress(OSError):  # it went just now: its load reports that
+        with contextlib.suppress(OSError):  # it was just removed: its load reports that
             size_bytes += file.stat().st_size
     return size_bytes

@@ -1,7 +1,7 @@
-"""What models really took: measured at earlier loads, kept in a file, used at the next ones.
+"""The measured memory and load times of models, kept in a file for later loads.
 
-Measures nothing itself. A file that cannot be read or written costs only the memory of it: the
-estimates go on as they were.
+Measures nothing itself. If the file cannot be read or written, nothing is remembered, and estimates
+are used as they are.
 """
 
 import json
@@ -14,22 +14,22 @@ from orion_oie.models.files import atomic_write
 
 FILE_NAME = "footprints.json"
 _MOST_RECORDS = 500
-_WORTH_WRITING = 0.02  # a change of so much of the size
+_WORTH_WRITING = 0.02  # the relative change of a size that is written
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One model as it was loaded: the most memory it was seen to take, and the time to load it;
-    0 for what was not measured yet."""
+    """The measurements of one model: its peak memory, and the time of its last load; 0 if not
+    measured yet."""
 
     peak_bytes: int = 0
     load_s: float = 0.0
 
 
 class FootprintLedger:
-    """Records by identity: whatever makes two loads the same. Thread-safe.
+    """Records by the identity of a load. Thread-safe.
 
-    `on_error(message)` hears of a file that cannot be read or written.
+    `on_error(message)` is called when the file cannot be read or written.
     """
 
     def __init__(
@@ -41,25 +41,25 @@ class FootprintLedger:
         self._writing = threading.Lock()
         self._records: dict[str, Record] | None = None
         self._written: dict[str, Record] = {}
-        self.revision = 0  # grows with everything new that is noted
+        self.revision = 0  # grows with every new measurement
 
     def get(self, identity: str) -> Record:
-        """What is known of a model; a record of zeros if nothing is."""
+        """The record of a model; zeros if there is none."""
         with self._lock:
             return self._known().get(identity, Record())
 
     def note_peak(self, identity: str, resident_bytes: int) -> None:
-        """A model was seen to take so much."""
+        """Note the measured memory of a model."""
         with self._lock:
             records = self._known()
             record = records.pop(identity, Record())
             if resident_bytes > record.peak_bytes:
                 record = Record(resident_bytes, record.load_s)
                 self.revision += 1
-            records[identity] = record  # the last seen are kept
+            records[identity] = record  # at the end: the latest records are kept
 
     def note_load(self, identity: str, load_s: float) -> None:
-        """A model was loaded in so many seconds, from files that were here."""
+        """Note the time in which a model was loaded from local files."""
         with self._lock:
             records = self._known()
             record = records.pop(identity, Record())
@@ -67,7 +67,7 @@ class FootprintLedger:
             self.revision += 1
 
     def save(self) -> None:
-        """Write what is new, if it is worth it. The file is the old one or the complete new one."""
+        """Write the changes if they are large enough. The file is replaced at once."""
         if self._path is None:
             return
         with self._lock:

@@ -1,11 +1,11 @@
-"""Keeps memory in order: how much models may take, what they take, and what goes under pressure.
+"""The memory of one engine: the budget, the measured sizes, and the relief of memory pressure.
 
-    before a load:  what the model will take, what there is
-    every 2 s:      what workers take -> the pool's books, the ledger; the level of pressure
-    high:           idle models go, also when nobody needs their room
-    critical:       all idle models go, each after it wrote its snapshots, and no load begins
+    before a load:  size the model, read the available memory
+    every 2 s:      measure the workers -> the pool's sizes, the ledger; the level of pressure
+    high:           unload idle models even if no request needs their memory
+    critical:       unload all idle models, each after it wrote its snapshots; begin no load
 
-Watches and decides when; what goes is the pool's and `eviction.py`'s decision.
+It watches, and decides when to unload; the pool and `eviction.py` decide what.
 """
 
 import time
@@ -20,7 +20,7 @@ from orion_oie.backends.base import (
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import EngineConfig
-from orion_oie.errors import OrionError
+from orion_oie.errors import OrionError, described
 from orion_oie.hardware import probe
 from orion_oie.hardware.monitor import MemoryMonitor
 from orion_oie.hardware.pressure import (
@@ -88,7 +88,7 @@ class MemoryManager:
             interval_s=interval_s,
             read_system=read_system,
             read_process=read_process,
-            on_error=lambda error: self._warn(f"{type(error).__name__}: {error}"),
+            on_error=lambda error: self._warn(described(error)),
             on_sample=self._on_sample,
             on_level=self._on_level,
         )
@@ -105,15 +105,15 @@ class MemoryManager:
         )
 
     def has_memory(self) -> bool:
-        """False while the system may end processes to make room: no load begins then."""
+        """False while the system may end processes for want of memory: no load begins then."""
         return self.monitor.level is not PressureLevel.CRITICAL
 
     def may_take(self, size_bytes: int) -> bool:
-        """True while so much is left of the budget."""
+        """True while the budget has `size_bytes` left."""
         return self.pool.reserved_bytes + size_bytes <= self.budget.bytes()
 
     def can_hold(self, sizes_bytes: Mapping[str, int]) -> bool:
-        """See `ModelPool.can_hold`, by what the machine has now."""
+        """See `ModelPool.can_hold`; reads the available memory first."""
         self._look()
         self.budget.refresh()
         return self.pool.can_hold(sizes_bytes)
@@ -123,7 +123,7 @@ class MemoryManager:
         return self.monitor.level is PressureLevel.LOW
 
     def close(self) -> None:
-        """Watch no more, and write down what was measured."""
+        """Stop watching, and save the measurements."""
         self._is_closed = True
         self.monitor.stop()
         self._ledger.save()
@@ -135,18 +135,18 @@ class MemoryManager:
         self.budget.refresh()
         try:
             return self.sizes.max_bytes(spec)
-        except OrionError:  # the load reports what is wrong with its files
+        except OrionError:  # the load reports the problem of its files
             return 0
 
     def _look(self) -> None:
-        """See how short memory is, unless that was done just now."""
+        """Sample the memory, unless the last sample is recent."""
         latest = self.monitor.latest
         if latest is not None and time.monotonic() - latest.at_s < _STALE_S:
             return
         try:
             self.monitor.sample_now()
         except OSError as error:
-            self._warn(f"{type(error).__name__}: {error}")
+            self._warn(described(error))
 
     def _timed_load(
         self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress
@@ -154,7 +154,7 @@ class MemoryManager:
         self._watch()
         started = time.monotonic()
         model = self._load(spec, scope, on_progress)
-        if spec.source is None:  # else the network was timed
+        if spec.source is None:  # otherwise the network would be timed
             load_s = time.monotonic() - started
             self._keep(spec, partial(self.sizes.note_load, spec, load_s))
         return model
@@ -173,7 +173,7 @@ class MemoryManager:
         sample = self.monitor.latest
         if sample is None:
             return 0
-        there = self._pids()  # what has gone since is available already
+        there = self._pids()  # what has ended since is available already
         return sum(one.private_bytes for key, one in sample.workers.items() if key in there)
 
     # -- every two seconds, on the monitor's thread
@@ -187,7 +187,7 @@ class MemoryManager:
             self._warn(f"memory is not watched: {error}")
 
     def _is_needed(self, level: PressureLevel) -> bool:
-        if level >= PressureLevel.HIGH:  # somebody may wait until it is over
+        if level >= PressureLevel.HIGH:  # a request may wait until it is over
             return not self._is_closed
         residents = self.pool.residents().values()
         is_anything_there = any(one.is_loading or one.pid is not None for one in residents)
@@ -203,7 +203,7 @@ class MemoryManager:
     def _on_sample(self, sample: MemorySample) -> None:
         if not self._is_needed(sample.level):
             self.monitor.stop(0.0)
-        if self._is_needed(sample.level):  # also when a load has begun since
+        if self._is_needed(sample.level):  # a load may have begun meanwhile
             self._watch()
         self.budget.note(sample.system, _held_bytes(sample))
         for key, has_answered in self.pool.settled().items():
@@ -216,7 +216,7 @@ class MemoryManager:
         self._ledger.save()
         if self._files is not None:
             self._files.look_again()
-        if not self.budget.is_automatic:  # else what counts is the pressure, not the books
+        if not self.budget.is_automatic:  # otherwise the pressure decides, not the sizes
             self.pool.trim()
         if sample.level >= PressureLevel.HIGH:
             self._relieve(sample)
@@ -249,5 +249,6 @@ class MemoryManager:
 
 
 def _held_bytes(sample: MemorySample) -> int:
-    """What would be available again without the workers; pages of files are so already."""
+    """The memory that would be freed without the workers; pages of files count as available
+    anyway."""
     return sum(memory.private_bytes for memory in sample.workers.values())

@@ -1,11 +1,11 @@
 """Models in memory, shared by the agents that use them.
 
-`acquire` gives a model for as long as its `with` block runs: it is loaded once however many ask
-at the same time, and never unloaded while in use. Together they take no more memory than they may:
-idle ones make room. Whoever waits for room is overtaken by users of what is in memory, but only for
-so long. Loading runs on a thread of its own and goes on as long as somebody waits for it.
+`acquire` holds a model while its `with` block runs. Concurrent requests share one load, and a model
+in use is never unloaded. Idle models are evicted to keep all of them within their limits. Users of
+models in memory overtake those who wait for memory, but only for a limited time. A load runs on a
+thread of its own, as long as somebody waits for it.
 
-How large a model will be, how much memory there is and who must go is decided elsewhere.
+The size of a model, the available memory and the choice of victims are decided elsewhere.
 """
 
 import threading
@@ -48,13 +48,13 @@ _PRESSURE_POLL_S = 0.5
 
 class ModelPool:
     """Loaded models by `LoadSpec.key`. `on_evicted(key)` is called with no lock held, and so is
-    `on_changed()`, when a model came, went, or became idle.
+    `on_changed()`, when a model was loaded or freed, or became idle.
 
-    size_of: what a model may take, in bytes; may read files and raise. budget_bytes: what all may
-    take together, None for no limit; has_memory: whether the machine has memory to load anything at
-    all. Both are asked often and must return at once. A load waits `pressure_wait_s` for memory.
-    After `patience_s` of waiting for room, later requests for models in memory wait as well, so
-    that one of these becomes idle.
+    size_of: the bytes that a model may take; may read files and raise. budget_bytes: the bytes that
+    all may take together, None for no limit. has_memory: False while the machine has no memory for
+    any load. Both are called often and must return at once. A load waits `pressure_wait_s` for
+    memory. After a request has waited `patience_s` for memory, later requests for models in memory
+    wait as well, so that one of these becomes idle.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ModelPool:
         self._has_memory = has_memory
         self._pressure_wait_s = pressure_wait_s
         self._patience_s = patience_s
-        self._waiting_for_room: list[Ticket] = []
+        self._waiting_for_memory: list[Ticket] = []
         self._changed = threading.Condition()
         self._entries: dict[str, Entry] = {}
         self._pinned: set[str] = set()
@@ -96,9 +96,9 @@ class ModelPool:
         is_patient: bool = False,
         may_evict: Collection[str] | None = None,
     ) -> Iterator[Lease]:
-        """Hold the model of `spec`, loading it if needed. Users of what is in memory overtake a
-        patient one as long as they like. With `may_evict`, it is loaded at once and at the cost of
-        no other models than these, or not at all: then this is an `InsufficientMemoryError`, too.
+        """Hold the model of `spec`, loading it if needed. Users of models in memory may always
+        overtake a patient request. With `may_evict`, it is loaded at once, evicting no other models
+        than these, or `InsufficientMemoryError` is raised.
 
         Raises what the load raised, `InsufficientMemoryError` when no waiting would help, the error
         that `scope` was cancelled with while waiting, or `EngineClosedError`.
@@ -125,8 +125,8 @@ class ModelPool:
 
     @contextmanager
     def borrow(self) -> Iterator[LocalModel | None]:
-        """Hold the largest model that could write something at once; None when there is none.
-        Nothing is loaded or evicted for it, and nobody is waited for."""
+        """Hold the largest model that could generate at once; None when there is none. Loads and
+        evicts nothing, and does not wait."""
         with self._changed:
             free = [entry for entry in self._entries.values() if entry.is_free]
             entry = max(free, key=lambda one: one.size_bytes, default=None)
@@ -156,7 +156,7 @@ class ModelPool:
         return True
 
     def relieve(self, wanted_bytes: int) -> list[str]:
-        """Free idle models until `wanted_bytes` are given back, or none is idle; returns which."""
+        """Free idle models until `wanted_bytes` are freed, or none is idle; returns their keys."""
         with self._changed:
             self._drop_dead()
             keys = choose_relief(self._as_residents(), wanted_bytes)
@@ -166,7 +166,7 @@ class ModelPool:
         return freed
 
     def trim(self) -> list[str]:
-        """Free idle models while all together may take more than the budget; returns which."""
+        """Free idle models while all together may take more than the budget; returns their keys."""
         budget_bytes = self._budget_bytes()
         excess = 0 if budget_bytes is None else self.reserved_bytes - budget_bytes
         return self.relieve(excess) if excess > 0 else []
@@ -184,7 +184,7 @@ class ModelPool:
         self._on_changed()
 
     def availability(self, key: str, size_bytes: int) -> Availability:
-        """How a request for a model of this size would fare now; FULL is for the queue to find."""
+        """The availability of a model of this size now; the queue itself detects FULL."""
         with self._changed:
             self._drop_dead()
             entry = self._entries.get(key)
@@ -200,18 +200,18 @@ class ModelPool:
         later = availability_of(settled, limits, size_bytes)
         if later.state is ModelState.IMPOSSIBLE:
             return later
-        return Availability(ModelState.SHORT)  # until what is being unloaded is gone
+        return Availability(ModelState.SHORT)  # until the models being unloaded are freed
 
     def note_answer(self, key: str) -> None:
-        """A model that is held has answered: from now on it takes what it takes in use."""
+        """Note that a model has answered: its memory is that of a model in use from now on."""
         with self._changed:
             entry = self._entries.get(key)
             if entry is not None:
                 entry.has_answered = True
 
     def settled(self) -> dict[str, bool]:
-        """The models in memory of which nothing is on its way any more (until then they take more),
-        by key, and whether they have answered."""
+        """The completely loaded models (a load takes more memory), by key, with True for those that
+        have answered."""
         with self._changed:
             entries = list(self._entries.items())
         return {
@@ -221,14 +221,14 @@ class ModelPool:
         }
 
     def spec(self, key: str) -> LoadSpec | None:
-        """What a model was loaded by; None when it is not in memory."""
+        """The spec that a model was loaded by; None when it is not in memory."""
         with self._changed:
             entry = self._entries.get(key)
             return None if entry is None else entry.spec
 
     def can_hold(self, sizes_bytes: Mapping[str, int]) -> bool:
-        """True when all of these models, by key, may be in memory at the same time, if nothing else
-        is. Of those that are in memory, what is reserved for them counts."""
+        """True when all of these models, by key, may be in memory together, without any others. For
+        those in memory, the reserved size counts."""
         total_bytes = 0
         for key, size_bytes in sizes_bytes.items():
             known_bytes = self._known_size(key)
@@ -239,7 +239,7 @@ class ModelPool:
         return not is_too_many and not is_too_large
 
     def note_size(self, key: str, measured_bytes: int) -> None:
-        """A model takes more than was reserved for it: count that from now on."""
+        """Raise the reserved size of a model to the measured one."""
         with self._changed:
             entry = self._entries.get(key)
             if entry is not None and measured_bytes > entry.size_bytes:
@@ -247,13 +247,13 @@ class ModelPool:
 
     @property
     def reserved_bytes(self) -> int:
-        """What all models that are in memory, or on their way, may take together."""
+        """The bytes that all models in memory, or being loaded, may take together."""
         with self._changed:
             self._drop_dead()
             return sum(resident.size_bytes for resident in self._as_residents())
 
     def is_resident(self, key: str) -> bool:
-        """True when a model is in memory, or on its way there."""
+        """True when a model is in memory, or being loaded."""
         return self._known_size(key) is not None
 
     def is_ready(self, key: str) -> bool:
@@ -263,7 +263,7 @@ class ModelPool:
         return entry is not None and entry.is_ready
 
     def residents(self) -> dict[str, ResidentModel]:
-        """What is in memory or on its way there."""
+        """The models in memory or being loaded, by key."""
         with self._changed:
             return {
                 key: ResidentModel(
@@ -305,10 +305,10 @@ class ModelPool:
     ) -> tuple[Entry, bool]:
         """Become a user of the model's entry, making it (and starting the load) if there is none.
 
-        Waits while the model's last load or use ends, while every model that could make room is in
-        use, and for a while when the machine has no memory. Dead models take no room.
+        Waits while the model's last load or use ends, while every model that could be evicted is in
+        use, and for a while when the machine has no memory. Dead models do not count.
         """
-        line = self._waiting_for_room
+        line = self._waiting_for_memory
         with self._changed:
             try:
                 while True:
@@ -341,8 +341,8 @@ class ModelPool:
                     self._changed.notify_all()
 
     def _victims(self, spec: LoadSpec, size_bytes: int) -> list[str] | None:
-        """Who must go for a model; None while somebody must become idle first. Raises
-        `InsufficientMemoryError` when that would not help either."""
+        """The models to evict for a model; None while some must become idle first. Raises
+        `InsufficientMemoryError` when it would not fit even then."""
         limits = self._limits()
         victims = choose_victims(self._as_residents(), limits, size_bytes)
         if victims is None:
@@ -362,8 +362,8 @@ class ModelPool:
             )
 
     def _must_wait_behind_others(self, ticket: Ticket) -> bool:
-        """True when somebody who came before has waited for room for too long."""
-        oldest = next((other for other in self._waiting_for_room if not other.is_patient), None)
+        """True when an earlier request has waited for memory for too long."""
+        oldest = next((other for other in self._waiting_for_memory if not other.is_patient), None)
         if oldest is None:
             return False
         return oldest.since < ticket.since and time.monotonic() - oldest.since > self._patience_s
@@ -376,7 +376,8 @@ class ModelPool:
         return Limits(self._max_models, self._budget_bytes())
 
     def _as_residents(self, *, is_settled: bool = False) -> list[Resident]:
-        """What is in memory or on its way there; `is_settled`: once what had to go for it has."""
+        """The models in memory or being loaded, for `eviction.py`; `is_settled`: as if the victims
+        of current loads were freed already."""
         return [
             Resident(
                 key,

@@ -1,7 +1,8 @@
-"""Which agent comes next, and whether its model should be loaded before it is asked for.
+"""The prediction of the next agent, and the decision to load its model ahead of need.
 
 `NextAgentPredictor` learns from the order of requests, `should_preload` decides, `PreloadLedger`
-counts what came of it. Nothing here loads or evicts, measures memory, or knows a session's text.
+counts hits and misses. The module loads, evicts and measures nothing, and sees no text of a
+session.
 """
 
 import threading
@@ -31,7 +32,7 @@ class Prediction:
 
 @dataclass(slots=True)
 class _Row:
-    """What came after one agent, and how often; `weights` are as they were at `at_s`."""
+    """The weights of the agents that followed one agent, as they were at `at_s`."""
 
     at_s: float
     weights: dict[str, float]
@@ -109,11 +110,11 @@ class NextAgentPredictor:
         self._prune_at_s = clock() + half_life_s
 
     def knows_others(self, agent_id: str) -> bool:
-        """True when a request for another agent than this one has come."""
+        """True when there was a request for another agent than this one."""
         return len(self._seen) > 1 or agent_id not in self._seen
 
     def observe(self, agent_id: str, session_id: str | None = None) -> None:
-        """A request for an agent came. It follows the session's last one; without a session, the
+        """Note a request for an agent. It follows the session's last one; without a session, the
         last one of all. The first request of a session follows nothing."""
         with self._lock:
             self._seen.add(agent_id)
@@ -153,7 +154,7 @@ class NextAgentPredictor:
         return sorted(predictions, key=lambda one: (-one.probability, one.agent_id))
 
     def sizes(self) -> tuple[int, int]:
-        """How many sessions are remembered, and how many entries about agents in all."""
+        """The number of sessions that are remembered, and of all entries about agents."""
         with self._lock:
             entries = sum(len(session) for session in self._sessions.values())
             return len(self._sessions), entries + len(self._overall)
@@ -172,21 +173,21 @@ class NextAgentPredictor:
 
 
 class PreloadReason(StrEnum):
-    """Why a model is, or is not, loaded before it is asked for."""
+    """The reason for which a model is, or is not, loaded ahead of need."""
 
     LIKELY = "it is likely to be needed next"
     DISABLED = "loading ahead is off"
     WAITING = "requests are waiting"
     MEMORY = "memory is short"
     UNLIKELY = "no model is likely enough"
-    RESIDENT = "what is likely is in memory"
-    NO_ROOM = "it does not fit, or its size is not known"
+    RESIDENT = "the likely models are in memory"
+    NO_SPACE = "it does not fit, or its size is not known"
     WOULD_EVICT = "it would evict what is as likely"
 
 
 @dataclass(frozen=True, slots=True)
 class PreloadDecision:
-    """What to load: `key`, for `agent_id`, the likeliest agent that uses it; None for nothing.
+    """The model to load: `key`, for `agent_id`, the likeliest agent that uses it; None for nothing.
     `probability` is that of the key. `reason` is about the likeliest model that is not in memory.
     """
 
@@ -222,17 +223,17 @@ def should_preload(
     is_enabled: bool,
     min_probability: float = 0.3,
 ) -> PreloadDecision:
-    """Which model to load before it is asked for. Pure: decides, loads nothing.
+    """The model to load ahead of need. Pure: decides, loads nothing.
 
-    residents: models in memory or on their way there, with the probability that each is needed
-        next, by whomever.
-    victims: for each model, which residents would go to make room for it: () for none, None (or
-        no entry) where no room can be made. One that is not among `residents` is never evicted.
-    free_bytes: what may be used without evicting.
+    residents: models in memory or being loaded, with the probability that each is needed next, by
+        any agent.
+    victims: for each model, the residents to evict for it: () for none, None (or no entry) when
+        evicting does not free enough memory. One that is not among `residents` is never evicted.
+    free_bytes: the memory that is free without evicting.
 
-    Nothing is loaded while requests wait or memory is short. A model is loaded only if it is
-    needed with `min_probability`, fits, and its victims together are less likely than it; and one
-    that has victims only if it is needed at least as likely as not.
+    Nothing is loaded while requests wait or memory is short. A model is loaded only if it is needed
+    with `min_probability`, fits, and its victims together are less likely than it; and one that has
+    victims only if it is needed at least as likely as not.
     """
     if not is_enabled:
         return PreloadDecision(PreloadReason.DISABLED)
@@ -249,14 +250,14 @@ def should_preload(
         leaving = victims.get(key)
         footprint_bytes = footprints_bytes.get(key)
         if leaving is None or footprint_bytes is None:
-            reasons.append(PreloadReason.NO_ROOM)
+            reasons.append(PreloadReason.NO_SPACE)
             continue
         freed_bytes = sum(footprints_bytes.get(victim, 0) for victim in leaving)
         lost = sum(
             max(residents.get(victim, inf), probabilities.get(victim, 0.0)) for victim in leaving
         )
         if footprint_bytes > free_bytes + freed_bytes:
-            reasons.append(PreloadReason.NO_ROOM)
+            reasons.append(PreloadReason.NO_SPACE)
         elif leaving and (lost >= probability or probability < _WORTH_AN_EVICTION):
             reasons.append(PreloadReason.WOULD_EVICT)
         else:
@@ -267,7 +268,7 @@ def should_preload(
 
 
 class PreloadLedger:
-    """Thread-safe books of the loads ahead, by key, behind `PredictionStats`. `enabled` is only
+    """The counts of loads ahead, by key, for `PredictionStats`. Thread-safe. `enabled` is only
     passed on."""
 
     def __init__(self, enabled: bool = True) -> None:
@@ -277,31 +278,31 @@ class PreloadLedger:
         self._predictions = self._hits = self._misses = self._wasted = 0
 
     def started(self, key: str) -> None:
-        """A load ahead began. If an earlier one is in the books unused, that one was wasted."""
+        """Note that a load ahead began. An earlier one that was not used counts as wasted."""
         with self._lock:
             self._write_off(key)
             self._predictions += 1
             self._unused.add(key)
 
     def is_ahead(self, key: str) -> bool:
-        """True while a load ahead is in the books unused."""
+        """True while a load ahead has not been used."""
         with self._lock:
             return key in self._unused
 
     def used(self, key: str) -> None:
-        """A request found the model here, or on its way because of a load ahead."""
+        """Note that a request found the model in memory, or being loaded ahead."""
         with self._lock:
             if key in self._unused:
                 self._unused.remove(key)
                 self._hits += 1
 
     def gone(self, key: str) -> None:
-        """The model was evicted or unloaded, or its load failed."""
+        """Note that the model was evicted or unloaded, or that its load failed."""
         with self._lock:
             self._write_off(key)
 
     def cold(self, key: str) -> None:
-        """A request had to begin a load; so one ahead, if in the books unused, was wasted."""
+        """Note that a request had to begin a load; a load ahead that was not used was wasted."""
         with self._lock:
             self._write_off(key)
             self._misses += 1

@@ -1,7 +1,7 @@
-"""Loads the model that is likely to be asked for next, while memory is plentiful and nothing waits.
+"""Loads the model that is likely to be needed next, while memory is plentiful and nothing waits.
 
-Gathers what `prediction.should_preload` decides from, and has it done. A model that was loaded
-ahead is as idle as any other: it goes when room is needed, and then counts as wasted.
+Gathers the facts for `prediction.should_preload`, and begins the load that it chooses. A model that
+was loaded ahead is as idle as any other: it is evicted for others, and then counts as wasted.
 """
 
 from collections.abc import Callable, Collection
@@ -11,7 +11,7 @@ from functools import partial
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.config import EngineConfig
-from orion_oie.errors import UnknownAgentError
+from orion_oie.errors import UnknownAgentError, described
 from orion_oie.pool.budget import MemoryBudget
 from orion_oie.pool.candidate import Candidate
 from orion_oie.pool.pool import ModelPool
@@ -28,13 +28,13 @@ from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import ModelLoadingAhead, PreloadTrouble
 
 LoadAhead = Callable[[LoadSpec, Collection[str]], "Future[ModelInfo]"]
-"""Begins to load a model, at the cost of no others than these."""
+"""Begins to load a model, evicting no others than these."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Prospect:
-    """A model that may be asked for next. `victims` would have to go for it; None: it cannot be
-    loaded now."""
+    """A model that may be needed next. `victims` would be evicted for it; None: it cannot be loaded
+    now."""
 
     candidate: Candidate
     max_bytes: int
@@ -42,9 +42,8 @@ class _Prospect:
 
 
 class Preloader:
-    """The habits of one engine's users, and the loads that come of them. Thread-safe, as its parts
-    are. `is_calm`, `is_anything_waiting` and `is_paused(model_id)` must return at once;
-    `load_ahead` must only begin."""
+    """Loads models ahead of need, by the order of earlier requests. Thread-safe, as its parts are.
+    `is_calm`, `is_anything_waiting`, `is_paused(model_id)` and `load_ahead` must return at once."""
 
     def __init__(
         self,
@@ -73,33 +72,33 @@ class Preloader:
         self._ledger = PreloadLedger(self._is_enabled)
 
     def note_request(self, agent_id: str, session_id: str | None) -> None:
-        """A request for an agent came."""
+        """Note a request for an agent."""
         if self._is_enabled:
             self._predictor.observe(agent_id, session_id)
 
     def note_use(self, key: str, is_cold: bool) -> None:
-        """A request got its model; `is_cold`: it had to be loaded."""
+        """Note that a request has its model; `is_cold`: it had to be loaded."""
         if self._ledger.is_ahead(key):
             self._ledger.used(key)
         elif is_cold:
             self._ledger.cold(key)
 
     def note_gone(self, key: str) -> None:
-        """A model was evicted or unloaded."""
+        """Note that a model was evicted or unloaded."""
         self._ledger.gone(key)
 
     def stats(self) -> PredictionStats:
-        """What came of it so far."""
+        """The counts so far."""
         return self._ledger.stats()
 
     def consider(self, agent_id: str, session_id: str | None) -> None:
-        """An answer was given: begin to load what is likely to come next, if that is wise.
+        """Begin to load the model that is likely to be needed after an answer, if that is wise.
 
-        Nobody waits for it: what goes wrong is told as an event."""
+        Nobody waits for it: errors are published as events."""
         try:
             self._consider(agent_id, session_id)
         except Exception as error:  # noqa: BLE001 (the answer is given, and others are to come)
-            self._events.publish(PreloadTrouble(text=f"{type(error).__name__}: {error}"))
+            self._events.publish(PreloadTrouble(text=described(error)))
 
     def _consider(self, agent_id: str, session_id: str | None) -> None:
         if not self._is_enabled or not self._predictor.knows_others(agent_id):
@@ -163,7 +162,7 @@ class Preloader:
         """The model that would answer for an agent, if it is on this machine and can be loaded."""
         try:
             candidates = self._variants.candidates(agent_id)
-        except UnknownAgentError:  # the registry has it no more
+        except UnknownAgentError:  # it was removed from the registry
             return None
         for one in candidates:
             if one.is_on_disk and one.max_bytes is not None and not self._is_paused(one.model_id):

@@ -1,6 +1,6 @@
-"""What a model takes in memory: the backend's estimate, corrected by what earlier loads took.
+"""The memory that a model takes: the backend's estimate, corrected by earlier measurements.
 
-Looks at headers of files, never at weights; loads nothing.
+Reads headers of files, never weights; loads nothing.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,20 @@ class ModelSizes:
 
     @property
     def revision(self) -> int:
-        """A number that grows whenever something new was measured."""
+        """A number that grows with every new measurement."""
         return self._ledger.revision
 
     def footprint(self, spec: LoadSpec) -> Footprint:
-        """What a model takes. Raises `ModelNotFoundError`, `ModelCorruptError`."""
+        """The memory that a model takes. Raises `ModelNotFoundError`, `ModelCorruptError`."""
         return self.corrected(spec, self._footprint(spec))
 
     def corrected(self, spec: LoadSpec, estimate: Footprint) -> Footprint:
-        """An estimate of the backend, corrected by what earlier loads took. Reads no file."""
+        """An estimate of the backend, corrected by earlier measurements. Reads no file."""
         peak_bytes = self._ledger.get(_identity(spec, estimate)).peak_bytes
         return corrected(estimate, peak_bytes) if peak_bytes else estimate
 
     def max_bytes(self, spec: LoadSpec) -> int:
-        """What is reserved for a model."""
+        """The memory to reserve for a model."""
         return self.footprint(spec).max_bytes
 
     def load_s(self, spec: LoadSpec, footprint: Footprint) -> float | None:
@@ -41,20 +41,20 @@ class ModelSizes:
         return self._ledger.get(_identity(spec, footprint)).load_s or None
 
     def note_peak(self, spec: LoadSpec, resident_bytes: int) -> None:
-        """A model that answers was seen to take so much."""
+        """Note the measured memory of a model that has answered."""
         self._ledger.note_peak(_identity(spec, self._footprint(spec)), resident_bytes)
 
     def note_load(self, spec: LoadSpec, load_s: float) -> None:
-        """A model was loaded."""
+        """Note the time in which a model was loaded."""
         self._ledger.note_load(_identity(spec, self._footprint(spec)), load_s)
 
 
 def corrected(estimate: Footprint, peak_bytes: int) -> Footprint:
-    """The estimate once the model was seen to take `peak_bytes`.
+    """The estimate, corrected by a measured peak.
 
-    What was more than estimated was either growth, of which there is that much less to come, or an
-    error of the estimate. What it took is spread over the parts that were only estimated: weights
-    and KV cache are known to the byte.
+    Memory beyond the estimate was either growth, of which that much less is still to come, or an
+    error of the estimate. The measured memory is spread over the parts that are only estimated:
+    weights and KV cache are known to the byte.
     """
     known_bytes = estimate.weights_bytes + estimate.kv_bytes
     beyond_bytes = max(0, peak_bytes - estimate.total_bytes)
@@ -72,6 +72,6 @@ def corrected(estimate: Footprint, peak_bytes: int) -> Footprint:
 
 
 def _identity(spec: LoadSpec, estimate: Footprint) -> str:
-    """What makes two loads take the same: the weights, and how they are used."""
+    """The facts on which the size of a load depends, as a key: the weights, and the settings."""
     facts = [spec.key, estimate.weights_bytes, spec.slots, spec.context_length, spec.is_embedding]
     return "|".join(map(str, facts))

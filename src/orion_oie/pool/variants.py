@@ -1,5 +1,5 @@
-"""Chooses the variant of each model that an agent gets, and gathers the candidates of its chain: by
-the registry, the agent's presets, the files on this machine, and what fits.
+"""Selects the variant of each model that an agent gets, and so the candidates of its chain: by the
+registry, the agent's presets, the files on this machine, and the memory budget.
 
 Decides by `quantization.choose_variant`; loads nothing and evicts nothing.
 """
@@ -26,7 +26,7 @@ _BYTES_PER_MB = 10**6
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The candidates of one agent, and what they were chosen from."""
+    """The candidates of one agent, and the facts that they were chosen by."""
 
     agent: AgentSpec
     looks: tuple[Look, ...]
@@ -37,8 +37,8 @@ class _Chosen:
 class VariantSelector:
     """The candidates of one engine's agents.
 
-    `budget_bytes()` is what models may take; `is_resident(key)` says whether a model is in memory
-    or on its way there: a variant that is stays the chosen one while it fits.
+    `budget_bytes()` is the memory that models may take; `is_resident(key)` is True for a model in
+    memory or being loaded: such a variant stays selected while it fits.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class VariantSelector:
         """The models that may answer for an agent, best first, each in one variant. Of a model of
         which no variant fits, the smallest is among them: its load says why not.
 
-        How recently the files were looked at:
-        1. now, if `is_fresh`;
-        2. at any time, if the best candidate is in memory: it answers, whatever else there is;
-        3. a few seconds ago at most, if another one is in memory;
-        4. now, if none is: somebody waits for a load anyway.
+        The age of the file checks that it relies on:
+        1. checked now, if `is_fresh`;
+        2. any age, if the best candidate is in memory: it answers anyway;
+        3. a few seconds, if another candidate is in memory;
+        4. checked now, if none is: the request waits for a load anyway.
 
         Raises `UnknownAgentError`.
         """
@@ -149,7 +149,8 @@ class VariantSelector:
         )
 
     def embedding_spec(self, model_id: str) -> LoadSpec:
-        """How to load a model of the registry to embed texts, in its first variant on this machine.
+        """The spec that loads an embedding model of the registry, in its first variant on this
+        machine.
 
         Raises `ModelNotFoundError`, `InvalidRequestError` for a model of another type.
         """
@@ -171,7 +172,7 @@ class VariantSelector:
         return chosen.spec
 
     def loading_strategy(self, agent_id: str) -> str:
-        """How an agent's models are loaded: "progressive" or "sequential"."""
+        """The loading strategy of an agent's models: "progressive" or "sequential"."""
         agent = self._registry.agent(agent_id)
         return agent.loading_strategy or self._config.loading.strategy
 
@@ -195,7 +196,7 @@ class VariantSelector:
             return error
         left_bytes = budget_bytes - error.details["pinned_bytes"]
         if error.details["needed_bytes"] <= left_bytes:
-            return error  # it is not for its size
+            return error  # its size is not the problem
         fitting = [
             option
             for option in self._options(self._files.of(candidate.model_id))
@@ -230,10 +231,10 @@ class VariantSelector:
     def _pick(self, link: ChainLink, look: Look) -> VariantChoice:
         """The variant of a model for an agent.
 
-        1. The same as last time while nothing changed and there is no other to choose, or while it
-           is in memory and fits.
-        2. Else what `choose_variant` finds among those that can be used.
-        3. Else the smallest one, so that its load explains why it does not fit.
+        1. The last choice while nothing has changed and there is no alternative, or while it is in
+           memory and fits.
+        2. Otherwise the choice of `choose_variant` among the usable ones.
+        3. If there is none, the smallest one, so that its load explains why it does not fit.
         """
         agent = self._registry.agent(link.agent_id)
         asked = (look.variants, agent.quantization, agent.optimized_size)
@@ -260,7 +261,7 @@ class VariantSelector:
             smallest = min(usable_options, key=lambda o: (not o.is_here, o.memory_bytes))
             choice = choice.model_copy(update={"variant": smallest.variant})
         if last is not None and choice == last:
-            choice = last  # those who compare see that nothing changed
+            choice = last  # the same object: comparisons are quick
         self._picks[link.agent_id, link.model_id] = asked, choice
         return choice
 

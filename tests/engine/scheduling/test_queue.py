@@ -12,12 +12,12 @@ import pytest
 from helpers import BOUND_S, Clock, Running, no_more_threads, run_all, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from internals import busy_of, idle_exit_s, set_idle_exit, set_recheck
 from test_policy import Budget, blocked, loadable
 
 from orion_oie.engine.scheduling import (
     in_flight,
 )
-from orion_oie.engine.scheduling import queue as queue_module
 from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.errors import EngineClosedError, QueueFullError
@@ -35,9 +35,9 @@ def idle_of(queue: RequestQueue[Any]) -> int:
     return queue._idle
 
 
-def busy_of(queue: RequestQueue[Any]) -> int:
-    """The number of its threads that serve."""
-    return queue._busy
+def threads_of(queue: RequestQueue[Any]) -> int:
+    """The number of threads that it counts as its own."""
+    return queue._threads
 
 
 def is_deciding(queue: RequestQueue[Any]) -> bool:
@@ -98,7 +98,7 @@ class Gate:
 @pytest.fixture(autouse=True)
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wake-up that gets lost is lost for good."""
-    monkeypatch.setattr(queue_module, "_RECHECK_S", 100 * BOUND_S)
+    set_recheck(monkeypatch, 100 * BOUND_S)
     monkeypatch.setattr(in_flight, "SETTLE_S", 100 * BOUND_S)
 
 
@@ -112,7 +112,7 @@ def gate() -> Iterator[Gate]:
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """Counts the serving threads of the test; they end soon when idle."""
-    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.01)
+    set_idle_exit(monkeypatch, 0.01)
     before = set(threading.enumerate())
 
     def count() -> int:
@@ -258,7 +258,7 @@ def test_concurrency_is_reached_and_never_exceeded(gate) -> None:
 
 def test_an_idle_thread_is_used_before_a_new_one(gate, threads, monkeypatch) -> None:
     """One item after another is served by one thread, whatever the concurrency."""
-    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", BOUND_S)
+    set_idle_exit(monkeypatch, BOUND_S)
     gate.opened.set()
     queue = OneModelQueue(gate, limit=10, concurrency=8)
     for count in range(1, 9):
@@ -270,7 +270,7 @@ def test_an_idle_thread_is_used_before_a_new_one(gate, threads, monkeypatch) -> 
 
 def test_all_idle_threads_are_used_before_a_new_one(gate, threads, monkeypatch) -> None:
     """Items that come at once are served by the threads that are idle, if these are enough."""
-    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", BOUND_S)
+    set_idle_exit(monkeypatch, BOUND_S)
     queue = busy_queue(gate, concurrency=8)
     gate.opened.set()
     wait_until(lambda: idle_of(queue) == 8)
@@ -316,7 +316,7 @@ def test_threads_end_when_idle_and_come_back(gate, threads) -> None:
 
 def test_no_item_is_lost_when_threads_give_up(threads, monkeypatch) -> None:
     """Items that come just when idle threads end are served, each once."""
-    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.0002)
+    set_idle_exit(monkeypatch, 0.0002)
     served: list[int] = []
     queue = OneModelQueue(served.append, limit=10_000, concurrency=3)
 
@@ -358,7 +358,7 @@ def test_served_items_are_not_kept(gate) -> None:
     queue.put(item)
     del item
     assert served.wait(BOUND_S)
-    wait_until(lambda: gone() is None, queue_module._IDLE_EXIT_S / 2)
+    wait_until(lambda: gone() is None, idle_exit_s() / 2)
 
 
 def test_a_refused_thread_leaves_the_queue_as_it_was(gate) -> None:
@@ -400,7 +400,7 @@ def test_a_closed_queue_takes_nothing(gate) -> None:
 
 def test_close_ends_idle_threads(gate, threads, monkeypatch) -> None:
     """Closing wakes the idle threads, which end at once."""
-    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 10 * BOUND_S)
+    set_idle_exit(monkeypatch, 10 * BOUND_S)
     queue = busy_queue(gate, concurrency=3)
     gate.opened.set()
     wait_until(lambda: idle_of(queue) == 3)
@@ -429,7 +429,7 @@ def test_close_ends_the_thread_that_waits_for_a_change(gate, threads) -> None:
 def test_every_item_has_one_fate(threads, monkeypatch) -> None:
     """With puts, removals and a close at once, each item is served, removed, returned or refused,
     exactly one of them."""
-    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.001)
+    set_idle_exit(monkeypatch, 0.001)
     for _ in range(15):
         fates: Counter[int] = Counter()
         lock = threading.Lock()
@@ -534,7 +534,7 @@ def test_what_cannot_be_served_waits_for_a_word(gate, threads) -> None:
 
 def test_what_waits_is_looked_at_again(gate, monkeypatch) -> None:
     """A change that nobody told of is found all the same."""
-    monkeypatch.setattr(queue_module, "_RECHECK_S", 0.01)
+    set_recheck(monkeypatch, 0.01)
     models = Models(a=blocked("x"))
     queue = queue_for(gate, models)
     put_all(queue, "a")
@@ -552,7 +552,7 @@ def test_taking_a_blocked_item_back_frees_those_it_held(gate) -> None:
     clock.now += 20.0
     put_all(queue, "b")
     wait_until(lambda: "b" in shown_by(queue))
-    assert queue.waiting()[1].reason == "'b' is held back so that 'a' gets room"
+    assert queue.waiting()[1].reason == "'b' is held back so that 'a' gets memory"
     assert gate.names == []
     queue.remove(item)
     wait_until(lambda: gate.names == ["b"])
@@ -603,7 +603,7 @@ def test_a_bug_in_the_availability_does_not_end_the_queue(gate, monkeypatch) -> 
     )
     put_all(queue, "a")
     wait_until(lambda: problems == [IndexError])
-    wait_until(lambda: queue._threads == 0)
+    wait_until(lambda: threads_of(queue) == 0)
     availability.append(Availability(READY))
     put_all(queue, "b")
     wait_until(lambda: sorted(gate.names) == ["a", "b"])
@@ -729,7 +729,7 @@ def test_positions_and_reasons(gate) -> None:
     listed = [(one.item, one.position, one.waited_s, one.reason) for one in queue.waiting()]
     full = "'a' answers as many requests as it may at once"
     assert listed == [
-        (first, 1, 2.0, "'b' is not in memory, and waits until 'a' can make room"),
+        (first, 1, 2.0, "'b' is not in memory, and waits until 'a' can be evicted"),
         (second, 2, 0.0, full),
         (third, 3, 0.0, full),
     ]
@@ -868,7 +868,7 @@ def test_cold_models_share_one_place_in_turns() -> None:
 def test_no_wake_up_is_lost_in_any_pool(monkeypatch) -> None:
     """With random models, rooms, limits, priorities and removals, everything is served once, and
     whoever is dispatched finds room for its model."""
-    monkeypatch.setattr(queue_module, "_IDLE_EXIT_S", 0.001)
+    set_idle_exit(monkeypatch, 0.001)
     rng = random.Random(7)
     for seed in range(40):
         room = rng.randint(1, 4)

@@ -1,18 +1,18 @@
-"""Even shares for agents, and in each agent for its sessions, however much each of them asks.
+"""Even shares for agents, and within each agent for its sessions, however much each of them asks.
 
 Start-time fair queueing in two levels. It counts requests, not how long they take, and keeps no
-request: callers say who asks and who was served.
+requests: callers pass who asks and who was served.
 """
 
 from collections.abc import Iterable
 
 
 class Shares:
-    """The shares of some flows: each has a virtual time, which being served moves on by one.
+    """The shares of some flows. Each has a virtual time, which advances by one when it is served.
 
-    Who was silent comes back at the common clock, not before it: silence saves nothing up. The
-    clock also moves by itself, by a little less than a fair share: else new flows without end,
-    which all start at the clock, would keep an old one from its turn.
+    A flow that was idle comes back at the common clock, not before it: idle time is not saved up.
+    The clock also moves by itself, by a little less than a fair share: otherwise an endless supply
+    of new flows, which all start at the clock, would keep an old one from its turn.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Shares:
         self._ends: dict[str | None, float] = {}
 
     def copy(self) -> "Shares":
-        """One that can be changed without changing this."""
+        """An independent copy."""
         new = Shares()
         new._clock, new._ends = self._clock, dict(self._ends)
         return new
@@ -46,7 +46,7 @@ class AgentShares:
         self._sessions: dict[str, Shares] = {}
 
     def copy(self) -> "AgentShares":
-        """One that can be changed without changing this."""
+        """An independent copy."""
         new = AgentShares()
         new._agents = self._agents.copy()
         new._sessions = {agent: shares.copy() for agent, shares in self._sessions.items()}

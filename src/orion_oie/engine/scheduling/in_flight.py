@@ -1,9 +1,8 @@
-"""The requests being served, by model, and what they say about models that the pool does not show
-yet.
+"""The requests being served, by model, and the corrections that they imply for availabilities.
 
 Between the moment a request is dispatched and the moment the pool shows it lie some microseconds. A
-decision in between would give the same memory to two models, or evict one that a request is on its
-way to. So availabilities are corrected until they show what was dispatched, or for `SETTLE_S` at
+decision in between would give the same memory to two models, or evict one that a request is about
+to use. So availabilities are corrected until they show what was dispatched, or for `SETTLE_S` at
 most. No lock and no clock: the queue has them. Times are seconds.
 """
 
@@ -34,7 +33,7 @@ class InFlight:
 
     @property
     def loads(self) -> list[str]:
-        """Models that were dispatched to be loaded, which the pool did not show yet."""
+        """Models dispatched to be loaded that the pool does not show yet."""
         return list(self._loads)
 
     def places(self, model: str) -> int:
@@ -57,7 +56,7 @@ class InFlight:
             self._loads.pop(model, None)
 
     def settle(self, shown: Mapping[str, Availability], now: float) -> None:
-        """Forget loads that are shown, and everything that was long ago."""
+        """Forget loads that the pool shows, and whatever is older than `SETTLE_S`."""
         for model, load in list(self._loads.items()):
             is_seen = not shown.get(model, UNKNOWN).is_loadable
             if is_seen or now - load.began_at >= SETTLE_S:
@@ -67,7 +66,7 @@ class InFlight:
                 del self._dispatched_at[model]
 
     def settles_in_s(self, now: float) -> float:
-        """Seconds until `settle` would forget something although nothing is shown, or infinity."""
+        """Seconds until `settle` would forget something by its age, or infinity."""
         times = (*self._dispatched_at.values(), *(one.began_at for one in self._loads.values()))
         return min(times, default=math.inf) + SETTLE_S - now
 

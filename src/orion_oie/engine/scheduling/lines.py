@@ -1,7 +1,7 @@
-"""The requests that wait, in lines: by priority and model, and in each line by agent and session.
+"""The waiting requests, in lines: by priority and model, and in each line by agent and session.
 
-A structure, kept up to date as requests come and go, so that a decision need not sort them. It
-decides nothing and has no lock.
+The structure is updated as requests come and go, so that a decision need not sort them. It decides
+nothing and has no lock.
 """
 
 from collections import OrderedDict
@@ -74,7 +74,7 @@ class Line:
 
 
 class Lines:
-    """All requests that wait. `requests` are added in the order of their arrival."""
+    """All waiting requests. `requests` are added in the order of their arrival."""
 
     def __init__(self, requests: Iterable[Waiting] = ()) -> None:
         self._classes: dict[int, dict[str, Line]] = {}
@@ -92,7 +92,7 @@ class Lines:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many requests wait, by model."""
+        """The number of waiting requests, by model."""
         return self._counts
 
     def classes(self) -> Iterable[Iterable[Line]]:
@@ -100,7 +100,7 @@ class Lines:
         return (lines.values() for lines in self._classes.values())
 
     def flows(self, model: str) -> list[Flow]:
-        """The flows that wait for a model, in whatever priority."""
+        """The flows that wait for a model, in any priority."""
         lines = [lines[model] for lines in self._classes.values() if model in lines]
         if len(lines) == 1:
             return lines[0].flows()

@@ -1,12 +1,13 @@
-"""Whose turn it is: which waiting request is served next, and which are held back. Pure.
+"""The choice of the request to serve next, and of those to hold back. Pure.
 
 1. Requests of one priority are a class. First comes the class whose oldest request has the largest
-   `priority * aging_s + seconds waited`: a low priority waits longer, never for ever.
+   `priority * aging_s + seconds waited`: a low priority waits longer, but not forever.
 2. In a class, models in memory come before those to be loaded. A model that was not served for
    `turn_s` although it was wanted is overdue: the longest overdue comes first, but a model that was
    loaded less than `turn_s` ago is not evicted for it while requests of its class wait.
 3. Where a model has to wait until others are idle, requests for those are held back, and nothing
-   behind it is loaded into the memory that is to come: in lower classes, and in its own if overdue.
+   behind it is loaded into the memory that they will free: in lower classes, and in its own if
+   overdue.
 4. Among the requests for one model, agents share evenly, and in each agent its sessions: see
    `fairness.py`.
 
@@ -24,8 +25,8 @@ from orion_oie.schemas.availability import READY, UNKNOWN, Availability, ModelSt
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """turn_s: how long a model is served before others have to be. aging_s: how much longer a
-    request has to wait to be worth one priority more."""
+    """turn_s: the seconds for which a model is served before others have to be. aging_s: the
+    seconds of waiting that are worth one step of priority."""
 
     turn_s: float = 10.0
     aging_s: float = 30.0
@@ -33,8 +34,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to be done: serve `pick`, or nothing now. `holds` maps each model whose requests are
-    held back to the one that needs the room."""
+    """The request to serve, or None for nothing now. `holds` maps each model whose requests are
+    held back to the one that needs the memory."""
 
     pick: Waiting | None
     reason: str
@@ -42,7 +43,7 @@ class Decision:
 
 
 class History:
-    """What was dispatched, as far as it matters for what comes next. Only `note` changes it."""
+    """The dispatches so far, as far as they affect the next choice. Only `note` changes it."""
 
     def __init__(self) -> None:
         self._dispatched_at: dict[str, float] = {}
@@ -50,7 +51,7 @@ class History:
         self._shares: dict[str, AgentShares] = {}
 
     def copy(self) -> "History":
-        """One that can be changed without changing this."""
+        """An independent copy."""
         new = History()
         new._dispatched_at = dict(self._dispatched_at)
         new._loaded_at = dict(self._loaded_at)
@@ -58,8 +59,7 @@ class History:
         return new
 
     def note(self, pick: Waiting, lines: Lines, now: float, *, is_load: bool) -> None:
-        """`pick` out of `lines` is being served from now on; `is_load`: its model is loaded for
-        it."""
+        """Note that `pick` out of `lines` is dispatched; `is_load`: its model is loaded for it."""
         self._dispatched_at[pick.model] = now
         if is_load:
             self._loaded_at[pick.model] = now
@@ -67,7 +67,8 @@ class History:
         shares.serve(pick.flow, lines.flows(pick.model))
 
     def unserved_since(self, model: str, arrived_at: float) -> float:
-        """Since when a model is wanted and not served, if its oldest request came at that time."""
+        """The time since which a model is wanted but not served, given its oldest request's
+        arrival."""
         return max(arrived_at, self._dispatched_at.get(model, arrived_at))
 
     def is_in_turn(self, model: str, now: float, turn_s: float) -> bool:
@@ -103,7 +104,7 @@ class _Group:
         return (_RANKS.get(self.availability.state, _TRIED), 0.0, self.oldest.seq)
 
 
-_TRIED = 2  # what a load is begun for, whatever comes of it
+_TRIED = 2  # the rank of everything that a load is begun for
 _RANKS = {ModelState.READY: 1, ModelState.BLOCKED: 3}
 
 
@@ -133,7 +134,7 @@ def choose(
             runnable.append(may_run)
     if not runnable:
         return Decision(None, "nothing that waits can be served now", holds)
-    # Not the class of the oldest of all: what cannot run must not lend its age to those beside it.
+    # Not the class of the oldest request: a group that cannot run must not lend its age to others.
     group = min(runnable, key=lambda groups: _class_order(groups, settings))[0]
     if group.is_overdue:
         reason = f"'{group.model}' was not served for {now - group.unserved_since:.1f} s"
@@ -151,7 +152,7 @@ def _classes(
     now: float,
     settings: Settings,
 ) -> list[list[_Group]]:
-    """The classes in their order, each with its groups in theirs; without what is full."""
+    """The classes in order, each with its groups in order, without full models."""
     sorted_classes = []
     for its_lines in lines.classes():
         groups = []
@@ -168,7 +169,7 @@ def _classes(
 
 
 def _class_order(groups: list[_Group], settings: Settings) -> tuple[float, int]:
-    """Smaller comes first. `now` would change all alike."""
+    """The sort key of a class. `now` is left out: it would shift all of them alike."""
     oldest = min((group.oldest for group in groups), key=lambda one: one.seq)
     return (oldest.arrived_at - oldest.priority * settings.aging_s, -oldest.priority)
 
@@ -180,15 +181,15 @@ def _runnable(
     now: float,
     settings: Settings,
 ) -> list[_Group]:
-    """Those groups of a class, in their order, that could be served now. Adds to `holds` what they
-    hold back.
+    """The groups of a class that could be served now, in order. Adds to `holds` what they hold
+    back.
 
-    1. BLOCKED: cannot be served. The memory that is to come is kept for the first of these, and
-       what has to go for it is held back, unless one of those is in its turn.
+    1. BLOCKED: cannot be served. Memory is kept for the first of these as it becomes free, and the
+       models to evict for it are held back, unless one of those is in its turn.
     2. To be loaded while memory is kept for another model: held back.
-    3. To be loaded at the cost of a model in its turn: waits, and the memory is kept for it.
+    3. To be loaded at the cost of a model in its turn: waits, and memory is kept for it.
     4. Anything else that is not held back: can be served.
-    5. In the end, all that has to go for blocked models is held back in lower classes.
+    5. In the end, all models to evict for blocked ones are held back in lower classes.
     """
     in_turn = {
         group.model
@@ -217,7 +218,7 @@ def _runnable(
 
 
 def _hold(group: _Group, holds: dict[str, str]) -> None:
-    """Keep what has to go for a blocked model from being used again, the idle ones included."""
+    """Keep the models to evict for a blocked one from being used again, also the idle ones."""
     if group.availability.blockers:
         for key in group.availability.displaced:
             holds.setdefault(key, group.model)
@@ -230,8 +231,8 @@ def order(
     now: float,
     settings: Settings,
 ) -> list[Waiting]:
-    """All of them in the order in which they would be served if no other came, and what is full
-    or blocked now were not when it is its turn. An estimate: it knows no durations."""
+    """All requests in the order in which they would be served if no other came, and if no model
+    were full or blocked in its turn. An estimate: it knows no durations."""
     left = Lines(waiting)
     models = set(left.counts)
     later = {model: _once_idle(availability.get(model, UNKNOWN)) for model in models}
@@ -272,9 +273,9 @@ def why(one: Waiting, availability: Mapping[str, Availability], decision: Decisi
         return f"'{one.model}' answers as many requests as it may at once"
     if found.state is ModelState.BLOCKED:
         names = ", ".join(f"'{key}'" for key in sorted(found.blockers)) or "other models"
-        return f"'{one.model}' is not in memory, and waits until {names} can make room"
+        return f"'{one.model}' is not in memory, and waits until {names} can be evicted"
     if decision.pick == one:
         return "it is next"
     if one.model in decision.holds:
-        return f"'{one.model}' is held back so that '{decision.holds[one.model]}' gets room"
+        return f"'{one.model}' is held back so that '{decision.holds[one.model]}' gets memory"
     return "others come before it"

@@ -1,13 +1,13 @@
 """The queue of requests: bounded, and served by threads that exist only while there is work.
 
-`policy.py` decides which request is next, from what the queue knows (who waits, what runs) and from
-the availability of the models. The queue loads nothing and knows no memory. A thread without work
-ends after a while, so an engine that nobody uses has none.
+`policy.py` chooses the next request, from the state of the queue (who waits, what runs) and the
+availability of the models. The queue loads nothing and knows nothing of memory. A thread without
+work ends after a while, so an idle engine has none.
 
 At any time at most one thread decides, with no lock held while it asks for the availability of the
 models. While something waits there is such a thread, unless all of them are busy. When it finds
 nothing that can be served, it waits for news; a thread that has just served a request takes its
-place, decides at once, and gives the place back: so a served request costs no change of threads.
+place, decides at once, and gives the place back: so a served request costs no switch of threads.
 """
 
 import math
@@ -26,7 +26,7 @@ from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
 T = TypeVar("T")
 
 _IDLE_EXIT_S = 5.0
-_RECHECK_S = 1.0  # how often what waits is looked at if no change is reported
+_RECHECK_S = 1.0  # the time between two decisions if no change is reported
 _SMOOTHING = 0.2  # weight of the latest service time in the mean
 
 
@@ -51,7 +51,7 @@ class _Service:
 
 
 class _Seat:
-    """Where one thread waits: for work, or for news while it is the one that decides."""
+    """The place of one thread, which waits for work, or for news while it decides."""
 
     def __init__(self, lock: "threading.RLock") -> None:
         self.awake = threading.Condition(lock)
@@ -63,8 +63,8 @@ class RequestQueue(Generic[T]):
     """Runs `serve(item)` for every item: at most `max_threads` at the same time, `per_model` of
     them for one model. `limit` items may wait beside those that are about to be served.
 
-    availability_of: how a model stands, None if it is unknown, which counts as loadable. It need
-        not know of running requests: FULL is found out by the queue. Whatever changes its answers
+    availability_of: the availability of a model; None if unknown, which counts as loadable. It need
+        not count running requests: the queue detects FULL itself. Whatever changes its answers
         calls `notify`.
     turn_s, aging_s: see `policy.Settings`. clock: seconds.
 
@@ -121,7 +121,7 @@ class RequestQueue(Generic[T]):
         """Add an item; `priority` is higher for what is more urgent.
 
         Raises `EngineClosedError`, or `QueueFullError` with the numbers and, once anything was
-        served, the time in which to expect a place.
+        served, an estimate of the time until there is a place.
         """
         with self._lock:
             if self._is_closed:
@@ -171,12 +171,12 @@ class RequestQueue(Generic[T]):
             self._note_change()
 
     def position(self, item: T) -> int | None:
-        """The place of an item among those that wait, 1 for the next; None when it does not wait.
-        An estimate: it knows neither durations nor later arrivals."""
+        """The place of a waiting item, 1 for the next; None when it does not wait. An estimate: it
+        ignores durations and later arrivals."""
         return next((one.position for one in self.waiting() if one.item is item), None)
 
     def waiting(self) -> list[WaitingItem[T]]:
-        """The items that wait, in the order in which they would be served now, and why they do."""
+        """The waiting items, in the order in which they would be served now, with their reasons."""
         with self._lock:
             models = self._to_ask()
         shown = self._ask(models)
@@ -203,7 +203,7 @@ class RequestQueue(Generic[T]):
     # -- how much may wait
 
     def _about_to_run(self) -> int:
-        """The number of items that free threads are going to take: these need no place."""
+        """The number of items that free threads are about to take, which need no place."""
         if len(self._waiting) < self._limit:
             return 0
         free = self._max_threads - self._busy
@@ -243,7 +243,7 @@ class RequestQueue(Generic[T]):
         self._idle += 1
 
     def _note_change(self) -> None:
-        """Something has changed: have it decided on."""
+        """Have a decision made on what has changed."""
         self._changes += 1
         if self._decider is not None:
             if self._decider.awaits_news:
@@ -271,7 +271,7 @@ class RequestQueue(Generic[T]):
                     self._idle -= 1
                 raise
             with self._lock:
-                # What has begun and ended meanwhile may have evicted what was shown to be ready.
+                # A request that began and ended meanwhile may have evicted a model shown as ready.
                 taken = self._take(shown) if self._ends == ends else None
                 if taken is not None:
                     self._hand_on(relieved)
@@ -282,7 +282,7 @@ class RequestQueue(Generic[T]):
 
     def _take_place(self, seat: _Seat, ended: _Service) -> "_Seat | None":
         """Note the end of a service, and become the one that decides if there is something to
-        decide. Returns the seat of the thread whose place was taken, if one waited for news."""
+        decide. Returns the seat of the thread that waited for news, if there was one."""
         self._note_end(ended)
         self._changes += 1
         decider = self._decider
@@ -328,12 +328,12 @@ class RequestQueue(Generic[T]):
             self._free_seats.remove(seat)
 
     def _hand_on(self, relieved: "_Seat | None") -> None:
-        """Before the thread that has decided serves, see to it that another one decides.
+        """Make another thread decide before the one that has decided serves.
 
-        1. The thread whose place it took gets it back, asleep, if all that waits is for models
-           that have their fill of requests: nothing can be served before the next one ends.
-        2. Else a thread that waits for work is woken.
-        3. Else a new one is started.
+        1. If all waiting requests are for full models, nothing can be served before the next one
+           ends: the thread whose place it took gets it back, still asleep.
+        2. Otherwise a thread that waits for work is woken.
+        3. If there is none, a new one is started.
         """
         self._decider = None
         if not self._waiting:
@@ -362,16 +362,16 @@ class RequestQueue(Generic[T]):
     # -- deciding
 
     def _to_ask(self) -> list[str]:
-        """The models whose availability is needed. Loads under way come first: one that shows is
-        known before the models are asked about that it evicted."""
+        """The models whose availability is needed. Loads under way come first: a load that shows
+        must be seen before the models that it evicted are asked about."""
         return list(dict.fromkeys([*self._in_flight.loads, *self._lines.counts]))
 
     def _ask(self, models: list[str]) -> dict[str, Availability]:
-        """Called with no lock held."""
+        """Ask for the availability of models, with no lock held."""
         return {model: self._availability_of(model) or UNKNOWN for model in models}
 
     def _take(self, shown: dict[str, Availability]) -> tuple[T, _Service] | None:
-        """Take the item that is next out of those that wait, if any can be served."""
+        """Remove and return the next item, if any can be served."""
         now = self._clock()
         self._in_flight.settle(shown, now)
         wanted = self._lines.counts

@@ -12,6 +12,7 @@ import llama_cpp
 import psutil
 import pytest
 from helpers import BOUND_S, wait_until
+from internals import set_known_devices
 
 from orion_oie.backends.llama.host import devices
 from orion_oie.backends.llama.host.devices import (
@@ -65,7 +66,7 @@ Fake = Callable[[str], None]
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if nobody had asked yet."""
-    monkeypatch.setattr(devices, "_seen", None)
+    set_known_devices(monkeypatch, None)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_it_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = probe_devices(is_fresh=True)
     assert failed.problem.startswith("no process can be started to ask llama.cpp: ")
     monkeypatch.undo()
-    monkeypatch.setattr(devices, "_seen", failed)
+    set_known_devices(monkeypatch, failed)
     assert probe_devices() is failed
     assert probe_devices(is_fresh=True).version == found.version
 

@@ -24,8 +24,8 @@ from orion_oie.backends.fake import FAKE_BYTES, FakeBackend
 from orion_oie.backends.llama.host import loader
 from orion_oie.backends.llama.host.client import LlamaModel
 from orion_oie.backends.llama.host.footprint import (
-    _EMBEDDED_TEXTS,
-    _EMBEDDED_TOKENS,
+    EMBEDDED_TEXTS,
+    EMBEDDED_TOKENS,
     Use,
     discardable_runs,
     estimate,
@@ -256,7 +256,7 @@ def test_threads_and_an_idle_worker_count(tmp_path: Path) -> None:
 
 def test_texts_are_counted_in_the_batches_of_the_embedder() -> None:
     """The numbers are written twice, so that an estimate need not import the embedder."""
-    assert (_EMBEDDED_TOKENS, _EMBEDDED_TEXTS) == (BATCH_TOKENS, BATCH_TEXTS)
+    assert (EMBEDDED_TOKENS, EMBEDDED_TEXTS) == (BATCH_TOKENS, BATCH_TEXTS)
 
 
 def test_an_embedding_model_grows_with_its_texts(tmp_path: Path) -> None:

@@ -130,14 +130,14 @@ class Late:
         self.asked = threading.Event()
         self.let_go = threading.Event()
         self._first = first
-        self._refusal = refusal
+        self.refusal = refusal
 
     def __call__(self, request: LoopbackRequest) -> Misbehaviour | None:
         if request.range is None or (request.range[0] or 0) < self._first:
             return None
         self.asked.set()
         assert self.let_go.wait(BOUND_S)
-        return self._refusal
+        return self.refusal
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_a_server_that_fails_halfway(folder: Path, cache: ModelCache, late: Any)
         again = spec_of(cache, better.url, "F16.gguf")
         # Another address is another place in the cache: what arrived is where it was.
         assert again.files != spec.files
-    hook._refusal = None
+    hook.refusal = None
     sent = server.bytes_sent
     assert said_by_a_load(cache, spec) == said_by(folder / "F16.gguf")
     assert server.bytes_sent - sent < (folder / "F16.gguf").stat().st_size // 2

@@ -32,7 +32,7 @@ def backend() -> Iterator[LlamaBackend]:
 
 
 def spare_of(backend: LlamaBackend) -> int:
-    """The process that waits."""
+    """The process that waits: no public call names one that no load has taken."""
     wait_until(lambda: backend._spare._spare is not None)
     assert backend._spare._spare is not None
     return backend._spare._spare[0][0].pid

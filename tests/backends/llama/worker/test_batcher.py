@@ -14,11 +14,13 @@ from tiny import write_tiny_llama, write_tiny_recurrent, write_tiny_windowed
 
 from orion_oie.backends.llama.worker import native
 from orion_oie.backends.llama.worker.batcher import Batcher
+from orion_oie.backends.llama.worker.kv_cache import KVCache
 from orion_oie.backends.llama.worker.native import (
     AbortFlag,
     NativeModel,
 )
 from orion_oie.backends.llama.worker.tasks import (
+    Slot,
     StepOutput,
     Task,
 )
@@ -33,39 +35,59 @@ WRITERS = {
 }
 
 
+def loaded(path: Path, slots: int, abort: AbortFlag) -> NativeModel:
+    return NativeModel(
+        [path],
+        slots=slots,
+        context_length=CONTEXT,
+        threads=1,
+        abort=abort,
+        on_progress=lambda _fraction: None,
+    )
+
+
+def slots_of(batcher: Batcher) -> Sequence[Slot]:
+    """The slots of a batcher: its books have to agree with llama.cpp's, and it shows sums only."""
+    return batcher._slots
+
+
+def kv_of(batcher: Batcher) -> KVCache:
+    """The KV cache of a batcher, for the same reason."""
+    return batcher._kv
+
+
+def memory_of(model: NativeModel) -> object:
+    """llama.cpp's own memory of a model: the other side of those books."""
+    return model._memory
+
+
+def logits_alone(model: NativeModel) -> Sequence[float]:
+    """The last logits, read by llama.cpp's own call, so that the model's reading is tested, too."""
+    return lc.llama_get_logits_ith(model._context, -1)[: model.vocabulary.size]
+
+
 class Bench:
     """A model with its abort flag, and a second context of it that knows what is right."""
 
     def __init__(self, path: Path, slots: int = 3) -> None:
         self.abort = AbortFlag()
-        self.model = self._loaded(path, slots, self.abort)
-        self._alone = self._loaded(path, 1, AbortFlag())
-
-    @staticmethod
-    def _loaded(path: Path, slots: int, abort: AbortFlag) -> NativeModel:
-        return NativeModel(
-            [path],
-            slots=slots,
-            context_length=CONTEXT,
-            threads=1,
-            abort=abort,
-            on_progress=lambda _fraction: None,
-        )
+        self.model = loaded(path, slots, self.abort)
+        self._alone = loaded(path, 1, AbortFlag())
 
     def batcher(self) -> Batcher:
         return Batcher(self.model)
 
     def check_memory(self, batcher: Batcher) -> None:
         """The slots say what llama.cpp says, and the books of the cells agree with them."""
-        for slot in batcher._slots:
-            end = lc.llama_memory_seq_pos_max(self.model._memory, slot.index)
+        for slot in slots_of(batcher):
+            end = lc.llama_memory_seq_pos_max(memory_of(self.model), slot.index)
             assert end == len(slot.tokens) - 1
             assert len(slot.cells) == len(slot.tokens)
             if slot.task is not None and slot.has_started:
                 assert slot.tokens == slot.task.tokens[: len(slot.tokens)]
                 assert slot.cells == sorted(slot.cells) or not self.model.can_move
-        held = {cell for slot in batcher._slots for cell in slot.cells}
-        assert batcher._kv.cells.used == len(held) <= CONTEXT
+        held = {cell for slot in slots_of(batcher) for cell in slot.cells}
+        assert kv_of(batcher).cells.used == len(held) <= CONTEXT
 
     def check_answer(self, task: Task) -> None:
         """Each token of a greedy answer is the best one, or as good, for a context of its own."""
@@ -75,7 +97,7 @@ class Bench:
         for end in range(task.prompt_tokens, len(task.tokens)):
             rows = [(task.tokens[at], at, 0, at == end - 1) for at in range(done, end)]
             assert model.decode(rows) == native.DECODE_OK
-            logits = lc.llama_get_logits_ith(model._context, -1)[: model.vocabulary.size]
+            logits = logits_alone(model)
             assert logits[task.tokens[end]] > max(logits) - 1e-2, f"token {end}"
             done = end
 
@@ -291,7 +313,7 @@ def test_a_task_that_waits_for_room_costs_no_cached_state(bench: Bench) -> None:
     batcher.add(task_of(2, "b" * 300, max_tokens=20))
     batcher.add(task_of(3, "c" * 300, max_tokens=1))
     batcher.step()
-    assert [len(slot.cells) for slot in batcher._slots if slot.task is None] == [100, 0]
+    assert [len(slot.cells) for slot in slots_of(batcher) if slot.task is None] == [100, 0]
     assert set(ends(finish(batcher))) == {2, 3}
 
 
@@ -388,11 +410,11 @@ def test_silent_conversations_leave_the_cache_to_the_others(bench: Bench) -> Non
     for n in range(3):
         batcher.add(task_of(n, chr(97 + n) * 130, max_tokens=1))
     finish(batcher)
-    assert batcher._kv.cells.used == 390
+    assert kv_of(batcher).cells.used == 390
     batcher.add(task_of(4, "z", max_tokens=8))
     finish(batcher)
-    assert batcher._kv.cells.used <= 256 + 8
-    assert len(batcher._kv.host_cache) >= 2
+    assert kv_of(batcher).cells.used <= 256 + 8
+    assert len(kv_of(batcher).host_cache) >= 2
     back = task_of(5, "a" * 150, max_tokens=1)
     batcher.add(back)
     finish(batcher)
@@ -409,7 +431,7 @@ def test_no_memory_for_silent_conversations_means_computing_again(bench: Bench) 
         batcher.add(task)
         finish(batcher, lambda: bench.check_memory(batcher))
         bench.check_answer(task)
-    assert len(batcher._kv.host_cache) == 0
+    assert len(kv_of(batcher).host_cache) == 0
 
 
 def saved(model: NativeModel, sequence: int) -> np.ndarray:
@@ -436,7 +458,7 @@ def test_reuse_changes_no_logits(tmp_path: Path, kind: str) -> None:
     of llama.cpp, and with them the rounding.
     """
     path = WRITERS[kind](tmp_path / "m.gguf", context_length=CONTEXT)
-    model = Bench._loaded(path, 4, AbortFlag())
+    model = loaded(path, 4, AbortFlag())
     tokens = [3 + (n * 37) % 90 for n in range(250)]
     others = tokens[:150] + [3 + (n * 11) % 90 for n in range(70)]
 
@@ -478,13 +500,13 @@ def test_reuse_changes_no_logits(tmp_path: Path, kind: str) -> None:
 def test_a_window_that_was_overwritten_is_computed_again(tmp_path: Path) -> None:
     """A model with a sliding window cannot go back to where its window is gone: it says so."""
     path = write_tiny_windowed(tmp_path / "w.gguf", context_length=CONTEXT, window=32)
-    model = Bench._loaded(path, 2, AbortFlag())
+    model = loaded(path, 2, AbortFlag())
     tokens = [3 + n % 90 for n in range(500)]
     logits_after(model, 0, tokens[:200], 0)
     state = saved(model, 0)
     assert model.rewind(0, 150)
     # as if the cells before position 140 had been taken by others
-    assert lc.llama_memory_seq_rm(model._memory, 0, 0, 140)
+    assert lc.llama_memory_seq_rm(memory_of(model), 0, 0, 140)
     assert not model.rewind(0, 145)
     model.forget(0)
     assert model.restore(1, state)
@@ -504,7 +526,7 @@ def test_answers_that_outgrow_the_cache_are_all_given(
     for task in tasks:
         batcher.add(task)
     batcher.step()
-    assert all(slot.task for slot in batcher._slots)
+    assert all(slot.task for slot in slots_of(batcher))
     outputs = finish(batcher, lambda: bench.check_memory(batcher))
     assert ends(outputs) == dict.fromkeys(range(3), "length")
     assert any(task.is_preempted for task in tasks)

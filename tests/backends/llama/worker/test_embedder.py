@@ -11,6 +11,7 @@ import tiny
 from contracts import INFO
 from gguf import GGUFWriter, PoolingType
 from helpers import BOUND_S, Running, wait_until
+from internals import pending_of
 from minilm import original_minilm, write_minilm
 from numpy.typing import NDArray
 from tiny import broken_files, write_tiny_llama, write_tiny_recurrent
@@ -292,6 +293,11 @@ def test_texts_share_steps(
     assert sizes == [BATCH_TEXTS, 2 * half, 2 * half, half, BATCH_TOKENS + 1]
 
 
+def fail_steps(patch: pytest.MonkeyPatch, model: Embedder, code: int) -> None:
+    """Have llama.cpp's call fail with a code: no input makes it."""
+    patch.setattr(model, "_compute", lambda context, batch: code)
+
+
 def test_a_failed_step_is_an_error_and_no_end(
     open_model: Open, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +305,7 @@ def test_a_failed_step_is_an_error_and_no_end(
     model = open_model(tiny_model)
     before = model.embed(["hello"])
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_compute", lambda context, batch: -3)
+        fail_steps(patch, model, -3)
         with pytest.raises(WorkerError, match="code -3") as caught:
             model.embed(["hello"])
     assert caught.value.details == {"code": -3}
@@ -399,7 +405,7 @@ def test_a_cancel_ends_a_long_list_between_two_batches(minilm_file: Path) -> Non
         long = Running(
             lambda: model.embed([f"text number {n} of many" for n in range(20_000)], scope)
         )
-        wait_until(lambda: bool(model._pending))
+        wait_until(lambda: bool(pending_of(model)))
         scope.cancel(RequestCancelledError("enough"))
         with pytest.raises(RequestCancelledError):
             long.join()

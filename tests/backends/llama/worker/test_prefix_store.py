@@ -32,6 +32,21 @@ FILE_SIZE = HEADER + 4 * len(TOKENS) + len(STATE)
 HOUR_S = 3600
 
 
+def path_in(store: PrefixStore, tokens: list[int]) -> Path:
+    """The file in which a store keeps the state of these tokens, there or not: tests damage it."""
+    return store._path(prefix_store._pack(tokens))
+
+
+def magic() -> bytes:
+    """The first bytes of a file of the store, for headers that are forged in the rest."""
+    return prefix_store._MAGIC
+
+
+def packed(start: bytes, token_count: int, size: int, checksum: bytes) -> bytes:
+    """A header in the layout of the store, which writes only true ones."""
+    return prefix_store._HEADER.pack(start, token_count, size, checksum)
+
+
 class Store:
     """PrefixStore in a folder that need not be there yet, with the problems they reported."""
 
@@ -50,7 +65,7 @@ class Store:
         return self.store.find(tokens)
 
     def path(self, tokens: list[int] = TOKENS) -> Path:
-        return self.store._path(prefix_store._pack(tokens))
+        return path_in(self.store, tokens)
 
     def names(self) -> set[str]:
         return {path.name for path in self.folder.iterdir()}
@@ -185,7 +200,7 @@ def pretend(token_count: int, size: int, length: int = FILE_SIZE) -> Callable[[P
 
     def damage(path: Path) -> None:
         data = path.read_bytes()
-        header = prefix_store._HEADER.pack(prefix_store._MAGIC, token_count, size, data[24:HEADER])
+        header = packed(magic(), token_count, size, data[24:HEADER])
         path.write_bytes(header + data[HEADER:])
         os.truncate(path, length)
 
@@ -362,12 +377,12 @@ lengths = st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 
 
 def header(parts: tuple[bytes, tuple[int, int], bytes]) -> bytes:
-    magic, (token_count, size), checksum = parts
-    return prefix_store._HEADER.pack(magic, token_count, size, checksum)
+    start, (token_count, size), checksum = parts
+    return packed(start, token_count, size, checksum)
 
 
 headers = st.tuples(
-    st.sampled_from([prefix_store._MAGIC, b"ORIONKV2"]),
+    st.sampled_from([magic(), b"ORIONKV2"]),
     st.one_of(valid, lengths),
     st.binary(min_size=16, max_size=16),
 ).map(header)

@@ -363,6 +363,11 @@ def speaker(language: Language, allocations: Allocations) -> Iterator[Opened]:
     opened.close()
 
 
+def size_of(candidates: Candidates) -> int:
+    """The number of candidates that a sampler sees now: they are in llama.cpp's own array."""
+    return candidates._native.size
+
+
 class Asked:
     """How many candidates a grammar was asked about, in turn; kept apart from the chain."""
 
@@ -372,7 +377,7 @@ class Asked:
 
         def counting(sampler: Any) -> None:
             if _address(sampler) == _address(grammar):
-                self.sizes.append(candidates._native.size)
+                self.sizes.append(size_of(candidates))
             apply(sampler)
 
         monkeypatch.setattr(candidates, "apply", counting)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from contracts import BOUND_S, INFO, Running, job, said
 from helpers import until
 from hypothesis import given
 from hypothesis import strategies as st
+from internals import pending_of
 from test_chat import conversation, rendered
 from tiny import write_tiny_llama
 
@@ -205,25 +207,47 @@ def test_drop_oldest_is_quick_about_long_histories() -> None:
     assert model.calls < 20
 
 
+def prepare_in(
+    worker: Worker, model: LetterModel, commands: list[GenerateCommand], wanted: set[int]
+) -> "queue.Queue[Any]":
+    """Run the preparing thread of a worker alone, on commands of which only those `wanted` were not
+    cancelled; returns where the tasks arrive. A whole worker would be too quick to be cancelled."""
+    for one in commands:
+        worker._to_prepare.put(one)
+    worker._preparing = wanted
+    threading.Thread(target=worker._prepare_tasks, args=(model, PlainForm()), daemon=True).start()
+    return worker._inbox
+
+
 def test_what_was_cancelled_is_not_prepared() -> None:
     """A request that was cancelled while it waited costs the next one no time."""
     ours, theirs = Pipe()
     with ours, theirs:
-        worker = Worker(theirs)
         model = LetterModel()
-        for number in (1, 2, 3):
-            worker._to_prepare.put(command(conversation(("user", "x")), number))
-        worker._preparing = {3}
-        threading.Thread(
-            target=worker._prepare_tasks, args=(model, PlainForm()), daemon=True
-        ).start()
-        assert worker._inbox.get(timeout=BOUND_S).task.id == 3
+        commands = [command(conversation(("user", "x")), number) for number in (1, 2, 3)]
+        inbox = prepare_in(Worker(theirs), model, commands, wanted={3})
+        assert inbox.get(timeout=BOUND_S).task.id == 3
         assert model.calls == 2  # the prompt, and the prefix in it
         with pytest.raises(queue.Empty):
-            worker._inbox.get_nowait()
+            inbox.get_nowait()
 
 
 # -- cancels
+
+
+def send_cancel(model: LlamaModel, request_id: int) -> None:
+    """Cancel a request by its number, which no caller knows: it may be any."""
+    model._send(CancelCommand(request_id))
+
+
+def send_noise(model: LlamaModel, noise: bytes) -> None:
+    """Send a worker bytes that no host would."""
+    model._connection.send_bytes(noise)
+
+
+def await_exit(model: LlamaModel) -> None:
+    """Wait until the host has seen the worker's process end: only then is a crash reported."""
+    assert model._exited.wait(BOUND_S)
 
 
 def test_after_a_storm_of_cancels_the_worker_rests(tiny: LlamaModel) -> None:
@@ -250,7 +274,7 @@ def test_after_a_storm_of_cancels_the_worker_rests(tiny: LlamaModel) -> None:
         thread.join(BOUND_S)
         assert not thread.is_alive()
     for request_id in (0, 1, 10**9):  # cancels that nobody needs
-        tiny._send(CancelCommand(request_id))
+        send_cancel(tiny, request_id)
     assert said(tiny, job("Hello?", max_tokens=8)) == before
     process = psutil.Process(tiny.pid)
     until(lambda: process.cpu_percent(interval=0.1) < 20, "the worker rests")
@@ -278,7 +302,7 @@ def test_a_worker_that_does_not_read_can_be_closed(tiny_model: Path) -> None:
     model = load(tiny_model)
     os.kill(model.pid, signal.SIGSTOP)
     running = Running(model, job(LARGE))
-    until(lambda: len(model._pending) == 1, "the request is on its way")
+    until(lambda: len(pending_of(model)) == 1, "the request is on its way")
     model.close(timeout_s=0.2)
     running.join()
     assert isinstance(running.error, EngineClosedError)
@@ -313,7 +337,7 @@ def test_a_load_that_fails_is_no_crash(
     close = LlamaModel.close
 
     def close_late(model: LlamaModel, timeout_s: float) -> None:
-        assert model._exited.wait(BOUND_S)
+        await_exit(model)
         close(model, timeout_s)
 
     monkeypatch.setattr(LlamaModel, "close", close_late)
@@ -358,7 +382,7 @@ def test_no_process_can_be_started(tiny_model: Path, monkeypatch: pytest.MonkeyP
 def test_a_worker_that_hears_nonsense_ends(tiny_model: Path, noise: bytes) -> None:
     """A worker that cannot understand its host does not live on without one."""
     model = load(tiny_model)
-    model._connection.send_bytes(noise)
+    send_noise(model, noise)
     until(lambda: not model.is_alive(), "the worker is gone")
     with pytest.raises(WorkerCrashedError, match=r"exit code 1.*the host sent a malformed message"):
         said(model, job("Hello?"))

@@ -40,8 +40,8 @@ _CACHE_BYTES = 2  # half floats
 _CELLS_STEP = 256
 _PAGE_BYTES = 4096
 _BATCH_TOKENS = 512
-_EMBEDDED_TOKENS = 128
-_EMBEDDED_TEXTS = 16
+EMBEDDED_TOKENS = 128
+EMBEDDED_TEXTS = 16
 _SHORTEST_OFFLOADED = 32  # tokens
 
 # The types that llama.cpp repacks during the load: the features of the processor for which it does
@@ -251,16 +251,16 @@ class _Generation(_Context):
 class _Embedding(_Context):
     """See `Embedder`."""
 
-    def taken_bytes(self, longest: int = _EMBEDDED_TOKENS) -> tuple[int, int]:
+    def taken_bytes(self, longest: int = EMBEDDED_TOKENS) -> tuple[int, int]:
         """The same two, while the longest text has this many tokens."""
         cells = _cells(longest)
-        batch = Batch(longest, _EMBEDDED_TEXTS, cells, longest)
+        batch = Batch(longest, EMBEDDED_TEXTS, cells, longest)
         # llama.cpp reserves memory for the logits of each token, even if the model has none.
         outputs_bytes = longest * (self.shape.vocabulary + self.shape.embedding) * _FLOAT_BYTES
-        kv_bytes = self.cell_bytes * cells + self.state_bytes * _EMBEDDED_TEXTS
+        kv_bytes = self.cell_bytes * cells + self.state_bytes * EMBEDDED_TEXTS
         return kv_bytes, outputs_bytes + self.step_bytes(batch)
 
     def growth_bytes(self) -> int:
         """The additional memory for the longest possible text."""
-        longest = max(_EMBEDDED_TOKENS, self.length)
+        longest = max(EMBEDDED_TOKENS, self.length)
         return sum(self.taken_bytes(longest)) - sum(self.taken_bytes())

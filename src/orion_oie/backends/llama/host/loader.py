@@ -50,6 +50,7 @@ from orion_oie.errors import (
     ModelNotFoundError,
     OrionError,
     WorkerError,
+    described,
 )
 from orion_oie.hardware import probe
 from orion_oie.hardware.cpu import this_cpu
@@ -401,7 +402,7 @@ class LlamaBackend:
                 model.fail(error)
                 return
             except Exception as error:
-                model.fail(WorkerError(f"the download met {type(error).__name__}: {error}"))
+                model.fail(WorkerError(f"the download met {described(error)}"))
                 raise
             model.show_progress(lambda: arriving.progress("ready"))
             on_progress(model.load_progress)

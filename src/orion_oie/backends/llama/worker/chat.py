@@ -19,7 +19,7 @@ from jinja2 import Template
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from orion_oie.errors import InvalidRequestError, ModelCorruptError, OrionError
+from orion_oie.errors import InvalidRequestError, ModelCorruptError, OrionError, described
 from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import Message
 
@@ -98,7 +98,7 @@ class ChatTemplate:
             raise
         except Exception as error:  # a template is foreign code: it may raise anything
             raise ModelCorruptError(
-                f"the chat template of the model fails: {type(error).__name__}: {error}; "
+                f"the chat template of the model fails: {described(error)}; "
                 "set 'prompt_format' for this model in models.json"
             ) from error
 
@@ -208,7 +208,7 @@ def _compiled(source: str) -> Template:
         return environment.from_string(source)
     except Exception as error:  # Python's compiler has limits of its own
         raise ModelCorruptError(
-            f"the chat template of the model cannot be read: {type(error).__name__}: {error}; "
+            f"the chat template of the model cannot be read: {described(error)}; "
             "set 'prompt_format' for this model in models.json"
         ) from error
 

@@ -64,7 +64,7 @@ from orion_oie.backends.llama.worker.prepare import (
     prompt_form,
 )
 from orion_oie.backends.llama.worker.tasks import Task
-from orion_oie.errors import ModelError, OrionError, WorkerError
+from orion_oie.errors import ModelError, OrionError, WorkerError, described
 from orion_oie.models.downloads.arrival import ArrivalMap
 
 _PARENT_CHECK_S = 2.0
@@ -416,7 +416,7 @@ def _why_no_gate() -> str:
 def _as_orion(error: Exception) -> OrionError:
     if isinstance(error, OrionError):
         return error
-    return WorkerError(f"the worker met {type(error).__name__}: {error}")
+    return WorkerError(f"the worker met {described(error)}")
 
 
 def main() -> None:
