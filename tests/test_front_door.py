@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import orion_oie
-from orion_oie import _HOMES as HOMES
 from orion_oie import errors
 
 EXPORTED = [
@@ -92,6 +91,13 @@ EXPORTED = [
     "WorkerTimeoutError",
     "__version__",
 ]
+
+
+def homes_of_names() -> dict[str, tuple[str, ...]]:
+    """The names of each module in the table of the front door: programs read it by `getattr`."""
+    return orion_oie._HOMES
+
+
 HEAVY = ["llama_cpp", "numpy", "psutil", "sentence_transformers", "structlog", "torch"]
 
 
@@ -131,10 +137,17 @@ def test_editors_see_what_programs_get() -> None:
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    homes = {(module, name) for module, names in HOMES.items() for name in names}
+    homes = {(module, name) for module, names in homes_of_names().items() for name in names}
     assert shown == homes
     assert {name for _module, name in homes} == {*EXPORTED} - {"__version__"}
     assert dir(orion_oie) == EXPORTED
+
+
+def test_modules_are_attributes() -> None:
+    """`import orion_oie` is enough to write `orion_oie.errors`."""
+    program = "import orion_oie; print(orion_oie.errors.OrionError.__name__, orion_oie.config)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.startswith("OrionError <module"), done.stderr
 
 
 def test_an_unknown_name_is_an_error() -> None:

@@ -7,6 +7,7 @@ with OrionInferenceEngine() as engine:
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from orion_oie.schemas.version import __version__
@@ -218,11 +219,13 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> object:
     module = _HOME_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module 'orion_oie' has no attribute {name!r}")
-    value: object = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
+    if module is not None:
+        value: object = getattr(import_module(module), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")  # as in `orion_oie.errors`
+    raise AttributeError(f"module '{__name__}' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

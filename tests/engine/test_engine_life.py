@@ -570,3 +570,16 @@ print(engine.infer("Hello?").content)
         check=False,
     )
     assert done.stdout.splitlines() == ["refused 4", "This is a fake answer."], done.stderr
+
+
+def test_a_kept_handle_does_not_keep_the_models(make_engine) -> None:
+    """The workers of a forgotten engine end although the application keeps handles of requests
+    that have ended, well or not."""
+    backend = FakeBackend({"*": all_fates})
+    engine = make_engine(backend)
+    handles = [ended(engine.submit("Hello?")), ended(engine.submit("bug"))]
+    gone = weakref.ref(parts(engine).pipeline)
+    del engine
+    wait_until(lambda: is_collected(gone), idle_exit_s() / 2)
+    assert not any(model.is_alive() for model in models_of(backend))
+    assert [handle.done() for handle in handles] == [True, True]

@@ -1,7 +1,9 @@
 """Asynchronous callers are woken by threads, all of them, and once for many."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -103,3 +105,23 @@ def test_a_closed_loop_is_no_trouble() -> None:
     loop.close()
     waker.wake(waiter)
     assert not waiter.done()
+
+
+def test_a_loop_that_is_over_is_let_go() -> None:
+    """Programs run one event loop after the other; requests that outlive theirs keep none."""
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    futures: list[Future[int]] = []
+
+    async def leave() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        future: Future[int] = Future()
+        futures.append(future)
+        task = asyncio.ensure_future(wait_for(future))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    for _ in range(10):
+        asyncio.run(leave())
+        futures.pop().set_result(1)
+    gc.collect()
+    assert [loop for loop in loops if loop() is not None] == []

@@ -6,7 +6,7 @@ import pytest
 from helpers import BOUND_S, no_more_threads, wait_until
 from pools import World, spec
 
-from orion_oie import WorkerCrashedError
+from orion_oie import WorkerCrashedError, WorkerError
 from orion_oie.pool.background import BackgroundLoader, run_in_background
 from orion_oie.pool.pool import ModelPool
 
@@ -28,7 +28,7 @@ def test_without_threads_the_future_says_so() -> None:
     """The caller goes on; nothing hangs."""
     with no_more_threads():
         future = run_in_background(lambda: 7, "test")
-    with pytest.raises(RuntimeError, match="thread"):
+    with pytest.raises(WorkerError, match="no more threads"):
         future.result(BOUND_S)
 
 

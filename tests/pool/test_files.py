@@ -109,3 +109,29 @@ def test_a_changed_registry_is_looked_at_again(make: Callable[..., World]) -> No
     assert world.files.of("a", math.inf) is not first
     with pytest.raises(ModelNotFoundError):
         world.files.of("nobody's")
+
+
+def test_a_failing_file_system_keeps_what_was_seen(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check that the memory manager makes does not raise, and loses nothing."""
+    world = make()
+    before = world.files.of("a").variants
+
+    def fail(*_: object) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(world.registry, "variants", fail)
+    world.files.look_again()
+    assert world.files.of("a", math.inf).variants is before
+
+
+def test_what_is_recent(make: Callable[..., World]) -> None:
+    """A look is recent as long as a newer one of its model is."""
+    world = make()
+    looks = [world.files.of(name) for name in "ab"]
+    assert world.files.are_recent(looks)
+    world.clock.tick(LOOK_AGAIN_S)
+    assert not world.files.are_recent(looks)
+    world.files.look_again()
+    assert world.files.are_recent(looks)

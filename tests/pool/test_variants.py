@@ -234,6 +234,18 @@ def test_a_variant_stays_though_it_was_measured(tmp_path: Path) -> None:
     assert world.choice().key.variant == "q8"
 
 
+def test_a_new_estimate_is_no_reason_to_load_another_variant(tmp_path: Path) -> None:
+    """Estimates move with each load of whatever model; what is in memory and fits stays."""
+    world = World(tmp_path, variants())
+    world.budget_bytes = 120 * 10**6
+    assert world.load() == "q8"
+    world.budget_bytes = 10**9
+    world.needs["q8"] += 1000
+    world.needs["f16"] -= 1000
+    world.files.look_again()
+    assert world.choice().key.variant == "q8"
+
+
 def test_a_new_wish_is_heard_though_another_variant_is_in_memory(tmp_path: Path) -> None:
     """Changes of the registry are seen by the next request."""
     world = World(tmp_path, variants())

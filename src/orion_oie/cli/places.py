@@ -12,14 +12,10 @@ from typing import Any, TypeVar
 import click
 
 from orion_oie import (
-    DownloadConfig,
-    EmbeddingConfig,
     EngineConfig,
-    LoadingConfig,
     ModelRegistry,
     OrionInferenceEngine,
     RouterConfig,
-    ServingConfig,
 )
 from orion_oie.models.downloads.cache import ModelCache
 
@@ -51,14 +47,14 @@ class Places:
         embedding_model: str | None = None,
     ) -> OrionInferenceEngine:
         """An engine for one command: no second question follows."""
-        config = EngineConfig(
-            serving=ServingConfig(slots=1),
-            loading=LoadingConfig(keep_spare_worker=False, **loading),
-            download=DownloadConfig(cache_dir=self.cache_dir, **download),
-            router=router or RouterConfig(),
-            embeddings=EmbeddingConfig(model=embedding_model),
-        )
-        return OrionInferenceEngine(self.registry_file, config)
+        sections: dict[str, Any] = {
+            "serving": {"slots": 1},
+            "loading": {"keep_spare_worker": False, **loading},
+            "download": {"cache_dir": self.cache_dir, **download},
+            "router": router or RouterConfig(),
+            "embeddings": {"model": embedding_model},
+        }
+        return OrionInferenceEngine(self.registry_file, EngineConfig(**sections))
 
 
 pass_places = click.make_pass_decorator(Places, ensure=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from orion_oie.backends.base import EmbeddingModel, LoadSpec
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import WorkerCrashedError
+from orion_oie.pool.entries import Lease
 from orion_oie.pool.pool import ModelPool
 
 if TYPE_CHECKING:
@@ -26,17 +27,22 @@ class PooledEmbedder:
     def embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
         """Embed as in `EmbeddingModel.embed`. When the worker dies, a new one gets the same texts,
         once. Also raises the errors of the pool."""
-        try:
-            return self._embed(texts, scope)
-        except WorkerCrashedError:
-            return self._embed(texts, scope)
-
-    def _embed(self, texts: Sequence[str], scope: CancelScope) -> "NDArray[np.float32]":
         spec = self._spec()
         with self._pool.acquire(spec, scope) as lease:
-            vectors = cast(EmbeddingModel, lease.model).embed(texts, scope)
-            self._pool.note_answer(spec.key)
-            return vectors
+            try:
+                return self._embed(spec, lease, texts, scope)
+            except WorkerCrashedError:  # an error of the load itself is not caught
+                pass
+        spec = self._spec()
+        with self._pool.acquire(spec, scope) as lease:
+            return self._embed(spec, lease, texts, scope)
+
+    def _embed(
+        self, spec: LoadSpec, lease: Lease, texts: Sequence[str], scope: CancelScope
+    ) -> "NDArray[np.float32]":
+        vectors = cast(EmbeddingModel, lease.model).embed(texts, scope)
+        self._pool.note_answer(spec.key)
+        return vectors
 
     def close(self) -> None:
         """Do nothing: the model belongs to the pool."""

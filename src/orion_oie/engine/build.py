@@ -182,7 +182,7 @@ def build(
             chain,
             preloader,
             events,
-            partial(pull, registry, cache, config, events),
+            partial(pull, registry, cache, files, config, events),
         ),
         observer=Observer(config, memory, wanted, queue, breakers),
         pipeline=pipeline,

@@ -242,8 +242,10 @@ class ModelChain:
         self._counters.count("replays" if is_replay else "fallbacks")
         request.account.replays += is_replay
         request.account.removed_characters = 0
-        event = RequestReplayed if is_replay else RequestFallback
-        self._events.publish(event(request_id=request.id, error=described(error)))
+        if is_replay:
+            self._events.publish(RequestReplayed(request_id=request.id, error=described(error)))
+        else:
+            self._events.publish(RequestFallback(request_id=request.id, error=described(error)))
         if request.stream.has_text:
             request.stream.restart()
         request.lifecycle.move("load")

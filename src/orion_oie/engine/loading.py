@@ -12,6 +12,7 @@ from orion_oie.engine.breaker import BreakerBoard
 from orion_oie.errors import OrionError, described
 from orion_oie.models.keys import ModelKey
 from orion_oie.models.registry import ModelRegistry
+from orion_oie.pool.files import ModelFiles
 from orion_oie.schemas.loading import LoadPhase, LoadProgress, OnProgress
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import ModelFetched, ModelLoaded, ModelLoadFailed, ModelLoading
@@ -48,6 +49,7 @@ def guarded_load(
 def pull(
     registry: ModelRegistry,
     cache: "ModelCache",
+    files: ModelFiles,
     config: EngineConfig,
     events: EventLog,
     name: str,
@@ -74,9 +76,10 @@ def pull(
 
     events.publish(ModelLoading(key=key, progress=LoadProgress("initializing")))
     try:
-        files = cache.pull(source, config.download, CancelScope(), report)
+        paths = cache.pull(source, config.download, CancelScope(), report)
     except OrionError as error:
         events.publish(ModelLoadFailed(key=key, error=described(error)))
         raise
     events.publish(ModelFetched(key=key, bytes=cache.arrived(source)[1]))
-    return files
+    files.of(model_id, max_age_s=0.0)  # the next request finds them
+    return paths

@@ -5,7 +5,6 @@ same time, one such call is enough for all of them.
 """
 
 import asyncio
-import contextlib
 import threading
 import weakref
 from collections import deque
@@ -32,10 +31,16 @@ class LoopWaker:
                 return
             self._is_called = True
         loop = self._loop()
-        # The loop may be closed while the answer still comes: nobody waits then.
-        with contextlib.suppress(RuntimeError):
+        try:
             if loop is not None:
                 loop.call_soon_threadsafe(self._end_all)
+        except RuntimeError:  # the loop was closed while the answer came: nobody waits any more
+            self.forget()
+
+    def forget(self) -> None:
+        """Let go of all futures: each holds its loop."""
+        with self._lock:
+            self._ended.clear()
 
     def _end_all(self) -> None:
         with self._lock:
@@ -59,6 +64,9 @@ async def wait_for(future: "Future[T]") -> T:
         with _making:
             waker = _wakers.get(loop)
             if waker is None:
+                for other, its_waker in list(_wakers.items()):
+                    if other.is_closed():  # before it could end its futures
+                        its_waker.forget()
                 waker = _wakers[loop] = LoopWaker(loop)
         waiter: asyncio.Future[None] = loop.create_future()
         future.add_done_callback(lambda _future: waker.wake(waiter))

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from orion_oie.cancellation import DeadlineTimer
@@ -94,6 +95,8 @@ class Pipeline:
         self._counters = counters
         self._events = events
         self._feedback_on = feedback_on
+        # The handle of a request that has ended must not keep the pipeline.
+        self._report_state = partial(_report_state, events)
         self._random = random.Random()  # seeded by the system
         self._live = LiveRequests()
 
@@ -121,21 +124,19 @@ class Pipeline:
         """
         stream = TextStream(splitter_of(chunk_by), typewriter_delay_s=typewriter_delay_s)
         request_id = f"{self._random.getrandbits(48):012x}"
-        request = Request(request_id, stream, self._note_state, is_streamed=is_streamed)
+        request = Request(request_id, stream, self._report_state, is_streamed=is_streamed)
         self._live.add(request)
-        self._counters.count("received")
-        shown = query if isinstance(query, str) else f"<{type(query).__name__}>"
-        self._events.publish(RequestReceived(request_id=request_id, query=shown))
-        is_queued = False
         try:
+            self._counters.count("received")
+            shown = query if isinstance(query, str) else f"<{type(query).__name__}>"
+            self._events.publish(RequestReceived(request_id=request_id, query=shown))
             checked = self._check(request, query, options)
             routed = self._route(request, checked)
-            is_queued = True  # from now on another thread may end it
             self._enqueue(request, routed)
         except Exception as error:  # noqa: BLE001 (also a bug in a router: the handle raises it)
             self._end(request, error)
         except BaseException as error:  # Ctrl-C
-            if is_queued:
+            if request.is_queued:  # another thread may be ending it
                 RequestHandle(request).cancel()
             else:
                 self._end(request, error)
@@ -241,6 +242,7 @@ class Pipeline:
             request.target = self._wanted.announce(target)
         queue = self._queue
         request.enqueue(lambda: queue.position(queued), lambda: self._end_if_waiting(queued))
+        request.is_queued = True
         queue.put(
             queued,
             model=request.target,
@@ -326,11 +328,20 @@ class Pipeline:
         else:
             self._counters.failed(error)
         self._forget(request)
-        if is_cancelled:
-            self._events.publish(RequestCancelled(request_id=request.id, error=described(error)))
-        else:
-            self._events.publish(_failure(request.id, error))
+        self._report_end(request.id, error, is_cancelled=is_cancelled)
         request.fail(error)
+
+    def _report_end(self, request_id: str, error: BaseException, *, is_cancelled: bool) -> None:
+        if is_cancelled:
+            self._events.publish(RequestCancelled(request_id=request_id, error=described(error)))
+            return
+        level: Level = "info" if isinstance(error, OrionError) else "error"
+        text, shown = None, described(error)
+        if type(error) is InvalidRequestError or not isinstance(error, OrionError):
+            text, shown = str(error), type(error).__name__  # the message may quote the caller
+        self._events.publish(
+            RequestFailed(request_id=request_id, error=shown, text=text, level=level)
+        )
 
     def _note_turn(self, request: Request, agent_id: str) -> None:
         """Report the agent of a conversation to the router."""
@@ -342,9 +353,6 @@ class Pipeline:
         if request.has_deadline:
             self._deadlines.forget(request.scope)
         self._live.discard(request)
-
-    def _note_state(self, request_id: str, old: RequestState, new: RequestState) -> None:
-        self._events.publish(RequestStateChanged(request_id=request_id, old=old, new=new))
 
 
 class LiveRequests:
@@ -390,10 +398,5 @@ def serve(queued: Queued) -> None:
     queued.serve(queued)
 
 
-def _failure(request_id: str, error: BaseException) -> RequestFailed:
-    """The event of a failed request. Messages that may quote the caller count as content."""
-    level: Level = "info" if isinstance(error, OrionError) else "error"
-    name = type(error).__name__
-    if type(error) is InvalidRequestError or not isinstance(error, OrionError):
-        return RequestFailed(request_id=request_id, error=name, text=str(error), level=level)
-    return RequestFailed(request_id=request_id, error=described(error), level=level)
+def _report_state(events: EventLog, request_id: str, old: RequestState, new: RequestState) -> None:
+    events.publish(RequestStateChanged(request_id=request_id, old=old, new=new))

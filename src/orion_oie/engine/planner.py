@@ -112,8 +112,8 @@ class Planner:
         return {
             "model": model,
             "loads": True,
-            "evicts": sorted(found.victims) if is_loadable else [],
-            "waits_for": sorted(found.blockers),
+            "evicts": self._pool.longest_unused_first(found.victims) if is_loadable else [],
+            "waits_for": self._pool.longest_unused_first(found.blockers),
             "fetch_bytes": 0 if model.is_here else one.load_spec.expected_bytes or 0,
             "load_s": wait_s,
             "answer_in_s": wait_s if is_loadable else None,

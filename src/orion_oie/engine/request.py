@@ -95,8 +95,9 @@ class Request:
     """One request from its call to its end.
 
     `is_streamed` is False when nobody reads the answer before it is complete. `target` is the key
-    of the model that it waits for or uses, empty before it is known. `on_state(request_id, old,
-    new)` is called after each change of its state.
+    of the model that it waits for or uses, empty before it is known. `is_queued` is True once
+    another thread may end it. `on_state(request_id, old, new)` is called after each change of its
+    state; the handle keeps it as long as the application keeps the handle.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Request:
         self.account = Account()
         self.target = ""
         self.has_deadline = False
+        self.is_queued = False
         self.session_id: str | None = None
         self.receipt: Receipt | None = None
         self.future: Future[InferenceResult] = Future()

@@ -25,13 +25,11 @@ from orion_oie.errors import (
     InsufficientMemoryError,
     InvalidRequestError,
     OrionError,
-    WorkerError,
     described,
 )
 from orion_oie.pool.background import run_in_background
 from orion_oie.pool.memory_manager import MemoryManager
 from orion_oie.schemas.availability import ModelState
-from orion_oie.schemas.stats import BreakerState
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import RouterDegraded
 
@@ -73,8 +71,9 @@ class RouterEmbedder:
         self._looked_at: float | None = None
         self._is_here = False
         config = BreakerConfig(failure_threshold=1, reset_timeout_s=PAUSE_S)
-        self._breaker = CircuitBreaker("embedding", config, clock, self._note_breaker)
+        self._breaker = CircuitBreaker("embedding", config, clock)
         self._failure: OrionError | None = None  # the last one
+        self._is_degraded = False
         self._loading: Future[None] | None = None
 
     @property
@@ -126,6 +125,8 @@ class RouterEmbedder:
                 self._note_failure(error)
             raise
         self._breaker.note_success()
+        with self._lock:
+            self._is_degraded = False
         return vectors
 
     # -- loading it
@@ -167,8 +168,6 @@ class RouterEmbedder:
             loading.result(None if limit_s == math.inf else limit_s)
         except TimeoutError:
             raise self._too_late(limit_s) from None
-        except RuntimeError as error:  # no more threads
-            raise WorkerError(f"nothing can be loaded now: {error}") from error
 
     def _run_load(self) -> None:
         self._embeddings.service().embed(["load"], user=_USER)
@@ -211,7 +210,7 @@ class RouterEmbedder:
         self._looked_at = None
         self._failure = error
         self._breaker.note_failure()
-
-    def _note_breaker(self, old: BreakerState, new: BreakerState) -> None:
-        if old is BreakerState.CLOSED and new is BreakerState.OPEN and self._failure is not None:
-            self._events.publish(RouterDegraded(stage="embedding", error=described(self._failure)))
+        with self._lock:
+            is_new, self._is_degraded = not self._is_degraded, True
+        if is_new:
+            self._events.publish(RouterDegraded(stage="embedding", error=described(error)))

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.cancellation import CancelScope
+from orion_oie.errors import WorkerError
 from orion_oie.models.keys import ModelKey
 from orion_oie.pool.pool import ModelPool
 from orion_oie.schemas.results import ModelInfo
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 def run_in_background(function: Callable[[], T], name: str) -> "Future[T]":
     """Call `function` on a daemon thread of this name. The future gets its result or its error, or
-    the `RuntimeError` of a system that has no more threads."""
+    `WorkerError` if the system has no more threads."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # nobody may cancel it
 
@@ -31,7 +32,7 @@ def run_in_background(function: Callable[[], T], name: str) -> "Future[T]":
     try:
         threading.Thread(target=run, name=name, daemon=True).start()
     except RuntimeError as error:
-        future.set_exception(error)
+        future.set_exception(WorkerError(f"the system gives no more threads: {error}"))
     return future
 
 

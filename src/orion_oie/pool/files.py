@@ -5,7 +5,9 @@ memory manager repeats it every two seconds while models are in memory.
 """
 
 import contextlib
+import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,13 +19,14 @@ from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError
 from orion_oie.models.keys import ModelKey
 from orion_oie.models.registry import ModelRegistry, VariantState
-from orion_oie.models.specs import ModelSpec
+from orion_oie.models.specs import ModelSpec, VariantSpec
 from orion_oie.schemas.results import ModelInfo
 
 if TYPE_CHECKING:  # slow to import, and needed for fetching only
     from orion_oie.models.downloads.cache import ModelCache
 
 LOOK_AGAIN_S = 5.0
+_logger = logging.getLogger("orion_oie")
 _BYTES_PER_MB = 10**6
 
 
@@ -48,9 +51,16 @@ class VariantFiles:
 class Look:
     """The state of all variants of a model at a time, in seconds of the monotonic clock."""
 
+    model_id: str
     model: ModelSpec
     variants: tuple[VariantFiles, ...]
     at_s: float
+
+    @property
+    def choices(self) -> tuple[tuple[str, VariantSpec, bool], ...]:
+        """What there is to choose from. What a variant would take is not among it: that is
+        estimated and measured again and again, and is no reason to choose anew."""
+        return tuple((one.state.name, one.state.spec, one.is_on_disk) for one in self.variants)
 
 
 class ModelFiles:
@@ -71,6 +81,7 @@ class ModelFiles:
         self._clock = clock
         self._looks: dict[str, Look] = {}
         self._revision = 0
+        self._lock = threading.Lock()
 
     @property
     def revision(self) -> int:
@@ -92,13 +103,22 @@ class ModelFiles:
             look = self._look(model_id, model, look)
         return look
 
+    def are_recent(self, looks: Iterable[Look]) -> bool:
+        """True when the models of these looks were checked a few seconds ago at most."""
+        oldest_s = self._clock() - LOOK_AGAIN_S
+        latest = (self._looks.get(look.model_id) for look in looks)
+        return all(one is not None and one.at_s > oldest_s for one in latest)
+
     def look_again(self) -> None:
-        """Check all models again that were checked before."""
+        """Check all models again that were checked before. A file system that fails keeps what was
+        seen of a model until the next check."""
         for model_id in list(self._looks):
             try:
                 self.of(model_id, max_age_s=0.0)
             except OrionError:  # the registry has it no more
                 self._looks.pop(model_id, None)
+            except OSError as error:
+                _logger.warning("the files of %s cannot be checked: %s", model_id, error)
 
     def _look(self, model_id: str, model: ModelSpec, last: Look | None) -> Look:
         at_s = self._clock()
@@ -106,12 +126,12 @@ class ModelFiles:
             self._seen(model_id, model, state)
             for state in self._registry.variants(model_id, self._cache)
         )
-        if last is not None and last.model is model and last.variants == seen:
-            look = Look(model, last.variants, at_s)  # the same object: comparisons are quick
-        else:
-            look = Look(model, seen, at_s)
-            self._revision += 1
-        self._looks[model_id] = look
+        is_news = last is None or last.model is not model or last.variants != seen
+        # The same object where nothing is new: comparisons are quick.
+        look = Look(model_id, model, seen if last is None or is_news else last.variants, at_s)
+        with self._lock:
+            self._looks[model_id] = look
+            self._revision += is_news  # after the look: who sees the number sees what is new
         return look
 
     def _seen(self, model_id: str, model: ModelSpec, state: VariantState) -> VariantFiles:

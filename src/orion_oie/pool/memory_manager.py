@@ -214,12 +214,12 @@ class MemoryManager:
             if has_answered:
                 self._keep(spec, partial(self.sizes.note_peak, spec, memory.resident_bytes))
         self._ledger.save()
-        if self._files is not None:
-            self._files.look_again()
         if not self.budget.is_automatic:  # otherwise the pressure decides, not the sizes
             self.pool.trim()
         if sample.level >= PressureLevel.HIGH:
             self._relieve(sample)
+        if self._files is not None:  # last: a slow file system must not delay the relief
+            self._files.look_again()
 
     def _relieve(self, sample: MemorySample) -> None:
         system = sample.system

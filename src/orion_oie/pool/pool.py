@@ -10,7 +10,7 @@ The size of a model, the available memory and the choice of victims are decided 
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from orion_oie.backends.base import (
@@ -201,6 +201,12 @@ class ModelPool:
         if later.state is ModelState.IMPOSSIBLE:
             return later
         return Availability(ModelState.SHORT)  # until the models being unloaded are freed
+
+    def longest_unused_first(self, keys: Iterable[str]) -> list[str]:
+        """The keys in the order in which their models would be evicted."""
+        with self._changed:
+            used = {key: entry.last_used for key, entry in self._entries.items()}
+        return sorted(keys, key=lambda key: (used.get(key, 0), key))
 
     def note_answer(self, key: str) -> None:
         """Note that a model has answered: its memory is that of a model in use from now on."""

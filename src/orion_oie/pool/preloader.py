@@ -164,9 +164,10 @@ class Preloader:
             candidates = self._variants.candidates(agent_id)
         except UnknownAgentError:  # it was removed from the registry
             return None
-        for one in candidates:
-            if one.is_on_disk and one.max_bytes is not None and not self._is_paused(one.model_id):
-                found = self._pool.availability(one.key, one.max_bytes)
-                may_load = found.state in (ModelState.READY, ModelState.LOADABLE)
-                return _Prospect(one, one.max_bytes, found.victims if may_load else None)
-        return None
+        usable = (one for one in candidates if one.is_on_disk and not self._is_paused(one.model_id))
+        first = next(usable, None)
+        if first is None or first.max_bytes is None:
+            return None
+        found = self._pool.availability(first.key, first.max_bytes)
+        may_load = found.state in (ModelState.READY, ModelState.LOADABLE)
+        return _Prospect(first, first.max_bytes, found.victims if may_load else None)

@@ -4,7 +4,6 @@ registry, the agent's presets, the files on this machine, and the memory budget.
 Decides by `quantization.choose_variant`; loads nothing and evicts nothing.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -65,9 +64,8 @@ class VariantSelector:
 
         The age of the file checks that it relies on:
         1. checked now, if `is_fresh`;
-        2. any age, if the best candidate is in memory: it answers anyway;
-        3. a few seconds, if another candidate is in memory;
-        4. checked now, if none is: the request waits for a load anyway.
+        2. a few seconds, if a candidate is in memory: the memory manager checks more often;
+        3. checked now, if none is: the request waits for a load anyway.
 
         Raises `UnknownAgentError`.
         """
@@ -75,22 +73,27 @@ class VariantSelector:
         last = self._chosen.get(agent_id)
         if last is None or last.agent is not agent or is_fresh:
             return self._choose(agent_id, agent, max_age_s=0.0)
-        best = last.candidates[0]
-        if best.is_available and self._is_resident(best.key):
-            revisions = self._files.revision, self._sizes.revision
-            if last.revisions == revisions and self._fits(best):
-                return last.candidates
-            return self._choose(agent_id, agent, max_age_s=math.inf)
+        if self._is_current(last):
+            return last.candidates
         is_any_resident = any(self._is_resident(one.key) for one in last.candidates)
         return self._choose(agent_id, agent, max_age_s=LOOK_AGAIN_S if is_any_resident else 0.0)
 
-    def _fits(self, candidate: Candidate) -> bool:
-        return candidate.max_bytes is None or candidate.max_bytes <= self._budget_bytes()
+    def _is_current(self, last: _Chosen) -> bool:
+        """True when nothing has changed, and the best candidate is in memory and fits."""
+        best = last.candidates[0]
+        return (
+            best.is_available
+            and self._is_resident(best.key)
+            and last.revisions == (self._files.revision, self._sizes.revision)
+            and (best.max_bytes is None or best.max_bytes <= self._budget_bytes())
+            and self._files.are_recent(last.looks)
+        )
 
     def _choose(self, agent_id: str, agent: AgentSpec, max_age_s: float) -> tuple[Candidate, ...]:
         links = self._registry.chain(agent_id)
-        looks = tuple(self._files.of(link.model_id, max_age_s) for link in links)
+        # Read before the looks: what comes in between is news to the next request.
         revisions = self._files.revision, self._sizes.revision
+        looks = tuple(self._files.of(link.model_id, max_age_s) for link in links)
         last = self._chosen.get(agent_id)
         is_known = (
             last is not None
@@ -157,11 +160,10 @@ class VariantSelector:
         model = self._registry.model(model_id)
         if model.type != "embedding":
             raise InvalidRequestError(f"'{model_id}' is a {model.type}, not an embedding model")
-        look = self._files.of(model_id, math.inf)
+        look = self._files.of(model_id)
+        if _first_on_disk(look) is None:
+            look = self._files.of(model_id, max_age_s=0.0)  # it may have been fetched just now
         chosen = _first_on_disk(look)
-        if chosen is None or not self._is_resident(chosen.key):
-            look = self._files.of(model_id)
-            chosen = _first_on_disk(look)
         if chosen is None or chosen.spec is None:
             reasons = "; ".join(f"{v.state.name}: {v.state.why_not_here}" for v in look.variants)
             raise ModelNotFoundError(
@@ -237,9 +239,9 @@ class VariantSelector:
         3. If there is none, the smallest one, so that its load explains why it does not fit.
         """
         agent = self._registry.agent(link.agent_id)
-        asked = (look.variants, agent.quantization, agent.optimized_size)
+        asked = (agent.quantization, agent.optimized_size, look.choices)
         last_asked, last = self._picks.get((link.agent_id, link.model_id), (None, None))
-        if last is not None and _is_same(asked, last_asked):
+        if last is not None and asked == last_asked:
             usable = sum(map(self._can_be_used, look.variants))
             if usable <= 1:
                 return last
@@ -288,10 +290,6 @@ class VariantSelector:
         if one.spec is None or one.estimate is None:
             return None
         return self._sizes.corrected(one.spec, one.estimate)
-
-
-def _is_same(asked: tuple[object, ...], last: object) -> bool:
-    return isinstance(last, tuple) and last[0] is asked[0] and last[1:] == asked[1:]
 
 
 def _are_same(some: Sequence[Look], others: Sequence[Look]) -> bool:

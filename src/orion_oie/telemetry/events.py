@@ -158,8 +158,15 @@ class RequestFailed(Event):
     error: str
     """Type of the error, with its message if that cannot quote the caller."""
     text: Content | None = None
-    """Message of an error that may quote the caller; else None."""
+    """Message of an error that may quote the caller. Logs and exports leave it out if there is
+    none."""
     level: Level = "info"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The error, and its message if it may quote the caller."""
+        own = {"error": self.error}
+        return own if self.text is None else {**own, "text": self.text}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

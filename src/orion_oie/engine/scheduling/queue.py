@@ -269,6 +269,7 @@ class RequestQueue(Generic[T]):
                     self._decider = None
                     self._threads -= 1
                     self._idle -= 1
+                    self._note_change()  # another thread goes on
                 raise
             with self._lock:
                 # A request that began and ended meanwhile may have evicted a model shown as ready.
