@@ -148,6 +148,7 @@ def test_statistics_survive_the_files(
     file.rename(tmp_path / "gone")
     try:
         assert engine.stats().embeddings is not None
+        parts(engine).files.look_again()  # as the memory manager does every two seconds
         with pytest.raises(ModelNotFoundError, match=r"there is no file .*orion-oie pull minilm"):
             engine.embed(["a text that is not in the cache"])
     finally:

@@ -574,10 +574,10 @@ print(engine.infer("Hello?").content)
 
 def test_a_kept_handle_does_not_keep_the_models(make_engine) -> None:
     """The workers of a forgotten engine end although the application keeps handles of requests
-    that have ended, well or not."""
+    that were answered."""
     backend = FakeBackend({"*": all_fates})
     engine = make_engine(backend)
-    handles = [ended(engine.submit("Hello?")), ended(engine.submit("bug"))]
+    handles = [ended(engine.submit("Hello?")), ended(engine.stream("Hello?"))]
     gone = weakref.ref(parts(engine).pipeline)
     del engine
     wait_until(lambda: is_collected(gone), idle_exit_s() / 2)

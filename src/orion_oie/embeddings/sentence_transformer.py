@@ -19,12 +19,12 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     ContextOverflowError,
     EngineClosedError,
-    InvalidRequestError,
     ModelCorruptError,
     ModelError,
     ModelNotFoundError,
     described,
 )
+from orion_oie.schemas.validation import encoded
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -136,13 +136,7 @@ def _encode(model: "SentenceTransformer", texts: Sequence[str]) -> NDArray[np.fl
 def _check_texts(model: "SentenceTransformer", texts: Sequence[str]) -> None:
     """Raise for the first text that is longer than the model's limit: it would be cut."""
     for index, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"text {index} is not valid Unicode: unpaired surrogate at index {error.start}",
-                index=index,
-            ) from None
+        encoded(text, f"text {index}", index=index)
     limit = model.max_seq_length
     if limit is None or math.isinf(limit) or not texts:
         return  # nothing is ever cut

@@ -25,6 +25,7 @@ from orion_oie.embeddings.cache import LeastUsedCache
 from orion_oie.embeddings.vectors import checked, halves, unit_rows
 from orion_oie.errors import EngineClosedError, InvalidRequestError, OrionError
 from orion_oie.schemas.stats import EmbeddingStats
+from orion_oie.schemas.validation import encoded
 
 KEY_BYTES = 16
 _FLOAT16_BYTES = 2
@@ -249,13 +250,8 @@ def _keys(texts: Sequence[str]) -> list[bytes]:
 def _key(text: str, index: int) -> bytes:
     if not isinstance(text, str):
         raise InvalidRequestError(f"text {index} is a {type(text).__name__}, not str", index=index)
-    try:
-        return blake2b(text.encode(), digest_size=KEY_BYTES).digest()
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            f"text {index} is not valid Unicode: unpaired surrogate at index {error.start}",
-            index=index,
-        ) from None
+    data = encoded(text, f"text {index}", index=index)
+    return blake2b(data, digest_size=KEY_BYTES).digest()
 
 
 def _names(error: Exception, batch: Sequence[Flight]) -> bool:

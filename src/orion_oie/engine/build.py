@@ -56,6 +56,7 @@ class Parts:
     breakers: BreakerBoard
     deadlines: DeadlineTimer
     backend: LocalBackend
+    files: ModelFiles
     memory: MemoryManager
     variants: VariantSelector
     background: BackgroundLoader
@@ -168,6 +169,7 @@ def build(
         breakers=breakers,
         deadlines=deadlines,
         backend=backend,
+        files=files,
         memory=memory,
         variants=variants,
         background=background,

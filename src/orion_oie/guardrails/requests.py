@@ -13,7 +13,7 @@ from orion_oie.schemas.requests import (
     Message,
     RequestOptions,
 )
-from orion_oie.schemas.validation import problems_of
+from orion_oie.schemas.validation import encoded, problems_of
 
 
 def checked_query(query: object, options: RequestOptions, max_chars: int) -> str:
@@ -85,12 +85,7 @@ def check_text(text: str, where: str, max_chars: int) -> None:
             characters=len(text),
             limit=max_chars,
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequestError(
-            f"{where} is not valid Unicode: unpaired surrogate at index {error.start}"
-        ) from error
+    encoded(text, where)
 
 
 def _check_structure(options: RequestOptions) -> None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_orig
 
 from pydantic import BaseModel, ValidationError
 
+from orion_oie.errors import InvalidRequestError
+
 _SHOWN_VALUE_CHARS = 60
 _CLOSE = 0.6  # least similarity of names, of 1
 _CLOSE_ELSEWHERE = 2 / 3  # of the many names of all sections some are similar by chance
@@ -20,6 +22,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=_CLOSE)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def encoded(text: str, where: str, **details: object) -> bytes:
+    """A text in UTF-8. Raises `InvalidRequestError` with `where` and the details for one that no
+    tokenizer could take."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{where} is not valid Unicode: unpaired surrogate at index {error.start}", **details
+        ) from None
 
 
 def problems_of(

@@ -73,6 +73,7 @@ from orion_oie.schemas.results import (
     TokenAlternative,
     TokenLogprob,
 )
+from orion_oie.schemas.validation import encoded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -257,6 +258,8 @@ class LlamaModel:
         """See `EmbeddingModel.embed`."""
         if not self._spec.is_embedding:
             raise InvalidRequestError(f"{self._spec.key} was loaded to generate, not to embed")
+        for index, text in enumerate(texts):
+            encoded(text, f"text {index}", index=index)  # before a message of all of them
         with self._computing():
             return self._ask(
                 lambda request_id: EmbedCommand(request_id, tuple(texts)),

@@ -23,6 +23,7 @@ from orion_oie.errors import (
     ModelError,
     WorkerError,
 )
+from orion_oie.schemas.validation import encoded
 
 # Attention reads all tokens of a batch, those of other texts included, so larger batches are no
 # faster. llama.cpp reserves memory for the logits of each token, wanted or not: the cost of a batch
@@ -176,13 +177,7 @@ class Embedder:
     def _tokens(self, text: str, index: int) -> list[int]:
         """The tokens of a text, with the special tokens that the model expects around it. The text
         itself yields no special token."""
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"text {index} is not valid Unicode: unpaired surrogate at index {error.start}",
-                index=index,
-            ) from None
+        data = encoded(text, f"text {index}", index=index)
         if self._is_wordpiece:
             # llama.cpp strips accents, and with them the final consonants of Korean syllables; it
             # keeps all letters of a text that is decomposed already.
