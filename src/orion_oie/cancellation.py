@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from orion_oie.errors import DeadlineExceededError, OrionError
 
@@ -23,7 +24,7 @@ class CancelScope:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._callbacks: dict[int, Callable[[], None]] = {}
-        self._ids = itertools.count()
+        self._next_key = 0
         self._error: OrionError | None = None
 
     @property
@@ -60,9 +61,9 @@ class CancelScope:
         """
         with self._lock:
             if self._error is None:
-                key = next(self._ids)
+                key, self._next_key = self._next_key, self._next_key + 1
                 self._callbacks[key] = callback
-                return lambda: self._forget(key)
+                return partial(self._forget, key)
         callback()
         return lambda: None
 

@@ -12,6 +12,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 from orion_oie.backends.base import Completion, GenerationJob
 from orion_oie.config import EngineConfig
@@ -40,6 +41,8 @@ from orion_oie.schemas.results import LoadReport, Outcome
 from orion_oie.telemetry.counters import Counters
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import RequestFallback, RequestReplayed
+
+_KNOWN_REPORTS = 64
 
 
 class ModelChain:
@@ -274,6 +277,7 @@ def _cannot_see(images: int, agent_id: str) -> InvalidRequestError:
     )
 
 
+@lru_cache(_KNOWN_REPORTS)
 def _report(progress: LoadProgress) -> LoadReport:
     return LoadReport(
         mode=progress.mode,

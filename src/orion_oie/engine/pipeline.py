@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from orion_oie.cancellation import DeadlineTimer
@@ -52,6 +52,8 @@ from orion_oie.telemetry.events import (
     RequestStateChanged,
     RequestSucceeded,
 )
+
+_KNOWN_AGENTS = 256
 
 FeedbackOn = Callable[[str, Route], Callable[[str], None] | None]
 """Makes the function that takes feedback on the route of a question; None if none is kept."""
@@ -212,7 +214,7 @@ class Pipeline:
     def _route_of(self, query: str, options: RequestOptions, *, is_trial: bool = False) -> Route:
         if options.agent is not None:
             self._registry.agent(options.agent)
-            return Route(agent_id=options.agent, confidence=1.0, reason="asked for by name")
+            return _route_by_name(options.agent)
         context = RouteContext(
             images=len(options.images),
             session_id=options.session_id,
@@ -391,6 +393,11 @@ class LiveRequests:
         """Wait until there is none, for `timeout_s` seconds at most."""
         with self._changed:
             self._changed.wait_for(lambda: not self._requests, timeout_s)
+
+
+@lru_cache(_KNOWN_AGENTS)
+def _route_by_name(agent_id: str) -> Route:
+    return Route(agent_id=agent_id, confidence=1.0, reason="asked for by name")
 
 
 def serve(queued: Queued) -> None:

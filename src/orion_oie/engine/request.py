@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 
 from orion_oie.backends.base import Completion
 from orion_oie.cancellation import CancelScope
@@ -112,7 +113,7 @@ class Request:
         self.stream = stream
         self.is_streamed = is_streamed
         self.scope = CancelScope()
-        self.lifecycle = RequestLifecycle(lambda old, new: on_state(request_id, old, new))
+        self.lifecycle = RequestLifecycle(partial(on_state, request_id))
         self.account = Account()
         self.target = ""
         self.has_deadline = False
@@ -122,7 +123,7 @@ class Request:
         self.future: Future[InferenceResult] = Future()
         self.future.set_running_or_notify_cancel()  # nobody may cancel it
         # The first callback: those of the application find the stream ended.
-        self.future.add_done_callback(lambda future: stream.close(future.exception()))
+        self.future.add_done_callback(stream.close_after)
         self._complete_loading: Future[ModelInfo] | None = None
         self._loading_end: _LoadingEnd | None = None
         self._position: Callable[[], int | None] | None = None

@@ -10,13 +10,18 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from orion_oie.errors import InvalidRequestError, described
 from orion_oie.schemas.results import (
     StreamStats,
     TokenEvent,
 )
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from orion_oie.schemas.results import InferenceResult
 
 Splitter = Callable[[str], tuple[list[str], str]]
 """Takes the text that has come and not been given out; returns the complete pieces and the rest,
@@ -92,8 +97,11 @@ class TextStream:
         self._delay_s = typewriter_delay_s
         self._clock = clock
         self._started_at = clock()
-        self._changed = threading.Condition()
-        self._wakers: set[Callable[[], None]] = set()
+        self._lock = threading.Lock()
+        self._changed: threading.Condition | None = (
+            None  # of that lock, made by the first who waits
+        )
+        self._wakers: set[Callable[[], None]] | None = None
         self._events: list[TokenEvent] = []
         self._held = ""
         self._tokens = 0
@@ -120,7 +128,7 @@ class TextStream:
 
     def restart(self) -> None:
         """Void the text so far: the answer starts over."""
-        with self._changed:
+        with self._lock:
             self._held = ""
             self._tokens = 0
             self._first_at = self._last_at = None
@@ -140,7 +148,7 @@ class TextStream:
     def close(self, error: BaseException | None = None) -> None:
         """End the stream: readers get what is left, then stop, or raise `error`."""
         self.flush()
-        with self._changed:
+        with self._lock:
             self._error = error
             self._is_closed = True
         self._wake()
@@ -162,15 +170,20 @@ class TextStream:
         if not pieces:
             return
         elapsed_ms = (now - self._started_at) * 1e3
-        with self._changed:
+        with self._lock:
             for piece in pieces:
                 self._events.append(TokenEvent(piece, len(self._events), elapsed_ms))
         self._wake()
 
+    def close_after(self, future: "Future[InferenceResult]") -> None:
+        """End the stream as a request has ended."""
+        self.close(future.exception())
+
     def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-            wakers = list(self._wakers)
+        with self._lock:
+            if self._changed is not None:
+                self._changed.notify_all()
+            wakers = list(self._wakers) if self._wakers else ()
         for waker in wakers:
             waker()
 
@@ -205,13 +218,13 @@ class TextStream:
     @property
     def text(self) -> str:
         """The text published so far, without text that a restart voided."""
-        with self._changed:
+        with self._lock:
             self._is_observed = True
             return self._joined()
 
     def joined(self) -> str:
         """Like `text`, for the engine: does not make the stream observed."""
-        with self._changed:
+        with self._lock:
             return self._joined()
 
     def _joined(self) -> str:
@@ -234,9 +247,11 @@ class TextStream:
     def __iter__(self) -> Iterator[TokenEvent]:
         index = 0
         while True:
-            with self._changed:
+            with self._lock:
                 self._is_observed = True
                 while index >= len(self._events) and not self._is_closed:
+                    if self._changed is None:
+                        self._changed = threading.Condition(self._lock)
                     self._changed.wait()
                 ready = self._events[index:]
                 error = self._error
@@ -261,13 +276,14 @@ class TextStream:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(changed.set)
 
-        with self._changed:
+        with self._lock:
             self._is_observed = True
+            self._wakers = self._wakers or set()
             self._wakers.add(waker)
         try:
             index = 0
             while True:
-                with self._changed:
+                with self._lock:
                     changed.clear()
                     ready = self._events[index:]
                     is_closed, error = self._is_closed, self._error
@@ -283,5 +299,6 @@ class TextStream:
                 if not ready:
                     await changed.wait()
         finally:
-            with self._changed:
-                self._wakers.discard(waker)
+            with self._lock:
+                if self._wakers is not None:
+                    self._wakers.discard(waker)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.config import EngineConfig, ShardingConfig
 from orion_oie.errors import InsufficientMemoryError, InvalidRequestError, ModelNotFoundError
+from orion_oie.models.keys import ModelKey
 from orion_oie.models.quantization import VariantOption, choose_variant, level_of
 from orion_oie.models.registry import ChainLink, ModelRegistry
 from orion_oie.models.specs import AgentSpec, VariantSpec
@@ -57,6 +58,7 @@ class VariantSelector:
         self._is_resident = is_resident
         self._picks: dict[tuple[str, str], tuple[object, VariantChoice]] = {}
         self._chosen: dict[str, _Chosen] = {}
+        self._reports: dict[ModelKey, tuple[tuple[VariantChoice, int, int], VariantReport]] = {}
 
     def candidates(self, agent_id: str, *, is_fresh: bool = False) -> tuple[Candidate, ...]:
         """The models that may answer for an agent, best first, each in one variant. Of a model of
@@ -180,14 +182,19 @@ class VariantSelector:
 
     def report(self, candidate: Candidate, reserved_bytes: int) -> VariantReport:
         """The variant of a candidate, for a receipt."""
-        return VariantReport(
-            quantization=candidate.quantization,
-            level=level_of(candidate.quantization),
-            reduction=candidate.picked.reduction,
-            reason=candidate.picked.reason,
-            reserved_bytes=reserved_bytes,
-            budget_bytes=self._budget_bytes(),
-        )
+        facts = (candidate.picked, reserved_bytes, self._budget_bytes())
+        last_facts, report = self._reports.get(candidate.key, (None, None))
+        if report is None or last_facts != facts:
+            report = VariantReport(
+                quantization=candidate.quantization,
+                level=level_of(candidate.quantization),
+                reduction=candidate.picked.reduction,
+                reason=candidate.picked.reason,
+                reserved_bytes=reserved_bytes,
+                budget_bytes=facts[-1],
+            )
+            self._reports[candidate.key] = facts, report
+        return report
 
     def explained(
         self, error: InsufficientMemoryError, candidate: Candidate

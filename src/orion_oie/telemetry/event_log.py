@@ -47,13 +47,11 @@ class EventLog:
         """Log an event and hand it to every subscriber, on this thread, with no lock held."""
         if not self._log_content:
             event = redacted(event)
-        with self._lock:
-            self._recent.append(event)
-            subscribers = self._subscribers
+        self._recent.append(event)  # atomic, like reading the tuple of subscribers
         # Several events belong to each request: their fields are gathered only for a reader.
         if _logger.isEnabledFor(_LEVELS[event.level]):
             self._write(event)
-        for _key, subscriber in subscribers:
+        for _key, subscriber in self._subscribers:
             try:
                 subscriber(event)
             except Exception:

@@ -10,6 +10,7 @@ nothing that can be served, it waits for news; a thread that has just served a r
 place, decides at once, and gives the place back: so a served request costs no switch of threads.
 """
 
+import contextlib
 import math
 import threading
 import time
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 _IDLE_EXIT_S = 5.0
 _RECHECK_S = 1.0  # the time between two decisions if no change is reported
+_FRESH_S = 0.005  # how long an answer about the models serves for further decisions
 _SMOOTHING = 0.2  # weight of the latest service time in the mean
 
 
@@ -50,13 +52,56 @@ class _Service:
     began_at: float
 
 
-class _Seat:
-    """The place of one thread, which waits for work, or for news while it decides."""
+class _Mutex:
+    """A reentrant lock that only a thread which runs Python takes.
 
-    def __init__(self, lock: "threading.RLock") -> None:
-        self.awake = threading.Condition(lock)
-        self.awaits_news = False  # decides, and is to be woken by news
+    A thread that blocks in `RLock.acquire` gets the lock before it has the interpreter's own. Until
+    it has both, all others that need the lock stop, and block in their turn: a convoy, in which
+    each request changes threads several times. So a thread tries, and lets others run in between.
+    The lock is never held for longer than a decision takes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self) -> None:
+        """Take the lock, as soon as it is free."""
+        while not self._lock.acquire(blocking=False):
+            time.sleep(0)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class _Seat:
+    """The place where one thread sleeps: until there is work, or news while it is the decider.
+
+    It sleeps on a gate of its own. A condition of the queue's lock would have it take that lock on
+    waking, before it has Python's own, and whoever needs the queue in between would stop for it.
+    """
+
+    def __init__(self) -> None:
+        self.awaits_news = False  # is the decider, and is to be woken by news
         self.is_asleep = False  # waits for news, or did until another thread took its place
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def sleep(self, timeout_s: float) -> bool:
+        """Wait for `wake`, or for one that came since the last sleep; False after `timeout_s`
+        seconds."""
+        return self._gate.acquire(timeout=timeout_s)
+
+    def wake(self) -> None:
+        """End the sleep, this one or the next."""
+        with contextlib.suppress(RuntimeError):  # it was woken before, and has not seen it yet
+            self._gate.release()
 
 
 class RequestQueue(Generic[T]):
@@ -90,7 +135,7 @@ class RequestQueue(Generic[T]):
         self._max_threads = max_threads
         self._settings = Settings(turn_s, aging_s)
         self._clock = clock
-        self._lock = threading.RLock()
+        self._lock = _Mutex()
         self._changes = self._ends = 0
         self._arrivals = 0
         self._lines = Lines()
@@ -98,12 +143,16 @@ class RequestQueue(Generic[T]):
         self._seq_of: dict[int, int] = {}  # by the identity of the item
         self._in_flight = InFlight(per_model)
         self._history = History()
+        self._news = object()  # another one for each change of availability that is reported
+        self._shown: dict[str, Availability] = {}  # at the last answer, which came at that time
+        self._shown_at, self._shown_news = -math.inf, self._news
         self._availability: dict[str, Availability] = {}  # at the last decision, as its holds
         self._decision = Decision(None, "", {})
         self._mean_service_s: float | None = None
         self._threads = self._idle = self._busy = 0
         self._free_seats: list[_Seat] = []  # of threads that wait for work, the last one on top
         self._decider: _Seat | None = None
+        self._waking: _Seat | None = None  # is woken to decide, and has not done so yet
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -157,9 +206,9 @@ class RequestQueue(Generic[T]):
             self._seq_of.clear()
             self._changes += 1
             for seat in self._free_seats:
-                seat.awake.notify()
+                seat.wake()
             if self._decider is not None:
-                self._decider.awake.notify()
+                self._decider.wake()
             availability, history, now = self._availability, self._history.copy(), self._clock()
         ordered = order(lines, availability, history, now, self._settings)
         return [left[one.seq][1] for one in ordered]
@@ -167,6 +216,9 @@ class RequestQueue(Generic[T]):
     def notify(self) -> None:
         """Decide again: the availability of a model has changed. May be called with locks held
         that `availability_of` takes."""
+        self._news = object()
+        if not self._waiting:
+            return  # what is put later is decided on with the availability of then
         with self._lock:
             self._note_change()
 
@@ -235,7 +287,7 @@ class RequestQueue(Generic[T]):
 
     def _start_thread(self) -> None:
         name = f"orion-request-{self._threads + 1}"
-        seat = _Seat(self._lock)
+        seat = _Seat()
         threading.Thread(
             target=_run, args=(self._next, self._serve, seat), name=name, daemon=True
         ).start()
@@ -247,21 +299,34 @@ class RequestQueue(Generic[T]):
         self._changes += 1
         if self._decider is not None:
             if self._decider.awaits_news:
-                self._decider.awake.notify()
-        elif self._free_seats:
-            self._free_seats.pop().awake.notify()
+                self._decider.wake()
+        elif self._waiting:
+            self._wake_one()
+
+    def _wake_one(self) -> None:
+        """Wake a thread that waits for work, unless one is on its way."""
+        if self._waking is None and self._free_seats:
+            self._waking = self._free_seats.pop()
+            self._waking.wake()
 
     def _next(self, seat: _Seat, ended: _Service | None) -> tuple[T, _Service] | None:
         """The next item; None when the thread should end. `ended` is what it has served."""
-        with self._lock:
-            relieved = None if ended is None else self._take_place(seat, ended)
+        relieved: _Seat | None = None
         while True:
             with self._lock:
+                if ended is not None:
+                    relieved, ended = self._take_place(seat, ended), None
                 if self._decider is not seat and not self._await_work(seat):
                     self._threads -= 1
                     self._idle -= 1
                     return None
+                shown = self._shown_lately()
+                taken = None if shown is None else self._take(shown)
+                if taken is not None:
+                    self._hand_on(relieved)
+                    return taken
                 changes, ends, models = self._changes, self._ends, self._to_ask()
+                news = self._news
             try:
                 shown = self._ask(models)
             except BaseException:  # a bug: it ends this thread, and must not end the queue
@@ -273,11 +338,15 @@ class RequestQueue(Generic[T]):
                 raise
             with self._lock:
                 # A request that began and ended meanwhile may have evicted a model shown as ready.
-                taken = self._take(shown) if self._ends == ends else None
+                if self._ends == ends:
+                    self._shown, self._shown_at, self._shown_news = shown, self._clock(), news
+                    taken = self._take(shown)
                 if taken is not None:
                     self._hand_on(relieved)
                     return taken
                 if self._changes == changes:
+                    if relieved in self._free_seats:
+                        relieved.wake()  # it is not needed any more, and ends like any idle thread
                     relieved = None
                     self._await_news(seat)
 
@@ -311,10 +380,20 @@ class RequestQueue(Generic[T]):
     def _await(self, seat: _Seat, timeout_s: float) -> bool:
         """Wait for work; False after `timeout_s` seconds without any."""
         self._free_seats.append(seat)
-        is_awake = seat.awake.wait(timeout_s)
+        is_awake = self._sleep(seat, timeout_s)
         if seat in self._free_seats:
             self._free_seats.remove(seat)
         return is_awake
+
+    def _sleep(self, seat: _Seat, timeout_s: float) -> bool:
+        """Sleep with the lock released."""
+        self._lock.release()
+        try:
+            return seat.sleep(timeout_s)
+        finally:
+            self._lock.acquire()
+            if self._waking is seat:
+                self._waking = None
 
     def _await_news(self, seat: _Seat) -> None:
         """Wait until there may be something to decide. Another thread may take the place."""
@@ -323,7 +402,7 @@ class RequestQueue(Generic[T]):
             return
         settled_s = max(0.001, self._in_flight.settles_in_s(self._clock()))
         seat.awaits_news = seat.is_asleep = True
-        seat.awake.wait(min(_RECHECK_S, settled_s))
+        self._sleep(seat, min(_RECHECK_S, settled_s))
         seat.awaits_news = seat.is_asleep = False
         if seat in self._free_seats:
             self._free_seats.remove(seat)
@@ -344,7 +423,7 @@ class RequestQueue(Generic[T]):
             relieved.awaits_news = True
             self._decider = relieved
         elif self._free_seats:
-            self._free_seats.pop().awake.notify()
+            self._wake_one()
         elif not self._idle and self._threads < self._max_threads:
             try:
                 self._start_thread()
@@ -357,6 +436,8 @@ class RequestQueue(Generic[T]):
         self._mean_service_s = mean_s + _SMOOTHING * (service_s - mean_s)
         self._busy -= 1
         self._idle += 1
+        if self._in_flight.loads:
+            self._shown_at = -math.inf  # the models that it evicted may be shown as ready
         self._in_flight.end(ended.model)
         self._ends += 1
 
@@ -366,6 +447,13 @@ class RequestQueue(Generic[T]):
         """The models whose availability is needed. Loads under way come first: a load that shows
         must be seen before the models that it evicted are asked about."""
         return list(dict.fromkeys([*self._in_flight.loads, *self._lines.counts]))
+
+    def _shown_lately(self) -> dict[str, Availability] | None:
+        """The availability of all models that are waited for, if it was asked for just now and no
+        change was reported since; None if it must be asked for."""
+        if self._shown_news is not self._news or self._clock() - self._shown_at > _FRESH_S:
+            return None
+        return self._shown if self._lines.counts.keys() <= self._shown.keys() else None
 
     def _ask(self, models: list[str]) -> dict[str, Availability]:
         """Ask for the availability of models, with no lock held."""
@@ -385,6 +473,8 @@ class RequestQueue(Generic[T]):
         if pick is None:
             return None
         found = self._availability[pick.model]
+        if found.is_loadable:
+            self._shown_at = -math.inf  # what it evicts is not ready any more
         self._history.note(pick, self._lines, now, is_load=found.is_loadable)
         self._in_flight.begin(pick.model, found, now)
         self._idle -= 1
