@@ -26,14 +26,14 @@ class Call:
     `vectors` are the vectors so far, by key. `refusal` is the error about a text that cannot be
     embedded, and its index."""
 
-    waits_for: "dict[Flight, int]" = field(default_factory=dict)
+    waits_for: "dict[PendingText, int]" = field(default_factory=dict)
     vectors: "dict[bytes, Row]" = field(default_factory=dict)
-    alone: "list[Flight]" = field(default_factory=list)
+    alone: "list[PendingText]" = field(default_factory=list)
     refusal: tuple[InvalidRequestError, int] | None = None
 
 
 @dataclass(eq=False, slots=True)
-class Flight:
+class PendingText:
     """One text that is not computed yet. `turn` orders the waiting ones. After a failure of unknown
     cause it `is_alone`: each of its calls computes it in a batch of its own texts, so that no other
     call fails."""
@@ -46,14 +46,16 @@ class Flight:
     is_alone: bool = False
 
 
-class Flights:
+class PendingTexts:
     """All texts that are not computed yet, in batches of at most `max_batch` texts and
     `BATCH_CHARACTERS` (a single text may be longer)."""
 
     def __init__(self, max_batch: int) -> None:
         self._max_batch = max_batch
-        self._by_key: dict[bytes, Flight] = {}
-        self._waiting: list[tuple[tuple[int, int], Flight]] = []  # a heap, stale entries included
+        self._by_key: dict[bytes, PendingText] = {}
+        self._waiting: list[
+            tuple[tuple[int, int], PendingText]
+        ] = []  # a heap, stale entries included
         self._order = itertools.count()
         self._taken = 0
 
@@ -62,86 +64,86 @@ class Flights:
 
     def join(self, call: Call, key: bytes, text: str, index: int) -> bool:
         """Let a call wait for a text of its list; True if no other call waits for it."""
-        flight = self._by_key.get(key)
-        is_new = flight is None
-        if flight is None:
+        pending = self._by_key.get(key)
+        is_new = pending is None
+        if pending is None:
             round_ = self._taken + len(call.waits_for) // self._max_batch
-            flight = self._by_key[key] = Flight(key, text, (round_, next(self._order)))
-            self._put(flight)
-        if call not in flight.callers:
-            flight.callers.add(call)
-            call.waits_for[flight] = index
-            if flight.is_alone:
-                call.alone.append(flight)
+            pending = self._by_key[key] = PendingText(key, text, (round_, next(self._order)))
+            self._put(pending)
+        if call not in pending.callers:
+            pending.callers.add(call)
+            call.waits_for[pending] = index
+            if pending.is_alone:
+                call.alone.append(pending)
         return is_new
 
-    def take(self, call: Call) -> list[Flight]:
+    def take(self, call: Call) -> list[PendingText]:
         """Start the next batch for a waiting call: the texts of all calls, or the call's own ones
         that must be alone. No batch may be running."""
-        call.alone = [flight for flight in call.alone if flight in call.waits_for]
-        batch: list[Flight] = []
+        call.alone = [pending for pending in call.alone if pending in call.waits_for]
+        batch: list[PendingText] = []
         characters = 0
-        for flight in list(call.alone) or self._next_waiting():
-            characters += len(flight.text)
+        for pending in list(call.alone) or self._next_waiting():
+            characters += len(pending.text)
             if batch and (len(batch) == self._max_batch or characters > BATCH_CHARACTERS):
-                if not flight.is_alone:
-                    self._put(flight)
+                if not pending.is_alone:
+                    self._put(pending)
                 break
-            flight.is_running = True
-            batch.append(flight)
+            pending.is_running = True
+            batch.append(pending)
         self._taken += 1
         return batch
 
-    def _next_waiting(self) -> Iterable[Flight]:
+    def _next_waiting(self) -> Iterable[PendingText]:
         while self._waiting:
-            flight = heapq.heappop(self._waiting)[1]
-            if flight.callers:
-                yield flight
+            pending = heapq.heappop(self._waiting)[1]
+            if pending.callers:
+                yield pending
 
-    def _put(self, flight: Flight) -> None:
-        heapq.heappush(self._waiting, (flight.turn, flight))
+    def _put(self, pending: PendingText) -> None:
+        heapq.heappush(self._waiting, (pending.turn, pending))
 
-    def land(self, flight: Flight, vector: "Row") -> None:
+    def resolve(self, pending: PendingText, vector: "Row") -> None:
         """Give the vector to all calls that wait for it."""
-        for call in self._end(flight):
-            del call.waits_for[flight]
-            call.vectors[flight.key] = vector
+        for call in self._end(pending):
+            del call.waits_for[pending]
+            call.vectors[pending.key] = vector
 
-    def refuse(self, flight: Flight, error: InvalidRequestError) -> None:
+    def refuse(self, pending: PendingText, error: InvalidRequestError) -> None:
         """Give the error about a text to all calls that wait for it."""
-        for call in self._end(flight):
-            call.refusal = (error, call.waits_for.pop(flight))
+        for call in self._end(pending):
+            call.refusal = (error, call.waits_for.pop(pending))
 
-    def _end(self, flight: Flight) -> set[Call]:
-        flight.is_running = False
-        del self._by_key[flight.key]
-        return flight.callers
+    def _end(self, pending: PendingText) -> set[Call]:
+        pending.is_running = False
+        del self._by_key[pending.key]
+        return pending.callers
 
-    def put_back(self, batch: Iterable[Flight]) -> None:
+    def put_back(self, batch: Iterable[PendingText]) -> None:
         """Return the texts of an unfinished batch to their old places in the queue."""
-        for flight in batch:
-            if flight.callers:
-                flight.is_running = False
-                if not flight.is_alone:
-                    self._put(flight)
+        for pending in batch:
+            if pending.callers:
+                pending.is_running = False
+                if not pending.is_alone:
+                    self._put(pending)
             else:
-                self._end(flight)
+                self._end(pending)
 
-    def set_apart(self, batch: Iterable[Flight]) -> None:
+    def set_apart(self, batch: Iterable[PendingText]) -> None:
         """Let each call compute its texts of a failed batch by itself from now on."""
         batch = list(batch)
-        for flight in batch:
-            if not flight.is_alone:
-                flight.is_alone = True
-                for call in flight.callers:
-                    call.alone.append(flight)
+        for pending in batch:
+            if not pending.is_alone:
+                pending.is_alone = True
+                for call in pending.callers:
+                    call.alone.append(pending)
         self.put_back(batch)
 
     def leave(self, call: Call) -> None:
         """Remove a call. Texts that no other call waits for are dropped, unless they are being
         computed."""
-        for flight in call.waits_for:
-            flight.callers.discard(call)
-            if not flight.callers and not flight.is_running:
-                self._end(flight)
+        for pending in call.waits_for:
+            pending.callers.discard(call)
+            if not pending.callers and not pending.is_running:
+                self._end(pending)
         call.waits_for.clear()

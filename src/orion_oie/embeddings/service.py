@@ -18,8 +18,8 @@ from orion_oie.backends.base import EmbeddingModel
 from orion_oie.cancellation import CancelScope
 from orion_oie.embeddings.batching import (
     Call,
-    Flight,
-    Flights,
+    PendingText,
+    PendingTexts,
 )
 from orion_oie.embeddings.cache import LeastUsedCache
 from orion_oie.embeddings.vectors import checked, halves, unit_rows
@@ -75,9 +75,9 @@ class EmbeddingService:
         self._model_bytes = model_bytes
         self._changed = threading.Condition()
         self._cache: LeastUsedCache[bytes, NDArray[np.float16]] = LeastUsedCache(cache_entries)
-        self._flights = Flights(max_batch)
+        self._pending = PendingTexts(max_batch)
         self._leader: Call | None = None  # the call that computes for all
-        self._running: list[Flight] = []
+        self._running: list[PendingText] = []
         self._is_closed = False
         self._dimensions: int | None = None
         self._users: set[str] = set()
@@ -123,7 +123,7 @@ class EmbeddingService:
                 call.vectors[key] = self._cache[key]
                 self._hits += 1
             else:
-                self._misses += self._flights.join(call, key, text, index)
+                self._misses += self._pending.join(call, key, text, index)
 
     # -- waiting and leading
 
@@ -145,7 +145,7 @@ class EmbeddingService:
             raise EngineClosedError("the embedding service was closed")
         scope.check()
 
-    def _next_batch(self, call: Call, scope: CancelScope) -> list[Flight]:
+    def _next_batch(self, call: Call, scope: CancelScope) -> list[PendingText]:
         """Wait until the call has all its vectors (an empty batch), or take the lead and return the
         batch to compute."""
         with self._changed:
@@ -155,20 +155,20 @@ class EmbeddingService:
                 self._check(scope)
                 if self._leader is None:
                     self._leader = call
-                    self._running = self._flights.take(call)
+                    self._running = self._pending.take(call)
                     return self._running
                 self._changed.wait()
             return []
 
-    def _compute(self, call: Call, batch: list[Flight], scope: CancelScope) -> None:
+    def _compute(self, call: Call, batch: list[PendingText], scope: CancelScope) -> None:
         """Embed a batch. Raises the errors that concern this call; other calls continue."""
         try:
-            given = self._embedder.embed([flight.text for flight in batch], scope)
+            given = self._embedder.embed([pending.text for pending in batch], scope)
             rows = checked(given, len(batch), self._dimensions)
         except Exception as error:
             scope.check()
             with self._changed:
-                if all(call in flight.callers for flight in batch) and not _names(error, batch):
+                if all(call in pending.callers for pending in batch) and not _names(error, batch):
                     raise
                 self._sort_out(batch, error)
             return
@@ -177,21 +177,21 @@ class EmbeddingService:
             self._batches += 1
             self._largest_batch = max(self._largest_batch, len(batch))
             self._dimensions = rows.shape[1]
-            for flight, row, half in zip(batch, rows, short, strict=True):
-                self._flights.land(flight, row)
+            for pending, row, half in zip(batch, rows, short, strict=True):
+                self._pending.resolve(pending, row)
                 if self._cache_entries:
-                    self._cache[flight.key] = half
+                    self._cache[pending.key] = half
             self._give_up_lead()
 
-    def _sort_out(self, batch: list[Flight], error: Exception) -> None:
+    def _sort_out(self, batch: list[PendingText], error: Exception) -> None:
         """Handle a failed batch: refuse the text that the error names, and queue the others again.
         If the error names no text, each caller tries again with its own texts alone."""
         if isinstance(error, InvalidRequestError) and _names(error, batch):
             guilty = batch.pop(error.details["index"])
-            self._flights.refuse(guilty, error)
-            self._flights.put_back(batch)
+            self._pending.refuse(guilty, error)
+            self._pending.put_back(batch)
         else:
-            self._flights.set_apart(batch)
+            self._pending.set_apart(batch)
         self._give_up_lead()
 
     def _give_up_lead(self) -> None:
@@ -202,9 +202,9 @@ class EmbeddingService:
     def _leave(self, call: Call) -> None:
         """Remove a call that an error or an interrupt ended; others compute the texts they need."""
         with self._changed:
-            self._flights.leave(call)
+            self._pending.leave(call)
             if self._leader is call:
-                self._flights.put_back(self._running)
+                self._pending.put_back(self._running)
                 self._give_up_lead()
 
     # -- statistics and the end
@@ -254,7 +254,7 @@ def _key(text: str, index: int) -> bytes:
     return blake2b(data, digest_size=KEY_BYTES).digest()
 
 
-def _names(error: Exception, batch: Sequence[Flight]) -> bool:
+def _names(error: Exception, batch: Sequence[PendingText]) -> bool:
     """True when an error concerns one text of the batch."""
     if not isinstance(error, InvalidRequestError):
         return False

@@ -311,8 +311,14 @@ class ModelPool:
     ) -> tuple[Entry, bool]:
         """Become a user of the model's entry, making it (and starting the load) if there is none.
 
-        Waits while the model's last load or use ends, while every model that could be evicted is in
-        use, and for a while when the machine has no memory. Dead models do not count.
+        1. The model is in memory or on its way: use it, unless it is about to leave, or others have
+           waited for memory for too long.
+        2. It is not, and the machine has no memory: wait for some, but not for ever.
+        3. It is not, and the idle models to evict for it are known: if this ticket is the first in
+           line, begin the load.
+        4. Otherwise wait for a change: a load or a use that ends, or a place in the line.
+
+        Dead models do not count. A ticket that may not wait, or may not evict so much, is refused.
         """
         line = self._waiting_for_memory
         with self._changed:

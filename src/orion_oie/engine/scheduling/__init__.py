@@ -2,5 +2,5 @@
 
 For the engine: queue (the waiting requests, and the threads that serve them). Its parts: policy and
 fairness (which request is next; both are pure), lines (the waiting requests, by model), in_flight
-(the requests that are being served).
+(the requests that are being served), seats (the lock and the sleeping places of its threads).
 """

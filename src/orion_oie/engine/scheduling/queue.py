@@ -10,7 +10,6 @@ nothing that can be served, it waits for news; a thread that has just served a r
 place, decides at once, and gives the place back: so a served request costs no switch of threads.
 """
 
-import contextlib
 import math
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Generic, TypeVar
 from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.lines import Lines, Waiting
 from orion_oie.engine.scheduling.policy import Decision, History, Settings, choose, order, why
+from orion_oie.engine.scheduling.seats import Mutex, Seat
 from orion_oie.errors import EngineClosedError, QueueFullError
 from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
 
@@ -50,58 +50,6 @@ class _Service:
 
     model: str
     began_at: float
-
-
-class _Mutex:
-    """A reentrant lock that only a thread which runs Python takes.
-
-    A thread that blocks in `RLock.acquire` gets the lock before it has the interpreter's own. Until
-    it has both, all others that need the lock stop, and block in their turn: a convoy, in which
-    each request changes threads several times. So a thread tries, and lets others run in between.
-    The lock is never held for longer than a decision takes.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def acquire(self) -> None:
-        """Take the lock, as soon as it is free."""
-        while not self._lock.acquire(blocking=False):
-            time.sleep(0)
-
-    def release(self) -> None:
-        """Give the lock back."""
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-class _Seat:
-    """The place where one thread sleeps: until there is work, or news while it is the decider.
-
-    It sleeps on a gate of its own. A condition of the queue's lock would have it take that lock on
-    waking, before it has Python's own, and whoever needs the queue in between would stop for it.
-    """
-
-    def __init__(self) -> None:
-        self.awaits_news = False  # is the decider, and is to be woken by news
-        self.is_asleep = False  # waits for news, or did until another thread took its place
-        self._gate = threading.Lock()
-        self._gate.acquire()
-
-    def sleep(self, timeout_s: float) -> bool:
-        """Wait for `wake`, or for one that came since the last sleep; False after `timeout_s`
-        seconds."""
-        return self._gate.acquire(timeout=timeout_s)
-
-    def wake(self) -> None:
-        """End the sleep, this one or the next."""
-        with contextlib.suppress(RuntimeError):  # it was woken before, and has not seen it yet
-            self._gate.release()
 
 
 class RequestQueue(Generic[T]):
@@ -135,7 +83,7 @@ class RequestQueue(Generic[T]):
         self._max_threads = max_threads
         self._settings = Settings(turn_s, aging_s)
         self._clock = clock
-        self._lock = _Mutex()
+        self._lock = Mutex()
         self._changes = self._ends = 0
         self._arrivals = 0
         self._lines = Lines()
@@ -150,9 +98,9 @@ class RequestQueue(Generic[T]):
         self._decision = Decision(None, "", {})
         self._mean_service_s: float | None = None
         self._threads = self._idle = self._busy = 0
-        self._free_seats: list[_Seat] = []  # of threads that wait for work, the last one on top
-        self._decider: _Seat | None = None
-        self._waking: _Seat | None = None  # is woken to decide, and has not done so yet
+        self._free_seats: list[Seat] = []  # of threads that wait for work, the last one on top
+        self._decider: Seat | None = None
+        self._waking: Seat | None = None  # is woken to decide, and has not done so yet
         self._is_closed = False
 
     def __len__(self) -> int:
@@ -287,7 +235,7 @@ class RequestQueue(Generic[T]):
 
     def _start_thread(self) -> None:
         name = f"orion-request-{self._threads + 1}"
-        seat = _Seat()
+        seat = Seat()
         threading.Thread(
             target=_run, args=(self._next, self._serve, seat), name=name, daemon=True
         ).start()
@@ -309,9 +257,9 @@ class RequestQueue(Generic[T]):
             self._waking = self._free_seats.pop()
             self._waking.wake()
 
-    def _next(self, seat: _Seat, ended: _Service | None) -> tuple[T, _Service] | None:
+    def _next(self, seat: Seat, ended: _Service | None) -> tuple[T, _Service] | None:
         """The next item; None when the thread should end. `ended` is what it has served."""
-        relieved: _Seat | None = None
+        relieved: Seat | None = None
         while True:
             with self._lock:
                 if ended is not None:
@@ -350,7 +298,7 @@ class RequestQueue(Generic[T]):
                     relieved = None
                     self._await_news(seat)
 
-    def _take_place(self, seat: _Seat, ended: _Service) -> "_Seat | None":
+    def _take_place(self, seat: Seat, ended: _Service) -> "Seat | None":
         """Note the end of a service, and become the one that decides if there is something to
         decide. Returns the seat of the thread that waited for news, if there was one."""
         self._note_end(ended)
@@ -364,7 +312,7 @@ class RequestQueue(Generic[T]):
             self._free_seats.append(decider)
         return decider
 
-    def _await_work(self, seat: _Seat) -> bool:
+    def _await_work(self, seat: Seat) -> bool:
         """Become the one that decides, once something waits and nobody else does; False when the
         thread should end."""
         while self._decider is not None or not self._waiting:
@@ -377,7 +325,7 @@ class RequestQueue(Generic[T]):
         self._decider = seat
         return True
 
-    def _await(self, seat: _Seat, timeout_s: float) -> bool:
+    def _await(self, seat: Seat, timeout_s: float) -> bool:
         """Wait for work; False after `timeout_s` seconds without any."""
         self._free_seats.append(seat)
         is_awake = self._sleep(seat, timeout_s)
@@ -385,7 +333,7 @@ class RequestQueue(Generic[T]):
             self._free_seats.remove(seat)
         return is_awake
 
-    def _sleep(self, seat: _Seat, timeout_s: float) -> bool:
+    def _sleep(self, seat: Seat, timeout_s: float) -> bool:
         """Sleep with the lock released."""
         self._lock.release()
         try:
@@ -395,7 +343,7 @@ class RequestQueue(Generic[T]):
             if self._waking is seat:
                 self._waking = None
 
-    def _await_news(self, seat: _Seat) -> None:
+    def _await_news(self, seat: Seat) -> None:
         """Wait until there may be something to decide. Another thread may take the place."""
         if not self._waiting:
             self._decider = None
@@ -407,7 +355,7 @@ class RequestQueue(Generic[T]):
         if seat in self._free_seats:
             self._free_seats.remove(seat)
 
-    def _hand_on(self, relieved: "_Seat | None") -> None:
+    def _hand_on(self, relieved: "Seat | None") -> None:
         """Make another thread decide before the one that has decided serves.
 
         1. If all waiting requests are for full models, nothing can be served before the next one
@@ -492,9 +440,9 @@ _NOT_ASKED = Availability(ModelState.FULL)  # keeps a model out of this decision
 
 
 def _run(
-    next_item: Callable[[_Seat, _Service | None], tuple[T, _Service] | None],
+    next_item: Callable[[Seat, _Service | None], tuple[T, _Service] | None],
     serve: Callable[[T], None],
-    seat: _Seat,
+    seat: Seat,
 ) -> None:
     ended: _Service | None = None
     while (taken := next_item(seat, ended)) is not None:
