@@ -532,6 +532,45 @@ def test_what_cannot_be_served_waits_for_a_word(gate, threads) -> None:
     wait_until(lambda: gate.names == ["b"] + ["a"] * 8)
 
 
+def test_one_answer_serves_many_decisions(gate) -> None:
+    """Models are asked about once, not for each request, until some time has passed, a change is
+    reported, or a model is loaded that may evict others."""
+    asked: list[str] = []
+    answers = {"a": Availability(READY), "b": Availability(READY), "c": loadable("a")}
+    clock = Clock()
+
+    def availability_of(model: str) -> Availability:
+        asked.append(model)
+        return answers[model]
+
+    queue = RequestQueue(
+        gate,
+        limit=99,
+        availability_of=availability_of,
+        per_model=1,
+        max_threads=1,
+        clock=clock,
+    )
+
+    def asks_for(models: str) -> int:
+        gate.opened.clear()
+        before, served = len(asked), len(gate.names)
+        put_all(queue, models)
+        gate.opened.set()
+        wait_until(lambda: len(gate.names) == served + len(models) and busy_of(queue) == 0)
+        return len(asked) - before
+
+    assert 1 <= asks_for("aaaaaaaa") <= 4
+    assert asks_for("aaaa") == 0
+    clock.tick(1.0)
+    assert asks_for("a") == 1
+    queue.notify()
+    assert asks_for("aa") == 1
+    assert asks_for("b") >= 1  # of b nothing is known
+    assert asks_for("c") >= 1
+    assert asks_for("a") >= 1  # it may have been evicted for c
+
+
 def test_what_waits_is_looked_at_again(gate, monkeypatch) -> None:
     """A change that nobody told of is found all the same."""
     set_recheck(monkeypatch, 0.01)
