@@ -54,7 +54,7 @@ def footprint(name: str, file: Path, rounds: int) -> list[Row]:
     """The footprint of a model, and what its worker takes after a long prompt and short ones."""
     info = ModelInfo(model_id=name, variant="v", name=name, version="1", license="?")
     # States outside the cache would be growth, which is not told apart from the outside.
-    spec = LoadSpec(info, (file,), context_length=CONTEXT, parked_bytes=0)
+    spec = LoadSpec(info, (file,), context_length=CONTEXT, host_cache_bytes=0)
     estimated, measured = [], []
     for _ in range(rounds):
         backend = LlamaBackend()
@@ -126,7 +126,7 @@ class Watch:
 
     def _sample(self) -> dict[str, Any]:
         """All workers count, also one that waits for a model or is being ended."""
-        models = {key: one.pid for key, one in self._engine._pool.residents().items()}
+        models = {key: one.pid for key, one in self._engine.stats().models.items()}
         names = {pid: key for key, pid in models.items()}
         found: dict[str, int] = {}
         private = 0

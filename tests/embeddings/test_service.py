@@ -160,7 +160,7 @@ def leading(service: EmbeddingService, embedder: Scripted, *texts: str, **option
 
 def idle(service: EmbeddingService) -> bool:
     """True when nothing is left of any call: what stays behind shows in no result."""
-    return len(service._flights) == 0 and service._leader is None
+    return len(service._pending) == 0 and service._leader is None
 
 
 # -- the cache

@@ -950,11 +950,12 @@ def test_nothing_stays_open(place: Place) -> None:
                 found.append(os.readlink(f"/proc/self/fd/{each}"))
         return [name for name in found if name.startswith(str(place.cache.root))]
 
+    before = set(threading.enumerate())
     gc.disable()
     try:
         place.pull()
         assert place.is_free
-        wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("orion-")])
+        wait_until(lambda: set(threading.enumerate()) <= before)
         assert open_files() == []
     finally:
         gc.enable()
