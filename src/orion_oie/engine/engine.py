@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orion_oie.config import EngineConfig
 from orion_oie.errors import EngineClosedError
+from orion_oie.schemas.units import in_mib
 
 if TYPE_CHECKING:  # imported with the first engine: see `build.py`
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -33,19 +34,24 @@ if TYPE_CHECKING:  # imported with the first engine: see `build.py`
     from orion_oie.schemas.plans import Plan
     from orion_oie.schemas.requests import RequestOptionsDict
     from orion_oie.schemas.results import InferenceResult, ModelInfo, TokenEvent
-    from orion_oie.schemas.stats import EngineStats, Health
+    from orion_oie.schemas.stats import EngineStats, Health, ResidentModel
     from orion_oie.telemetry.event_log import Subscriber
 
 
 class OrionInferenceEngine:
     """Answers questions with local models, each in a process of its own.
 
-    registry: a path to a models.json, a `ModelRegistry`, or None for the packaged one.
+    registry: a path to a models.json, a `ModelRegistry`, or None: the file that `ORION_REGISTRY`
+    names, else the user's own, else the packaged one (`ModelRegistry.default`).
+    model: every agent answers with this model, and with no other: a GGUF file (of a split model the
+    first one), "hf:org/repo:Q4_K_M", "ollama:name", an https address, or the id of a model in the
+    registry. A relative path starts at the working directory. The registry itself is not changed.
     config: see `EngineConfig`. backend, router and clock (seconds, for the breakers) may be
     replaced, e.g. by `orion_oie.backends.fake.FakeBackend` in tests of an application.
 
     Raises `RegistryError` with every problem of the registry, `UnknownAgentError` for a pinned
-    agent that it does not know.
+    agent that it does not know; for `model`, `ModelNotFoundError`, `ModelCorruptError`,
+    `ModelError` and `DownloadError`.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class OrionInferenceEngine:
         registry: str | os.PathLike[str] | ModelRegistry | None = None,
         config: EngineConfig | None = None,
         *,
+        model: str | os.PathLike[str] | None = None,
         backend: LocalBackend | None = None,
         router: Router | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -63,6 +70,8 @@ class OrionInferenceEngine:
 
         self.config = resolved(config or EngineConfig())
         self.registry = registry_of(registry)
+        if model is not None:
+            self.registry = self.registry.answering_with(model)
         for agent_id in self.config.memory.pinned:
             self.registry.agent(agent_id)
         self._parts = build(self.registry, self.config, backend, router, clock)
@@ -254,6 +263,19 @@ class OrionInferenceEngine:
         self._finalizer.detach()
         parts.pipeline.report_closed()
 
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self._is_closed else f"{len(self._parts.memory.pool.residents())} loaded"
+        )
+        agents, models = len(self.registry.agents), len(self.registry.models)
+        return f"<OrionInferenceEngine: {agents} agents, {models} models, {state}>"
+
+    def __str__(self) -> str:
+        if self._is_closed:
+            return repr(self)
+        residents = self._parts.memory.pool.residents()
+        return "\n".join([repr(self), *map(_resident_line, residents.values())])
+
     def __enter__(self) -> OrionInferenceEngine:
         return self.initialize()
 
@@ -288,3 +310,10 @@ class OrionInferenceEngine:
                 "make an engine after forking"
             )
         return self._parts
+
+
+def _resident_line(one: ResidentModel) -> str:
+    """A model in memory, in a line."""
+    state = "is being loaded" if one.is_loading else "answers now" if one.users else "is idle"
+    size = in_mib(one.reserved_bytes)
+    return f"  {one.model.model_id}@{one.model.variant}: {size} of memory, {state}"

@@ -4,7 +4,8 @@ Shapes only: `registry` reads files and checks cross-references and availability
 """
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +16,7 @@ Weight = Annotated[float, Field(gt=0, le=100)]
 RouteFeature = Literal["non_english", "code_shape", "math_shape", "table_shape"]
 
 CONVERSATION = "conversation"
+_BYTES_PER_MB = 10**6
 
 
 class Spec(BaseModel):
@@ -40,7 +42,8 @@ def _compiles(pattern: str) -> str:
 class SourceSpec(Spec):
     """The source of a variant's files: exactly one of `path`, `url`, `hub`, `package`.
 
-    path: a GGUF file, relative to the registry file. url: base address of `shards`.
+    path: a GGUF file, relative to the registry file; of a split model the first one. url: base
+    address of `shards`.
     hub: `org/repo` with `files` and a `revision`. package: an installed Python package that
     carries `file`; it is located without being imported.
     """
@@ -103,13 +106,22 @@ class ShardingSpec(Spec):
 
 
 class VariantSpec(Spec):
-    """One file set of a model. Sizes are megabytes (10^6 bytes) and gigabytes (10^9 bytes)."""
+    """One file set of a model. Sizes are megabytes (10^6 bytes) and gigabytes (10^9 bytes).
 
-    quantization: str
-    size_mb: float = Field(gt=0)
-    min_ram_gb: float = Field(gt=0)
+    Only `source` is required. What is left out is read from the file once it is on this machine;
+    what is stated must agree with it.
+    """
+
+    quantization: str | None = None
+    size_mb: float | None = Field(default=None, gt=0)
+    min_ram_gb: float | None = Field(default=None, gt=0)
     source: SourceSpec
     sharding: ShardingSpec | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of its files; 0 while it is unknown."""
+        return int((self.size_mb or 0) * _BYTES_PER_MB)
 
 
 class PromptFormat(Spec):
@@ -140,18 +152,38 @@ class PriceSpec(Spec):
     completion: float = Field(default=0.0, ge=0)
 
 
-class ModelSpec(Spec):
-    """Weights, in one or more variants; the first available variant is used."""
+ONLY_VARIANT = "default"
+"""The name of the variant of a model that is given by its `source` alone."""
 
-    name: str
+
+class ModelSpec(Spec):
+    """Weights, in one or more variants; the first available variant is used.
+
+    Only `variants` is required; `source` may stand in its place for a model with one variant. What
+    is left out is read from the file once it is on this machine; what is stated must agree with
+    it. `prompt_format` replaces the chat template of the file; "plain" joins the texts of the
+    conversation by blank lines, which suits a base model.
+    """
+
+    name: str | None = None
     version: str = "1.0"
     type: Literal["causal-lm", "vision-lm", "embedding"] = "causal-lm"
-    license: str
-    context_length: int = Field(ge=1)
-    prompt_format: PromptFormat | None = None
+    license: str | None = None
+    context_length: int | None = Field(default=None, ge=1)
+    prompt_format: PromptFormat | Literal["plain"] | None = None
     variants: dict[Identifier, VariantSpec] = Field(min_length=1)
     price: PriceSpec | None = None
     fusion: FusionSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_is_one_variant(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "source" not in given:
+            return given
+        if "variants" in given:
+            raise ValueError("'source' is for a model without 'variants', found both")
+        rest = {key: value for key, value in given.items() if key != "source"}
+        return {**rest, "variants": {ONLY_VARIANT: {"source": given["source"]}}}
 
 
 class AgentModels(Spec):
@@ -235,11 +267,16 @@ class ProviderSpec(Spec):
 
 
 class RegistryFile(Spec):
-    """The whole of models.json."""
+    """The whole of models.json.
 
-    version: str
-    models: dict[Identifier, ModelSpec]
-    agents: dict[Identifier, AgentSpec]
+    extends: "packaged" or the path of another registry file, relative to this one. This file then
+    needs to state only what it adds or changes: see `registry_layers`.
+    """
+
+    version: str = "1.0"
+    extends: str | None = None
+    models: dict[Identifier, ModelSpec] = {}
+    agents: dict[Identifier, AgentSpec] = {}
     custom_models: dict[Identifier, ModelSpec] = {}
     model_groups: dict[str, list[str]] = {}
     recommendations: dict[str, Recommendation] = {}

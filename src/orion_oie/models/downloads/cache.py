@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from platformdirs import user_cache_path
-
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
 from orion_oie.errors import DigestMismatchError, DownloadError, RegistryError
@@ -51,6 +49,7 @@ from orion_oie.models.files import (
     replacing,
 )
 from orion_oie.models.specs import SourceSpec
+from orion_oie.models.user_folders import cache_folder
 
 _HASH_BYTES = 1 << 20
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -100,7 +99,7 @@ def default_root() -> Path:
     """`ORION_CACHE_DIR`, or `orion-oie` in the user's folder for caches."""
     if named := os.environ.get("ORION_CACHE_DIR"):
         return Path(named).expanduser()
-    return user_cache_path("orion-oie", appauthor=False)
+    return cache_folder()
 
 
 class ModelCache:

@@ -145,11 +145,16 @@ class GGUFHeader:
         return self._text("tokenizer.chat_template") or None
 
     @property
+    def stated_quantization(self) -> str:
+        """The file type, such as "Q4_K_M"; empty if the header does not state one."""
+        file_type = self._number("general.file_type", default=-1)
+        return FILE_TYPES.get(file_type & ~_FILE_TYPE_GUESSED, "") if file_type >= 0 else ""
+
+    @property
     def quantization(self) -> str:
         """The file type, such as "Q4_K_M", else the type of most tensors."""
-        file_type = self._number("general.file_type", default=-1) & ~_FILE_TYPE_GUESSED
-        if file_type in FILE_TYPES:
-            return FILE_TYPES[file_type]
+        if self.stated_quantization:
+            return self.stated_quantization
         common = Counter(tensor.type_name for tensor in self.tensors).most_common(1)
         return common[0][0] if common else ""
 

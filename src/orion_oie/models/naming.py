@@ -1,0 +1,117 @@
+"""From the one text by which a user names a model to its id and its spec.
+
+A text is, in this order: the id of a model of the registry (or `ID@VARIANT`), an address that names
+its kind (`source_names`), a file. Files are checked at once, so that a typo is found where it was
+made. Addresses of repositories are resolved over the network, once.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from orion_oie.errors import InvalidRequestError, ModelNotFoundError
+from orion_oie.models.specs import (
+    ONLY_VARIANT,
+    ModelSpec,
+    PromptFormat,
+    SourceSpec,
+    VariantSpec,
+)
+from orion_oie.models.split_files import check_gguf_file, split_name, split_parts
+from orion_oie.schemas.validation import did_you_mean
+
+_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]+")
+_ID_CHARS = 100
+_DIGEST_BYTES = 4
+
+Source = str | os.PathLike[str]
+
+
+class Named(NamedTuple):
+    """What a text stands for: an id and the name of a variant to suggest, and where the files are.
+    What else there is to know is in their headers."""
+
+    model_id: str
+    variant: str
+    source: SourceSpec
+    is_embedding: bool = False
+
+    def spec(self, prompt_format: PromptFormat | Literal["plain"] | None = None) -> ModelSpec:
+        """The spec of the model."""
+        return ModelSpec(
+            type="embedding" if self.is_embedding else "causal-lm",
+            prompt_format=prompt_format,
+            variants={self.variant: VariantSpec(source=self.source)},
+        )
+
+
+def named_file(path: Source) -> Named:
+    """The model in a local file; a relative path starts at the working directory. Its facts are in
+    its header.
+
+    Raises `ModelNotFoundError`, `ModelCorruptError` and `ModelError` for what cannot be loaded.
+    """
+    parts = split_parts(_without_scheme(path))
+    header, *_ = [check_gguf_file(part) for part in parts]
+    first = parts[0]
+    split = split_name(first.name)
+    return Named(
+        identifier(first.stem if split is None else split.stem),
+        identifier(header.quantization.lower() or ONLY_VARIANT),
+        SourceSpec(path=str(first)),
+        header.is_embedding_model,
+    )
+
+
+def looks_like_a_file(text: str) -> bool:
+    """True for a text that can only be meant as a path, or that is one."""
+    return (
+        text.lower().endswith(".gguf")
+        or text.startswith(("~", ".", "file:"))
+        or os.sep in text
+        or "\\" in text
+        or os.path.exists(text)
+    )
+
+
+def not_found(
+    text: str, models: Mapping[str, object], agents: Mapping[str, object]
+) -> ModelNotFoundError:
+    """The error for a text that names nothing."""
+    if text in agents:
+        return ModelNotFoundError(
+            f"'{text}' is an agent, not a model: pass agent='{text}' instead", name=text
+        )
+    where = Path(os.path.abspath(text))
+    return ModelNotFoundError(
+        f"there is no model '{text}'{did_you_mean(text, models)} and no file {where}; a model is "
+        "named by an id of the registry, a GGUF file, 'hf:org/repo:Q4_K_M', 'ollama:name' or an "
+        "https address",
+        name=text,
+    )
+
+
+def identifier(text: str) -> str:
+    """A valid model id that reads like the text."""
+    cleaned = _NOT_IN_IDS.sub("-", text).strip("._-")[:_ID_CHARS]
+    return cleaned or "model"
+
+
+def distinct(model_id: str, source: SourceSpec) -> str:
+    """Another id for a model whose usual one is taken; the same for the same source."""
+    text = source.model_dump_json(exclude_defaults=True)
+    digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).hexdigest()
+    return f"{model_id}-{digest}"
+
+
+def _without_scheme(path: Source) -> Source:
+    if not isinstance(path, str) or not path.startswith("file:"):
+        return path
+    parts = urlsplit(path)
+    if parts.netloc not in ("", "localhost"):
+        raise InvalidRequestError(f"{path}: a file: address names a file of this machine")
+    return unquote(parts.path)
