@@ -264,9 +264,8 @@ class OrionInferenceEngine:
         parts.pipeline.report_closed()
 
     def __repr__(self) -> str:
-        state = (
-            "closed" if self._is_closed else f"{len(self._parts.memory.pool.residents())} loaded"
-        )
+        loaded = len(self._parts.memory.pool.residents())
+        state = "closed" if self._is_closed else f"{loaded} loaded"
         agents, models = len(self.registry.agents), len(self.registry.models)
         return f"<OrionInferenceEngine: {agents} agents, {models} models, {state}>"
 

@@ -139,9 +139,7 @@ class VariantSelector:
                 load_s = self._sizes.load_s(spec, chosen.estimate)
         why_unavailable = ""
         if not chosen.is_on_disk:
-            why_unavailable = "; ".join(
-                f"{one.state.name}: {one.state.why_not_here}" for one in look.variants
-            )
+            why_unavailable = _why_none(look.variants)
         return Candidate(
             agent_id=link.agent_id,
             model_id=link.model_id,
@@ -176,7 +174,7 @@ class VariantSelector:
             look = self._files.of(model_id, max_age_s=0.0)  # it may have been fetched just now
         chosen = _first_on_disk(look)
         if chosen is None or chosen.spec is None:
-            reasons = "; ".join(f"{v.state.name}: {v.state.why_not_here}" for v in look.variants)
+            reasons = _why_none(look.variants)
             raise ModelNotFoundError(
                 f"the embedding model '{model_id}' is not on this machine: {reasons}; fetch it "
                 f"with 'orion-oie pull {model_id}'",
@@ -321,3 +319,11 @@ def _are_same(some: Sequence[Look], others: Sequence[Look]) -> bool:
 
 def _first_on_disk(look: Look) -> VariantFiles | None:
     return next((one for one in look.variants if one.is_on_disk), None)
+
+
+def _why_none(variants: Sequence[VariantFiles]) -> str:
+    """The reason that no variant is on this machine; the same one is given once."""
+    reasons = {one.state.name: one.state.why_not_here for one in variants}
+    if len(set(reasons.values())) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"{name}: {why}" for name, why in reasons.items())

@@ -38,7 +38,7 @@ class NoForm:
         """Raises `InvalidRequestError`."""
         raise InvalidRequestError(
             f"{self._name} has no chat template: it is a base model, which continues a text and "
-            "does not answer. Ask for that with prompt_format=\"plain\", or set 'prompt_format' for "
+            "does not answer. Ask for that with prompt_format='plain', or set 'prompt_format' for "
             "this model in models.json"
         )
 
