@@ -214,7 +214,7 @@ class LoadingConfig(_Section):
         "that a load starts at once.",
     )
 
-    stand_in: bool = Field(
+    lite_first: bool = Field(
         default=True,
         description="Let the lite model answer while a model arrives, with the progressive "
         "strategy.",

@@ -37,7 +37,7 @@ def run(
         question = sys.stdin.read()
     loading = {
         "strategy": "sequential" if sequential else "progressive",
-        "stand_in": False,  # no second question follows, for the full model to answer
+        "lite_first": False,  # no second question follows, for the full model to answer
     }
     made = places.engine(loading=loading, download={"auto": auto_download})
     with LoadDisplay() as display, made as engine:

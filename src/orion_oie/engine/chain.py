@@ -170,7 +170,7 @@ class ModelChain:
             and lite is not None
             and first.role == "primary"
             and first.is_progressive
-            and self._config.loading.stand_in
+            and self._config.loading.lite_first
         )
         if first is None or lite is None or not is_wanted:
             return available

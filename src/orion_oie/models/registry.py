@@ -154,6 +154,13 @@ class ModelRegistry:
         self._packaged: Mapping[str, AgentSpec] = {} if beneath is None else beneath._packaged
         self._asked_for: frozenset[str] = frozenset()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ModelRegistry":
         """Read and check a registry file. Raises `RegistryError` with every problem found."""
