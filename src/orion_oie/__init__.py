@@ -64,9 +64,7 @@ if TYPE_CHECKING:
         WorkerError,
         WorkerTimeoutError,
     )
-    from orion_oie.models.registry import (
-        ModelRegistry,
-    )
+    from orion_oie.models.registry import ModelRegistry
     from orion_oie.models.specs import (
         AgentModels,
         AgentSpec,

@@ -14,11 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
-from orion_oie.models.registry import (
-    Choice,
-    ModelRegistry,
-    registry_of,
-)
+from orion_oie.models.choices import Choice
+from orion_oie.models.registry import ModelRegistry, registry_of
 from orion_oie.models.specs import (
     AgentModels,
     AgentSpec,

@@ -8,10 +8,10 @@ import json
 import os
 import threading
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +21,14 @@ from orion_oie.errors import (
     ModelNotFoundError,
     RegistryError,
     UnknownAgentError,
+)
+from orion_oie.models.choices import (
+    ChainLink,
+    Choice,
+    NamedModel,
+    Pick,
+    VariantState,
+    first_here,
 )
 from orion_oie.models.files import atomic_write
 from orion_oie.models.layers import absolute_path, changes_between, merged, with_absolute_paths
@@ -33,6 +41,7 @@ from orion_oie.models.naming import (
     named_file,
     not_found,
 )
+from orion_oie.models.registry_check import broken_references, checked_registry, unique_keys
 from orion_oie.models.specs import (
     CONVERSATION,
     AgentModels,
@@ -43,10 +52,8 @@ from orion_oie.models.specs import (
     RegistryFile,
     SourceSpec,
     Spec,
-    VariantSpec,
 )
 from orion_oie.models.user_folders import registry_file
-from orion_oie.schemas.plans import VariantChoice
 from orion_oie.schemas.validation import (
     did_you_mean,
     problems_of,
@@ -56,76 +63,8 @@ if TYPE_CHECKING:
     from orion_oie.models.downloads.cache import ModelCache
 
 
-class NamedModel(NamedTuple):
-    """A model that a caller names, in one variant or in the best one."""
-
-    model_id: str
-    variant: str | None
-
-
-ChoiceRole = Literal["primary", "lite", "fallback"]
 PACKAGED = "packaged"
 """The name of the packaged registry for a file that extends it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChainLink:
-    """One model of an agent's chain: whose model it is, in which role, and in which variant if one
-    was named."""
-
-    agent_id: str
-    model_id: str
-    role: ChoiceRole
-    variant: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One model that may answer for an agent, in the order in which they are tried.
-
-    `files` is None when the model is not on this machine; `why_unavailable` then gives the reason.
-    `source` is the source of its files, if they can be fetched. `picked` explains the choice of the
-    variant.
-    """
-
-    agent_id: str
-    model_id: str
-    role: ChoiceRole
-    variant: str
-    files: tuple[Path, ...] | None
-    why_unavailable: str = ""
-    source: SourceSpec | None = field(default=None, compare=False)
-    picked: VariantChoice | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class VariantState:
-    """A variant of a model, with its files on this machine or the reason that there are none.
-    `stated` is what the registry states; `spec` has the rest from the header of the files."""
-
-    name: str
-    stated: VariantSpec
-    spec: VariantSpec
-    files: tuple[Path, ...] | None
-    why_not_here: str = ""
-
-    @property
-    def is_fetchable(self) -> bool:
-        return self.files is None and self.spec.source.is_remote
-
-
-Pick = Callable[[str, str, Sequence[VariantState]], VariantChoice]
-"""A choice among the variants of a model for an agent: `(agent_id, model_id, variants)`, with the
-variants in the order of the registry."""
-
-
-def first_here(_agent_id: str, _model_id: str, variants: Sequence[VariantState]) -> VariantChoice:
-    """The first variant on this machine, else the first that can be fetched, else the first."""
-    for state in variants:
-        if state.files is not None:
-            return VariantChoice(variant=state.name, reason="the first one that is here")
-    fetchable = next((state for state in variants if state.is_fetchable), variants[0])
-    return VariantChoice(variant=fetchable.name, reason="none is here")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +146,7 @@ class ModelRegistry:
     def _parse(cls, text: str, base: Path, name: str, above: tuple[Path, ...]) -> "ModelRegistry":
         duplicates: list[str] = []
         try:
-            raw = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, duplicates))
+            raw = json.loads(text, object_pairs_hook=lambda pairs: unique_keys(pairs, duplicates))
         except json.JSONDecodeError as error:
             raise RegistryError(
                 f"{name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -218,7 +157,7 @@ class ModelRegistry:
         if isinstance(raw, dict) and isinstance(raw.get("extends"), str):
             beneath = cls._extended(raw["extends"], base, name, above)
             raw = merged(beneath._standalone(), raw)
-        return cls(_checked(raw, name, duplicates), base, beneath)
+        return cls(checked_registry(raw, name, duplicates), base, beneath)
 
     @classmethod
     def _extended(
@@ -377,7 +316,7 @@ class ModelRegistry:
             self.agent(agent_id)
             rest = {key: spec for key, spec in self._data.agents.items() if key != agent_id}
             data = self._data.model_copy(update={"agents": rest})
-            problems = _broken_references(data)
+            problems = broken_references(data)
             if problems:
                 raise RegistryError(
                     f"agent '{agent_id}' cannot be removed: {'; '.join(problems)}", problems
@@ -575,7 +514,7 @@ class ModelRegistry:
         with self._lock:
             raw = self._data.model_dump(mode="json", exclude_defaults=True)
             raw.setdefault(section, {})[key] = _as_json(value)
-            checked = _checked(raw, f"{section}.{key}", [])
+            checked = checked_registry(raw, f"{section}.{key}", [])
             # What did not change stays the same objects: comparisons are quick.
             entries = {**getattr(self._data, section), key: getattr(checked, section)[key]}
             self._data = self._data.model_copy(update={section: entries})
@@ -617,85 +556,3 @@ def _packaged_file(name: str) -> Path:
     inside = Path(__file__).resolve().parents[1] / name
     # The wheel carries the file in the package; a source checkout keeps it at its top level.
     return inside if inside.exists() else inside.parents[2] / name
-
-
-def _unique(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            duplicates.append(f"'{key}' appears twice in one object")
-        found[key] = value
-    return found
-
-
-def _checked(raw: object, name: str, duplicates: list[str]) -> RegistryFile:
-    """The checked registry. Raises one `RegistryError` that lists all problems."""
-    problems = list(duplicates)
-    try:
-        data = RegistryFile.model_validate(raw)
-    except ValidationError as error:
-        problems += problems_of(error, RegistryFile)
-    else:
-        problems += _broken_references(data)
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise RegistryError(f"{name} has {count}:\n{listed}", problems)
-    return data
-
-
-def _broken_references(data: RegistryFile) -> list[str]:
-    models = {**data.models, **data.custom_models}
-    problems = [
-        f"custom_models.{model_id}: 'models' has the same id"
-        for model_id in data.custom_models
-        if model_id in data.models
-    ]
-    if not data.agents:
-        problems.append("agents: there is none")
-    for agent_id, agent in data.agents.items():
-        wanted = [("primary", agent.models.primary), ("lite", agent.models.lite)]
-        wanted += [("fallback", model_id) for model_id in agent.models.fallback]
-        problems += [
-            _unknown(f"agents.{agent_id}.models.{role}", "model", model_id, models)
-            for role, model_id in wanted
-            if model_id is not None and model_id not in models
-        ]
-        problems += [
-            f"agents.{agent_id}.models.{role}: '{model_id}' is an embedding model, which does not "
-            "answer questions"
-            for role, model_id in wanted
-            if model_id in models and models[model_id].type == "embedding"
-        ]
-        if agent.fallback_agent is not None and agent.fallback_agent not in data.agents:
-            where = f"agents.{agent_id}.fallback_agent"
-            problems.append(_unknown(where, "agent", agent.fallback_agent, data.agents))
-    listed = {f"model_groups.{name}": ids for name, ids in data.model_groups.items()}
-    listed |= {f"recommendations.{n}.models": r.models for n, r in data.recommendations.items()}
-    for where, model_ids in listed.items():
-        problems += [
-            _unknown(where, "model", model_id, models)
-            for model_id in model_ids
-            if model_id not in models
-        ]
-    return problems + _fallback_cycles(data.agents)
-
-
-def _unknown(where: str, kind: str, name: str, known: Mapping[str, Any]) -> str:
-    return f"{where}: there is no {kind} '{name}'{did_you_mean(name, known)}"
-
-
-def _fallback_cycles(agents: Mapping[str, AgentSpec]) -> list[str]:
-    problems = []
-    reported: set[str] = set()
-    for start in agents:
-        path: list[str] = []
-        current: str | None = start
-        while current is not None and current in agents and current not in {*path, *reported}:
-            path.append(current)
-            current = agents[current].fallback_agent
-        if current is not None and current in path:
-            circle = path[path.index(current) :]
-            problems.append(f"fallback agents go in a circle: {' -> '.join([*circle, current])}")
-            reported.update(circle)
-    return problems

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.errors import ModelError, OrionError
+from orion_oie.models.choices import ChoiceRole
 from orion_oie.models.keys import ModelKey
-from orion_oie.models.registry import ChoiceRole
 from orion_oie.models.specs import PriceSpec
 from orion_oie.schemas.plans import VariantChoice
 

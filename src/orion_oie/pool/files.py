@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError, described
+from orion_oie.models.choices import VariantState
 from orion_oie.models.keys import ModelKey
-from orion_oie.models.registry import ModelRegistry, VariantState
+from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import ModelSpec, VariantSpec
 from orion_oie.schemas.results import ModelInfo
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.config import EngineConfig, ShardingConfig
 from orion_oie.errors import InsufficientMemoryError, InvalidRequestError, ModelNotFoundError
+from orion_oie.models.choices import ChainLink, NamedModel
 from orion_oie.models.keys import ModelKey
 from orion_oie.models.quantization import VariantOption, choose_variant, level_of
-from orion_oie.models.registry import ChainLink, ModelRegistry, NamedModel
+from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import AgentSpec, VariantSpec
 from orion_oie.pool.candidate import Candidate
 from orion_oie.pool.files import LOOK_AGAIN_S, Look, ModelFiles, VariantFiles
