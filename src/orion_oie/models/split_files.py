@@ -9,8 +9,8 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from orion_oie.errors import ModelCorruptError, ModelError, ModelNotFoundError
 from orion_oie.models.formats.gguf import (
@@ -41,7 +41,8 @@ _NO_MODELS = {
 }
 
 
-class SplitName(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SplitName:
     """The name of one file of a split model, `STEM-00001-of-00003.gguf`; `number` is from 1."""
 
     stem: str
