@@ -7,13 +7,23 @@ made. Addresses of repositories are resolved over the network, once.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from orion_oie.errors import InvalidRequestError, ModelNotFoundError
+from orion_oie.models.local.lm_studio import find_lm_studio
+from orion_oie.models.local.ollama import find_ollama
+from orion_oie.models.quant_choice import quantization_of
+from orion_oie.models.source_names import (
+    HubName,
+    LMStudioName,
+    OllamaName,
+    UrlName,
+    parse_source_name,
+)
 from orion_oie.models.specs import (
     ONLY_VARIANT,
     ModelSpec,
@@ -23,6 +33,9 @@ from orion_oie.models.specs import (
 )
 from orion_oie.models.split_files import check_gguf_file, split_name, split_parts
 from orion_oie.schemas.validation import did_you_mean
+
+if TYPE_CHECKING:
+    from orion_oie.models.downloads.cache import ModelCache
 
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]+")
 _ID_CHARS = 100
@@ -49,6 +62,29 @@ class Named(NamedTuple):
         )
 
 
+def named_source(source: Source, cache: "ModelCache | None" = None) -> Named | None:
+    """What a source stands for; None for a text that can be none. What names a repository is looked
+    up over the network, once, unless its files are on this machine; `cache` remembers the answer.
+
+    Raises `InvalidRequestError` for a misspelled address, `ModelNotFoundError`, `ModelCorruptError`
+    and `ModelError` for what cannot be loaded, `DownloadError`.
+    """
+    if not isinstance(source, str) or source.startswith("file:"):
+        return named_file(source)
+    name = parse_source_name(source)
+    match name:
+        case OllamaName():
+            return _named_files(find_ollama(name), name.model_id)
+        case LMStudioName():
+            return _named_files(find_lm_studio(name), name.model_id)
+        case UrlName():
+            variant = identifier((quantization_of(name.file) or ONLY_VARIANT).lower())
+            return Named(name.model_id, variant, source_of_url(name))
+        case HubName():
+            return _named_repository(name, cache)
+    return named_file(source) if looks_like_a_file(source) else None
+
+
 def named_file(path: Source) -> Named:
     """The model in a local file; a relative path starts at the working directory. Its facts are in
     its header.
@@ -56,15 +92,14 @@ def named_file(path: Source) -> Named:
     Raises `ModelNotFoundError`, `ModelCorruptError` and `ModelError` for what cannot be loaded.
     """
     parts = split_parts(_without_scheme(path))
-    header, *_ = [check_gguf_file(part) for part in parts]
-    first = parts[0]
-    split = split_name(first.name)
-    return Named(
-        identifier(first.stem if split is None else split.stem),
-        identifier(header.quantization.lower() or ONLY_VARIANT),
-        SourceSpec(path=str(first)),
-        header.is_embedding_model,
-    )
+    split = split_name(parts[0].name)
+    return _named_files(parts, identifier(parts[0].stem if split is None else split.stem))
+
+
+def _named_files(files: Sequence[Path], model_id: str) -> Named:
+    header, *_ = [check_gguf_file(file) for file in files]
+    variant = identifier(header.quantization.lower() or ONLY_VARIANT)
+    return Named(model_id, variant, SourceSpec(path=str(files[0])), header.is_embedding_model)
 
 
 def looks_like_a_file(text: str) -> bool:

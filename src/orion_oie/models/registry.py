@@ -37,8 +37,7 @@ from orion_oie.models.naming import (
     Named,
     Source,
     distinct,
-    looks_like_a_file,
-    named_file,
+    named_source,
     not_found,
 )
 from orion_oie.models.registry_check import broken_references, checked_registry, unique_keys
@@ -362,6 +361,7 @@ class ModelRegistry:
         *,
         model_id: str | None = None,
         prompt_format: PromptFormat | Mapping[str, Any] | Literal["plain"] | None = None,
+        cache: "ModelCache | None" = None,
     ) -> str:
         """The id of the model that a source stands for, which is registered if it is new; see
         `OrionInferenceEngine` for the sources.
@@ -371,7 +371,7 @@ class ModelRegistry:
         for a `model_id` that cannot be taken.
         """
         form = _checked_format(prompt_format)
-        named = self._named(source)
+        named = self._named(source, cache)
         spec = named.spec(form)
         with self._lock:
             wanted = model_id or named.model_id
@@ -385,7 +385,7 @@ class ModelRegistry:
                 self._asked_for |= {wanted}
         return wanted
 
-    def model_named(self, name: Source) -> NamedModel:
+    def model_named(self, name: Source, cache: "ModelCache | None" = None) -> NamedModel:
         """The model that a caller names to answer with: an id, `ID@VARIANT` or a source. Raises
         like `name_source`, and `ModelError` for a model that does not answer questions."""
         found = None
@@ -397,7 +397,7 @@ class ModelRegistry:
                     self.find_source(name)  # raises for a variant that it does not have
                 found = NamedModel(model_id, variant or None)
         if found is None:
-            found = NamedModel(self.name_source(name), None)
+            found = NamedModel(self.name_source(name, cache=cache), None)
         if self.model(found.model_id).type == "embedding":
             raise ModelError(
                 f"{name}: this is an embedding model, which makes vectors (engine.embed) and does "
@@ -410,11 +410,11 @@ class ModelRegistry:
         """True for a model that was named by a remote address: that asks for its files, too."""
         return model_id in self._asked_for
 
-    def answering_with(self, name: Source) -> "ModelRegistry":
+    def answering_with(self, name: Source, cache: "ModelCache | None" = None) -> "ModelRegistry":
         """A copy in which every agent answers with one model, and with no other. Raises like
         `name_source`."""
         other = self.copy()
-        model_id, variant = other.model_named(name)
+        model_id, variant = other.model_named(name, cache)
         if variant is not None:
             spec = other.model(model_id)
             only = spec.model_copy(update={"variants": {variant: spec.variants[variant]}})
@@ -501,14 +501,15 @@ class ModelRegistry:
         source = chosen.spec.source if chosen.is_fetchable else None
         return Choice(agent_id, model_id, role, chosen.name, None, reasons, source, picked)
 
-    def _named(self, source: Source) -> Named:
+    def _named(self, source: Source, cache: "ModelCache | None") -> Named:
         """What a source stands for."""
         text = os.fspath(source)
-        if not isinstance(text, str):
+        if not isinstance(text, str) or not text.strip():
             raise InvalidRequestError(f"model: a text or a path is needed, got {source!r}")
-        if not isinstance(source, str) or looks_like_a_file(text):
-            return named_file(text)
-        raise not_found(text, self.models, self._data.agents)
+        found = named_source(source if isinstance(source, str) else Path(text), cache)
+        if found is None:
+            raise not_found(text, self.models, self._data.agents)
+        return found
 
     def _change(self, section: str, key: str, value: object) -> None:
         with self._lock:
