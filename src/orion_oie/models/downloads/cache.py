@@ -3,6 +3,7 @@
     ROOT/models/KIND--NAME/FILE            complete, with the right digest
     ROOT/models/KIND--NAME/FILE.part       arriving; .part.map has its blocks, .lock is its lock
     ROOT/models.lock.json                  the digest of each file, as expected or as first seen
+    ROOT/listings/                         lists of the hub's files, kept by `listing`
     ROOT/snapshots/                        states of system prompts, kept by the workers
 
 Processes share one cache: the holder of a file's lock fetches it, and the others wait for it. The
