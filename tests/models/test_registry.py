@@ -441,7 +441,7 @@ def test_the_registry_s_own_models_are_not_replaced() -> None:
         ("a", agent(temperature=1), "agents.a.temperature: unknown key"),
         ("bad id", agent(), "agents.bad id: String should match pattern"),
         ("b", 3, "agents.b: Input should be a valid dictionary"),
-        ("b", {}, "agents.b.name: missing"),
+        ("b", {}, "agents.b.models: missing"),
     ],
 )
 def test_a_wrong_addition_changes_nothing(name: str, spec: Any, complaint: str) -> None:

@@ -161,6 +161,7 @@ def build(
         planner=Planner(pool, budget, breakers),
         preloader=preloader,
         stand_ins=stand_ins,
+        cache=cache,
         deadlines=deadlines,
         counters=counters,
         events=events,

@@ -5,6 +5,7 @@ Each is a few lines: `pipeline.py` processes requests, `build.py` makes the part
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from orion_oie.config import EngineConfig
-from orion_oie.errors import EngineClosedError
+from orion_oie.errors import EngineClosedError, OrionError
 from orion_oie.schemas.units import in_mib
 
 if TYPE_CHECKING:  # imported with the first engine: see `build.py`
@@ -71,7 +72,10 @@ class OrionInferenceEngine:
         self.config = resolved(config or EngineConfig())
         self.registry = registry_of(registry)
         if model is not None:
-            self.registry = self.registry.answering_with(model)
+            from orion_oie.models.downloads.cache import ModelCache
+
+            cache = ModelCache(self.config.download.cache_dir)
+            self.registry = self.registry.answering_with(model, cache)
         for agent_id in self.config.memory.pinned:
             self.registry.agent(agent_id)
         self._parts = build(self.registry, self.config, backend, router, clock)
@@ -134,6 +138,7 @@ class OrionInferenceEngine:
 
     async def ainfer(self, query: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
         """`infer` for asynchronous callers; cancelling the task cancels the request."""
+        await self._look_up(options)
         return await self._usable().pipeline.submit(query, options, is_streamed=False)
 
     async def astream(
@@ -181,8 +186,9 @@ class OrionInferenceEngine:
         return self._usable().residents.preload(agent_id, pin=pin)
 
     def pull(self, name: str) -> tuple[Path, ...]:
-        """Fetch the files of an agent's primary model, of a model or of `MODEL@VARIANT`, if they
-        are not on this machine; returns their paths. `model.loading` events report the progress.
+        """Fetch the files of an agent's primary model, of a model, of `MODEL@VARIANT` or of a
+        source such as "hf:org/repo:Q4_K_M", if they are not on this machine; returns their paths.
+        `model.loading` events report the progress.
 
         Raises `ModelNotFoundError` for an unknown name, `DownloadError`, `DigestMismatchError`.
         """
@@ -298,6 +304,17 @@ class OrionInferenceEngine:
         import asyncio  # a tenth of the library's import time; only asynchronous callers need it
 
         await asyncio.to_thread(self.__exit__, kind, error, traceback)
+
+    async def _look_up(self, options: RequestOptionsDict) -> None:
+        """Look up the model that a request names, off the event loop: that may read files, and ask
+        a hub."""
+        name = options.get("model")
+        if name is None or (isinstance(name, str) and name in self.registry.models):
+            return
+        import asyncio  # a tenth of the library's import time; only asynchronous callers need it
+
+        with contextlib.suppress(OrionError):  # the request raises it
+            await asyncio.to_thread(self._usable().pipeline.look_up, name)
 
     def _usable(self) -> Parts:
         """The parts of an engine that can be used. Raises `EngineClosedError`."""

@@ -34,6 +34,9 @@ from orion_oie.errors import (
     described,
 )
 from orion_oie.guardrails import requests
+from orion_oie.models.choices import NamedModel
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.naming import Source
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool.candidate import Candidate
 from orion_oie.pool.preloader import Preloader
@@ -82,6 +85,7 @@ class Pipeline:
         planner: Planner,
         preloader: Preloader,
         stand_ins: StandIns,
+        cache: ModelCache,
         deadlines: DeadlineTimer,
         counters: Counters,
         events: EventLog,
@@ -98,6 +102,7 @@ class Pipeline:
         self._planner = planner
         self._preloader = preloader
         self._stand_ins = stand_ins
+        self._cache = cache
         self._deadlines = deadlines
         self._counters = counters
         self._events = events
@@ -239,8 +244,12 @@ class Pipeline:
         self, agent_id: str, options: RequestOptions, *, is_fresh: bool = False
     ) -> tuple[Candidate, ...]:
         """The models of an agent, or the one that the caller named."""
-        named = None if options.model is None else self._registry.model_named(options.model)
+        named = None if options.model is None else self.look_up(options.model)
         return self._variants.candidates(agent_id, named, is_fresh=is_fresh)
+
+    def look_up(self, name: Source) -> NamedModel:
+        """The model that a caller names; raises like `ModelRegistry.model_named`."""
+        return self._registry.model_named(name, self._cache)
 
     def wait_s(self, agent_id: str) -> float | None:
         """Seconds until an agent's model could begin to answer; None if that is unknown."""

@@ -28,6 +28,7 @@ class StandIn:
     model_id: str
     wanted_model_id: str
     why: str
+    can_be_fetched: bool = False
 
     @property
     def message(self) -> str:
@@ -65,7 +66,10 @@ class StandIns:
         answering = next((one for one in candidates if not one.why_not), None)
         if answering is not None:
             why = f"cannot answer: {wanted.why_not}"
-            _warn_once(StandIn(agent_id, answering.model_id, wanted.model_id, why), stacklevel + 1)
+            found = StandIn(
+                agent_id, answering.model_id, wanted.model_id, why, wanted.can_be_fetched
+            )
+            _warn_once(found, stacklevel + 1)
 
     def note(
         self,
@@ -98,13 +102,16 @@ class StandIns:
 
 def _why_not(wanted: Candidate, considered: Sequence[Consideration]) -> str:
     """The reason that a wanted model did not answer."""
-    found = [one for one in considered if one.model_id == wanted.model_id]
+    found = [
+        one
+        for one in considered
+        if one.model_id == wanted.model_id and one.outcome != "not_needed"
+    ]
     if not found:
         return "was not tried"
-    last = found[-1]
-    if last.outcome == "loading":
+    if found[-1].outcome == "loading":
         return "is being loaded"
-    return f"cannot answer: {last.error or last.reason}"
+    return f"cannot answer: {found[-1].error or found[-1].reason}"
 
 
 def _warn_once(found: StandIn, stacklevel: int) -> None:
@@ -112,11 +119,15 @@ def _warn_once(found: StandIn, stacklevel: int) -> None:
         if found.agent_id in _warned:
             return
         _warned.add(found.agent_id)
+    advice = ""
+    if found.can_be_fetched:
+        advice = (
+            f"Fetch it with engine.pull('{found.agent_id}') or 'orion-oie pull {found.agent_id}', "
+            "or answer with a model of your own, OrionInferenceEngine(model='your.gguf'). "
+        )
     warnings.warn(
-        f"{found.message}. Fetch it with engine.pull('{found.agent_id}') or 'orion-oie pull "
-        f"{found.agent_id}'; or answer with a model of your own, "
-        "OrionInferenceEngine(model='your.gguf'). EngineConfig(stand_in='allow') accepts this in "
-        "silence, stand_in='error' never accepts it.",
+        f"{found.message}. {advice}EngineConfig(stand_in='allow') accepts this in silence, "
+        "stand_in='error' never accepts it.",
         OrionWarning,
         stacklevel=stacklevel + 1,
     )

@@ -52,13 +52,15 @@ class Named(NamedTuple):
     variant: str
     source: SourceSpec
     is_embedding: bool = False
+    size_bytes: int | None = None
 
     def spec(self, prompt_format: PromptFormat | Literal["plain"] | None = None) -> ModelSpec:
         """The spec of the model."""
+        size_mb = None if not self.size_bytes else self.size_bytes / 1e6
         return ModelSpec(
             type="embedding" if self.is_embedding else "causal-lm",
             prompt_format=prompt_format,
-            variants={self.variant: VariantSpec(source=self.source)},
+            variants={self.variant: VariantSpec(source=self.source, size_mb=size_mb)},
         )
 
 
@@ -79,10 +81,23 @@ def named_source(source: Source, cache: "ModelCache | None" = None) -> Named | N
             return _named_files(find_lm_studio(name), name.model_id)
         case UrlName():
             variant = identifier((quantization_of(name.file) or ONLY_VARIANT).lower())
-            return Named(name.model_id, variant, source_of_url(name))
+            source_spec = SourceSpec(url=name.folder, shards=list(name.files))
+            return Named(name.model_id, variant, source_spec)
         case HubName():
             return _named_repository(name, cache)
     return named_file(source) if looks_like_a_file(source) else None
+
+
+def _named_repository(name: HubName, cache: "ModelCache | None") -> Named:
+    # Slow to import, and needed for the network only.
+    from orion_oie.models.downloads.cache import ModelCache
+    from orion_oie.models.downloads.listing import resolve_hub
+
+    found = resolve_hub(name, cache or ModelCache())
+    if found.paths is not None:
+        return _named_files(found.paths, name.model_id)
+    variant = identifier((found.quantization or ONLY_VARIANT).lower())
+    return Named(name.model_id, variant, found.source, size_bytes=found.size_bytes)
 
 
 def named_file(path: Source) -> Named:
@@ -100,6 +115,11 @@ def _named_files(files: Sequence[Path], model_id: str) -> Named:
     header, *_ = [check_gguf_file(file) for file in files]
     variant = identifier(header.quantization.lower() or ONLY_VARIANT)
     return Named(model_id, variant, SourceSpec(path=str(files[0])), header.is_embedding_model)
+
+
+def is_source(text: str) -> bool:
+    """True for a text that can be meant as an address or as a file."""
+    return looks_like_a_file(text) or parse_source_name(text) is not None
 
 
 def looks_like_a_file(text: str) -> bool:
@@ -122,8 +142,11 @@ def not_found(
             f"'{text}' is an agent, not a model: pass agent='{text}' instead", name=text
         )
     where = Path(os.path.abspath(text))
+    hint = did_you_mean(text, models) or did_you_mean(text, agents)
+    if hint and not did_you_mean(text, models):
+        hint = hint.replace("did you mean", "did you mean agent")
     return ModelNotFoundError(
-        f"there is no model '{text}'{did_you_mean(text, models)} and no file {where}; a model is "
+        f"there is no model '{text}'{hint} and no file {where}; a model is "
         "named by an id of the registry, a GGUF file, 'hf:org/repo:Q4_K_M', 'ollama:name' or an "
         "https address",
         name=text,

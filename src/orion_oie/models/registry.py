@@ -90,7 +90,9 @@ class ModelRegistry:
         self._lock = threading.RLock()
         # The packaged agents, if this registry is the packaged one or builds on it.
         self._packaged: Mapping[str, AgentSpec] = {} if beneath is None else beneath._packaged
+        # Models that were named by an address: the address asks for their files, too.
         self._asked_for: frozenset[str] = frozenset()
+        self._names: Mapping[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -192,6 +194,7 @@ class ModelRegistry:
         """A registry of the same content, whose changes do not reach this one."""
         other = ModelRegistry(self._data, self._base, self._beneath)
         other._packaged, other._asked_for = self._packaged, self._asked_for
+        other._names = self._names
         return other
 
     @property
@@ -371,6 +374,9 @@ class ModelRegistry:
         for a `model_id` that cannot be taken.
         """
         form = _checked_format(prompt_format)
+        known = self._names.get(source) if isinstance(source, str) else None
+        if known is not None and known in self.models and model_id is None and form is None:
+            return known  # a repository is not asked again
         named = self._named(source, cache)
         spec = named.spec(form)
         with self._lock:
@@ -381,8 +387,9 @@ class ModelRegistry:
                 if wanted in self.models and form is None:
                     return wanted
             self.add_model(wanted, spec)
-            if named.source.is_remote:
+            if named.source.is_remote and isinstance(source, str):
                 self._asked_for |= {wanted}
+                self._names = {**self._names, source: wanted}
         return wanted
 
     def model_named(self, name: Source, cache: "ModelCache | None" = None) -> NamedModel:

@@ -216,7 +216,8 @@ class RoutingHints(Spec):
 
 
 class AgentSpec(Spec):
-    """A persona: its system prompt, its sampling, its purpose and its models.
+    """A persona: its system prompt, its sampling, its purpose and its models. Only `models` is
+    required; without a system prompt the model gets the question alone.
 
     `fallback_agent` answers when none of the agent's own models can; the conversation agent
     comes last in any case.
@@ -226,11 +227,11 @@ class AgentSpec(Spec):
     `loading_strategy` and `sharding` override those of the engine and of the variant.
     """
 
-    name: str
-    description: str
+    name: str = ""
+    description: str = ""
     version: str = "1.0"
     capabilities: list[str] = []
-    system_prompt: str
+    system_prompt: str = ""
     models: AgentModels
     routing: RoutingHints = Field(default_factory=RoutingHints)
     defaults: SamplingDefaults = Field(default_factory=SamplingDefaults)
