@@ -82,4 +82,4 @@ class EventLog:
         bound = self._structured
         if event.request_id is not None:
             bound = bound.bind(request_id=event.request_id)
-        getattr(bound, event.level)(event.line, event_name=event.name, orion=event.fields)
+        getattr(bound, event.level)(event.in_one_line(), event_name=event.name, orion=event.fields)

@@ -43,9 +43,8 @@ class Event:
         """The event's own fields by name: JSON-compatible, without `request_id`, `at`, `level`."""
         return {name: getattr(self, name) for name in names_of(type(self)).own}
 
-    @property
-    def line(self) -> str:
-        """The event in one line: its name and its short facts, without texts of users or models."""
+    def in_one_line(self) -> str:
+        """Its name and its short facts, without texts of users or models."""
         content = names_of(type(self)).content
         facts = [
             f"{name}={_short(value)}"
