@@ -81,8 +81,9 @@ def named_source(source: Source, cache: "ModelCache | None" = None) -> Named | N
             return _named_files(find_lm_studio(name), name.model_id)
         case UrlName():
             variant = identifier((quantization_of(name.file) or ONLY_VARIANT).lower())
-            source_spec = SourceSpec(url=name.folder, shards=list(name.files))
-            return Named(name.model_id, variant, source_spec)
+            shards = list(name.files)
+            place = SourceSpec(url=name.folder, shards=shards, query=name.query or None)
+            return Named(name.model_id, variant, place)
         case HubName():
             return _named_repository(name, cache)
     return named_file(source) if looks_like_a_file(source) else None

@@ -384,11 +384,13 @@ class ModelRegistry:
             if model_id is None and wanted in self.models:
                 if not _has_source(self.models[wanted], named.source):
                     wanted = distinct(wanted, named.source)
-                if wanted in self.models and form is None:
+                known_spec = self.models.get(wanted)
+                if known_spec is not None and form is None and _is_up_to_date(known_spec, spec):
                     return wanted
             self.add_model(wanted, spec)
-            if named.source.is_remote and isinstance(source, str):
+            if named.source.is_remote:
                 self._asked_for |= {wanted}
+            if named.source.hub is not None and isinstance(source, str):
                 self._names = {**self._names, source: wanted}
         return wanted
 
@@ -523,8 +525,10 @@ class ModelRegistry:
             raw = self._data.model_dump(mode="json", exclude_defaults=True)
             raw.setdefault(section, {})[key] = _as_json(value)
             checked = checked_registry(raw, f"{section}.{key}", [])
-            # What did not change stays the same objects: comparisons are quick.
-            entries = {**getattr(self._data, section), key: getattr(checked, section)[key]}
+            # What did not change stays the same objects, so that comparisons are quick; and a spec
+            # keeps what JSON leaves out, the signature of an address.
+            entry = value if isinstance(value, Spec) else getattr(checked, section)[key]
+            entries = {**getattr(self._data, section), key: entry}
             self._data = self._data.model_copy(update={section: entries})
 
 
@@ -535,7 +539,18 @@ def _as_json(value: object) -> object:
 
 
 def _has_source(model: ModelSpec, source: SourceSpec) -> bool:
-    return any(variant.source == source for variant in model.variants.values())
+    """True for a model from the same place, whatever signs its address."""
+    return any(_place(variant.source) == _place(source) for variant in model.variants.values())
+
+
+def _place(source: SourceSpec) -> dict[str, Any]:
+    return source.model_dump(mode="json", exclude_defaults=True)  # without a signature
+
+
+def _is_up_to_date(known: ModelSpec, spec: ModelSpec) -> bool:
+    """True unless the address was signed anew."""
+    sources = [variant.source for variant in spec.variants.values()]
+    return all(any(v.source == source for v in known.variants.values()) for source in sources)
 
 
 def _checked_format(

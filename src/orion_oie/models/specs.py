@@ -7,8 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    model_validator,
+)
 
+from orion_oie.models.queries import lasting_query
 from orion_oie.schemas.requests import SamplingDefaults
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -43,7 +51,8 @@ class SourceSpec(Spec):
     """The source of a variant's files: exactly one of `path`, `url`, `hub`, `package`.
 
     path: a GGUF file, relative to the registry file; of a split model the first one. url: base
-    address of `shards`.
+    address of `shards`. query: goes with each request, and may also stand at the end of `url`. It may be a signature, which no
+    message repeats and no registry keeps: JSON gets only what says which file is meant.
     hub: `org/repo` with `files` and a `revision`. package: an installed Python package that
     carries `file`; it is located without being imported.
     """
@@ -52,11 +61,25 @@ class SourceSpec(Spec):
     url: str | None = None
     hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
     package: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    query: str | None = Field(default=None, repr=False)
     shards: list[str] = []
     sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = []
     files: list[str] = []
     revision: str | None = None
     file: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _query_apart(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("url"), str):
+            return data
+        url, mark, query = data["url"].partition("#")[0].partition("?")
+        given = {"query": query} if mark and not data.get("query") else {}
+        return {**data, "url": url, **given}
+
+    @field_serializer("query", when_used="json")
+    def _without_signature(self, _query: str | None) -> str | None:
+        return self.lasting_query or None
 
     @model_validator(mode="after")
     def _exactly_one_kind(self) -> "SourceSpec":
@@ -67,8 +90,8 @@ class SourceSpec(Spec):
             )
         kind = kinds[0]
         needed = {"path": (), "url": ("shards",), "hub": ("files",), "package": ("file",)}[kind]
-        allowed = {"url": {"sha256"}, "hub": {"sha256", "revision"}}.get(kind, {"sha256"})
-        for name in ("shards", "files", "file", "sha256", "revision"):
+        allowed = {"url": {"sha256", "query"}, "hub": {"sha256", "revision"}}.get(kind, {"sha256"})
+        for name in ("shards", "files", "file", "sha256", "revision", "query"):
             given = bool(getattr(self, name))
             if name in needed and not given:
                 raise ValueError(f"a '{kind}' source needs '{name}'")
@@ -78,6 +101,11 @@ class SourceSpec(Spec):
         if self.sha256 and len(self.sha256) != count:
             raise ValueError(f"{len(self.sha256)} sha256 values for {count} file(s)")
         return self
+
+    @property
+    def lasting_query(self) -> str:
+        """The part of the query that says which file is meant: no signature, "" for none."""
+        return lasting_query(self.query or "", self.shards[0] if self.shards else "")
 
     @property
     def kind(self) -> Literal["path", "url", "hub", "package"]:

@@ -147,7 +147,10 @@ class ModelFiles:
         file_bytes = _size_of(state.files or ())
         try:
             return VariantFiles(key, state, spec, self._footprint(spec), file_bytes)
-        except OrionError as error:  # a request that needs it raises it
+        except OrionError as error:
+            if state.files is None:  # its size is not known before it arrives
+                return VariantFiles(key, state, spec, None, file_bytes)
+            # A request that needs it raises it.
             last_seen = self._looks.get(model_id)
             known = None if last_seen is None else last_seen.error_of(key)
             if known is not None and described(known) == described(error):

@@ -387,7 +387,9 @@ def _folder_name(source: SourceSpec) -> str:
         return _UNSAFE.sub("-", f"hub--{source.hub.replace('/', '--')}--{revision}")
     if source.url is None:
         raise ValueError(f"a '{source.kind}' source has no folder in the cache")
-    digest = hashlib.sha256(source.url.encode()).hexdigest()[:12]
+    lasting = source.lasting_query  # a signature changes, but the file is the same
+    identity = f"{source.url}?{lasting}" if lasting else source.url
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     host = None
     with contextlib.suppress(ValueError):  # fetching reports what is wrong with the address
         host = urlsplit(source.url).hostname

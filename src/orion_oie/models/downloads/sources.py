@@ -14,6 +14,7 @@ from orion_oie.errors import DownloadError, ModelNotFoundError
 from orion_oie.models.downloads.ranges import RemoteFile
 from orion_oie.models.quant_choice import ListedFile
 from orion_oie.models.queries import without_query
+from orion_oie.models.source_names import UrlName
 from orion_oie.models.specs import SourceSpec
 
 _SHA256_DIGITS = 64
@@ -118,13 +119,18 @@ def _is_of_http_library(error: Exception) -> bool:
     return type(error).__module__.startswith(("httpx", "httpcore", "requests"))
 
 
+def url_source(name: UrlName) -> SourceSpec:
+    """The source of a file at an address; all files of a split model share the query."""
+    return SourceSpec(url=name.folder, shards=list(name.files), query=name.query or None)
+
+
 def _at_url(source: SourceSpec, url: str, paths: tuple[Path, ...]) -> Located:
     if not url.lower().startswith(("http://", "https://")):
         raise DownloadError(f"{url}: only http and https can be fetched", url=url)
     digests: list[str | None] = [*source.sha256] or [None] * len(paths)
     base = url.rstrip("/")
     remote = tuple(
-        RemoteFile(f"{base}/{quote(name)}", path, digest)
+        RemoteFile(f"{base}/{quote(name)}", path, digest, query=source.query or "")
         for name, path, digest in zip(source.shards, paths, digests, strict=True)
     )
     return Located(remote, {})
