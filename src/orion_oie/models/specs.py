@@ -5,6 +5,7 @@ Shapes only: `registry` reads files and checks cross-references and availability
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
 )
 
 from orion_oie.models.queries import lasting_query
+from orion_oie.models.split_files import split_name
 from orion_oie.schemas.requests import SamplingDefaults
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -51,10 +53,11 @@ class SourceSpec(Spec):
     """The source of a variant's files: exactly one of `path`, `url`, `hub`, `package`.
 
     path: a GGUF file, relative to the registry file; of a split model the first one. url: base
-    address of `shards`. query: goes with each request, and may also stand at the end of `url`. It may be a signature, which no
-    message repeats and no registry keeps: JSON gets only what says which file is meant.
-    hub: `org/repo` with `files` and a `revision`. package: an installed Python package that
-    carries `file`; it is located without being imported.
+    address of `shards`. query: goes with each request, and may also stand at the end of `url`. It
+    may be a signature, which no message repeats and no registry keeps: JSON gets only what says
+    which file is meant. hub: `org/repo` with `files` and a `revision`. package: an installed Python
+    package that carries `file`; it is located without being imported. sha256: a digest for each
+    file.
     """
 
     path: str | None = None
@@ -97,7 +100,9 @@ class SourceSpec(Spec):
                 raise ValueError(f"a '{kind}' source needs '{name}'")
             if given and name not in needed and name not in allowed:
                 raise ValueError(f"'{name}' does not belong to a '{kind}' source")
-        count = {"url": len(self.shards), "hub": len(self.files)}.get(kind, 1)
+        split = split_name(Path(self.path).name) if self.path else None
+        local = 1 if split is None else split.count
+        count = {"url": len(self.shards), "hub": len(self.files)}.get(kind, local)
         if self.sha256 and len(self.sha256) != count:
             raise ValueError(f"{len(self.sha256)} sha256 values for {count} file(s)")
         return self
