@@ -281,7 +281,10 @@ log.publish(WorkerCrashed(model_id="m", error="it died"))
     [
         ([], ""),
         (["broken"], ""),
-        (["configured"], "ERROR orion_oie worker.crashed model_id=m error='it died' {'model_id': 'm', 'error': 'it died'}\n"),
+        (
+            ["configured"],
+            "ERROR orion_oie worker.crashed model_id=m error='it died' {'model_id': 'm', 'error': 'it died'}\n",
+        ),
     ],
 )
 def test_nothing_is_printed_before_logging_is_configured(
