@@ -12,9 +12,12 @@ from tiny import write_tiny_llama
 
 from orion_oie import (
     AgentModels,
+    EngineConfig,
+    LoadingConfig,
     ModelRegistry,
     OrionInferenceEngine,
     RegistryError,
+    ServingConfig,
     UnknownAgentError,
 )
 from orion_oie.models.layers import changes_between, merged
@@ -295,10 +298,10 @@ def test_agents_are_removed() -> None:
 def test_the_next_request_sees_a_change(tmp_path: Path) -> None:
     """An agent that was updated answers with its new prompt and its new model at once."""
     one, two = (write_tiny_llama(tmp_path / f"{name}.gguf") for name in ("one", "two"))
-    config = {"serving": {"slots": 1, "threads": 1}, "loading": {"keep_spare_worker": False}}
-    from orion_oie import EngineConfig
-
-    with OrionInferenceEngine(model=one, config=EngineConfig(**config)) as engine:
+    config = EngineConfig(
+        serving=ServingConfig(slots=1, threads=1), loading=LoadingConfig(keep_spare_worker=False)
+    )
+    with OrionInferenceEngine(model=one, config=config) as engine:
         first = engine.infer("Hi", agent="code", max_tokens=2)
         engine.registry.update_agent("code", system_prompt="x")
         short = engine.infer("Hi", agent="code", max_tokens=2)

@@ -283,7 +283,8 @@ log.publish(WorkerCrashed(model_id="m", error="it died"))
         (["broken"], ""),
         (
             ["configured"],
-            "ERROR orion_oie worker.crashed model_id=m error='it died' {'model_id': 'm', 'error': 'it died'}\n",
+            "ERROR orion_oie worker.crashed model_id=m error='it died' "
+            "{'model_id': 'm', 'error': 'it died'}\n",
         ),
     ],
 )
