@@ -169,6 +169,8 @@ def test_several_models() -> None:
         message = refused(names, quantization)
         assert "has 2 models of the quantization Q4_K_M: name the file of one" in message
         assert "such as 'hf:org/repo/a-Q4_K_M.gguf'; they are a-Q4_K_M.gguf, b-Q4" in message
+    with pytest.raises(ModelNotFoundError, match=r"such as 'hf:org/repo/a-Q4_K_M\.gguf@v1'"):
+        choose_files(listed(*names), f"{SOURCE}@v1")
     assert chosen(names, file="b-Q4_K_M.gguf") == "b-Q4_K_M.gguf"
     assert "has 2 models: " in refused(["one.gguf", "two.gguf"])
 

@@ -21,6 +21,7 @@ from orion_oie.models.source_names import (
     OllamaName,
     UrlName,
     parse_source_name,
+    source_hint,
 )
 from orion_oie.models.specs import Identifier
 
@@ -137,6 +138,7 @@ def test_paths_and_ids(text: str) -> None:
         ("hf:org/repo:Q4:Q5", "too many"),
         ("hf:org/repo@", "'' cannot be a revision"),
         ("hf:org/repo@a..b", "cannot be a revision"),
+        ("hf:org/repo@v1/m.gguf", "the revision comes last, after the file"),
         ("https://huggingface.co/", "a repository is ORG/NAME"),
         ("https://huggingface.co/datasets/org/repo", "no repository of a model"),
         ("https://huggingface.co/org/repo/blob/main/config.json", "'config.json' is no GGUF file"),
@@ -188,6 +190,27 @@ def test_a_split_model_at_an_address() -> None:
     assert isinstance(name, UrlName)
     assert name.files == tuple(f"m-0000{number}-of-00003.gguf" for number in (1, 2, 3))
     assert name.query == "sig=1"
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("org/repo", "hf:org/repo"),
+        ("bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M", None),
+        ("org/repo:Q4@main", None),
+        ("llama3.2:1b", "ollama:llama3.2:1b"),
+        ("models/m.gguf", ""),
+        ("smollm2-135m", ""),
+        ("/a/b", ""),
+        ("a/b/c", ""),
+        ("a b/c", ""),
+    ],
+)
+def test_hints(text: str, hint: str | None) -> None:
+    """A name without its kind: what to type instead, if it is clear."""
+    meant = f"hf:{text}" if hint is None else hint
+    assert source_hint(text) == (f" (did you mean '{meant}'?)" if meant else "")
+    assert not meant or parse_source_name(meant) is not None
 
 
 # -- secrets

@@ -270,9 +270,10 @@ def _only(matches: Sequence[FileSet], source: str, wanted: str | None) -> FileSe
         return matches[0]
     names = [one.shown for one in matches]
     what = f" of the quantization {wanted}" if wanted else ""
+    base, at, revision = source.partition("@")
     raise ModelNotFoundError(
         f"{source} has {len(names)} models{what}: name the file of one, such as "
-        f"'{source}/{names[0]}'; they are {shortened(names)}",
+        f"'{base}/{names[0]}{at}{revision}'; they are {shortened(names)}",
         source=source,
         choices=names,
     )

@@ -44,6 +44,8 @@ _QUANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
 _OLLAMA_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _OLLAMA_HOST_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?::\d+)?")
+_LIKE_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?::[\w.-]+)?(?:@[\w.-]+)?", re.ASCII)
+_LIKE_OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]*:[\w.-]+", re.ASCII)
 _SHOWN_PAGES = ("blob", "resolve", "raw")
 _MOST_NAME_CHARS = 96
 _MOST_TEXT_CHARS = 16_384
@@ -192,6 +194,16 @@ def parse_source_name(text: str) -> SourceName | None:
     return None
 
 
+def source_hint(text: str) -> str:
+    """The text " (did you mean 'hf:...'?)" for what is no source, but looks like the name of a
+    repository or of a model of Ollama; else an empty string."""
+    if _LIKE_REPOSITORY.fullmatch(text) and not text.lower().endswith(".gguf"):
+        return f" (did you mean 'hf:{text}'?)"
+    if _LIKE_OLLAMA.fullmatch(text):
+        return f" (did you mean 'ollama:{text}'?)"
+    return ""
+
+
 def _refuse_other(text: str, prefix: str) -> None:
     """Raise for another protocol and for a misspelled prefix; what is left may be a path."""
     shown = without_query(text)
@@ -226,6 +238,8 @@ def _parse_hub(rest: str, text: str) -> HubName:
     if shown := parse_qs(query).get("show_file_info"):
         parts = [*parts[:2], _escaped(shown[0])]
     main, quantization, revision = _taken_apart("/".join(parts), text)
+    if revision is not None and revision.lower().endswith(".gguf"):
+        raise _hub_error(text, "the revision comes last, after the file")
     parts = main.split("/")
     repository = _repository(parts[:2], text)
     file = unquote("/".join(parts[2:])) or None

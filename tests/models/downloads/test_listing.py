@@ -83,6 +83,8 @@ class Hub:
         if found is None:
             return Misbehaviour(status=404, headers={"X-Error-Code": "EntryNotFound"})
         commit, name = found.groups()
+        if commit == "main":
+            return Misbehaviour(redirect=f"/Org/Name/resolve/{self.commit}/{name}")
         digest = hashlib.sha256(content_of(commit, name)).hexdigest()
         return Misbehaviour(headers={"X-Repo-Commit": commit, "ETag": f'"{digest}"'})
 
@@ -290,34 +292,63 @@ from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.downloads.listing import resolve_hub
 from orion_oie.models.source_names import parse_source_name
 
-cache = ModelCache(sys.argv[1])
-found = resolve_hub(parse_source_name(sys.argv[2]), cache)
-print(json.dumps([str(p) for p in cache.pull(found.source, DownloadConfig(), CancelScope())]))
+_, root, text, *of_the_library = sys.argv
+if of_the_library:
+    from huggingface_hub import hf_hub_download
+
+    paths = [hf_hub_download("Org/Name", name) for name in of_the_library]
+elif root:
+    cache = ModelCache(root)
+    found = resolve_hub(parse_source_name(text), cache)
+    paths = cache.pull(found.source, DownloadConfig(), CancelScope())
+else:
+    paths = resolve_hub(parse_source_name(text), ModelCache("/nonexistent")).paths
+print(json.dumps([str(path) for path in paths]))
 """
 
 
-def test_a_name_is_fetched_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """By `HF_ENDPOINT`, with everything of the hub's library as it is; offline the next time."""
-    hub = Hub(tmp_path / "hub")
-    others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment = {
-        **others,
-        "NO_PROXY": "*",
-        "SSL_CERT_DIR": str(tmp_path),  # certificates take long to load
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_ENDPOINT": hub.server.url,
-    }
-    arguments = [sys.executable, "-c", CHILD, str(tmp_path / "cache"), "hf:org/name:bf16"]
+class Processes:
+    """Processes that ask a hub by `HF_ENDPOINT`, with everything of its library as it is."""
 
-    def run(**more: str) -> list[str]:
+    def __init__(self, folder: Path, endpoint: str) -> None:
+        others = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        self._environment = {
+            **others,
+            "NO_PROXY": "*",
+            "SSL_CERT_DIR": str(folder),  # certificates take long to load
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(folder / "hf"),
+            "HF_ENDPOINT": endpoint,
+        }
+
+    def run(self, *arguments: str, **more: str) -> list[Path]:
         done = subprocess.run(
-            arguments, env={**environment, **more}, capture_output=True, text=True, timeout=BOUND_S
+            [sys.executable, "-c", CHILD, *arguments],
+            env={**self._environment, **more},
+            capture_output=True,
+            text=True,
+            timeout=BOUND_S,
         )
         assert done.returncode == 0, done.stderr
-        return [str(path) for path in json.loads(done.stdout.splitlines()[-1])]
+        return [Path(path) for path in json.loads(done.stdout.splitlines()[-1])]
 
-    first = run()
-    assert [Path(path).read_bytes() for path in first] == [content_of(OLD, name) for name in BIG]
+
+def test_a_name_is_fetched(tmp_path: Path) -> None:
+    """Into the cache; the next time it is found there offline."""
+    hub = Hub(tmp_path / "hub")
+    processes = Processes(tmp_path, hub.server.url)
+    arguments = (str(tmp_path / "cache"), "hf:org/name:bf16")
+    first = processes.run(*arguments)
+    assert [path.read_bytes() for path in first] == [content_of(OLD, name) for name in BIG]
     hub.server.close()
-    assert run() == run(HF_HUB_OFFLINE="1") == first
+    assert processes.run(*arguments) == processes.run(*arguments, HF_HUB_OFFLINE="1") == first
+
+
+def test_what_the_hub_library_fetched_is_found(tmp_path: Path) -> None:
+    """In the folders as it really writes them, without a hub."""
+    hub = Hub(tmp_path / "hub")
+    processes = Processes(tmp_path, hub.server.url)
+    theirs = processes.run("", "", *BIG)
+    hub.server.close()
+    assert processes.run("", "hf:org/name:bf16") == theirs
+    assert [path.read_bytes() for path in theirs] == [content_of(OLD, name) for name in BIG]

@@ -141,6 +141,21 @@ def test_names_in_headers_and_percent_encoding(bucket: Bucket, cache: ModelCache
     assert path.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("ignore_range", [False, True])
+def test_a_web_page(bucket: Bucket, cache: ModelCache, ignore_range: bool) -> None:
+    """The page about a file is not taken for the file: nothing is kept."""
+    bucket.others["/page"] = Misbehaviour(
+        redirect=f"{bucket.server.url}/html", headers={"Content-Type": "text/html"}
+    )
+    page = {"Content-Type": "text/html; charset=utf-8", "Content-Range": "bytes 0-0/9"}
+    bucket.others["/html"] = Misbehaviour(
+        status=200 if ignore_range else 206, body=b"<", headers=page
+    )
+    with pytest.raises(DownloadError, match="a web page, not a file: use the download link"):
+        pull(cache, source_of(f"{bucket.server.url}/page"))
+    assert cache.files() == []
+
+
 # -- secrets
 
 

@@ -120,6 +120,13 @@ def total_size(response: "httpx.Response", file: RemoteFile, start: int) -> int:
             url=url,
             status=status,
         )
+    if status in (200, 206) and _is_web_page(response):
+        raise DownloadError(
+            f"{url}: this is a web page, not a file: use the download link, and check the access "
+            "rights",
+            url=url,
+            status=status,
+        )
     if status == 200:
         raise DownloadError(
             f"{url}: the server ignores ranges, so that the file can neither be resumed nor "
@@ -138,6 +145,11 @@ def total_size(response: "httpx.Response", file: RemoteFile, start: int) -> int:
             f"{url}: the server was asked for bytes from {start} on and says {said!r}", url=url
         )
     return int(match[3])
+
+
+def _is_web_page(response: "httpx.Response") -> bool:
+    kind: str = response.headers.get("Content-Type", "")
+    return kind.lower().startswith(("text/html", "application/xhtml"))
 
 
 def etag_of(response: "httpx.Response", file: RemoteFile) -> str | None:
