@@ -13,10 +13,12 @@ from orion_oie import errors
 EXPORTED = [
     "AgentModels",
     "AgentSpec",
+    "AnswerStream",
     "BreakerConfig",
     "BreakerState",
     "BreakerStats",
     "BudgetExceededError",
+    "Chat",
     "CircuitOpenError",
     "Consideration",
     "ContextOverflowError",
@@ -79,6 +81,8 @@ EXPORTED = [
     "ShardingConfig",
     "SourceSpec",
     "StreamStats",
+    "TextStats",
+    "TextStreamer",
     "Timings",
     "TokenEvent",
     "UnknownAgentError",
@@ -90,6 +94,7 @@ EXPORTED = [
     "WorkerError",
     "WorkerTimeoutError",
     "__version__",
+    "stream_text",
 ]
 
 
