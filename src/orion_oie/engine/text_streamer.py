@@ -8,8 +8,8 @@ import inspect
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Awaitable,
@@ -29,6 +29,7 @@ Text = str | Iterable[str] | AsyncIterable[str]
 
 # As the tokenizers of many models cut before they look at their vocabulary.
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
+_END = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,25 +116,24 @@ class TextStreamer:
         self._cancelled = threading.Event()
         self._sleep = sleep or self._cancelled.wait
         self._sleep_async = sleep_async
-        self._events: (
-            Generator[TokenEvent, None, None] | AsyncGenerator[TokenEvent, None] | None
-        ) = None
-        self._text = ""
+        self._source: Iterator[object] | AsyncIterator[object] | None = None
+        self._is_async = False
         self._held = ""
-        self._count = 0
+        self._ready: deque[str] = deque()
+        self._given: list[str] = []
         self._started_at = self._last_at = 0.0
-        self._is_over = False
+        self._is_at_end = self._is_over = False
 
     @property
     def text(self) -> str:
         """The text given out so far."""
-        return self._text
+        return "".join(self._given)
 
     @property
     def stats(self) -> TextStats:
         """The numbers so far."""
-        span_s = self._last_at - self._started_at
-        return TextStats(self._count, span_s * 1e3, self._count / span_s if span_s > 0 else None)
+        span_s, count = self._last_at - self._started_at, len(self._given)
+        return TextStats(count, span_s * 1e3, count / span_s if span_s > 0 else None)
 
     @property
     def is_cancelled(self) -> bool:
@@ -152,7 +152,7 @@ class TextStreamer:
         """Take all pieces, for the callbacks; returns the text."""
         for _ in self:
             pass
-        return self._text
+        return self.text
 
     def __await__(self) -> Generator[Any, None, str]:
         return self._run_async().__await__()
@@ -160,112 +160,116 @@ class TextStreamer:
     async def _run_async(self) -> str:
         async for _ in self:
             pass
-        return self._text
+        return self.text
 
     def __iter__(self) -> Iterator[TokenEvent]:
-        if self._events is None:
-            self._events = self._steps()
-        if not isinstance(self._events, Generator):
-            raise InvalidRequestError("the text is streamed once, and `async for` began it")
-        return self._events
+        return self
 
     def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        if self._events is None:
-            self._events = self._async_steps()
-        if not isinstance(self._events, AsyncGenerator):
-            raise InvalidRequestError("the text is streamed once, and `for` began it")
-        return self._events
+        return self
 
     def __repr__(self) -> str:
-        return f"<TextStreamer after {self._count} pieces>"
+        return f"<TextStreamer after {len(self._given)} pieces>"
 
-    # -- the steps, with pauses of a thread and with pauses of a coroutine
+    # -- a step, with the pause of a thread or with that of a coroutine
 
-    def _steps(self) -> Generator[TokenEvent, None, None]:
-        if not isinstance(self._parts, Iterable):
-            raise InvalidRequestError("text: an asynchronous iterable needs `async for` or `await`")
-        self._started_at = self._last_at = self._clock()
+    def __next__(self) -> TokenEvent:
+        source = self._begun(is_async=False)
         try:
-            for part in _with_end(self._parts):
-                for piece in self._cut(part):
-                    if self._needs_pause:
-                        self._sleep(self._delay_s)
-                    if self.is_cancelled:
-                        return
-                    yield self._give(piece)
-            self._complete()
-        finally:
+            while self._needs_part:
+                self._add(next(source, _END))
+            if self._needs_pause:
+                self._sleep(self._delay_s)
+            event = self._give()
+        except BaseException:
             self._is_over = True
+            raise
+        if event is None:
+            raise StopIteration
+        return event
 
-    async def _async_steps(self) -> AsyncGenerator[TokenEvent, None]:
-        import asyncio  # a tenth of the library's import time; only asynchronous callers need it
-
-        pause = self._sleep_async or asyncio.sleep
-        self._started_at = self._last_at = self._clock()
+    async def __anext__(self) -> TokenEvent:
+        source = self._begun(is_async=True)
         try:
-            async for part in _with_end_async(self._parts):
-                for piece in self._cut(part):
-                    if self._needs_pause:
-                        await pause(self._delay_s)
-                    if self.is_cancelled:
-                        return
-                    yield self._give(piece)
-            self._complete()
-        finally:
+            while self._needs_part:
+                is_plain = isinstance(source, Iterator)
+                self._add(next(source, _END) if is_plain else await anext(source, _END))
+            if self._needs_pause:
+                await self._pause()
+            event = self._give()
+        except BaseException:  # a cancelled task too
             self._is_over = True
+            raise
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def _begun(self, *, is_async: bool) -> Any:
+        """The parts, from the first step on."""
+        if self._source is None:
+            if is_async and isinstance(self._parts, AsyncIterable):
+                self._source = aiter(self._parts)
+            elif isinstance(self._parts, Iterable):
+                self._source = iter(self._parts)
+            else:
+                raise InvalidRequestError(
+                    "text: an asynchronous iterable needs `async for` or `await`"
+                )
+            self._is_async = is_async
+            self._started_at = self._last_at = self._clock()
+        elif is_async is not self._is_async:
+            other = "`async for`" if self._is_async else "`for`"
+            raise InvalidRequestError(f"the text is streamed once, and {other} began it")
+        return self._source
+
+    @property
+    def _needs_part(self) -> bool:
+        is_done = self._is_at_end or self._is_over or self.is_cancelled
+        return not self._ready and not is_done
 
     @property
     def _needs_pause(self) -> bool:
-        return self._count > 0 and self._delay_s > 0 and not self.is_cancelled
+        is_next = bool(self._ready and self._given)
+        return is_next and self._delay_s > 0 and not self.is_cancelled
 
-    def _cut(self, part: str | None) -> list[str]:
-        """The pieces that are complete with the next part, or at the end of all."""
-        if part is None:
-            rest, self._held = self._held, ""
-            return [rest] if rest else []
-        if not isinstance(part, str):
+    async def _pause(self) -> None:
+        from asyncio import sleep  # only asynchronous callers need it, and it is slow to import
+
+        await (self._sleep_async or sleep)(self._delay_s)
+
+    def _add(self, part: object) -> None:
+        """Take the next part; after the last one, what the splitter holds back."""
+        if part is _END:
+            self._is_at_end = True
+            pieces, self._held = [self._held], ""
+        elif isinstance(part, str):
+            pieces, self._held = cut(self._splitter, self._held + part)
+        else:
             raise InvalidRequestError(f"text: each part must be a str, got {type(part).__name__}")
-        pieces, self._held = cut(self._splitter, self._held + part)
-        return [piece for piece in pieces if piece]
+        self._ready.extend(piece for piece in pieces if piece)
 
-    def _give(self, piece: str) -> TokenEvent:
+    def _give(self) -> TokenEvent | None:
+        """The next piece; None when there is none."""
+        if self._is_over or self.is_cancelled:
+            return None
+        if not self._ready:
+            self._is_over = True
+            self._call(self._on_complete, "on_complete", self.stats)
+            return None
         self._last_at = self._clock()
-        event = TokenEvent(piece, self._count, (self._last_at - self._started_at) * 1e3)
-        self._text += piece
-        self._count += 1
-        if self._on_token is not None:
-            try:
-                self._on_token(self._text, event)
-            except Exception as error:
-                raise InvalidRequestError(f"on_token raised {described(error)}") from error
+        elapsed_ms = (self._last_at - self._started_at) * 1e3
+        event = TokenEvent(self._ready.popleft(), len(self._given), elapsed_ms)
+        self._given.append(event.text)
+        self._call(self._on_token, "on_token", event)
         return event
 
-    def _complete(self) -> None:
-        if self.is_cancelled:
+    def _call(self, callback: Callable[[str, Any], Any] | None, name: str, value: object) -> None:
+        if callback is None:
             return
-        self._is_over = True
-        if self._on_complete is not None:
-            try:
-                self._on_complete(self._text, self.stats)
-            except Exception as error:
-                raise InvalidRequestError(f"on_complete raised {described(error)}") from error
-
-
-def _with_end(parts: Iterable[str]) -> Iterator[str | None]:
-    yield from parts
-    yield None
-
-
-async def _with_end_async(
-    parts: Iterable[str] | AsyncIterable[str],
-) -> AsyncGenerator[str | None, None]:
-    if isinstance(parts, AsyncIterable):
-        async for part in parts:
-            yield part
-    else:
-        for part in parts:
-            yield part
-    yield None
+        try:
+            callback(self.text, value)
+        except Exception as error:
+            raise InvalidRequestError(f"{name} raised {described(error)}") from error
 
 
 def _checked_callback(callback: Any, name: str) -> Any:
