@@ -120,5 +120,5 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "none.json"
     with pytest.raises(InvalidRequestError, match=f"cannot read the chat {missing}: No such file"):
         ChatFile.read(missing, max_chars=9)
-    with pytest.raises(InvalidRequestError, match="cannot read the chat .*directory"):
+    with pytest.raises(InvalidRequestError, match=r"cannot read the chat .*directory"):
         ChatFile.read(str(tmp_path), max_chars=9)
