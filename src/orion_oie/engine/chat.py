@@ -220,7 +220,8 @@ class Chat:
     def __repr__(self) -> str:
         self._settle()
         agent = "any agent" if self._agent is None else f"agent '{self._agent}'"
-        return f"<Chat with {agent}, {len(self._messages) // 2} turns>"
+        count = len(self._messages) // 2
+        return f"<Chat with {agent}, {count} turn{'' if count == 1 else 's'}>"
 
     # -- one turn after the other
 
