@@ -356,6 +356,25 @@ def test_a_dropped_asynchronous_stream_ends_its_request(make_engine) -> None:
     in_loop(main())
 
 
+def test_a_left_loop_ends_its_request_in_spite_of_on_event(make_engine) -> None:
+    """A loop of an asynchronous stream is its reader; on_event only looks on. A handle that was
+    taken out of a stream without a loop goes on."""
+    engine = make_engine({"*": LONG})
+
+    async def main() -> None:
+        async for _ in engine.astream("Hello?", on_event=lambda _event: None):
+            break
+        while engine.stats().requests.cancelled < 1:
+            await asyncio.sleep(0.001)
+        handle = engine.astream("Hello?").handle
+        while handle.stats.tokens < 5:
+            await asyncio.sleep(0.001)
+        await AnswerStream(handle).aclose()
+
+    in_loop(main())
+    assert engine.stats().requests.cancelled == 2
+
+
 def test_a_stream_in_a_cycle_ends_with_the_garbage(make_engine) -> None:
     """Wherever the collector runs, also under a lock of the engine."""
     engine = make_engine({"*": LONG})

@@ -5,6 +5,7 @@ The backend says what its script says; trimming is tried on a real worker with a
 
 import asyncio
 import gc
+import inspect
 import json
 import logging
 import threading
@@ -461,6 +462,20 @@ def test_an_agent_that_is_gone_is_named_with_the_file(engine, tmp_path: Path) ->
     path.write_text("{}")
     with pytest.raises(InvalidRequestError, match="is no chat"):
         Chat.load(path, engine)
+
+
+def test_a_path_comes_first(engine, tmp_path: Path) -> None:
+    """The arguments in the other order are a mistake in the program."""
+    with pytest.raises(TypeError, match="OrionInferenceEngine"):
+        Chat.load(engine, tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["ask", "aask", "stream", "astream"])
+def test_editors_see_the_options(name: str) -> None:
+    """Of each way to ask."""
+    parameters = inspect.signature(getattr(Chat, name)).parameters
+    (options,) = (one for one in parameters.values() if one.kind is one.VAR_KEYWORD)
+    assert "RequestOptionsDict" in str(options.annotation)
 
 
 def test_an_engine_with_a_lower_limit_refuses(make_engine, tmp_path: Path) -> None:

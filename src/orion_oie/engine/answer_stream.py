@@ -18,8 +18,9 @@ Start = Callable[[], Awaitable[RequestHandle]]
 class AnswerStream(AsyncIterator[TokenEvent]):
     """The events of an answer: `async for event in stream`, and `await stream.result()` after it.
 
-    The request ends when the stream is closed, when nobody has it any more, and when a task is
-    cancelled that waits for it. `async with stream:` closes it at the end of the block.
+    The request ends when the stream is closed, when the loop over it is left and nobody has it any
+    more, and when a task is cancelled that waits for it. `async with stream:` closes it at the end
+    of the block.
     """
 
     def __init__(self, handle: RequestHandle | Start) -> None:
@@ -88,6 +89,10 @@ class AnswerStream(AsyncIterator[TokenEvent]):
         _traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def __del__(self) -> None:
+        if self._events is not None and self._handle is not None:
+            self._handle.abandon()  # `on_event` may have the handle too
 
     def __repr__(self) -> str:
         return f"<AnswerStream of {self._handle or 'a request that has not begun'}>"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orion_oie.engine.answer_stream import AnswerStream
@@ -25,6 +25,7 @@ from orion_oie.guardrails.requests import checked_options
 from orion_oie.schemas.requests import Message, RequestOptionsDict
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from typing import Unpack
 
@@ -79,12 +80,12 @@ class Chat:
         Raises `InvalidRequestError` for a file that cannot be read or is no chat,
         `UnknownAgentError` if the engine does not know its agent.
         """
+        path = Path(path)
         file = ChatFile.read(path, max_chars=engine.config.guardrails.max_query_chars)
         try:
             chat = cls(engine, file.agent, file.system_prompt)
         except UnknownAgentError as error:
-            message = f"{os.fspath(path)}: {error.message}"
-            raise UnknownAgentError(message, **error.details) from error
+            raise UnknownAgentError(f"{path}: {error.message}", **error.details) from error
         chat._messages = list(file.messages)
         return chat
 

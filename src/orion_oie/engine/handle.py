@@ -176,14 +176,17 @@ class RequestHandle:
                 await until_done(self._request.future)
 
     def __del__(self) -> None:
-        # A fork has copies of the handles, and the requests belong to its parent.
-        if self._owner_pid is None or self.state.is_final or sys.is_finalizing():
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Cancel a request that `stream` began, soon and without waiting: for destructors, which
+        run anywhere, also under a lock of the engine."""
+        is_ending = self.state.is_final or self._request.scope.error is not None
+        if self._owner_pid is None or is_ending or sys.is_finalizing():
             return
         if self._owner_pid != os.getpid():
-            return
-        # Garbage is collected anywhere, also under a lock of the engine: this thread must not
-        # take another one. No thread, no cancel: the request ends by itself then.
-        with contextlib.suppress(RuntimeError):
+            return  # a fork has copies of the handles, and the requests belong to its parent
+        with contextlib.suppress(RuntimeError):  # no thread, no cancel: it ends by itself then
             threading.Thread(
                 target=_cancel,
                 args=(self._request, "was cancelled: nobody reads it any more"),
