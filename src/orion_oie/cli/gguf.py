@@ -23,12 +23,13 @@ from orion_oie.schemas.units import size_text
     type=click.Choice(["f32", "f16", "q8_0"]),
     default="f16",
     show_default=True,
-    help="of the matrices",
+    help="how its matrices are stored; q8_0 is the smallest",
 )
 def convert(folder: Path, out: Path, quantization: Literal["f32", "f16", "q8_0"]) -> None:
-    """Make a GGUF file of the embedding model in FOLDER, so that it embeds without torch.
+    """Convert an embedding model to a GGUF file.
 
-    FOLDER is one of sentence-transformers with a BERT model. Prints what to write into models.json.
+    The file works without torch. FOLDER is one of sentence-transformers with a BERT model. Prints
+    what to write into models.json.
     """
     # This imports numpy, which most commands do not need.
     from orion_oie.foundry.bert_gguf import write_bert_gguf
@@ -57,11 +58,16 @@ def _registry_entry(header: GGUFHeader, file: Path) -> Mapping[str, Any]:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE.gguf")
-@click.option("--template", "wants_template", is_flag=True, help="print the chat template")
-@click.option("--tensors", "wants_tensors", is_flag=True, help="list the tensors")
-@click.option("--json", "is_json", is_flag=True, help="as JSON")
+@click.option(
+    "--template", "wants_template", is_flag=True, help="print the chat template and nothing else"
+)
+@click.option("--tensors", "wants_tensors", is_flag=True, help="list the tensors as well")
+@click.option("--json", "is_json", is_flag=True, help="print it as JSON, for programs")
 def inspect(file: Path, wants_template: bool, wants_tensors: bool, is_json: bool) -> None:
-    """Say what a GGUF file is, from its header alone."""
+    """Describe a model file: architecture, size, quantization, licence.
+
+    Only the header of the GGUF file is read.
+    """
     header = read_header(file)
     facts = _facts(header)
     if is_json:

@@ -13,14 +13,15 @@ from orion_oie.hardware.machine import detect, find_gpus
 
 
 @click.command()
-@click.option("--json", "is_json", is_flag=True, help="as JSON")
+@click.option("--json", "is_json", is_flag=True, help="print it as JSON, for programs")
 @registry_place
 @pass_places
 @click.pass_context
 def hardware(context: click.Context, places: Places, is_json: bool) -> None:
-    """Say what this machine offers, what llama.cpp makes of it, and which models suit it.
+    """Describe this machine, and say which models suit it.
 
-    Has status 1 when llama.cpp does not work here.
+    Says what llama.cpp can use of it, and what to do where that is less than it has. Has
+    status 1 when llama.cpp does not work here.
     """
     recommendations = places.registry().data.recommendations
     llama = probe_devices()
