@@ -11,7 +11,7 @@ import click
 
 from orion_oie import InferenceResult, OrionInferenceEngine, RequestHandle
 from orion_oie.cli.completion import complete_agent
-from orion_oie.cli.console import given
+from orion_oie.cli.console import given, printable
 from orion_oie.cli.hints import in_options
 from orion_oie.cli.places import Places, both_places, model_place
 from orion_oie.models.keys import ModelKey
@@ -46,11 +46,11 @@ def read_schema(_context: click.Context, _option: click.Parameter, value: str | 
         try:
             text = Path(value).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise click.BadParameter(f"{value}: it cannot be read: {error}") from error
+            raise click.BadParameter(_unreadable(value, error)) from error
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        where = "it" if text is value else value
+        where = "it" if text is value else printable(value)
         raise click.BadParameter(
             f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
@@ -63,14 +63,23 @@ def read_text(_context: click.Context, _option: click.Parameter, path: Path | No
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{path}: it cannot be read: {error}") from error
+        raise click.BadParameter(_unreadable(str(path), error)) from error
 
 
-agent_option = click.option(
-    "--agent",
-    metavar="A",
-    shell_complete=complete_agent,
-    help="the agent that answers, see 'orion-oie agents'; default: the one that the question suits",
+def _unreadable(name: str, error: OSError | UnicodeDecodeError) -> str:
+    reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+    return f"{printable(name)} cannot be read: {reason}"
+
+
+who_options = _all_of(
+    click.option(
+        "--agent",
+        metavar="A",
+        shell_complete=complete_agent,
+        help="the agent that answers, see 'orion-oie agents'; default: the one that the question "
+        "suits",
+    ),
+    model_place,
 )
 
 answer_options = _all_of(
@@ -141,7 +150,6 @@ engine_options = _all_of(
     click.option(
         "--auto-download", is_flag=True, help="fetch the model first if it is not on this machine"
     ),
-    model_place,
     both_places,
 )
 

@@ -14,13 +14,13 @@ import click
 from orion_oie import OrionError, OrionInferenceEngine
 from orion_oie.cli.asking import (
     account,
-    agent_option,
     answer_options,
     engine_for,
     engine_options,
     notes,
     print_answer,
     progress,
+    who_options,
 )
 from orion_oie.cli.console import given, print_note, printable
 from orion_oie.cli.conversation import Conversation, conversation
@@ -41,7 +41,7 @@ _COMMANDS = {
 
 
 @click.command()
-@agent_option
+@who_options
 @answer_options
 @click.option("-v", "--verbose", is_flag=True, help="say after each answer how it was made")
 @engine_options
@@ -163,7 +163,7 @@ class _Talk:
             self._save(rest.strip())
         elif word == "/help":
             for name, what in _COMMANDS.items():
-                print_note(f"{name:12}{what}")
+                click.echo(f"{name:12}{what}", err=True)
         else:
             known = [name.split()[0] for name in _COMMANDS]
             print_note(f"there is no command {word}{did_you_mean(word, known)}; /help lists them")

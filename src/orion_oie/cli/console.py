@@ -1,6 +1,7 @@
 """Printing, and reading of options, for all commands."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Collection, Sequence
@@ -15,6 +16,7 @@ GLUE = "\u00a0"
 """A space at which `print_wrapped` breaks no line."""
 
 _NARROW, _WIDE = 20, 100
+_GAP = re.compile(r"\S {2,}")
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -49,6 +51,19 @@ def print_wrapped(text: str, *, first: str = "", hang: int = 0) -> None:
     width = min(_WIDE, max(_NARROW, terminal_columns()))
     lines = wrapped(printable(text), width, first=printable(first), hang=hang)
     click.echo("\n".join(lines).replace(GLUE, " "))
+
+
+def print_row(line: str) -> None:
+    """Print a line whose last column, behind two spaces, is continued below itself where the
+    terminal is too narrow. Whole where the output is none."""
+    shown = printable(line)
+    column = max((gap.end() for gap in _GAP.finditer(shown)), default=0)
+    if sys.stdout.isatty() and column < len(shown):
+        width = max(_NARROW, terminal_columns())
+        hang = column if column <= width // 2 else 4
+        lines = wrapped(shown[column:], width, first=shown[:column], hang=hang)
+        shown = "\n".join(lines)
+    click.echo(shown)
 
 
 def print_note(text: str) -> None:

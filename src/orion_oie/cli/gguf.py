@@ -84,7 +84,7 @@ def inspect(file: Path, wants_template: bool, wants_tensors: bool, is_json: bool
     if wants_tensors and not is_json:
         click.echo()
         cells = [[str(value) for value in _tensor_facts(t).values()] for t in header.tensors]
-        print_table(["tensor", "type", "shape", "bytes"], cells)
+        print_table(["tensor", "type", "shape", "bytes"], cells, numbers=(3,))
 
 
 def _facts(header: GGUFHeader) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import click
 
 from orion_oie.backends.llama.host.devices import probe_devices
 from orion_oie.cli.compatibility import compatibility, report_lines
-from orion_oie.cli.console import print_json, printable
+from orion_oie.cli.console import print_json, print_row, printable
 from orion_oie.cli.places import Places, pass_places, registry_place
 from orion_oie.hardware.machine import detect, find_gpus
 
@@ -30,5 +30,8 @@ def hardware(context: click.Context, places: Places, is_json: bool) -> None:
         print_json(report.model_dump(mode="json"))
     else:
         for line in report_lines(report):
-            click.echo(printable(line))
+            if line[2:3].isdigit():
+                click.echo(printable(line))  # advice: with commands to be copied
+            else:
+                print_row(line)
     context.exit(0 if llama.is_working else 1)

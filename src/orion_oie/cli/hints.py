@@ -6,7 +6,7 @@ the command line needs the option. The tables here are all there is of that.
 
 import re
 
-from orion_oie.errors import InvalidRequestError, OrionError, UnknownAgentError
+from orion_oie.errors import InvalidRequestError, ModelNotFoundError, OrionError, UnknownAgentError
 
 SETTINGS = {
     "download.auto": "--auto-download",
@@ -75,7 +75,11 @@ def message_of(error: OrionError) -> str:
     if isinstance(error, InvalidRequestError) and problems:
         return "; ".join(_problem(problem) for problem in problems)
     text = in_options(error.message)
-    return f"--agent: {text}" if isinstance(error, UnknownAgentError) else text
+    if isinstance(error, UnknownAgentError):
+        return f"--agent: {text}"
+    if isinstance(error, ModelNotFoundError) and text.startswith("there is no "):
+        return f"{text}; 'orion-oie models' and 'orion-oie agents' list them"
+    return text
 
 
 def in_options(text: str) -> str:

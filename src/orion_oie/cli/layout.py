@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 
 _GAP = "  "
-_LEAST = 8
+_LEAST = 16
 """Columns to which a column of a table may be narrowed."""
 
 _LEAST_LAST = 12

@@ -11,7 +11,6 @@ import click
 
 from orion_oie.cli.asking import (
     account,
-    agent_option,
     answer_options,
     engine_for,
     engine_options,
@@ -20,6 +19,7 @@ from orion_oie.cli.asking import (
     progress,
     read_schema,
     read_text,
+    who_options,
 )
 from orion_oie.cli.console import given, print_json, print_note
 from orion_oie.cli.places import Places, pass_places
@@ -28,7 +28,7 @@ from orion_oie.cli.question import read_question
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[QUESTION...]")
-@agent_option
+@who_options
 @answer_options
 @click.option(
     "--json-schema",
