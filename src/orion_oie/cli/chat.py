@@ -150,7 +150,7 @@ class _Talk:
                 click.echo()
             return None
         except UnicodeDecodeError as error:
-            raise no_text(error) from error
+            raise no_text() from error
 
     def _take(self, line: str) -> None:
         word, _, rest = line.strip().partition(" ")

@@ -86,14 +86,13 @@ def _read() -> str:
     if sys.stdin is None:
         raise click.UsageError("the standard input is closed")
     try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise no_text(error) from error
+        text = sys.stdin.read()
+        text.encode()  # bytes that are no text become surrogates in some locales
+    except UnicodeError as error:
+        raise no_text() from error
+    return text
 
 
-def no_text(error: UnicodeDecodeError) -> click.UsageError:
+def no_text() -> click.UsageError:
     """The error for a standard input that is no text."""
-    return click.UsageError(
-        f"the standard input is no text in {error.encoding.upper()} (byte {error.start} cannot be "
-        "read); convert it, for example with iconv"
-    )
+    return click.UsageError("the standard input is no text in UTF-8; iconv may convert it")
