@@ -107,8 +107,8 @@ model_place = click.option(
     callback=_note_model,
     shell_complete=complete_source,
     metavar="SOURCE",
-    help="the model that answers, whoever the agent is: a GGUF file, or a name that the library "
-    "knows; default: the agent's own",
+    help="the model that answers, whoever the agent is: a GGUF file, a name of 'orion-oie models', "
+    "hf:ORG/REPO, ollama:NAME; default: the agent's own",
 )
 
 

@@ -94,6 +94,7 @@ def run(
       orion-oie run "Why is the sky blue?"
       orion-oie run why is the sky blue
       orion-oie run "Write a haiku" --agent creative --max-tokens 40
+      orion-oie run "Write a haiku" -m my-model.gguf
       cat letter.txt | orion-oie run "Summarise this letter" --quiet
       orion-oie run "Rate: I love it" --json-schema schema.json
       orion-oie run "Why is the sky blue?" --json | jq .usage
