@@ -103,9 +103,7 @@ class _Found:
 
 
 FOUND = [
-    _Found(
-        "ollama:llama3.2:1b", (Path("/o/blob"),), 1_300_000_000, "Ollama", "Q8_0", "llama3.2:1b"
-    ),
+    _Found("ollama:llama3.2:1b", (Path("/o/b"),), 1_300_000_000, "Ollama", "Q8_0", "llama3.2:1b"),
     _Found("/lm/q.gguf", (Path("/lm/q.gguf"),), 400_000_000, "LM Studio", None, "q"),
 ]
 
@@ -126,14 +124,14 @@ def test_models_of_other_programs(command: list[str], local: list[_Found], capsy
     assert main([*command, "--local"]) == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [
-        "model           size  type  of         -m",
+        "model            size  type  of         -m",
         "llama3.2:1b  1.30 GB  Q8_0  Ollama     ollama:llama3.2:1b",
         "q           400.0 MB  -     LM Studio  /lm/q.gguf",
     ]
     assert "note: 'orion-oie run -m ollama:llama3.2:1b \"...\"' asks one of them" in shown.err
     assert main([*command, "--local", "--json"]) == 0
     first = json.loads(capsys.readouterr().out)[0]
-    assert (first["source"], first["paths"]) == ("ollama:llama3.2:1b", ["/o/blob"])
+    assert (first["source"], first["paths"]) == ("ollama:llama3.2:1b", ["/o/b"])
 
 
 def test_no_models_of_other_programs(local: list[_Found], capsys: Capture) -> None:

@@ -25,7 +25,7 @@ from orion_oie import (
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli.compatibility import CompatibilityReport
-from orion_oie.cli.main import main
+from orion_oie.cli.main import SECTIONS, commands, main
 from orion_oie.cli.places import Places
 from orion_oie.config import DownloadConfig
 from orion_oie.engine import lifecycle
@@ -126,6 +126,7 @@ def test_it_starts_without_heavy_packages() -> None:
         ["run"],
         ["run", "?", "--seed", "x"],
         ["pull"],
+        ["pull", "--limit-mb-per-s", "2"],
         ["inspect", "--what"],
         ["models", "x"],
     ],
@@ -140,13 +141,65 @@ def test_wrong_usage_has_status_2(arguments: list[str], capsys: Capture) -> None
     assert "Error: " in shown.err
 
 
-@pytest.mark.parametrize(
-    "command", ["pull", "models", "inspect", "run", "hardware", "schema", "lifecycle", "events"]
-)
+LISTED = [name for names in SECTIONS.values() for name in names]
+
+
+@pytest.mark.parametrize("command", [*LISTED, "models list", "models rm", "models verify"])
 def test_each_command_has_help(command: str, capsys: Capture) -> None:
-    """`COMMAND --help` explains it."""
+    """`COMMAND --help` explains it, and begins with a sentence that is short enough for a list."""
+    assert main([*command.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"Usage: orion-oie {command}")
+    first = next(
+        line.strip() for line in lines[1:] if line.startswith("  ") and "orion" not in line
+    )
+    assert first[0].isupper()
+    assert first.endswith(".")
+    assert len(first) <= 76
+
+
+@pytest.mark.parametrize("command", ["run", "pull", "models", "chat"])
+def test_the_help_has_examples(command: str, capsys: Capture) -> None:
+    """One a line, as somebody would type them."""
     assert main([command, "--help"]) == 0
-    assert f"Usage: orion-oie {command}" in capsys.readouterr().out
+    _, _, examples = capsys.readouterr().out.partition("  Examples:\n")
+    assert examples.startswith("    orion-oie ")
+    assert max(map(len, examples.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]], ids=str)
+def test_the_help_lists_all_commands_by_task(arguments: list[str], capsys: Capture) -> None:
+    """Each once; without any command, it is what is shown."""
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    names = [line.strip() for line in shown.out.splitlines()]
+    for title, commands_of_it in SECTIONS.items():
+        assert f"{title}:" in names
+        for name in commands_of_it:
+            assert sum(line.startswith(f"{name}  ") for line in names) == 1
+    assert set(commands.commands) == {name for name in LISTED if " " not in name}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["rout"], "did you mean 'route'?"),
+        (["modles"], "did you mean 'models'?"),
+        (["models", "verfy"], "did you mean 'verify'?"),
+        (["run", "?", "--temprature", "0"], "'--temperature'"),
+        (["models", "list", "--jsn"], "'--json'"),
+        (["Why is the sky blue?"], 'orion-oie run "Why is'),
+        (["why", "is", "the", "sky", "blue"], 'orion-oie run "Why is'),
+    ],
+    ids=str,
+)
+def test_a_misspelled_name_gets_the_right_one(
+    arguments: list[str], hint: str, capsys: Capture
+) -> None:
+    """Commands, commands of commands, and options; a question gets its command."""
+    assert main(arguments) == 2
+    assert hint in capsys.readouterr().err
 
 
 def test_what_the_library_refuses_is_one_line(capsys: Capture) -> None:
