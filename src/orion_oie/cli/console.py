@@ -1,19 +1,22 @@
 """Printing, and reading of options, for all commands."""
 
 import json
+import re
 import shutil
-import textwrap
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
 
+from orion_oie.cli.layout import table_lines, wrapped
 from orion_oie.guardrails import sanitize
 
 GLUE = "\u00a0"
 """A space at which `print_wrapped` breaks no line."""
 
-_NARROW, _WIDE = 60, 100
+_NARROW, _WIDE = 20, 100
+_GAP = re.compile(r"\S {2,}")
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -27,32 +30,53 @@ def print_json(value: object) -> None:
 
 
 def print_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numbers: Collection[int] = (),
+    *,
+    elastic: Sequence[int] = (),
+    optional: Sequence[int] = (),
 ) -> None:
-    """Print cells in columns. `numbers`: the columns that are aligned to the right."""
-    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    for line in lines:
-        padded = (
-            cell.rjust(width) if column in numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        click.echo("  ".join(padded).rstrip())
+    """Print cells in columns that fit the terminal; whole where the output is none. See
+    `table_lines`."""
+    cells = [[printable(cell) for cell in row] for row in (head, *rows)]
+    most = max(_NARROW, terminal_columns()) if sys.stdout.isatty() else None
+    for line in table_lines(cells, most, numbers=numbers, elastic=elastic, optional=optional):
+        click.echo(line)
 
 
 def print_wrapped(text: str, *, first: str = "", hang: int = 0) -> None:
     """Print a text in lines that fit the terminal. `first` precedes the first line; the others are
     indented by `hang` characters."""
-    width = min(_WIDE, max(_NARROW, shutil.get_terminal_size().columns))
-    lines = textwrap.wrap(
-        printable(text),
-        width,
-        initial_indent=printable(first),
-        subsequent_indent=" " * hang,
-        break_on_hyphens=False,
-    )
-    shown = "\n".join(lines) or printable(first).rstrip()
-    click.echo(shown.replace(GLUE, " "))
+    width = min(_WIDE, max(_NARROW, terminal_columns()))
+    lines = wrapped(printable(text), width, first=printable(first), hang=hang)
+    click.echo("\n".join(lines).replace(GLUE, " "))
+
+
+def print_row(line: str) -> None:
+    """Print a line whose last column, behind two spaces, is continued below itself where the
+    terminal is too narrow. Whole where the output is none."""
+    shown = printable(line)
+    column = max((gap.end() for gap in _GAP.finditer(shown)), default=0)
+    if sys.stdout.isatty() and column < len(shown):
+        width = max(_NARROW, terminal_columns())
+        hang = column if column <= width // 2 else 4
+        lines = wrapped(shown[column:], width, first=shown[:column], hang=hang)
+        shown = "\n".join(lines)
+    click.echo(shown)
+
+
+def print_note(text: str) -> None:
+    """Print a remark on the standard error: in lines that fit a terminal, else in one."""
+    shown = printable(text)
+    if sys.stderr.isatty():
+        shown = "\n".join(wrapped(shown, max(_NARROW, terminal_columns()), hang=2))
+    click.echo(shown, err=True)
+
+
+def terminal_columns() -> int:
+    """The width of the terminal; `COLUMNS` overrides it."""
+    return shutil.get_terminal_size().columns
 
 
 def shortened(text: str, most: int) -> str:

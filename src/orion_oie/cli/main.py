@@ -11,9 +11,13 @@ from pathlib import Path
 import click
 
 from orion_oie import ModelRegistry, OrionError, __version__
+from orion_oie.cli.agents import agents
+from orion_oie.cli.chat import chat
 from orion_oie.cli.console import printable
 from orion_oie.cli.gguf import convert, inspect
+from orion_oie.cli.groups import Group
 from orion_oie.cli.hardware import hardware
+from orion_oie.cli.hints import message_of
 from orion_oie.cli.models import models, pull
 from orion_oie.cli.route import route
 from orion_oie.cli.run import run
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:  # click has handled a closed pipe
         return ended.code if isinstance(ended.code, int) else 1
     except OrionError as error:
-        click.echo(f"error: {printable(error.message)}", err=True)
+        click.echo(f"error: {printable(message_of(error))}", err=True)
         return 1
     except OSError as error:
         click.echo(f"error: {printable(str(error))}", err=True)
@@ -42,13 +46,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else 0
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+SECTIONS = {
+    "Ask": ("run", "chat", "agents", "route"),
+    "Models": ("models", "pull", "convert"),
+    "Look inside": ("inspect", "hardware"),
+    "Train the router": ("route train", "route evaluate", "route export"),
+    "Documents": ("schema", "lifecycle", "events"),
+}
+"""The commands by task, as the help lists them."""
+
+
+@click.group(
+    cls=Group,
+    sections=SECTIONS,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="'orion-oie COMMAND --help' explains a command, with all its options.",
+)
 @click.version_option(__version__, message="%(version)s")
-def commands() -> None:
-    """Answers from local language models: fetch models, look at them, ask them."""
+@click.pass_context
+def commands(context: click.Context) -> None:
+    """Ask language models that run on this machine, and look after them.
+
+    \b
+    orion-oie run "Why is the sky blue?"
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
-for command in (pull, run, models, hardware, convert, inspect, route):
+for command in (run, chat, agents, route, models, pull, convert, inspect, hardware):
     commands.add_command(command)
 for command in (train, evaluate, export_weights):
     route.add_command(command)
@@ -57,9 +84,9 @@ for command in (train, evaluate, export_weights):
 @commands.command()
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 def schema(file: Path | None) -> None:
-    """Write the JSON Schema of models.json.
+    """Write the JSON Schema of models.json, for editors and checks.
 
-    Goes to FILE or the standard output.
+    It goes to FILE or the standard output.
     """
     _write(json.dumps(ModelRegistry.json_schema(), indent=2) + "\n", file)
 
@@ -67,9 +94,9 @@ def schema(file: Path | None) -> None:
 @commands.command("lifecycle")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 def write_lifecycle(file: Path | None) -> None:
-    """Write the states of a request, as Markdown.
+    """Write the states that a request goes through, as Markdown.
 
-    Goes to FILE or the standard output.
+    It goes to FILE or the standard output.
     """
     _write(lifecycle.document(), file)
 
@@ -77,9 +104,9 @@ def write_lifecycle(file: Path | None) -> None:
 @commands.command("events")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 def write_events(file: Path | None) -> None:
-    """Write the catalogue of events, as Markdown.
+    """Write the list of the events that an engine reports, as Markdown.
 
-    Goes to FILE or the standard output.
+    It goes to FILE or the standard output.
     """
     _write(event_docs.document(), file)
 

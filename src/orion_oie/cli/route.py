@@ -26,7 +26,13 @@ from orion_oie.cli.console import (
     print_wrapped,
     shortened,
 )
-from orion_oie.cli.places import Places, cache_place, pass_places, registry_place
+from orion_oie.cli.places import (
+    Places,
+    cache_place,
+    model_place,
+    pass_places,
+    registry_place,
+)
 from orion_oie.guardrails.requests import check_query
 from orion_oie.routing.base import RouteContext
 
@@ -134,7 +140,8 @@ def engine_of(
     metavar="TEXT",
     help="an earlier question of the same conversation; may be given several times",
 )
-@click.option("--json", "is_json", is_flag=True, help="as JSON")
+@click.option("--json", "is_json", is_flag=True, help="print it as JSON, for programs")
+@model_place
 @weights_place
 @router_options
 @pass_places

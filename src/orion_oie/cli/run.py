@@ -3,81 +3,118 @@
 Parses, calls the library, prints.
 """
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from orion_oie import InferenceResult
-from orion_oie.cli.console import given, printable
-from orion_oie.cli.places import Places, both_places, pass_places
-from orion_oie.models.keys import ModelKey
-from orion_oie.telemetry.progress import LoadDisplay
+from orion_oie.cli.asking import (
+    account,
+    answer_options,
+    engine_for,
+    engine_options,
+    notes,
+    print_answer,
+    progress,
+    read_schema,
+    read_text,
+    who_options,
+)
+from orion_oie.cli.console import given, print_json, print_note
+from orion_oie.cli.places import Places, pass_places
+from orion_oie.cli.question import read_question
 
 
 @click.command()
-@click.argument("question")
-@click.option("--agent", metavar="A", help="who answers; default: whom the question suits")
-@click.option("--max-tokens", type=int, metavar="N", help="longest answer")
-@click.option("--temperature", type=float, metavar="T", help="0 always says the likeliest")
-@click.option("--seed", type=int, metavar="N", help="what chance draws from; default: a new one")
+@click.argument("words", nargs=-1, metavar="[QUESTION...]")
+@who_options
+@answer_options
 @click.option(
-    "--system", "system_prompt", metavar="TEXT", help="replaces the agent's system prompt"
+    "--json-schema",
+    callback=read_schema,
+    metavar="FILE|JSON",
+    help="answer in JSON of this schema, given as a file or as it is",
 )
-@click.option("--auto-download", is_flag=True, help="fetch models that are not here")
-@click.option("--sequential", is_flag=True, help="compute nothing before the whole model is here")
-@both_places
+@click.option(
+    "--grammar",
+    type=click.Path(path_type=Path),
+    callback=read_text,
+    metavar="FILE",
+    help="answer in the language of this GBNF grammar",
+)
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="an image of the question; may be given several times",
+)
+@click.option(
+    "--logprobs",
+    type=int,
+    metavar="N",
+    help="with --json: how likely each token was, and the N likeliest in its place",
+)
+@click.option("--json", "is_json", is_flag=True, help="print the whole result as JSON")
+@click.option("-q", "--quiet", is_flag=True, help="print the answer and nothing else")
+@click.option(
+    "--stdin/--no-stdin",
+    "reads_stdin",
+    default=None,
+    help="wait for a piped text without end, or do not read one; default: wait 30 s for its start",
+)
+@click.option(
+    "--sequential", is_flag=True, help="compute nothing before the whole model has arrived"
+)
+@engine_options
 @pass_places
 def run(
-    places: Places, /, question: str, auto_download: bool, sequential: bool, **options: Any
+    places: Places,
+    /,
+    words: Sequence[str],
+    is_json: bool,
+    quiet: bool,
+    reads_stdin: bool | None,
+    sequential: bool,
+    context_length: int | None,
+    auto_download: bool,
+    images: Sequence[Path],
+    **options: Any,
 ) -> None:
-    """Answer QUESTION; "-" reads it from the standard input."""
-    if question == "-":
-        question = sys.stdin.read()
-    loading = {
-        "strategy": "sequential" if sequential else "progressive",
-        "lite_first": False,  # no second question follows, for the full model to answer
-    }
-    made = places.engine(loading=loading, download={"auto": auto_download})
-    with LoadDisplay() as display, made as engine:
-        engine.subscribe(display.show)
-        with engine.stream(question, **given(**options)) as handle:
-            try:
-                for event in handle:
-                    display.close()  # the terminal belongs to the answer now
-                    click.echo(event.text, nl=False)
-            finally:
-                if handle.text and not handle.text.endswith("\n"):
-                    click.echo()
-        result = handle.result()
-    for note in _notes(result):
-        click.echo(f"note: {printable(note)}", err=True)
-    click.echo(_account(result), err=True)
+    """Answer a question, and show the answer while it is written.
 
+    Several words are one question. A text that is piped into the command follows the question;
+    "-" reads the question itself from the standard input. The answer goes to the standard output,
+    remarks on it go to the standard error.
 
-def _notes(result: InferenceResult) -> Iterator[str]:
-    """The reasons that another model answered than the intended one."""
-    for skipped in result.receipt.considered:
-        if skipped.outcome == "unavailable" and skipped.role == "primary":
-            yield (
-                f"{skipped.model_id} is not on this machine, {result.model_id} stood in; fetch it "
-                f"with 'orion-oie pull {skipped.agent_id}' or --auto-download"
-            )
-        elif skipped.error is not None:
-            yield f"{skipped.model_id} did not answer: {skipped.error}"
-
-
-def _account(result: InferenceResult) -> str:
-    timings, usage = result.timings, result.usage
-    parts = [
-        result.agent_id,
-        ModelKey(result.model_id, result.variant),
-        f"load {timings.load_ms:.0f} ms",
-        f"first token {timings.ttft_ms or 0:.0f} ms",
-        f"{timings.tokens_per_second or 0:.1f} tokens/s",
-        f"total {timings.total_ms:.0f} ms",
-        f"tokens {usage.prompt_tokens} in ({usage.cached_tokens} cached), "
-        f"{usage.completion_tokens} out",
-    ]
-    return ", ".join(parts)
+    \b
+    Examples:
+      orion-oie run "Why is the sky blue?"
+      orion-oie run why is the sky blue
+      orion-oie run "Write a haiku" --agent creative --max-tokens 40
+      orion-oie run "Write a haiku" -m my-model.gguf
+      cat letter.txt | orion-oie run "Summarise this letter" --quiet
+      orion-oie run "Rate: I love it" --json-schema schema.json
+      orion-oie run "Why is the sky blue?" --json | jq .usage
+    """
+    question = read_question(words, reads_stdin)
+    options = given(**options, images=list(images) or None)
+    made = engine_for(
+        places,
+        context_length,
+        auto_download,
+        strategy="sequential" if sequential else "progressive",
+        lite_first=False,  # no second question follows, for the full model to answer
+    )
+    with made as engine, progress(engine, is_shown=not quiet) as display:
+        if is_json:
+            print_json(engine.infer(question, **options).model_dump(mode="json"))
+            return
+        with engine.stream(question, **options) as handle:
+            result = print_answer(handle, display)
+    if not quiet:
+        for note in notes(result):
+            print_note(f"note: {note}")
+        print_note(account(result))

@@ -82,12 +82,12 @@ def _place_to_write(_context: click.Context, _parameter: click.Parameter, path: 
 @router_options
 @pass_places
 def train(places: Places, /, files: Sequence[str], out: Path, pull: float, **settings: Any) -> None:
-    """Draw the router's weights towards labelled prompts.
+    """Train the router on labelled questions of your own.
 
-    A line of a file is {"text": ..., "label": AGENT}, with "labels": [...] where several agents
-    are acceptable. First a fifth of each label is held out, to show what the rest changes about
-    it; then all are learned from, and the weights written. Use them by
-    EngineConfig(router=RouterConfig(weights="WEIGHTS.npz")), or here with --weights.
+    Its weights are drawn towards them. A line of a file is {"text": ..., "label": AGENT}, with
+    "labels": [...] where several agents are acceptable. First a fifth of each label is held out,
+    to show what the rest changes about it; then all are learned from, and the weights written. Use
+    them by EngineConfig(router=RouterConfig(weights="WEIGHTS.npz")), or here with --weights.
 
     Vectors of the embedding model are learned from as well, when its files are here. For a model
     that the weights know nothing of, that takes 10 prompts of every topic.
@@ -228,17 +228,17 @@ def export_weights(out: Path) -> None:
 @click.option(
     "--errors", type=click.IntRange(0), default=0, metavar="N", help="show so many misrouted ones"
 )
-@click.option("--json", "is_json", is_flag=True, help="as JSON")
+@click.option("--json", "is_json", is_flag=True, help="print it as JSON, for programs")
 @weights_place
 @router_options
 @pass_places
 def evaluate(
     places: Places, /, files: Sequence[str], errors: int, is_json: bool, **settings: Any
 ) -> None:
-    """Say how well labelled prompts are routed, each by itself.
+    """Measure how well the router sorts labelled questions.
 
-    A line of a file is {"text": ..., "label": AGENT}, with "labels": [...] where several agents
-    are acceptable.
+    Each is routed by itself. A line of a file is {"text": ..., "label": AGENT}, with
+    "labels": [...] where several agents are acceptable.
     """
     from orion_oie.routing.evaluation import judged, score
 

@@ -26,6 +26,8 @@ Weight = Annotated[float, Field(gt=0, le=100)]
 RouteFeature = Literal["non_english", "code_shape", "math_shape", "table_shape"]
 
 CONVERSATION = "conversation"
+PACKAGED = "packaged"
+"""The name of the packaged registry for a file that extends it."""
 _BYTES_PER_MB = 10**6
 
 
