@@ -22,6 +22,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Nothing of the user's own cache is used, and nothing is left there; children inherit it.
 CACHE = tempfile.TemporaryDirectory(prefix="orion-tests-")
 os.environ["ORION_CACHE_DIR"] = CACHE.name
+os.environ["XDG_CONFIG_HOME"] = str(Path(CACHE.name) / "config")
+os.environ.pop("ORION_REGISTRY", None)
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -17,7 +17,11 @@ from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import RegistryFile
 
 BOUND_S = 10.0
-SECTIONS = {name: field.annotation for name, field in EngineConfig.model_fields.items()}
+SECTIONS = {
+    name: field.annotation
+    for name, field in EngineConfig.model_fields.items()
+    if hasattr(field.annotation, "model_fields")
+}
 
 
 def wait_until(condition: Callable[[], object], timeout: float = BOUND_S) -> None:

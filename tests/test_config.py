@@ -150,7 +150,7 @@ def test_unknown_settings_are_errors_with_a_suggestion() -> None:
         ("auto_download", "download.auto"),
         ("loading_strategy", "loading.strategy"),
         ("load_timeout_s", "loading.timeout_s"),
-        ("enable_stand_in", "loading.stand_in"),
+        ("enable_lite_first", "loading.lite_first"),
         ("enable_circuit_breaker", "breaker.enabled"),
         ("router_weights", "router.weights"),
         ("embedding_cache_entries", "embeddings.cache_entries"),

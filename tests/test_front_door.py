@@ -54,6 +54,7 @@ EXPORTED = [
     "ModelStats",
     "OrionError",
     "OrionInferenceEngine",
+    "OrionWarning",
     "Plan",
     "PlannedModel",
     "PredictionStats",

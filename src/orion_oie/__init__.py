@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         ModelError,
         ModelNotFoundError,
         OrionError,
+        OrionWarning,
         ProviderAuthError,
         ProviderError,
         ProviderRateLimitError,
@@ -63,9 +64,7 @@ if TYPE_CHECKING:
         WorkerError,
         WorkerTimeoutError,
     )
-    from orion_oie.models.registry import (
-        ModelRegistry,
-    )
+    from orion_oie.models.registry import ModelRegistry
     from orion_oie.models.specs import (
         AgentModels,
         AgentSpec,
@@ -153,6 +152,7 @@ _HOMES = {
         "ModelError",
         "ModelNotFoundError",
         "OrionError",
+        "OrionWarning",
         "ProviderAuthError",
         "ProviderError",
         "ProviderRateLimitError",
@@ -276,6 +276,7 @@ __all__ = [
     "ModelStats",
     "OrionError",
     "OrionInferenceEngine",
+    "OrionWarning",
     "Plan",
     "PlannedModel",
     "PredictionStats",

@@ -214,7 +214,7 @@ class LoadingConfig(_Section):
         "that a load starts at once.",
     )
 
-    stand_in: bool = Field(
+    lite_first: bool = Field(
         default=True,
         description="Let the lite model answer while a model arrives, with the progressive "
         "strategy.",
@@ -235,9 +235,11 @@ class LoadingConfig(_Section):
 class DownloadConfig(_Section):
     """Downloads of model files."""
 
-    auto: bool = Field(
-        default=False,
-        description="Download models that are not on this machine when they are needed.",
+    auto: bool | None = Field(
+        default=None,
+        description="Download models that are not on this machine when they are needed. None "
+        'does so for a model that is named by its address, as `model="hf:org/repo"` does; '
+        "False never.",
     )
 
     cache_dir: str | Path | None = Field(
@@ -371,6 +373,14 @@ class EngineConfig(_Section):
 
     Raises `InvalidRequestError` with every problem found.
     """
+
+    stand_in: Literal["warn", "allow", "error"] = Field(
+        default="warn",
+        description="Answers of another model than the one that an agent or a caller names. "
+        '"warn" gives them, with an `OrionWarning` once for each agent and process, and '
+        '`engine.health()` names them; "allow" is silent; "error" raises why the wanted model '
+        "cannot answer. `result.is_stand_in` tells in any case.",
+    )
 
     serving: _OrDict[ServingConfig] = Field(
         default_factory=ServingConfig,

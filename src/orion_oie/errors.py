@@ -53,6 +53,10 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+class OrionWarning(UserWarning):
+    """Something works in another way than was asked for; the message says how to have it."""
+
+
 class InvalidRequestError(OrionError):
     """The request itself is wrong; `details["problems"]` may list the faults, one line each."""
 

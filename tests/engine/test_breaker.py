@@ -141,9 +141,15 @@ def test_an_open_breaker_refuses_with_the_numbers(breaker: CircuitBreaker, clock
     clock.tick(10)
     with pytest.raises(CircuitOpenError) as caught, breaker.guard():
         pytest.fail("was let in")
-    assert caught.value.details == {"name": "m:load", "failures": 3, "retry_after_s": 20.0}
+    assert caught.value.details == {
+        "name": "m:load",
+        "failures": 3,
+        "reason": "WorkerCrashedError: it died",
+        "retry_after_s": 20.0,
+    }
     assert caught.value.message == (
-        "m:load failed 3 times in a row and is paused; it is tried again in 20.0 s"
+        "m:load failed 3 times in a row and is paused; it is tried again in 20.0 s (the last time "
+        "with WorkerCrashedError: it died)"
     )
     assert caught.value.retryable
 

@@ -155,7 +155,7 @@ def test_the_registry_says_how_a_model_is_taken_apart(
     variant = data["models"]["full"]["variants"]["v"]
     variant["sharding"] = {"num_shards": 3, "initial_shards": 2}
     registry = ModelRegistry.parse(json.dumps(data), base=folder)
-    config = config_of(tmp_path, download={"auto": True}, stand_in=False)
+    config = config_of(tmp_path, download={"auto": True}, lite_first=False)
     events: list[Event] = []
     with OrionInferenceEngine(registry, config) as engine:
         engine.subscribe(events.append)

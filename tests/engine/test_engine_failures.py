@@ -57,8 +57,8 @@ def test_a_failure_while_generating_falls_back(make_engine) -> None:
     assert engine.infer("Hello?").content == TEXT
 
 
-def test_the_conversation_agent_comes_last(make_engine) -> None:
-    """When none of an agent's models answers, the conversation agent does, as itself."""
+def test_the_conversation_agent_comes_where_that_is_written(make_engine) -> None:
+    """When none of an agent's models answers, its fallback agent does, as itself."""
     jobs: list[GenerationJob] = []
 
     def script(job: GenerationJob) -> FakeAnswer:
@@ -66,9 +66,9 @@ def test_the_conversation_agent_comes_last(make_engine) -> None:
         return FakeAnswer(TEXT)
 
     backend = FakeBackend({"talk": script}, load_errors={"w1": [ModelCorruptError("bad")]})
-    engine = make_engine(
-        backend, {"writer": ["w1", "w2"], "conversation": ["talk"]}, missing=["w2"]
-    )
+    models = {"primary": "w1", "fallback": ["w2"]}
+    writer = {"models": models, "fallback_agent": "conversation"}
+    engine = make_engine(backend, {"writer": writer, "conversation": ["talk"]}, missing=["w2"])
     handle = ended(engine.submit("Hello?", agent="writer"))
     assert handle.result().agent_id == "conversation"
     assert jobs[0].messages[0].content == "You are the conversation."

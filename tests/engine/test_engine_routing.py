@@ -98,9 +98,10 @@ def test_weights_that_are_none_are_refused_at_once(make_engine: MakeEngine, tmp_
 def test_an_engine_is_made_without_numpy() -> None:
     """The router's weights are paid for by the first question."""
     program = (
-        "import sys; from orion_oie import OrionInferenceEngine as E;"
+        "import sys; from orion_oie import OrionInferenceEngine as E, EngineConfig as C;"
         "from orion_oie.backends.fake import FakeBackend;"
-        "e = E(backend=FakeBackend()); print('numpy' in sys.modules, e.router.threshold);"
+        "e = E(config=C(stand_in='allow'), backend=FakeBackend());"
+        "print('numpy' in sys.modules, e.router.threshold);"
         "e.infer('Hello?'); print('numpy' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -202,7 +203,8 @@ def test_any_stage_can_be_left_out(make_engine: MakeEngine) -> None:
 
 def test_who_stands_in_is_who_has_answered(make_engine: MakeEngine) -> None:
     """Where no model of an agent is here, the conversation goes on with the one that answered."""
-    engine = make_engine(agents=TRIO, missing=["b"])
+    code = {"models": {"primary": "b"}, "fallback_agent": "conversation"}
+    engine = make_engine(agents={**TRIO, "code": code}, missing=["b"])
     result = engine.infer(CODE, session_id="one")
     assert result.receipt.route is not None
     assert (result.receipt.route.agent_id, result.agent_id) == ("code", "conversation")
@@ -352,7 +354,8 @@ def test_how_long_an_agent_would_take(make_engine: MakeEngine, tmp_path: Path) -
     the files are no model."""
     source = {"url": "https://example.org", "shards": ["f.gguf"]}
     variant = {"quantization": "q4", "size_mb": 7, "min_ram_gb": 0.1, "source": source}
-    agents = {"conversation": ["a"], "far": ["f"], "wrong": ["w"], "lost": ["l"]}
+    lost = {"models": {"primary": "l"}, "fallback_agent": "conversation"}
+    agents = {"conversation": ["a"], "far": ["f"], "wrong": ["w"], "lost": lost}
     engine = make_engine(
         Picky({"*": FakeAnswer(TEXT)}),
         agents,

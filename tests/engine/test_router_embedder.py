@@ -98,9 +98,11 @@ class World:
 
     def __init__(self, folder: Path, limit_s: float = BOUND_S, **config: Any) -> None:
         self.folder = folder
-        models = {"minilm": {"type": "embedding"}}
+        variants = {"q4": {"source": {"path": "minilm.gguf"}}}
+        models = {"minilm": {"type": "embedding", "variants": variants}}
         agents = {"conversation": ["a"], "second": ["b"], "third": ["minilm"]}
         self.registry: ModelRegistry = registry_with(folder, agents, models)
+        self.registry.remove_agent("third")  # it was there for its model
         self.backend = Gated(footprints=SIZES)
         self.backend.gate.set()
         self.clock = Clock()

@@ -83,7 +83,7 @@ def test_no_stand_in_when_asked_to_wait(make_engine: MakeEngine) -> None:
 
 def test_no_stand_in_when_switched_off(make_engine: MakeEngine) -> None:
     """Without stand-ins, a request waits for the full model."""
-    engine = make_engine(FakeBackend(SCRIPTS), AGENT, stand_in=False)
+    engine = make_engine(FakeBackend(SCRIPTS), AGENT, lite_first=False)
     assert engine.infer("hello").model_id == "full"
 
 
@@ -176,7 +176,7 @@ def test_complete_loading_of_a_request_that_fails(make_engine: MakeEngine) -> No
     """A request without any model gives its own error there, too."""
     engine = make_engine(None, {"conversation": ["main"]}, missing=["main"])
     handle = ended(engine.submit("hello"))
-    with pytest.raises(ModelNotFoundError, match="orion-oie pull"):
+    with pytest.raises(ModelNotFoundError, match=r"main\.gguf: there is no such file"):
         handle.complete_loading.result(0)
 
 

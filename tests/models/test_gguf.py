@@ -276,14 +276,14 @@ def test_keys_of_an_unexpected_type_count_as_absent() -> None:
 
 
 BROKEN = {
-    "empty": "the file has 0 bytes; a GGUF header needs at least 24: download it again",
+    "empty": "the file is empty: download it again",
     "20 bytes": "the file has 20 bytes; a GGUF header needs at least 24: download it again",
     "50 bytes": "it declares 21 tensors, at least 504 bytes, but 34 are left at offset 16",
     "truncated header": "string 235 of the value of 'tokenizer.ggml.tokens' needs 8 bytes at offset"
     " 2994, but the file ends at 3000",
-    "truncated data": r"but the file has \d+: at least \d+ are missing: download it again",
-    "web page": "this is a web page, not a model",
-    "git lfs pointer": "this is a Git LFS pointer",
+    "truncated data": r"it needs \d+ bytes, but it has \d+: 1000 are missing: download it again",
+    "web page": "this is a web page, not a model: use the download link",
+    "git lfs pointer": "this is a Git LFS pointer, not a model: run 'git lfs pull'",
     "wrong magic": "it starts with b'GGML', not with b'GGUF'",
     "version 1": "GGUF version 1 is not supported, only 2 and 3 are",
     "version 4": "GGUF version 4 is not supported, only 2 and 3 are",
@@ -355,10 +355,12 @@ FAULTS = {
     "tensor 't' has the offset 33, not a multiple of 32": image(
         tensors=[tensor("t", 8, offset=33)], data=bytes(99)
     ),
-    f"tensor 't' takes 32 bytes from offset {2**40 + 64}, but the file has 96": image(
+    f"by its header it needs {2**40 + 96} bytes, but it has 96: {2**40} are missing": image(
         tensors=[tensor("t", 8, offset=2**40)], data=bytes(32)
     ),
-    "but the file has 95: at least 1 are missing": image(tensors=[tensor("t", 8)], data=bytes(31)),
+    "it needs 96 bytes, but it has 95: 1 are missing": image(
+        tensors=[tensor("t", 8)], data=bytes(31)
+    ),
     "tensor 'b' at offset 128 overlaps 'a', which ends at 160": image(
         tensors=[tensor("a", 16), tensor("b", 8, offset=32)], data=bytes(64)
     ),

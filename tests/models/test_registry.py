@@ -14,11 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
-from orion_oie.models.registry import (
-    Choice,
-    ModelRegistry,
-    registry_of,
-)
+from orion_oie.models.choices import Choice
+from orion_oie.models.registry import ModelRegistry, registry_of
 from orion_oie.models.specs import (
     AgentModels,
     AgentSpec,
@@ -98,7 +95,7 @@ def test_the_json_schema_is_in_step() -> None:
 
 def test_an_engine_takes_a_registry_in_three_ways(tmp_path: Path) -> None:
     """Nothing is the packaged registry, a path is read, a registry is taken as it is."""
-    given_one = registry()
+    given_one = registry(tmp_path)
     given_one.save(tmp_path / "r.json")
     assert registry_of(given_one) is given_one
     assert registry_of(str(tmp_path / "r.json")).data == given_one.data
@@ -263,7 +260,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_models_are_resolved_in_order() -> None:
-    """Primary, lite, fallbacks, then the fallback agents', then the conversation agent's."""
+    """Primary, lite, fallbacks, then the fallback agents', as far as they are written down."""
     chosen = registry(
         models={name: model() for name in ("p", "l", "f1", "f2", "o", "c", "x")},
         agents={
@@ -279,7 +276,6 @@ def test_models_are_resolved_in_order() -> None:
         ("a", "fallback", "f1"),
         ("a", "fallback", "f2"),
         ("b", "fallback", "o"),
-        ("conversation", "fallback", "c"),
     ]
 
 
@@ -301,7 +297,7 @@ def test_the_conversation_agent_may_fall_back_too() -> None:
         models={"p": model(), "q": model()},
         agents={"a": agent("p"), "conversation": agent("q", fallback_agent="a")},
     )
-    assert [choice.model_id for choice in chosen.resolve("a")] == ["p", "q"]
+    assert [choice.model_id for choice in chosen.resolve("a")] == ["p"]
     assert [choice.model_id for choice in chosen.resolve("conversation")] == ["q", "p"]
 
 
@@ -316,7 +312,7 @@ def test_a_path_starts_at_the_registry_file(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     there = tmp_path / "weights" / "m.gguf"
     there.touch()
-    registry(models={"m": model(variants={"v": variant(path="weights/m.gguf")})}).save(
+    registry(tmp_path, models={"m": model(variants={"v": variant(path="weights/m.gguf")})}).save(
         tmp_path / "models.json"
     )
     (choice,) = ModelRegistry.load(tmp_path / "models.json").resolve("a")
@@ -328,7 +324,7 @@ def test_a_missing_file_is_explained(tmp_path: Path) -> None:
     """A path without a file makes the model unavailable, and the reason names the path."""
     choice = choice_of(tmp_path, variant(path="m.gguf"))
     assert (choice.files, choice.variant) == (None, "v0")
-    assert choice.why_unavailable == f"v0: there is no file {tmp_path / 'm.gguf'}"
+    assert choice.why_unavailable.startswith(f"v0: {tmp_path / 'm.gguf'}: there is no such file")
 
 
 def test_what_was_not_downloaded_is_unavailable(tmp_path: Path) -> None:
@@ -445,7 +441,7 @@ def test_the_registry_s_own_models_are_not_replaced() -> None:
         ("a", agent(temperature=1), "agents.a.temperature: unknown key"),
         ("bad id", agent(), "agents.bad id: String should match pattern"),
         ("b", 3, "agents.b: Input should be a valid dictionary"),
-        ("b", {}, "agents.b.name: missing"),
+        ("b", {}, "agents.b.models: missing"),
     ],
 )
 def test_a_wrong_addition_changes_nothing(name: str, spec: Any, complaint: str) -> None:
@@ -518,9 +514,10 @@ prices = st.builds(
     completion=st.floats(min_value=0, allow_infinity=False),
 )
 shas = st.just(SHA) | st.just("f" * 64)
+addresses = texts.filter(len).filter(lambda text: "?" not in text)  # a signature is not saved
 sources = (
     st.builds(SourceSpec, path=texts.filter(len), sha256=st.lists(shas, max_size=1))
-    | st.builds(SourceSpec, url=texts.filter(len), shards=st.lists(texts, min_size=1, max_size=2))
+    | st.builds(SourceSpec, url=addresses, shards=st.lists(texts, min_size=1, max_size=2))
     | st.builds(SourceSpec, hub=st.just("o/r"), files=st.just(["f"]), revision=st.none() | texts)
     | st.builds(SourceSpec, package=st.just("p"), file=texts.filter(len))
 )
@@ -568,7 +565,7 @@ last_agent = agent_specs.map(lambda spec: spec.model_copy(update={"fallback_agen
 registries = st.builds(
     RegistryFile,
     version=texts,
-    models=model_specs.map(lambda spec: {"m": spec}),
+    models=model_specs.filter(lambda spec: spec.type != "embedding").map(lambda spec: {"m": spec}),
     agents=st.tuples(last_agent, st.dictionaries(ids, agent_specs, max_size=2)).map(
         lambda parts: {**parts[1], "last": parts[0]}
     ),

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import Clock, config_with, registry_with
@@ -74,7 +73,7 @@ def test_what_is_missing_is_said(make: Callable[..., World]) -> None:
     (seen,) = make(missing=("a",)).files.of("a").variants
     assert not seen.is_on_disk
     assert (seen.spec, seen.estimate, seen.file_bytes) == (None, None, 0)
-    assert "there is no file" in seen.state.why_not_here
+    assert "there is no such file" in seen.state.why_not_here
 
 
 def test_a_broken_header_is_said(make: Callable[..., World]) -> None:
@@ -82,7 +81,7 @@ def test_a_broken_header_is_said(make: Callable[..., World]) -> None:
     world = make()
     world.error = ModelCorruptError("not a GGUF")
     (seen,) = world.files.of("a").variants
-    assert (seen.estimate, seen.why_unreadable) == (None, "not a GGUF")
+    assert (seen.estimate, seen.error) == (None, world.error)
     assert seen.spec is not None
 
 
@@ -103,10 +102,12 @@ def test_only_news_change_the_revision(make: Callable[..., World], tmp_path: Pat
 def test_a_changed_registry_is_looked_at_again(make: Callable[..., World]) -> None:
     """A model that was replaced is seen at once, and one that is gone is forgotten."""
     world = make()
-    first = world.files.of("a", math.inf)
-    agent: dict[str, Any] = world.registry.agent("conversation").model_dump(exclude_defaults=True)
-    world.registry.add_agent("conversation", agent)
-    assert world.files.of("a", math.inf) is not first
+    spec = world.registry.model("a")
+    world.registry.add_model("own", spec)
+    first, other = world.files.of("own", math.inf), world.files.of("a", math.inf)
+    world.registry.add_model("own", spec.model_copy(update={"version": "2"}))
+    assert world.files.of("own", math.inf) is not first
+    assert world.files.of("a", math.inf) is other  # nothing has changed there
     with pytest.raises(ModelNotFoundError):
         world.files.of("nobody's")
 

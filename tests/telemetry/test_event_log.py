@@ -240,10 +240,14 @@ def test_an_event_is_a_log_record(
     assert (record.name, record.levelname, record.getMessage()) == (
         "orion_oie",
         level.upper(),
-        "model.log",
+        "model.log model_id=m line=odd",
     )
-    extra = {key: vars(record)[key] for key in ("orion", "request_id")}
-    assert extra == {"orion": {"model_id": "m", "line": "odd"}, "request_id": "r1"}
+    extra = {key: vars(record)[key] for key in ("event_name", "orion", "request_id")}
+    assert extra == {
+        "event_name": "model.log",
+        "orion": {"model_id": "m", "line": "odd"},
+        "request_id": "r1",
+    }
 
 
 def test_the_level_filters_the_log_but_not_the_events(
@@ -277,7 +281,11 @@ log.publish(WorkerCrashed(model_id="m", error="it died"))
     [
         ([], ""),
         (["broken"], ""),
-        (["configured"], "ERROR orion_oie worker.crashed {'model_id': 'm', 'error': 'it died'}\n"),
+        (
+            ["configured"],
+            "ERROR orion_oie worker.crashed model_id=m error='it died' "
+            "{'model_id': 'm', 'error': 'it died'}\n",
+        ),
     ],
 )
 def test_nothing_is_printed_before_logging_is_configured(

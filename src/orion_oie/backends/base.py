@@ -42,7 +42,8 @@ if TYPE_CHECKING:  # only embedding needs it
 class LoadSpec:
     """A model to load, and the settings to load it with.
 
-    `info` is the registry's description of the model; the backend completes it. `context_length` is
+    `info` is what the registry states about the model; the backend checks and completes it. A model
+    with `is_plain` gets all its jobs as plain text. `context_length` is
     in tokens and shared by all `slots`; None takes the model's own, at most
     `DEFAULT_CONTEXT_LENGTH`. `threads` None takes the usable cores. `host_cache_bytes` is for the
     states of idle conversations outside the KV cache; None takes as much as the cache itself.
@@ -50,7 +51,8 @@ class LoadSpec:
     machine come from `source`, split as `sharding` says; None takes the backend's settings.
     `expected_bytes` is their size, as far as the registry knows it. With `is_progressive` the model
     computes while they arrive; None takes the backend's setting. `gpu_layers` of its layers go to
-    GPUs, the output layer first; None puts as many there as fit.
+    GPUs, the output layer first; None puts as many there as fit. `sha256` are the digests that
+    local files must have, one for each; empty checks none.
     """
 
     info: ModelInfo
@@ -60,12 +62,14 @@ class LoadSpec:
     threads: int | None = None
     host_cache_bytes: int | None = None
     prompt_format: PromptFormat | None = None
+    is_plain: bool = False
     is_embedding: bool = False
     source: SourceSpec | None = None
     sharding: ShardingConfig | None = None
     expected_bytes: int | None = None
     is_progressive: bool | None = None
     gpu_layers: int | None = None
+    sha256: tuple[str, ...] = ()
     key: ModelKey = field(init=False, compare=False, repr=False)
     """The identity of what is loaded: two specs with one key share a worker."""
 
@@ -119,7 +123,9 @@ class GenerationJob:
 
     Among jobs that wait for a slot, a higher `priority` is served first. When nobody reads an
     answer before it is complete (`is_streamed` False), its text may come in a few large pieces. The
-    state of a system prompt from the registry (`is_prefix_public`) may be kept on disk.
+    state of a system prompt from the registry (`is_prefix_public`) may be kept on disk. With
+    `is_plain` the model continues the texts of the messages, joined by blank lines, without a chat
+    template.
     """
 
     messages: tuple[Message, ...]
@@ -128,6 +134,7 @@ class GenerationJob:
     priority: int = 0
     is_streamed: bool = True
     is_prefix_public: bool = False
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,7 @@ class FakeModel(_ScriptedModel):
     def __init__(self, spec: LoadSpec, script: Script) -> None:
         context = spec.context_length or DEFAULT_CONTEXT_LENGTH
         update = {"architecture": "fake", "context_length": context, "threads": 1}
+        update["name"] = spec.info.name or spec.info.model_id
         super().__init__(spec.info.model_copy(update=update), script, spec.slots)
         self.load_progress = LoadProgress("complete", fraction=1.0, shards_loaded=1)
         self.completion: Future[ModelInfo] = Future()

@@ -51,7 +51,8 @@ def chat(
     /,
     verbose: bool,
     context_length: int | None,
-    auto_download: bool,
+    auto_download: bool | None,
+    is_strict: bool,
     agent: str | None,
     system_prompt: str | None,
     **options: Any,
@@ -69,7 +70,7 @@ def chat(
       orion-oie chat --agent code --temperature 0.2
       orion-oie chat -s "You are a patient teacher. Answer in one sentence."
     """
-    with engine_for(places, context_length, auto_download) as engine:
+    with engine_for(places, context_length, auto_download, is_strict) as engine:
         talk = _Talk(
             engine,
             conversation(engine, agent, system_prompt),

@@ -22,13 +22,13 @@ def _agents(registry: ModelRegistry) -> Iterable[tuple[str, str]]:
 
 
 def _models(registry: ModelRegistry) -> Iterable[tuple[str, str]]:
-    return ((name, model.name) for name, model in registry.models.items())
+    return ((name, model.name or "") for name, model in registry.models.items())
 
 
 def _variants(registry: ModelRegistry) -> Iterable[tuple[str, str]]:
     for name, model in registry.models.items():
         for variant, spec in model.variants.items():
-            yield f"{name}@{variant}", f"{model.name}, {spec.quantization}"
+            yield f"{name}@{variant}", spec.quantization or ""
 
 
 def _completed(context: click.Context, incomplete: str, *kinds: _Names) -> "list[CompletionItem]":

@@ -6,9 +6,8 @@ Parses, calls the library, prints.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -20,6 +19,9 @@ from orion_oie.cli.places import Places, both_places, cache_place, model_place, 
 from orion_oie.models.inventory import InventoryEntry, fetched_files, inventory
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry.progress import LoadDisplay
+
+if TYPE_CHECKING:
+    from orion_oie.models.local.found import LocalModel
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -140,8 +142,10 @@ def _print_models(places: Places, is_json: bool, is_local: bool) -> None:
 
 
 def _print_local(is_json: bool) -> None:
-    # Looks into the folders of other programs, which no other command does.
-    found = import_module("orion_oie.models.local").local_models()
+    # No other command looks into the folders of other programs.
+    from orion_oie.models.local.survey import local_models
+
+    found = local_models()
     if is_json:
         print_json([_local_facts(one) for one in found])
         return
@@ -232,7 +236,7 @@ def _last_used(entry: InventoryEntry) -> str:
     return "-" if used is None else _date(used).isoformat(" ", "minutes")
 
 
-def _local_facts(model: Any) -> dict[str, object]:
+def _local_facts(model: "LocalModel") -> dict[str, object]:
     return {**asdict(model), "paths": [str(path) for path in model.paths]}
 
 

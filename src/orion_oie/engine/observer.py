@@ -7,6 +7,7 @@ from orion_oie.engine.availability import WantedModels
 from orion_oie.engine.breaker import BreakerBoard
 from orion_oie.engine.request import Queued, Request
 from orion_oie.engine.scheduling.queue import RequestQueue
+from orion_oie.engine.stand_ins import StandIns
 from orion_oie.engine.watchdog import (
     Activity,
     stuck,
@@ -38,12 +39,14 @@ class Observer:
         wanted: WantedModels,
         queue: RequestQueue[Queued],
         breakers: BreakerBoard,
+        stand_ins: StandIns,
     ) -> None:
         self._config = config
         self._memory = memory
         self._wanted = wanted
         self._queue = queue
         self._breakers = breakers
+        self._stand_ins = stand_ins
 
     def stats(
         self,
@@ -57,6 +60,7 @@ class Observer:
         waiting = len(self._queue)
         return EngineStats(
             requests=requests,
+            stand_ins=self._stand_ins.count,
             waiting=waiting,
             running=max(0, len(live) - waiting),
             models=models,
@@ -87,6 +91,7 @@ class Observer:
             reasons.append(f"the queue is full ({self._config.serving.max_queue} requests)")
         if self._memory.monitor.level >= PressureLevel.HIGH:
             reasons += self._memory.monitor.recommendations()
+        reasons += self._stand_ins.reasons()
         return reasons + stuck(self._activities(live), self._config.serving.stuck_after_s)
 
     def _memory_stats(self, models: Mapping[str, ModelStats]) -> MemoryStats:

@@ -24,6 +24,7 @@ from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.planner import Planner
 from orion_oie.engine.request import Answer, Checked, Queued, Request, Routed
 from orion_oie.engine.scheduling.queue import RequestQueue
+from orion_oie.engine.stand_ins import StandIns
 from orion_oie.engine.streaming import ChunkBy, TextStream, splitter_of
 from orion_oie.errors import (
     EngineClosedError,
@@ -33,7 +34,11 @@ from orion_oie.errors import (
     described,
 )
 from orion_oie.guardrails import requests
+from orion_oie.models.choices import NamedModel
+from orion_oie.models.downloads.cache import ModelCache
+from orion_oie.models.naming import Source
 from orion_oie.models.registry import ModelRegistry
+from orion_oie.pool.candidate import Candidate
 from orion_oie.pool.preloader import Preloader
 from orion_oie.pool.variants import VariantSelector
 from orion_oie.routing.base import RouteContext, Router, SessionRouter
@@ -54,6 +59,7 @@ from orion_oie.telemetry.events import (
 )
 
 _KNOWN_AGENTS = 256
+_TO_CALLER = 3  # frames from a warning to the line of the application that asked
 
 FeedbackOn = Callable[[str, Route], Callable[[str], None] | None]
 """Makes the function that takes feedback on the route of a question; None if none is kept."""
@@ -78,6 +84,8 @@ class Pipeline:
         chain: ModelChain,
         planner: Planner,
         preloader: Preloader,
+        stand_ins: StandIns,
+        cache: ModelCache,
         deadlines: DeadlineTimer,
         counters: Counters,
         events: EventLog,
@@ -93,6 +101,8 @@ class Pipeline:
         self._chain = chain
         self._planner = planner
         self._preloader = preloader
+        self._stand_ins = stand_ins
+        self._cache = cache
         self._deadlines = deadlines
         self._counters = counters
         self._events = events
@@ -134,6 +144,8 @@ class Pipeline:
             self._events.publish(RequestReceived(request_id=request_id, query=shown))
             checked = self._check(request, query, options)
             routed = self._route(request, checked)
+            agent_id = routed.route.agent_id
+            self._stand_ins.announce(agent_id, routed.candidates, stacklevel=_TO_CALLER)
             self._enqueue(request, routed)
         except Exception as error:  # noqa: BLE001 (also a bug in a router: the handle raises it)
             self._end(request, error)
@@ -150,7 +162,7 @@ class Pipeline:
         checked = requests.checked_options(dict(options))
         question = requests.checked_query(query, checked, self._max_query_chars)
         route = self._route_of(question, checked, is_trial=True)
-        candidates = self._variants.candidates(route.agent_id, is_fresh=True)
+        candidates = self._candidates(route.agent_id, checked, is_fresh=True)
         return self._planner.plan(
             route,
             candidates,
@@ -198,7 +210,7 @@ class Pipeline:
         route = self._route_of(checked.query, checked.options)
         request.account.route = route
         self._preloader.note_request(route.agent_id, checked.options.session_id)
-        candidates = self._variants.candidates(route.agent_id)
+        candidates = self._candidates(route.agent_id, checked.options)
         route_ms = (time.perf_counter() - started) * 1e3
         self._events.publish(
             RequestRouted(
@@ -227,6 +239,17 @@ class Pipeline:
             limit_s=None if options.deadline is None else options.deadline / 2,
         )
         return self._router.route(query, self._registry.agents, context)
+
+    def _candidates(
+        self, agent_id: str, options: RequestOptions, *, is_fresh: bool = False
+    ) -> tuple[Candidate, ...]:
+        """The models of an agent, or the one that the caller named."""
+        named = None if options.model is None else self.look_up(options.model)
+        return self._variants.candidates(agent_id, named, is_fresh=is_fresh)
+
+    def look_up(self, name: Source) -> NamedModel:
+        """The model that a caller names; raises like `ModelRegistry.model_named`."""
+        return self._registry.model_named(name, self._cache)
 
     def wait_s(self, agent_id: str) -> float | None:
         """Seconds until an agent's model could begin to answer; None if that is unknown."""
@@ -274,7 +297,7 @@ class Pipeline:
 
     def _finish(self, request: Request, routed: Routed, answer: Answer, queue_ms: float) -> None:
         stream, completion, candidate = request.stream, answer.completion, answer.candidate
-        options = routed.checked.options
+        options, wanted = routed.checked.options, routed.candidates[0]
         stream.flush()
         request.account.dropped_turns = completion.dropped_turns
         result = InferenceResult(
@@ -297,6 +320,10 @@ class Pipeline:
             receipt=request.account.receipt(request.id, request.lifecycle.state_ms()),
             cost=cost_of(completion.usage, candidate.price),
             logprobs=None if options.logprobs is None else list(completion.logprobs),
+            wanted_model_id=wanted.model_id,
+            is_stand_in=self._stand_ins.note(
+                routed.route.agent_id, candidate, wanted, request.account.considered
+            ),
         )
         result.take_feedback(self._feedback_on(routed.checked.query, routed.route))
         self._note_turn(request, candidate.agent_id)

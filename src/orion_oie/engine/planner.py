@@ -92,7 +92,7 @@ class Planner:
         if one not in order:
             return one.why_unavailable
         if one.max_bytes is None:
-            return one.why_unreadable
+            return one.why_not
         if paused_s:
             return f"it failed and is paused for {paused_s:.1f} s more"
         if one.role == "primary" and order[0].role == "lite":

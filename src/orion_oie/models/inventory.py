@@ -100,7 +100,7 @@ def _fetched(
     paths = cache.find(spec.source)
     if paths is not None:
         return InventoryEntry(key, "downloaded", total, arrived, used, str(paths[0]))
-    size = max(total, int(spec.size_mb * 1e6))  # before the first byte, no total is known
+    size = max(total, spec.size_bytes)  # before the first byte, no total is known
     where = spec.source.url or f"hub:{spec.source.hub}"
     return InventoryEntry(
         key, "partial" if arrived else "not downloaded", size, arrived, used, where
@@ -112,7 +112,7 @@ def _local(key: str, spec: VariantSpec, registry: ModelRegistry) -> InventoryEnt
         paths = registry.local_files(spec.source, key)
     except ModelNotFoundError:
         where = spec.source.path or f"package {spec.source.package}"
-        return InventoryEntry(key, "not here", int(spec.size_mb * 1e6), 0, None, where)
+        return InventoryEntry(key, "not here", spec.size_bytes, 0, None, where)
     size = sum(path.stat().st_size for path in paths)
     return InventoryEntry(key, "here", size, size, None, str(paths[0]))
 

@@ -4,29 +4,55 @@
 downloads nothing and imports no package.
 """
 
-import importlib.util
 import json
 import os
+import threading
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from orion_oie.errors import ModelNotFoundError, RegistryError, UnknownAgentError
+from orion_oie.errors import (
+    InvalidRequestError,
+    ModelError,
+    ModelNotFoundError,
+    RegistryError,
+    UnknownAgentError,
+)
+from orion_oie.models.choices import (
+    ChainLink,
+    Choice,
+    NamedModel,
+    Pick,
+    VariantState,
+    first_here,
+)
 from orion_oie.models.files import atomic_write
+from orion_oie.models.layers import absolute_path, changes_between, merged, with_absolute_paths
+from orion_oie.models.local_files import completed, locate
+from orion_oie.models.naming import (
+    Named,
+    Source,
+    distinct,
+    named_source,
+    not_found,
+)
+from orion_oie.models.registry_check import broken_references, checked_registry, unique_keys
 from orion_oie.models.specs import (
     CONVERSATION,
+    AgentModels,
     AgentSpec,
     ModelSpec,
+    PromptFormat,
     ProviderSpec,
     RegistryFile,
     SourceSpec,
-    VariantSpec,
+    Spec,
 )
-from orion_oie.schemas.plans import VariantChoice
+from orion_oie.models.user_folders import registry_file
 from orion_oie.schemas.validation import (
     did_you_mean,
     problems_of,
@@ -35,63 +61,9 @@ from orion_oie.schemas.validation import (
 if TYPE_CHECKING:
     from orion_oie.models.downloads.cache import ModelCache
 
-ChoiceRole = Literal["primary", "lite", "fallback"]
 
-
-@dataclass(frozen=True, slots=True)
-class ChainLink:
-    """One model of an agent's chain: whose model it is, and in which role."""
-
-    agent_id: str
-    model_id: str
-    role: ChoiceRole
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One model that may answer for an agent, in the order in which they are tried.
-
-    `files` is None when the model is not on this machine; `why_unavailable` then gives the reason.
-    `source` is the source of its files, if they can be fetched. `picked` explains the choice of the
-    variant.
-    """
-
-    agent_id: str
-    model_id: str
-    role: ChoiceRole
-    variant: str
-    files: tuple[Path, ...] | None
-    why_unavailable: str = ""
-    source: SourceSpec | None = field(default=None, compare=False)
-    picked: VariantChoice | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class VariantState:
-    """A variant of a model, with its files on this machine or the reason that there are none."""
-
-    name: str
-    spec: VariantSpec
-    files: tuple[Path, ...] | None
-    why_not_here: str = ""
-
-    @property
-    def is_fetchable(self) -> bool:
-        return self.files is None and self.spec.source.is_remote
-
-
-Pick = Callable[[str, str, Sequence[VariantState]], VariantChoice]
-"""A choice among the variants of a model for an agent: `(agent_id, model_id, variants)`, with the
-variants in the order of the registry."""
-
-
-def first_here(_agent_id: str, _model_id: str, variants: Sequence[VariantState]) -> VariantChoice:
-    """The first variant on this machine, else the first that can be fetched, else the first."""
-    for state in variants:
-        if state.files is not None:
-            return VariantChoice(variant=state.name, reason="the first one that is here")
-    fetchable = next((state for state in variants if state.is_fetchable), variants[0])
-    return VariantChoice(variant=fetchable.name, reason="none is here")
+PACKAGED = "packaged"
+"""The name of the packaged registry for a file that extends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,41 +75,127 @@ class _Chains:
 
 
 class ModelRegistry:
-    """Agents, models and providers. Changes are seen by the next request."""
+    """Agents, models and providers. Changes are seen by the next request. Thread-safe.
 
-    def __init__(self, data: RegistryFile, base: Path) -> None:
+    base: the folder at which relative paths start. beneath: the registry that `data` extends.
+    """
+
+    def __init__(
+        self, data: RegistryFile, base: Path, beneath: "ModelRegistry | None" = None
+    ) -> None:
         self._data = data
-        self._base = base
+        self._base = Path(os.path.abspath(base))
+        self._beneath = beneath
         self._chains = _Chains(data, {})
+        self._lock = threading.RLock()
+        # The packaged agents, if this registry is the packaged one or builds on it.
+        self._packaged: Mapping[str, AgentSpec] = {} if beneath is None else beneath._packaged
+        # Models that were named by an address: the address asks for their files, too.
+        self._asked_for: frozenset[str] = frozenset()
+        self._names: Mapping[str, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ModelRegistry":
         """Read and check a registry file. Raises `RegistryError` with every problem found."""
-        path = Path(path)
+        return cls._load(Path(path).expanduser(), ())
+
+    @classmethod
+    def _load(cls, path: Path, above: tuple[Path, ...]) -> "ModelRegistry":
+        """`above` are the files that extend this one."""
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, ValueError) as error:
             raise RegistryError(f"cannot read the registry {path}: {error}") from error
-        return cls.parse(text, base=path.parent, name=str(path))
+        return cls._parse(text, path.parent, str(path), (*above, path.absolute()))
 
     @classmethod
     def packaged(cls) -> "ModelRegistry":
         """The registry that comes with the library."""
-        return cls.load(_packaged_file("models.json"))
+        registry = cls.load(_packaged_file("models.json"))
+        registry._packaged = registry.agents
+        return registry
+
+    @classmethod
+    def default(cls) -> "ModelRegistry":
+        """The registry of a program that names none: the file that `ORION_REGISTRY` names, else
+        `models.json` in the user's configuration folder (`user_folders.registry_file`), else the
+        packaged one. Raises `RegistryError`."""
+        named = os.environ.get("ORION_REGISTRY")
+        try:
+            if named:
+                return cls.load(named)
+            own = registry_file()
+            return cls.load(own) if own.exists() else cls.packaged()
+        except RegistryError as error:
+            if not named:
+                raise
+            raise RegistryError(f"ORION_REGISTRY: {error.message}", error.problems) from error
 
     @classmethod
     def parse(cls, text: str, *, base: Path, name: str = "registry") -> "ModelRegistry":
         """Check the text of a registry; relative paths in it start at `base`."""
+        return cls._parse(text, base, name, ())
+
+    @classmethod
+    def _parse(cls, text: str, base: Path, name: str, above: tuple[Path, ...]) -> "ModelRegistry":
         duplicates: list[str] = []
         try:
-            raw = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, duplicates))
+            raw = json.loads(text, object_pairs_hook=lambda pairs: unique_keys(pairs, duplicates))
         except json.JSONDecodeError as error:
             raise RegistryError(
                 f"{name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
             ) from error
         except (ValueError, RecursionError) as error:
             raise RegistryError(f"{name} cannot be read as JSON: {error}") from error
-        return cls(_checked(raw, name, duplicates), base)
+        beneath = None
+        if isinstance(raw, dict) and isinstance(raw.get("extends"), str):
+            beneath = cls._extended(raw["extends"], base, name, above)
+            raw = merged(beneath._standalone(), raw)
+        return cls(checked_registry(raw, name, duplicates), base, beneath)
+
+    @classmethod
+    def _extended(
+        cls, extends: str, base: Path, name: str, above: tuple[Path, ...]
+    ) -> "ModelRegistry":
+        """The registry that another one extends."""
+        if extends == PACKAGED:
+            return cls.packaged()
+        path = absolute_path(extends, base)
+        if path.absolute() in above:
+            circle = " -> ".join(map(str, (*above, path.absolute())))
+            raise RegistryError(f"registries extend one another in a circle: {circle}")
+        try:
+            return cls._load(path, above)
+        except RegistryError as error:
+            raise RegistryError(
+                f"{name} extends '{extends}' (\"{PACKAGED}\" is the registry of the library): "
+                f"{error.message}",
+                error.problems,
+            ) from error
+
+    def _as_dict(self) -> dict[str, Any]:
+        raw = self._data.model_dump(mode="json", exclude_defaults=True)
+        return {"version": self._data.version, **raw}
+
+    def _standalone(self) -> dict[str, Any]:
+        """The whole registry as JSON, without `extends` and relative paths."""
+        raw = self._as_dict()
+        raw.pop("extends", None)
+        return with_absolute_paths(raw, self._base)
+
+    def copy(self) -> "ModelRegistry":
+        """A registry of the same content, whose changes do not reach this one."""
+        other = ModelRegistry(self._data, self._base, self._beneath)
+        other._packaged, other._asked_for = self._packaged, self._asked_for
+        other._names = self._names
+        return other
 
     @property
     def agents(self) -> Mapping[str, AgentSpec]:
@@ -185,8 +243,9 @@ class ModelRegistry:
     ) -> list[Choice]:
         """The models that may answer for an agent, best first, each at most once.
 
-        Its own primary, lite and fallback models come first, then those of its fallback
-        agents, those of the conversation agent last. Fetched files are looked up in `cache`;
+        Its own primary, lite and fallback models come first, then those of its fallback agents.
+        The models of the conversation agent come last for an agent of the packaged registry whose
+        models were not changed. Fetched files are looked up in `cache`;
         without one, such models are unavailable. `pick` chooses a variant of each model.
         """
         return [self._choice(link, cache, pick) for link in self.chain(agent_id)]
@@ -228,7 +287,7 @@ class ModelRegistry:
 
     def local_files(self, source: SourceSpec, name: str) -> tuple[Path, ...]:
         """The files of a `path` or `package` source. Raises `ModelNotFoundError`."""
-        files, why = _locate(source, self._base, None)
+        files, why = locate(source, self._base, None)
         if files is None:
             raise ModelNotFoundError(f"{name} cannot be fetched and is not here: {why}", name=name)
         return files
@@ -238,6 +297,59 @@ class ModelRegistry:
         registry would become wrong."""
         self._change("agents", agent_id, agent)
 
+    def update_agent(self, agent_id: str, **fields: Any) -> None:
+        """Change single fields of an agent: `update_agent("code", system_prompt="Be brief.")`.
+
+        Objects such as `defaults` and `routing` are merged key by key, and None removes a key;
+        `models` is replaced as a whole, with its fallbacks. Raises `UnknownAgentError`, and
+        `RegistryError` like `add_agent`.
+        """
+        with self._lock:
+            before = self.agent(agent_id).model_dump(mode="json", exclude_defaults=True)
+            changes = {name: _as_json(value) for name, value in fields.items()}
+            # One level down, as in a file: `models` are the agent's.
+            after = merged({"agent": before}, {"agent": changes})["agent"]
+            self._change("agents", agent_id, after)
+
+    def remove_agent(self, agent_id: str) -> None:
+        """Remove an agent. Raises `UnknownAgentError`, and `RegistryError`, changing nothing, if
+        another agent falls back to it or it is the last one."""
+        with self._lock:
+            self.agent(agent_id)
+            rest = {key: spec for key, spec in self._data.agents.items() if key != agent_id}
+            data = self._data.model_copy(update={"agents": rest})
+            problems = broken_references(data)
+            if problems:
+                raise RegistryError(
+                    f"agent '{agent_id}' cannot be removed: {'; '.join(problems)}", problems
+                )
+            self._data = data
+
+    def add_gguf(
+        self,
+        path: str | os.PathLike[str],
+        id: str | None = None,
+        agent: str | None = None,
+        *,
+        prompt_format: PromptFormat | Mapping[str, Any] | Literal["plain"] | None = None,
+    ) -> str:
+        """Register a GGUF file as a model, and return its id. All facts come from its header.
+
+        path: the file, or anything else that `OrionInferenceEngine(model=...)` takes; a relative
+        one starts at the working directory. id: by default it is made from the name of the file.
+        agent: this agent answers with the model from now on, and with no other. prompt_format:
+        for a file without a chat template, see `ModelSpec`.
+
+        Raises `ModelNotFoundError` or `ModelCorruptError` for what is no whole GGUF file,
+        `UnknownAgentError`, and `RegistryError` for an id that cannot be taken.
+        """
+        if agent is not None:
+            self.agent(agent)
+        model_id = self.name_source(path, model_id=id, prompt_format=prompt_format)
+        if agent is not None:
+            self.update_agent(agent, models={"primary": model_id}, fallback_agent=None)
+        return model_id
+
     def add_model(self, model_id: str, model: ModelSpec | Mapping[str, Any]) -> None:
         """Register a custom model, or replace one. Raises `RegistryError` like `add_agent`."""
         if model_id in self._data.models:
@@ -246,15 +358,111 @@ class ModelRegistry:
             )
         self._change("custom_models", model_id, model)
 
+    def name_source(
+        self,
+        source: Source,
+        *,
+        model_id: str | None = None,
+        prompt_format: PromptFormat | Mapping[str, Any] | Literal["plain"] | None = None,
+        cache: "ModelCache | None" = None,
+    ) -> str:
+        """The id of the model that a source stands for, which is registered if it is new; see
+        `OrionInferenceEngine` for the sources.
+
+        Raises `ModelNotFoundError`, `ModelCorruptError` and `ModelError` for what cannot be
+        loaded, `DownloadError` for a repository that cannot be looked into, and `RegistryError`
+        for a `model_id` that cannot be taken.
+        """
+        form = _checked_format(prompt_format)
+        known = self._names.get(source) if isinstance(source, str) else None
+        if known is not None and known in self.models and model_id is None and form is None:
+            return known  # a repository is not asked again
+        named = self._named(source, cache)
+        spec = named.spec(form)
+        with self._lock:
+            wanted = model_id or named.model_id
+            if model_id is None and wanted in self.models:
+                if not _has_source(self.models[wanted], named.source):
+                    wanted = distinct(wanted, named.source)
+                known_spec = self.models.get(wanted)
+                if known_spec is not None and form is None and _is_up_to_date(known_spec, spec):
+                    return wanted
+            self.add_model(wanted, spec)
+            if named.source.is_remote:
+                self._asked_for |= {wanted}
+            if named.source.hub is not None and isinstance(source, str):
+                self._names = {**self._names, source: wanted}
+        return wanted
+
+    def model_named(self, name: Source, cache: "ModelCache | None" = None) -> NamedModel:
+        """The model that a caller names to answer with: an id, `ID@VARIANT` or a source. Raises
+        like `name_source`, and `ModelError` for a model that does not answer questions."""
+        found = None
+        if isinstance(name, str):
+            model_id, _, variant = name.partition("@")
+            known = self.models.get(model_id)
+            if known is not None:
+                if variant:
+                    self.find_source(name)  # raises for a variant that it does not have
+                found = NamedModel(model_id, variant or None)
+        if found is None:
+            found = NamedModel(self.name_source(name, cache=cache), None)
+        if self.model(found.model_id).type == "embedding":
+            raise ModelError(
+                f"{name}: this is an embedding model, which makes vectors (engine.embed) and does "
+                "not answer questions: name another one",
+                model_id=found.model_id,
+            )
+        return found
+
+    def is_asked_for(self, model_id: str) -> bool:
+        """True for a model that was named by a remote address: that asks for its files, too."""
+        return model_id in self._asked_for
+
+    def answering_with(self, name: Source, cache: "ModelCache | None" = None) -> "ModelRegistry":
+        """A copy in which every agent answers with one model, and with no other. Raises like
+        `name_source`."""
+        other = self.copy()
+        model_id, variant = other.model_named(name, cache)
+        if variant is not None:
+            spec = other.model(model_id)
+            only = spec.model_copy(update={"variants": {variant: spec.variants[variant]}})
+            section = "models" if model_id in other._data.models else "custom_models"
+            entries = {**getattr(other._data, section), model_id: only}
+            other._data = other._data.model_copy(update={section: entries})
+        models = AgentModels(primary=model_id)
+        agents = {
+            agent_id: spec.model_copy(update={"models": models, "fallback_agent": None})
+            for agent_id, spec in other.agents.items()
+        }
+        other._data = other._data.model_copy(update={"agents": agents})
+        return other
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the registry. The file is either the old one or the complete new one."""
-        text = self._data.model_dump_json(indent=2, exclude_defaults=True) + "\n"
-        atomic_write(Path(path), text, sync=True)
+        """Write the registry. The file is either the old one or the complete new one. Of a registry
+        that extends another one, only the differences are written."""
+        path = Path(path)
+        raw = self._as_dict()
+        if path.absolute().parent != self._base:
+            raw = with_absolute_paths(raw, self._base)
+        if self._beneath is not None:
+            extends = raw.pop("extends", PACKAGED)
+            if extends != PACKAGED:
+                extends = str(absolute_path(extends, self._base))
+            base = self._beneath._standalone()
+            raw = {"extends": extends, **changes_between(base, raw)}
+        text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+        atomic_write(path, text, sync=True)
 
     @staticmethod
     def json_schema() -> dict[str, Any]:
         """The JSON Schema of models.json."""
         schema = RegistryFile.model_json_schema()
+        model = schema["$defs"]["ModelSpec"]
+        # As in the specs, `source` may stand in place of `variants`.
+        model["properties"]["source"] = {"$ref": "#/$defs/SourceSpec"}
+        model["required"].remove("variants")
+        model["oneOf"] = [{"required": ["variants"]}, {"required": ["source"]}]
         return {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": "Orion registry",
@@ -273,16 +481,23 @@ class ModelRegistry:
                 yield ChainLink(current, spec.models.lite, "lite" if is_own else "fallback")
             for model_id in spec.models.fallback:
                 yield ChainLink(current, model_id, "fallback")
-            current = spec.fallback_agent
-            if current is None and CONVERSATION in self._data.agents:
-                current = CONVERSATION
+            current = spec.fallback_agent or self._implied_fallback(current)
+
+    def _implied_fallback(self, agent_id: str) -> str | None:
+        """The agent that a packaged one falls back to without a word. Where somebody chose models
+        of their own, nothing else answers unless they wrote it down."""
+        packaged, spec = self._packaged.get(agent_id), self._data.agents[agent_id]
+        is_as_packaged = packaged is not None and packaged.models == spec.models
+        return CONVERSATION if is_as_packaged and CONVERSATION in self._data.agents else None
 
     def variants(self, model_id: str, cache: "ModelCache | None" = None) -> list[VariantState]:
         """The variants of a model, with their files. Raises `ModelNotFoundError`."""
-        return [
-            VariantState(name, spec, *_locate(spec.source, self._base, cache))
-            for name, spec in self.model(model_id).variants.items()
-        ]
+        found = []
+        for name, spec in self.model(model_id).variants.items():
+            files, why_not = locate(spec.source, self._base, cache)
+            whole = spec if files is None else completed(spec, files)
+            found.append(VariantState(name, spec, whole, files, why_not))
+        return found
 
     def _choice(self, link: ChainLink, cache: "ModelCache | None", pick: Pick) -> Choice:
         agent_id, model_id, role = link.agent_id, link.model_id, link.role
@@ -295,18 +510,68 @@ class ModelRegistry:
         source = chosen.spec.source if chosen.is_fetchable else None
         return Choice(agent_id, model_id, role, chosen.name, None, reasons, source, picked)
 
+    def _named(self, source: Source, cache: "ModelCache | None") -> Named:
+        """What a source stands for."""
+        text = os.fspath(source)
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidRequestError(f"model: a text or a path is needed, got {source!r}")
+        found = named_source(source if isinstance(source, str) else Path(text), cache)
+        if found is None:
+            raise not_found(text, self.models, self._data.agents)
+        return found
+
     def _change(self, section: str, key: str, value: object) -> None:
-        raw = self._data.model_dump(mode="json", exclude_defaults=True)
-        if isinstance(value, (AgentSpec, ModelSpec)):
-            value = value.model_dump(mode="json", exclude_defaults=True)
-        raw.setdefault(section, {})[key] = value
-        self._data = _checked(raw, f"{section}.{key}", [])
+        with self._lock:
+            raw = self._data.model_dump(mode="json", exclude_defaults=True)
+            raw.setdefault(section, {})[key] = _as_json(value)
+            checked = checked_registry(raw, f"{section}.{key}", [])
+            # What did not change stays the same objects, so that comparisons are quick; and a spec
+            # keeps what JSON leaves out, the signature of an address.
+            entry = value if isinstance(value, Spec) else getattr(checked, section)[key]
+            entries = {**getattr(self._data, section), key: entry}
+            self._data = self._data.model_copy(update={section: entries})
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Spec):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    return value
+
+
+def _has_source(model: ModelSpec, source: SourceSpec) -> bool:
+    """True for a model from the same place, whatever signs its address."""
+    return any(_place(variant.source) == _place(source) for variant in model.variants.values())
+
+
+def _place(source: SourceSpec) -> dict[str, Any]:
+    return source.model_dump(mode="json", exclude_defaults=True)  # without a signature
+
+
+def _is_up_to_date(known: ModelSpec, spec: ModelSpec) -> bool:
+    """True unless the address was signed anew."""
+    sources = [variant.source for variant in spec.variants.values()]
+    return all(any(v.source == source for v in known.variants.values()) for source in sources)
+
+
+def _checked_format(
+    given: PromptFormat | Mapping[str, Any] | Literal["plain"] | None,
+) -> PromptFormat | Literal["plain"] | None:
+    """A prompt format that a caller gives. Raises `RegistryError` for a wrong one."""
+    if given is None or isinstance(given, PromptFormat) or given == "plain":
+        return given
+    try:
+        return PromptFormat.model_validate(given)
+    except ValidationError as error:
+        problems = [f"prompt_format.{problem}" for problem in problems_of(error, PromptFormat)]
+        raise RegistryError(
+            f'{"; ".join(problems)}; or take "plain" for a base model', problems
+        ) from error
 
 
 def registry_of(source: "str | os.PathLike[str] | ModelRegistry | None") -> ModelRegistry:
-    """The registry from an engine's argument: a registry, a path, or None for the packaged one."""
+    """The registry from an engine's argument: a registry, a path, or None for the default one."""
     if source is None:
-        return ModelRegistry.packaged()
+        return ModelRegistry.default()
     return source if isinstance(source, ModelRegistry) else ModelRegistry.load(source)
 
 
@@ -314,108 +579,3 @@ def _packaged_file(name: str) -> Path:
     inside = Path(__file__).resolve().parents[1] / name
     # The wheel carries the file in the package; a source checkout keeps it at its top level.
     return inside if inside.exists() else inside.parents[2] / name
-
-
-def _unique(pairs: list[tuple[str, Any]], duplicates: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            duplicates.append(f"'{key}' appears twice in one object")
-        found[key] = value
-    return found
-
-
-def _checked(raw: object, name: str, duplicates: list[str]) -> RegistryFile:
-    """The checked registry. Raises one `RegistryError` that lists all problems."""
-    problems = list(duplicates)
-    try:
-        data = RegistryFile.model_validate(raw)
-    except ValidationError as error:
-        problems += problems_of(error, RegistryFile)
-    else:
-        problems += _broken_references(data)
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise RegistryError(f"{name} has {count}:\n{listed}", problems)
-    return data
-
-
-def _broken_references(data: RegistryFile) -> list[str]:
-    models = {**data.models, **data.custom_models}
-    problems = [
-        f"custom_models.{model_id}: 'models' has the same id"
-        for model_id in data.custom_models
-        if model_id in data.models
-    ]
-    if not data.agents:
-        problems.append("agents: there is none")
-    for agent_id, agent in data.agents.items():
-        wanted = [("primary", agent.models.primary), ("lite", agent.models.lite)]
-        wanted += [("fallback", model_id) for model_id in agent.models.fallback]
-        problems += [
-            _unknown(f"agents.{agent_id}.models.{role}", "model", model_id, models)
-            for role, model_id in wanted
-            if model_id is not None and model_id not in models
-        ]
-        if agent.fallback_agent is not None and agent.fallback_agent not in data.agents:
-            where = f"agents.{agent_id}.fallback_agent"
-            problems.append(_unknown(where, "agent", agent.fallback_agent, data.agents))
-    listed = {f"model_groups.{name}": ids for name, ids in data.model_groups.items()}
-    listed |= {f"recommendations.{n}.models": r.models for n, r in data.recommendations.items()}
-    for where, model_ids in listed.items():
-        problems += [
-            _unknown(where, "model", model_id, models)
-            for model_id in model_ids
-            if model_id not in models
-        ]
-    return problems + _fallback_cycles(data.agents)
-
-
-def _unknown(where: str, kind: str, name: str, known: Mapping[str, Any]) -> str:
-    return f"{where}: there is no {kind} '{name}'{did_you_mean(name, known)}"
-
-
-def _fallback_cycles(agents: Mapping[str, AgentSpec]) -> list[str]:
-    problems = []
-    reported: set[str] = set()
-    for start in agents:
-        path: list[str] = []
-        current: str | None = start
-        while current is not None and current in agents and current not in {*path, *reported}:
-            path.append(current)
-            current = agents[current].fallback_agent
-        if current is not None and current in path:
-            circle = path[path.index(current) :]
-            problems.append(f"fallback agents go in a circle: {' -> '.join([*circle, current])}")
-            reported.update(circle)
-    return problems
-
-
-def _locate(
-    source: SourceSpec, base: Path, cache: "ModelCache | None"
-) -> tuple[tuple[Path, ...] | None, str]:
-    """The files of a source on this machine, or None and the reason that there are none."""
-    if source.path is not None:
-        path = base / source.path
-        return ((path,), "") if path.exists() else (None, f"there is no file {path}")
-    if source.package is not None and source.file is not None:
-        return _locate_in_package(source.package, source.file)
-    files = cache.find(source) if cache is not None else None
-    return files, f"not downloaded from {source.hub or source.url}"
-
-
-def _locate_in_package(package: str, file: str) -> tuple[tuple[Path, ...] | None, str]:
-    # find_spec does not import the package: importing it could load llama.cpp into this process.
-    try:
-        spec = importlib.util.find_spec(package)
-    except ValueError:  # a module of that name was made by hand and has no spec
-        spec = None
-    folders = spec.submodule_search_locations if spec is not None else None
-    for folder in folders or []:
-        path = Path(folder) / file
-        if path.exists():
-            return (path,), ""
-    if spec is None:
-        return None, f"the package {package} is not installed"
-    return None, f"the package {package} has no file {file}"

@@ -4,10 +4,21 @@ Shapes only: `registry` reads files and checks cross-references and availability
 """
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    model_validator,
+)
 
+from orion_oie.models.queries import lasting_query
+from orion_oie.models.split_files import split_name
 from orion_oie.schemas.requests import SamplingDefaults
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -15,6 +26,7 @@ Weight = Annotated[float, Field(gt=0, le=100)]
 RouteFeature = Literal["non_english", "code_shape", "math_shape", "table_shape"]
 
 CONVERSATION = "conversation"
+_BYTES_PER_MB = 10**6
 
 
 class Spec(BaseModel):
@@ -40,20 +52,37 @@ def _compiles(pattern: str) -> str:
 class SourceSpec(Spec):
     """The source of a variant's files: exactly one of `path`, `url`, `hub`, `package`.
 
-    path: a GGUF file, relative to the registry file. url: base address of `shards`.
-    hub: `org/repo` with `files` and a `revision`. package: an installed Python package that
-    carries `file`; it is located without being imported.
+    path: a GGUF file, relative to the registry file; of a split model the first one. url: base
+    address of `shards`. query: goes with each request, and may also stand at the end of `url`. It
+    may be a signature, which no message repeats and no registry keeps: JSON gets only what says
+    which file is meant. hub: `org/repo` with `files` and a `revision`. package: an installed Python
+    package that carries `file`; it is located without being imported. sha256: a digest for each
+    file.
     """
 
     path: str | None = None
     url: str | None = None
     hub: Annotated[str, Field(pattern=r"^[^/\s]+/[^/\s]+$")] | None = None
     package: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    query: str | None = Field(default=None, repr=False)
     shards: list[str] = []
     sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = []
     files: list[str] = []
     revision: str | None = None
     file: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _query_apart(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("url"), str):
+            return data
+        url, mark, query = data["url"].partition("#")[0].partition("?")
+        given = {"query": query} if mark and not data.get("query") else {}
+        return {**data, "url": url, **given}
+
+    @field_serializer("query", when_used="json")
+    def _without_signature(self, _query: str | None) -> str | None:
+        return self.lasting_query or None
 
     @model_validator(mode="after")
     def _exactly_one_kind(self) -> "SourceSpec":
@@ -64,17 +93,24 @@ class SourceSpec(Spec):
             )
         kind = kinds[0]
         needed = {"path": (), "url": ("shards",), "hub": ("files",), "package": ("file",)}[kind]
-        allowed = {"url": {"sha256"}, "hub": {"sha256", "revision"}}.get(kind, {"sha256"})
-        for name in ("shards", "files", "file", "sha256", "revision"):
+        allowed = {"url": {"sha256", "query"}, "hub": {"sha256", "revision"}}.get(kind, {"sha256"})
+        for name in ("shards", "files", "file", "sha256", "revision", "query"):
             given = bool(getattr(self, name))
             if name in needed and not given:
                 raise ValueError(f"a '{kind}' source needs '{name}'")
             if given and name not in needed and name not in allowed:
                 raise ValueError(f"'{name}' does not belong to a '{kind}' source")
-        count = {"url": len(self.shards), "hub": len(self.files)}.get(kind, 1)
+        split = split_name(Path(self.path).name) if self.path else None
+        local = 1 if split is None else split.count
+        count = {"url": len(self.shards), "hub": len(self.files)}.get(kind, local)
         if self.sha256 and len(self.sha256) != count:
             raise ValueError(f"{len(self.sha256)} sha256 values for {count} file(s)")
         return self
+
+    @property
+    def lasting_query(self) -> str:
+        """The part of the query that says which file is meant: no signature, "" for none."""
+        return lasting_query(self.query or "", self.shards[0] if self.shards else "")
 
     @property
     def kind(self) -> Literal["path", "url", "hub", "package"]:
@@ -103,13 +139,22 @@ class ShardingSpec(Spec):
 
 
 class VariantSpec(Spec):
-    """One file set of a model. Sizes are megabytes (10^6 bytes) and gigabytes (10^9 bytes)."""
+    """One file set of a model. Sizes are megabytes (10^6 bytes) and gigabytes (10^9 bytes).
 
-    quantization: str
-    size_mb: float = Field(gt=0)
-    min_ram_gb: float = Field(gt=0)
+    Only `source` is required. What is left out is read from the file once it is on this machine;
+    what is stated must agree with it.
+    """
+
+    quantization: str | None = None
+    size_mb: float | None = Field(default=None, gt=0)
+    min_ram_gb: float | None = Field(default=None, gt=0)
     source: SourceSpec
     sharding: ShardingSpec | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of its files; 0 while it is unknown."""
+        return int((self.size_mb or 0) * _BYTES_PER_MB)
 
 
 class PromptFormat(Spec):
@@ -140,18 +185,38 @@ class PriceSpec(Spec):
     completion: float = Field(default=0.0, ge=0)
 
 
-class ModelSpec(Spec):
-    """Weights, in one or more variants; the first available variant is used."""
+ONLY_VARIANT = "default"
+"""The name of the variant of a model that is given by its `source` alone."""
 
-    name: str
+
+class ModelSpec(Spec):
+    """Weights, in one or more variants; the first available variant is used.
+
+    Only `variants` is required; `source` may stand in its place for a model with one variant. What
+    is left out is read from the file once it is on this machine; what is stated must agree with
+    it. `prompt_format` replaces the chat template of the file; "plain" joins the texts of the
+    conversation by blank lines, which suits a base model.
+    """
+
+    name: str | None = None
     version: str = "1.0"
     type: Literal["causal-lm", "vision-lm", "embedding"] = "causal-lm"
-    license: str
-    context_length: int = Field(ge=1)
-    prompt_format: PromptFormat | None = None
+    license: str | None = None
+    context_length: int | None = Field(default=None, ge=1)
+    prompt_format: PromptFormat | Literal["plain"] | None = None
     variants: dict[Identifier, VariantSpec] = Field(min_length=1)
     price: PriceSpec | None = None
     fusion: FusionSpec | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _source_is_one_variant(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "source" not in given:
+            return given
+        if "variants" in given:
+            raise ValueError("'source' is for a model without 'variants', found both")
+        rest = {key: value for key, value in given.items() if key != "source"}
+        return {**rest, "variants": {ONLY_VARIANT: {"source": given["source"]}}}
 
 
 class AgentModels(Spec):
@@ -184,7 +249,8 @@ class RoutingHints(Spec):
 
 
 class AgentSpec(Spec):
-    """A persona: its system prompt, its sampling, its purpose and its models.
+    """A persona: its system prompt, its sampling, its purpose and its models. Only `models` is
+    required; without a system prompt the model gets the question alone.
 
     `fallback_agent` answers when none of the agent's own models can; the conversation agent
     comes last in any case.
@@ -194,11 +260,11 @@ class AgentSpec(Spec):
     `loading_strategy` and `sharding` override those of the engine and of the variant.
     """
 
-    name: str
-    description: str
+    name: str = ""
+    description: str = ""
     version: str = "1.0"
     capabilities: list[str] = []
-    system_prompt: str
+    system_prompt: str = ""
     models: AgentModels
     routing: RoutingHints = Field(default_factory=RoutingHints)
     defaults: SamplingDefaults = Field(default_factory=SamplingDefaults)
@@ -235,11 +301,16 @@ class ProviderSpec(Spec):
 
 
 class RegistryFile(Spec):
-    """The whole of models.json."""
+    """The whole of models.json.
 
-    version: str
-    models: dict[Identifier, ModelSpec]
-    agents: dict[Identifier, AgentSpec]
+    extends: "packaged" or the path of another registry file, relative to this one. This file then
+    needs to state only what it adds or changes: see `registry_layers`.
+    """
+
+    version: str = "1.0"
+    extends: str | None = None
+    models: dict[Identifier, ModelSpec] = {}
+    agents: dict[Identifier, AgentSpec] = {}
     custom_models: dict[Identifier, ModelSpec] = {}
     model_groups: dict[str, list[str]] = {}
     recommendations: dict[str, Recommendation] = {}

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.config import EngineConfig
-from orion_oie.errors import OrionError
+from orion_oie.errors import OrionError, described
+from orion_oie.models.choices import VariantState
 from orion_oie.models.keys import ModelKey
-from orion_oie.models.registry import ModelRegistry, VariantState
+from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import ModelSpec, VariantSpec
 from orion_oie.schemas.results import ModelInfo
 
@@ -27,20 +28,20 @@ if TYPE_CHECKING:  # slow to import, and needed for fetching only
 
 LOOK_AGAIN_S = 5.0
 _logger = logging.getLogger("orion_oie")
-_BYTES_PER_MB = 10**6
 
 
 @dataclass(frozen=True, slots=True)
 class VariantFiles:
     """One variant of a model, and its files. `spec` is None when there is nothing to load,
-    `estimate` also when its size cannot be estimated. `file_bytes` are on this machine."""
+    `estimate` also when its size cannot be estimated: `error` says why. `file_bytes` are on this
+    machine."""
 
     key: ModelKey
     state: VariantState
     spec: LoadSpec | None
     estimate: Footprint | None
     file_bytes: int = 0
-    why_unreadable: str = ""
+    error: OrionError | None = None
 
     @property
     def is_on_disk(self) -> bool:
@@ -55,6 +56,10 @@ class Look:
     model: ModelSpec
     variants: tuple[VariantFiles, ...]
     at_s: float
+
+    def error_of(self, key: ModelKey) -> OrionError | None:
+        """The error that was found in a variant."""
+        return next((one.error for one in self.variants if one.key == key), None)
 
     @property
     def choices(self) -> tuple[tuple[str, VariantSpec, bool], ...]:
@@ -142,8 +147,15 @@ class ModelFiles:
         file_bytes = _size_of(state.files or ())
         try:
             return VariantFiles(key, state, spec, self._footprint(spec), file_bytes)
-        except OrionError as error:  # its load reports it, if it comes to that
-            return VariantFiles(key, state, spec, None, file_bytes, error.message)
+        except OrionError as error:
+            if state.files is None:  # its size is not known before it arrives
+                return VariantFiles(key, state, spec, None, file_bytes)
+            # A request that needs it raises it.
+            last_seen = self._looks.get(model_id)
+            known = None if last_seen is None else last_seen.error_of(key)
+            if known is not None and described(known) == described(error):
+                error = known  # the same object where nothing is new
+            return VariantFiles(key, state, spec, None, file_bytes, error)
 
     def _spec(self, key: ModelKey, model: ModelSpec, state: VariantState) -> LoadSpec | None:
         """The spec that loads a variant, without the settings of an agent."""
@@ -156,11 +168,14 @@ class ModelFiles:
         info = ModelInfo(
             model_id=key.model_id,
             variant=key.variant,
-            name=model.name,
+            name=model.name or "",
             version=model.version,
-            license=model.license,
+            license=model.license or "",
+            quantization=state.stated.quantization or "",
+            size_bytes=state.stated.size_bytes,
+            context_length=model.context_length or 0,
         )
-        expected_bytes = int(state.spec.size_mb * _BYTES_PER_MB)
+        expected_bytes = state.spec.size_bytes
         gpu_layers = (
             None if self._config.serving.gpu_layers == "auto" else self._config.serving.gpu_layers
         )
@@ -169,7 +184,8 @@ class ModelFiles:
             files=files,
             threads=self._config.serving.threads,
             gpu_layers=gpu_layers,
-            expected_bytes=expected_bytes,
+            expected_bytes=expected_bytes or None,
+            sha256=() if source is not None else tuple(state.spec.source.sha256),
         )
         if model.type == "embedding":
             return replace(spec, is_embedding=True)
@@ -179,7 +195,8 @@ class ModelFiles:
             slots=self._config.serving.slot_count,
             context_length=self._config.serving.context_length,
             host_cache_bytes=self._config.memory.host_cache_bytes,
-            prompt_format=model.prompt_format,
+            prompt_format=None if model.prompt_format == "plain" else model.prompt_format,
+            is_plain=model.prompt_format == "plain",
             sharding=self._config.loading.sharding,
         )
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from orion_oie.backends.base import Footprint, LoadSpec
 from orion_oie.config import EngineConfig, ShardingConfig
 from orion_oie.errors import InsufficientMemoryError, InvalidRequestError, ModelNotFoundError
+from orion_oie.models.choices import ChainLink, NamedModel
 from orion_oie.models.keys import ModelKey
 from orion_oie.models.quantization import VariantOption, choose_variant, level_of
-from orion_oie.models.registry import ChainLink, ModelRegistry
+from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import AgentSpec, VariantSpec
 from orion_oie.pool.candidate import Candidate
 from orion_oie.pool.files import LOOK_AGAIN_S, Look, ModelFiles, VariantFiles
@@ -57,12 +58,15 @@ class VariantSelector:
         self._budget_bytes = budget_bytes
         self._is_resident = is_resident
         self._picks: dict[tuple[str, str], tuple[object, VariantChoice]] = {}
-        self._chosen: dict[str, _Chosen] = {}
+        self._chosen: dict[tuple[str, NamedModel | None], _Chosen] = {}
         self._reports: dict[ModelKey, tuple[tuple[VariantChoice, int, int], VariantReport]] = {}
 
-    def candidates(self, agent_id: str, *, is_fresh: bool = False) -> tuple[Candidate, ...]:
-        """The models that may answer for an agent, best first, each in one variant. Of a model of
-        which no variant fits, the smallest is among them: its load says why not.
+    def candidates(
+        self, agent_id: str, named: NamedModel | None = None, *, is_fresh: bool = False
+    ) -> tuple[Candidate, ...]:
+        """The models that may answer for an agent, best first, each in one variant; the one that
+        the caller `named` and no other. Of a model of which no variant fits, the smallest is among
+        them: its load says why not.
 
         The age of the file checks that it relies on:
         1. checked now, if `is_fresh`;
@@ -72,13 +76,14 @@ class VariantSelector:
         Raises `UnknownAgentError`.
         """
         agent = self._registry.agent(agent_id)
-        last = self._chosen.get(agent_id)
+        last = self._chosen.get((agent_id, named))
         if last is None or last.agent is not agent or is_fresh:
-            return self._choose(agent_id, agent, max_age_s=0.0)
+            return self._choose(agent_id, agent, named, max_age_s=0.0)
         if self._is_current(last):
             return last.candidates
         is_any_resident = any(self._is_resident(one.key) for one in last.candidates)
-        return self._choose(agent_id, agent, max_age_s=LOOK_AGAIN_S if is_any_resident else 0.0)
+        max_age_s = LOOK_AGAIN_S if is_any_resident else 0.0
+        return self._choose(agent_id, agent, named, max_age_s)
 
     def _is_current(self, last: _Chosen) -> bool:
         """True when nothing has changed, and the best candidate is in memory and fits."""
@@ -91,12 +96,16 @@ class VariantSelector:
             and self._files.are_recent(last.looks)
         )
 
-    def _choose(self, agent_id: str, agent: AgentSpec, max_age_s: float) -> tuple[Candidate, ...]:
+    def _choose(
+        self, agent_id: str, agent: AgentSpec, named: NamedModel | None, max_age_s: float
+    ) -> tuple[Candidate, ...]:
         links = self._registry.chain(agent_id)
+        if named is not None:
+            links = (ChainLink(agent_id, named.model_id, "primary", named.variant),)
         # Read before the looks: what comes in between is news to the next request.
         revisions = self._files.revision, self._sizes.revision
         looks = tuple(self._files.of(link.model_id, max_age_s) for link in links)
-        last = self._chosen.get(agent_id)
+        last = self._chosen.get((agent_id, named))
         is_known = (
             last is not None
             and last.agent is agent
@@ -111,7 +120,7 @@ class VariantSelector:
         candidates = tuple(
             self._candidate(link, look) for link, look in zip(links, looks, strict=True)
         )
-        self._chosen[agent_id] = _Chosen(agent, looks, revisions, candidates)
+        self._chosen[agent_id, named] = _Chosen(agent, looks, revisions, candidates)
         return candidates
 
     def _candidate(self, link: ChainLink, look: Look) -> Candidate:
@@ -131,25 +140,24 @@ class VariantSelector:
                 load_s = self._sizes.load_s(spec, chosen.estimate)
         why_unavailable = ""
         if not chosen.is_on_disk:
-            why_unavailable = "; ".join(
-                f"{one.state.name}: {one.state.why_not_here}" for one in look.variants
-            )
+            why_unavailable = _why_none(look.variants)
         return Candidate(
             agent_id=link.agent_id,
             model_id=link.model_id,
             role=link.role,
             picked=picked,
             key=chosen.key,
-            quantization=chosen.state.spec.quantization,
+            quantization=chosen.state.spec.quantization or "",
             spec=spec,
             footprint=footprint,
             load_s=load_s,
             file_bytes=chosen.file_bytes,
             is_on_disk=chosen.is_on_disk,
             is_available=self._can_be_used(chosen),
+            can_be_fetched=chosen.state.spec.source.is_remote,
             is_progressive=is_progressive,
             why_unavailable=why_unavailable,
-            why_unreadable=chosen.why_unreadable,
+            error=chosen.error,
             price=look.model.price,
         )
 
@@ -167,7 +175,7 @@ class VariantSelector:
             look = self._files.of(model_id, max_age_s=0.0)  # it may have been fetched just now
         chosen = _first_on_disk(look)
         if chosen is None or chosen.spec is None:
-            reasons = "; ".join(f"{v.state.name}: {v.state.why_not_here}" for v in look.variants)
+            reasons = _why_none(look.variants)
             raise ModelNotFoundError(
                 f"the embedding model '{model_id}' is not on this machine: {reasons}; fetch it "
                 f"with 'orion-oie pull {model_id}'",
@@ -245,6 +253,8 @@ class VariantSelector:
         2. Otherwise the choice of `choose_variant` among the usable ones.
         3. If there is none, the smallest one, so that its load explains why it does not fit.
         """
+        if link.variant is not None:
+            return VariantChoice(variant=link.variant, reason="asked for by name")
         agent = self._registry.agent(link.agent_id)
         asked = (agent.quantization, agent.optimized_size, look.choices)
         last_asked, last = self._picks.get((link.agent_id, link.model_id), (None, None))
@@ -281,8 +291,8 @@ class VariantSelector:
             options.append(
                 VariantOption(
                     variant=one.state.name,
-                    quantization=one.state.spec.quantization,
-                    size_bytes=int(one.state.spec.size_mb * _BYTES_PER_MB),
+                    quantization=one.state.spec.quantization or "",
+                    size_bytes=one.state.spec.size_bytes or one.file_bytes,
                     needed_bytes=None if footprint is None else footprint.max_bytes,
                     is_here=one.is_on_disk,
                     can_be_fetched=not one.is_on_disk and self._can_be_used(one),
@@ -291,7 +301,10 @@ class VariantSelector:
         return options
 
     def _can_be_used(self, one: VariantFiles) -> bool:
-        return one.is_on_disk or (one.state.is_fetchable and self._config.download.auto)
+        if one.is_on_disk or not one.state.is_fetchable:
+            return one.is_on_disk
+        auto = self._config.download.auto
+        return self._registry.is_asked_for(one.key.model_id) if auto is None else auto
 
     def _corrected(self, one: VariantFiles) -> Footprint | None:
         if one.spec is None or one.estimate is None:
@@ -307,3 +320,11 @@ def _are_same(some: Sequence[Look], others: Sequence[Look]) -> bool:
 
 def _first_on_disk(look: Look) -> VariantFiles | None:
     return next((one for one in look.variants if one.is_on_disk), None)
+
+
+def _why_none(variants: Sequence[VariantFiles]) -> str:
+    """The reason that no variant is on this machine; the same one is given once."""
+    reasons = {one.state.name: one.state.why_not_here for one in variants}
+    if len(set(reasons.values())) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"{name}: {why}" for name, why in reasons.items())

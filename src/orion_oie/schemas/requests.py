@@ -1,5 +1,6 @@
 """The input of a request: messages, sampling settings, options."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -29,6 +30,17 @@ def _path_or_bytes(value: object) -> object:
         raise ValueError("a path or the bytes of a file are needed")
     return value
 
+
+def _named_model(value: object) -> object:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError("an id, a source or a path is needed")
+    name = os.fspath(value)
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError("an id, a source or a path is needed")
+    return name if isinstance(value, str) else Path(name)
+
+
+ModelName = Annotated[str | Path, BeforeValidator(_named_model)]
 
 _INT32_MAX = 2**31 - 1  # llama.cpp uses 32-bit integers: a larger number would overflow
 
@@ -130,6 +142,13 @@ class RequestOptions(SamplingDefaults):
         default=None, description="Agent that answers. None lets the router choose."
     )
 
+    model: ModelName | None = Field(
+        default=None,
+        description="Model that answers instead of the agent's, and no other: the id of a model "
+        "in the registry (`ID@VARIANT` for one variant) or a source, as for "
+        "`OrionInferenceEngine(model=...)`.",
+    )
+
     images: Images = Field(
         default_factory=list,
         description="Images of the question, as paths or as the bytes of files.",
@@ -151,6 +170,13 @@ class RequestOptions(SamplingDefaults):
 
     system_prompt: str | None = Field(
         default=None, description="System prompt that replaces the agent's."
+    )
+
+    prompt_format: Literal["plain"] | None = Field(
+        default=None,
+        description='"plain" lets a base model, which has no chat template, continue the text: '
+        "history and question are joined by blank lines, and the agent's system prompt is left "
+        "out. None takes the model's own format.",
     )
 
     seed: Seed | None = Field(
@@ -212,10 +238,12 @@ class RequestOptionsDict(TypedDict, total=False):
     """
 
     agent: str | None
+    model: str | os.PathLike[str] | None
     images: Sequence[str | Path | bytes]
     conversation_history: Sequence[Message | Mapping[str, str]]
     session_id: str | None
     system_prompt: str | None
+    prompt_format: Literal["plain"] | None
     temperature: float | None
     top_p: float | None
     top_k: int | None

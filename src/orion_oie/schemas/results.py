@@ -160,13 +160,22 @@ class Receipt(Schema):
     removed_characters: int = 0
     state_ms: dict[str, float] = Field(default_factory=dict)
 
+    def __str__(self) -> str:
+        from orion_oie.schemas.receipt_table import receipt_table  # nobody else needs it
+
+        return receipt_table(self)
+
 
 FinishReason = Literal["stop", "length"]
 
 
 class InferenceResult(Schema):
-    """An answer with everything needed to judge it. `cost` is in US dollars. `logprobs` is None
-    unless requested."""
+    """An answer with everything needed to judge it; `str()` of it is the answer.
+
+    wanted_model_id: the model that should have answered: the agent's primary one, or the one that
+    was named. is_stand_in: another one answered; the receipt says why. cost: in US dollars.
+    logprobs: None unless requested.
+    """
 
     content: str
     agent_id: str
@@ -180,7 +189,28 @@ class InferenceResult(Schema):
     receipt: Receipt
     cost: float = 0.0
     logprobs: list[TokenLogprob] | None = None
+    wanted_model_id: str = ""
+    is_stand_in: bool = False
     _feedback: Callable[[str], None] | None = PrivateAttr(default=None)
+
+    @property
+    def text(self) -> str:
+        """The answer; the same as `content`."""
+        return self.content
+
+    def __str__(self) -> str:
+        return self.content
+
+    def __repr__(self) -> str:
+        return f"<InferenceResult {self._line()}: {_shortened(self.content)!r}>"
+
+    def _line(self) -> str:
+        stood_in = f" in place of {self.wanted_model_id}" if self.is_stand_in else ""
+        return (
+            f"{self.agent_id}, {self.model_id}@{self.variant}{stood_in}, "
+            f"{self.usage.completion_tokens} tokens, {self.timings.total_ms / 1e3:.2f} s, "
+            f"{self.finish_reason}"
+        )
 
     def take_feedback(self, keep: Callable[[str], None] | None) -> None:
         """Have `feedback` call `keep(correct_agent)`; None keeps none."""
@@ -219,3 +249,11 @@ class StreamStats:
     tokens: int
     ttft_ms: float | None
     tokens_per_second: float | None
+
+
+_SHOWN_CHARS = 40
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."

@@ -168,9 +168,11 @@ class EmbeddingStats(Schema):
 
 
 class EngineStats(Schema):
-    """Statistics of an engine. `embeddings` is None before the first embedding."""
+    """Statistics of an engine. stand_ins: answers that another model than the wanted one gave.
+    embeddings: None before the first embedding."""
 
     requests: RequestCounts
+    stand_ins: int = 0
     waiting: int
     running: int
     models: dict[str, ModelStats]

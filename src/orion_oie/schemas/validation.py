@@ -3,6 +3,7 @@
 Used at every edge where outside data enters: request options, configuration, models.json.
 """
 
+import re
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from orion_oie.errors import InvalidRequestError
 
 _SHOWN_VALUE_CHARS = 60
+_QUERY = re.compile(r"(https?://[^\s'\"?]*)\?[^\s'\"]*")  # of an address; it may be a signature
 _CLOSE = 0.6  # least similarity of names, of 1
 _CLOSE_ELSEWHERE = 2 / 3  # of the many names of all sections some are similar by chance
 
@@ -124,6 +126,7 @@ def _shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # an int of more digits than Python writes
         return f"a huge {type(value).__name__}"
+    text = _QUERY.sub(r"\1?...", text)
     if len(text) <= _SHOWN_VALUE_CHARS:
         return text
     return f"{text[:_SHOWN_VALUE_CHARS]}... ({len(text)} characters)"

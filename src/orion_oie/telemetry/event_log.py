@@ -1,7 +1,8 @@
 """The log of one engine's events: it keeps them, logs them and hands them to subscribers.
 
 Prints nothing: events go to the standard library's logger "orion_oie", which is silent until the
-application configures logging. Which events there are is in `events.py`.
+application configures logging. A line of it is the event's name and its short facts; the record has
+all fields as `orion` and the name as `event_name`. Which events there are is in `events.py`.
 """
 
 import logging
@@ -81,4 +82,4 @@ class EventLog:
         bound = self._structured
         if event.request_id is not None:
             bound = bound.bind(request_id=event.request_id)
-        getattr(bound, event.level)(event.name, orion=event.fields)
+        getattr(bound, event.level)(event.in_one_line(), event_name=event.name, orion=event.fields)

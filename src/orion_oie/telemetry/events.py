@@ -43,6 +43,16 @@ class Event:
         """The event's own fields by name: JSON-compatible, without `request_id`, `at`, `level`."""
         return {name: getattr(self, name) for name in names_of(type(self)).own}
 
+    def in_one_line(self) -> str:
+        """Its name and its short facts, without texts of users or models."""
+        content = names_of(type(self)).content
+        facts = [
+            f"{name}={_short(value)}"
+            for name, value in self.fields.items()
+            if name not in content and isinstance(value, (str, int, float)) and value != ""
+        ]
+        return " ".join([self.name, *facts])
+
 
 # -- the engine
 
@@ -389,6 +399,18 @@ class PreloadTrouble(Event):
 
     text: Content
     """Type and message of the error. It may quote the question."""
+
+
+_LINE_CHARS = 300
+
+
+def _short(value: str | float) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = str(value)
+    if isinstance(value, str) and (not text.isprintable() or " " in text):
+        text = repr(text)
+    return text if len(text) <= _LINE_CHARS else f"{text[:_LINE_CHARS]}..."
 
 
 CATALOGUE: Mapping[str, type[Event]] = {

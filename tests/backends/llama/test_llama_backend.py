@@ -325,6 +325,13 @@ def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["sha256-0123", "sha256:0123"])
+def test_a_file_needs_no_suffix(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """Other programs keep their models under the digests of their contents."""
+    (tmp_path / name).write_bytes(tiny_model.read_bytes())
+    load(tmp_path / name).close()
+
+
 def test_weights_that_llama_cpp_refuses(tiny_model: Path, tmp_path: Path) -> None:
     """A file with a sound header that llama.cpp refuses is ModelCorruptError with its log."""
     data = tiny_model.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")

@@ -3,6 +3,7 @@
     ROOT/models/KIND--NAME/FILE            complete, with the right digest
     ROOT/models/KIND--NAME/FILE.part       arriving; .part.map has its blocks, .lock is its lock
     ROOT/models.lock.json                  the digest of each file, as expected or as first seen
+    ROOT/listings/                         lists of the hub's files, kept by `listing`
     ROOT/snapshots/                        states of system prompts, kept by the workers
 
 Processes share one cache: the holder of a file's lock fetches it, and the others wait for it. The
@@ -22,8 +23,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
-
-from platformdirs import user_cache_path
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.config import DownloadConfig
@@ -51,6 +50,7 @@ from orion_oie.models.files import (
     replacing,
 )
 from orion_oie.models.specs import SourceSpec
+from orion_oie.models.user_folders import cache_folder
 
 _HASH_BYTES = 1 << 20
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -100,7 +100,7 @@ def default_root() -> Path:
     """`ORION_CACHE_DIR`, or `orion-oie` in the user's folder for caches."""
     if named := os.environ.get("ORION_CACHE_DIR"):
         return Path(named).expanduser()
-    return user_cache_path("orion-oie", appauthor=False)
+    return cache_folder()
 
 
 class ModelCache:
@@ -387,7 +387,9 @@ def _folder_name(source: SourceSpec) -> str:
         return _UNSAFE.sub("-", f"hub--{source.hub.replace('/', '--')}--{revision}")
     if source.url is None:
         raise ValueError(f"a '{source.kind}' source has no folder in the cache")
-    digest = hashlib.sha256(source.url.encode()).hexdigest()[:12]
+    lasting = source.lasting_query  # a signature changes, but the file is the same
+    identity = f"{source.url}?{lasting}" if lasting else source.url
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     host = None
     with contextlib.suppress(ValueError):  # fetching reports what is wrong with the address
         host = urlsplit(source.url).hostname

@@ -411,7 +411,7 @@ class Download:
             return
         with self._client.ask(part.file, chunk.start, chunk.end) as response:
             _check_passing(response)
-            size = total_size(response, part.file.url, chunk.start)
+            size = total_size(response, part.file, chunk.start)
             if size != part.size or etag_of(response, part.file) != part.etag:
                 self._discard(part)
                 raise DownloadError(
@@ -485,7 +485,7 @@ class Download:
     def _request_first_byte(self, file: RemoteFile) -> tuple[int, str | None]:
         with self._client.ask(file, 0, 1) as response:
             _check_passing(response)
-            found = total_size(response, file.url, 0), etag_of(response, file)
+            found = total_size(response, file, 0), etag_of(response, file)
             # Read the byte and the end of the body, so that the connection can be reused.
             list(itertools.islice(response.iter_raw(), 2))
             return found

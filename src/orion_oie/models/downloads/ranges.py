@@ -4,6 +4,7 @@ Retries nothing and stores nothing; `fetch` does.
 """
 
 import contextlib
+import logging
 import re
 import socket
 import threading
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # an extra, and slow to import
 # Statuses after which the same request may succeed.
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
+_LOGGERS = ("httpx", "httpcore.http11", "httpcore.connection", "httpcore.proxy")
+_QUERY = re.compile(r"(https?://[^\s'\"?]*)\?[^\s'\"]*")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 
 
@@ -29,7 +32,8 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 class RemoteFile:
     """A file that can be fetched to `path`. `sha256` is its expected digest, None if unknown.
 
-    `headers` are sent with each request. `revision` is the commit in the file's repository.
+    `headers` and `query` are sent with each request, and never shown: they may hold secrets.
+    `revision` is the commit in the file's repository.
     """
 
     url: str
@@ -37,6 +41,12 @@ class RemoteFile:
     sha256: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     revision: str | None = None
+    query: str = field(default="", repr=False, compare=False)
+
+    @property
+    def address(self) -> str:
+        """The address of a request, with the query."""
+        return f"{self.url}?{self.query}" if self.query else self.url
 
 
 class RangeClient:
@@ -61,7 +71,12 @@ class RangeClient:
         }
         notes = {"trace": self._note}
         try:
-            with self._client.stream("GET", file.url, headers=headers, extensions=notes) as answer:
+            with (
+                _QUIET.asking(),
+                self._client.stream(
+                    "GET", file.address, headers=headers, extensions=notes
+                ) as answer,
+            ):
                 yield answer
         except (httpx.InvalidURL, httpx.TooManyRedirects) as error:
             raise DownloadError(f"{file.url}: {error}", url=file.url) from error
@@ -89,12 +104,26 @@ class RangeClient:
         self._client.close()
 
 
-def total_size(response: "httpx.Response", url: str, start: int) -> int:
+def total_size(response: "httpx.Response", file: RemoteFile, start: int) -> int:
     """The size of the whole file, from an answer to a ranged request. Raises `DownloadError`."""
-    status = response.status_code
+    url, status = file.url, response.status_code
+    if file.query and status in (400, 401, 403, 410):
+        raise DownloadError(
+            f"{url}: access denied (status {status}): the signature in the address may have run "
+            "out: get a new address, with which the download goes on",
+            url=url,
+            status=status,
+        )
     if status in (401, 403):
         raise DownloadError(
             f"{url}: access denied (status {status}): a token or a licence may be needed",
+            url=url,
+            status=status,
+        )
+    if status in (200, 206) and _is_web_page(response):
+        raise DownloadError(
+            f"{url}: this is a web page, not a file: use the download link, and check the access "
+            "rights",
             url=url,
             status=status,
         )
@@ -118,6 +147,11 @@ def total_size(response: "httpx.Response", url: str, start: int) -> int:
     return int(match[3])
 
 
+def _is_web_page(response: "httpx.Response") -> bool:
+    kind: str = response.headers.get("Content-Type", "")
+    return kind.lower().startswith(("text/html", "application/xhtml"))
+
+
 def etag_of(response: "httpx.Response", file: RemoteFile) -> str | None:
     """The identifier of the content by its server, if it is a reliable one: the ETag or the date.
     None for a file with a known digest: servers behind one address may disagree on the ETag."""
@@ -134,6 +168,33 @@ def retry_after(response: "httpx.Response") -> float:
     return min(float(said), 60.0) if said.isdecimal() else 0.0
 
 
+class _QuietLogs(logging.Filter):
+    """Leaves the queries of addresses out of what the HTTP library logs about our requests: its
+    logs name each address, also those that a server redirects to. Leaves other requests alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_thread = threading.local()
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Inside, this thread makes one of our requests."""
+        self._of_thread.is_asking = True
+        try:
+            yield
+        finally:
+            self._of_thread.is_asking = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if getattr(self._of_thread, "is_asking", False):
+            record.msg = _QUERY.sub(r"\1?...", record.getMessage())
+            record.args = ()
+        return True
+
+
+_QUIET = _QuietLogs()
+
+
 def _client(config: DownloadConfig) -> "httpx.Client":
     try:
         import httpx
@@ -141,6 +202,8 @@ def _client(config: DownloadConfig) -> "httpx.Client":
         raise DownloadError(
             "downloads need httpx: pip install 'orion-oie[download]'", extra="download"
         ) from error
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_QUIET)  # once: it is the same filter
     return httpx.Client(
         timeout=config.timeout_s,
         follow_redirects=True,

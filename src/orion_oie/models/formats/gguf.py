@@ -32,6 +32,10 @@ from orion_oie.models.formats.ggml_types import (
     FILE_TYPES,
     TENSOR_TYPES,
 )
+from orion_oie.models.formats.impostors import (
+    SNIFFED_BYTES,
+    impostor,
+)
 
 _MIN_FILE_BYTES = 24
 _MIN_KEY_VALUE_BYTES = 8 + 1 + 4 + 1
@@ -56,13 +60,6 @@ _SCALARS = {
     11: ("int64", Struct("<q")),
     12: ("float64", Struct("<d")),
 }
-
-_IMPOSTORS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not a model", "fetch what it points to"),
-    (b"<", "a web page, not a model", "check the address and the access rights"),
-    (b"tjgg", "an old GGML file", "convert the original model to GGUF"),
-    (b"PK", "a zip archive or a PyTorch checkpoint", "convert the original model to GGUF"),
-)
 
 _EMBEDDING_ARCHITECTURES = ("gemma-embedding", "llama-embed", "t5encoder")
 
@@ -148,11 +145,16 @@ class GGUFHeader:
         return self._text("tokenizer.chat_template") or None
 
     @property
+    def stated_quantization(self) -> str:
+        """The file type, such as "Q4_K_M"; empty if the header does not state one."""
+        file_type = self._number("general.file_type", default=-1)
+        return FILE_TYPES.get(file_type & ~_FILE_TYPE_GUESSED, "") if file_type >= 0 else ""
+
+    @property
     def quantization(self) -> str:
         """The file type, such as "Q4_K_M", else the type of most tensors."""
-        file_type = self._number("general.file_type", default=-1) & ~_FILE_TYPE_GUESSED
-        if file_type in FILE_TYPES:
-            return FILE_TYPES[file_type]
+        if self.stated_quantization:
+            return self.stated_quantization
         common = Counter(tensor.type_name for tensor in self.tensors).most_common(1)
         return common[0][0] if common else ""
 
@@ -172,6 +174,20 @@ class GGUFHeader:
     @property
     def is_split(self) -> bool:
         return self.split_count > 1
+
+    @property
+    def role(self) -> str:
+        """What the file is for: "model", or one of "mmproj", "adapter", "imatrix",
+        "control vector" and "vocabulary", none of which can answer."""
+        kind = self._text("general.type").lower()
+        if kind in ("mmproj", "adapter", "imatrix"):
+            return kind
+        if self.architecture == "clip":
+            return "mmproj"
+        if self.architecture == "controlvector":
+            return "control vector"
+        # The first file of a split model may hold nothing but the metadata.
+        return "vocabulary" if not self.tensors and not self.is_split else "model"
 
     @property
     def is_embedding_model(self) -> bool:
@@ -250,24 +266,28 @@ def parse_header(read_at: ReadAt, file_size: int, name: str) -> GGUFHeader:
     # Without tensors there is no data section, and the padding before it may be missing.
     data_offset = cursor.pos + (-cursor.pos % alignment if entries else 0)
     tensors = tuple(_place_tensor(cursor, entry, data_offset, alignment) for entry in entries)
+    _check_end(cursor, tensors)
     _check_overlap(cursor, tensors)
     return GGUFHeader(version, file_size, data_offset, alignment, metadata, tensors)
 
 
 def _parse_version(cursor: Cursor) -> int:
+    if cursor.size == 0:
+        cursor.fail("the file is empty", "download it again")
+    start = cursor.take(min(4, cursor.size), "the magic number")
+    if start != b"GGUF":
+        rest = min(SNIFFED_BYTES, cursor.size) - len(start)
+        found = impostor(start + cursor.take(rest, "the start of the file"))
+        if found is not None:
+            cursor.fail(f"this is {found.what}", found.advice, offset=0)
+        cursor.fail(f"it starts with {start!r}, not with b'GGUF'", offset=0)
     if cursor.size < _MIN_FILE_BYTES:
         cursor.fail(
             f"the file has {cursor.size} bytes; a GGUF header needs at least {_MIN_FILE_BYTES}",
             "download it again",
         )
-    start = cursor.take(8, "the magic number and the version")
-    if start[:4] != b"GGUF":
-        start += cursor.take(16, "the start of the file")
-        for sign, what, advice in _IMPOSTORS:
-            if start.startswith(sign):
-                cursor.fail(f"this is {what}", advice, offset=0)
-        cursor.fail(f"it starts with {start[:4]!r}, not with b'GGUF'", offset=0)
-    version, swapped = (int.from_bytes(start[4:], order) for order in ("little", "big"))
+    start = cursor.take(4, "the version")
+    version, swapped = (int.from_bytes(start, order) for order in ("little", "big"))
     if swapped in (1, 2, 3):
         cursor.fail(
             f"this is a big-endian GGUF file of version {swapped}",
@@ -386,16 +406,20 @@ def _place_tensor(
     if entry.offset % alignment:
         cursor.fail(f"{what} has the offset {entry.offset}, not a multiple of {alignment}")
     start = data_offset + entry.offset
-    missing = start + entry.n_bytes - cursor.size
+    return replace(entry, offset=start)
+
+
+def _check_end(cursor: Cursor, tensors: tuple[TensorInfo, ...]) -> None:
+    end = max((tensor.offset + tensor.n_bytes for tensor in tensors), default=0)
+    missing = end - cursor.size
     if missing > 0:
         cursor.fail(
-            f"{what} takes {entry.n_bytes} bytes from offset {start}, but the file has "
-            f"{cursor.size}: at least {missing} are missing",
+            f"the file is cut off: by its header it needs {end} bytes, but it has "
+            f"{cursor.size}: {missing} are missing",
             "download it again",
-            offset=start,
+            offset=cursor.size,
             missing=missing,
         )
-    return replace(entry, offset=start)
 
 
 def _check_overlap(cursor: Cursor, tensors: tuple[TensorInfo, ...]) -> None:

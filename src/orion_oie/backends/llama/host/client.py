@@ -535,10 +535,13 @@ def _vectors(report: EmbeddedReport) -> "NDArray[np.float32]":
 
 
 def _described(spec: LoadSpec, headers: Sequence[GGUFHeader]) -> ModelInfo:
-    return spec.info.model_copy(
+    info, header = spec.info, headers[0]
+    return info.model_copy(
         update={
-            "architecture": headers[0].architecture,
-            "quantization": headers[0].quantization,
+            "name": info.name or header.name or info.model_id,
+            "license": info.license or header.license or "unknown",
+            "architecture": header.architecture,
+            "quantization": header.quantization,
             "size_bytes": sum(header.file_size for header in headers),
         }
     )

@@ -25,6 +25,7 @@ from orion_oie.backends.base import (
     usable_context,
 )
 from orion_oie.backends.llama.host.arriving import Arriving, download_progress
+from orion_oie.backends.llama.host.claims import check_claims
 from orion_oie.backends.llama.host.client import (
     LlamaModel,
     OnCrash,
@@ -55,13 +56,12 @@ from orion_oie.errors import (
 from orion_oie.hardware import probe
 from orion_oie.hardware.cpu import this_cpu
 from orion_oie.hardware.machine import usable_cores
+from orion_oie.models.digests import check_digests
 from orion_oie.models.downloads.cache import ModelCache
 from orion_oie.models.downloads.parts import Run
-from orion_oie.models.formats.gguf import (
-    GGUFHeader,
-    read_header,
-)
+from orion_oie.models.formats.gguf import GGUFHeader
 from orion_oie.models.specs import SourceSpec
+from orion_oie.models.split_files import check_gguf_file
 from orion_oie.schemas.loading import (
     LoadProgress,
     OnProgress,
@@ -215,12 +215,18 @@ class LlamaBackend:
             prefix_store_bytes=self._settings.prefix_store_bytes,
         )
 
+    def _check_claims(self, spec: LoadSpec, headers: Sequence[GGUFHeader]) -> None:
+        for warning in check_claims(spec, headers):
+            self._on_log("warning", warning, spec.info.model_id)
+
     # -- local files
 
     def _load_local(
         self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress, note: str = ""
     ) -> LlamaModel:
         headers = _headers_of(tuple(map(_identity, spec.files)))
+        self._check_claims(spec, headers)
+        check_digests(spec.files, spec.sha256, scope.check)
         scope.check()
         self._cache.note_use(spec.files)
         read_ahead(spec.files, forward_order(headers, self._sharding(spec)).runs)
@@ -308,6 +314,7 @@ class LlamaBackend:
                 return self._load_local(spec, scope, on_progress)
             arriving = Arriving(spec.files, download)
             headers = arriving.read_headers()
+            self._check_claims(spec, headers)
             arriving.order = forward_order(headers, self._sharding(spec))
             download.hold()
             arriving.start()
@@ -427,7 +434,7 @@ def _identity(file: Path) -> _FileIdentity:
 
 @lru_cache(_KNOWN_HEADERS)
 def _headers_of(files: tuple[_FileIdentity, ...]) -> tuple[GGUFHeader, ...]:
-    return tuple(read_header(path) for path, _, _ in files)
+    return tuple(check_gguf_file(path) for path, _, _ in files)
 
 
 @lru_cache(_KNOWN_FOOTPRINTS)

@@ -103,6 +103,15 @@ class ChatTemplate:
             ) from error
 
 
+class PlainText:
+    """No format at all: the texts, joined by blank lines, for the model to continue."""
+
+    def render(self, messages: Sequence[Message]) -> list[Segment]:
+        """The prompt, which ends with the last message."""
+        text = "\n\n".join(message.content for message in messages if message.content)
+        return [Segment(text, is_control=False)]
+
+
 class PlainFormat:
     """The `prompt_format` of models.json, in place of a template."""
 

@@ -59,6 +59,7 @@ from orion_oie.backends.llama.worker.prefix_store import (
     file_identity,
 )
 from orion_oie.backends.llama.worker.prepare import (
+    NoForm,
     PromptForm,
     prepared,
     prompt_form,
@@ -355,7 +356,7 @@ class Worker:
 
     # -- preparing thread
 
-    def _prepare_tasks(self, model: native.NativeModel, form: PromptForm) -> None:
+    def _prepare_tasks(self, model: native.NativeModel, form: PromptForm | NoForm) -> None:
         while True:
             command = self._to_prepare.get()
             if command.id not in self._preparing:
@@ -394,7 +395,7 @@ class _Generator:
 
     load: LoadCommand
     model: native.NativeModel
-    form: PromptForm
+    form: PromptForm | NoForm
     batcher: Batcher
     store: PrefixStore | None
 

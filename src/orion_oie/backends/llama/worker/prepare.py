@@ -5,12 +5,14 @@ may run on another thread than the one that owns the model.
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Any
 
 from orion_oie.backends.llama.protocol import GenerateCommand
 from orion_oie.backends.llama.worker.chat import (
     ChatTemplate,
     PlainFormat,
+    PlainText,
     Segment,
     prefix_of,
 )
@@ -19,29 +21,44 @@ from orion_oie.backends.llama.worker.native import NativeModel
 from orion_oie.backends.llama.worker.schema_grammar import gbnf_of_schema
 from orion_oie.backends.llama.worker.tasks import Task
 from orion_oie.backends.llama.worker.vocabulary import Vocabulary
-from orion_oie.errors import ContextOverflowError, InvalidRequestError, ModelError
+from orion_oie.errors import ContextOverflowError, InvalidRequestError
 from orion_oie.models.specs import PromptFormat
 from orion_oie.schemas.requests import GenerationOptions, Message
 
-PromptForm = ChatTemplate | PlainFormat
+PromptForm = ChatTemplate | PlainFormat | PlainText
+
+
+class NoForm:
+    """In place of the format of a base model, which has none: a request must ask for plain text."""
+
+    def __init__(self, name: object) -> None:
+        self._name = name
+
+    def render(self, _messages: Sequence[Message]) -> list[Segment]:
+        """Raises `InvalidRequestError`."""
+        raise InvalidRequestError(
+            f"{self._name} has no chat template: it is a base model, which continues a text and "
+            "does not answer. Ask for that with prompt_format='plain', or set 'prompt_format' for "
+            "this model in models.json"
+        )
 
 
 def prompt_form(
     model: NativeModel, prompt_format: PromptFormat | None, name: object = "the model"
-) -> PromptForm:
-    """The format of conversations: `prompt_format`, or else the model's own chat template. Raises
-    `ModelError`, which calls the model `name`, when there is neither."""
+) -> PromptForm | NoForm:
+    """The format of conversations: `prompt_format`, or else the model's own chat template. In
+    messages the model is called `name`."""
     if prompt_format is not None:
         return PlainFormat(prompt_format)
     if model.chat_template is None:
-        raise ModelError(f"{name} has no chat template; set 'prompt_format' in models.json")
+        return NoForm(name)
     words = model.vocabulary
     return ChatTemplate(
         model.chat_template, words.special_text(words.bos), words.special_text(words.eos)
     )
 
 
-def prepared(command: GenerateCommand, model: NativeModel, form: PromptForm) -> Task:
+def prepared(command: GenerateCommand, model: NativeModel, form: PromptForm | NoForm) -> Task:
     """The task of a command.
 
     1. Render and tokenize the conversation.
@@ -52,6 +69,7 @@ def prepared(command: GenerateCommand, model: NativeModel, form: PromptForm) -> 
     Raises `ContextOverflowError` for a prompt that does not fit, and `InvalidRequestError`.
     """
     job, options = command.job, command.job.options
+    form = PlainText() if job.is_plain else form
     messages = list(job.messages)
     kept = 1 if messages and messages[0].role == "system" else 0
     requested = options.max_tokens if options.max_tokens_asked else 1
