@@ -11,6 +11,7 @@ from orion_oie.backends.fake import FakeBackend, FakeModel
 from orion_oie.backends.llama.host import devices
 from orion_oie.backends.llama.host.client import LlamaModel
 from orion_oie.cancellation import CancelScope, DeadlineTimer
+from orion_oie.engine import handle
 from orion_oie.engine.scheduling import queue as queue_module
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.hardware.machine import LlamaDevices
@@ -38,6 +39,11 @@ def set_timer_idle_exit(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None
     """Have idle deadline timers end their thread after `seconds`: no test waits for the usual
     time."""
     monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", seconds)
+
+
+def set_leaving(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Have a `with` block over a stream wait `seconds` at most for the end of a cancel."""
+    monkeypatch.setattr(handle, "_LEAVING_S", seconds)
 
 
 # -- cancel scopes and deadlines

@@ -1,5 +1,6 @@
 """Every example runs offline with the smollm2 extra and says something."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+PROGRESS = {"batch": r"3 of 3 questions, 1 failed, .*\n"}  # the only one that has stderr for it
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -21,7 +23,7 @@ def test_example_runs(path: Path, smollm2: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert re.fullmatch(PROGRESS.get(path.stem, ""), done.stderr)
     assert len(done.stdout.split()) > 20
 
 

@@ -13,10 +13,12 @@ from orion_oie import errors
 EXPORTED = [
     "AgentModels",
     "AgentSpec",
+    "AnswerStream",
     "BreakerConfig",
     "BreakerState",
     "BreakerStats",
     "BudgetExceededError",
+    "Chat",
     "CircuitOpenError",
     "Consideration",
     "ContextOverflowError",
@@ -80,6 +82,8 @@ EXPORTED = [
     "ShardingConfig",
     "SourceSpec",
     "StreamStats",
+    "TextStats",
+    "TextStreamer",
     "Timings",
     "TokenEvent",
     "UnknownAgentError",
@@ -91,6 +95,7 @@ EXPORTED = [
     "WorkerError",
     "WorkerTimeoutError",
     "__version__",
+    "stream_text",
 ]
 
 

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
         ServingConfig,
         ShardingConfig,
     )
+    from orion_oie.engine.answer_stream import (
+        AnswerStream,
+    )
+    from orion_oie.engine.chat import (
+        Chat,
+    )
     from orion_oie.engine.engine import (
         OrionInferenceEngine,
     )
@@ -35,6 +41,11 @@ if TYPE_CHECKING:
     )
     from orion_oie.engine.lifecycle import (
         RequestState,
+    )
+    from orion_oie.engine.text_streamer import (
+        TextStats,
+        TextStreamer,
+        stream_text,
     )
     from orion_oie.errors import (
         BudgetExceededError,
@@ -134,9 +145,16 @@ _HOMES = {
         "ServingConfig",
         "ShardingConfig",
     ),
+    "orion_oie.engine.answer_stream": ("AnswerStream",),
+    "orion_oie.engine.chat": ("Chat",),
     "orion_oie.engine.engine": ("OrionInferenceEngine",),
     "orion_oie.engine.handle": ("RequestHandle",),
     "orion_oie.engine.lifecycle": ("RequestState",),
+    "orion_oie.engine.text_streamer": (
+        "TextStats",
+        "TextStreamer",
+        "stream_text",
+    ),
     "orion_oie.errors": (
         "BudgetExceededError",
         "CircuitOpenError",
@@ -235,10 +253,12 @@ def __dir__() -> list[str]:
 __all__ = [
     "AgentModels",
     "AgentSpec",
+    "AnswerStream",
     "BreakerConfig",
     "BreakerState",
     "BreakerStats",
     "BudgetExceededError",
+    "Chat",
     "CircuitOpenError",
     "Consideration",
     "ContextOverflowError",
@@ -302,6 +322,8 @@ __all__ = [
     "ShardingConfig",
     "SourceSpec",
     "StreamStats",
+    "TextStats",
+    "TextStreamer",
     "Timings",
     "TokenEvent",
     "UnknownAgentError",
@@ -313,4 +335,5 @@ __all__ = [
     "WorkerError",
     "WorkerTimeoutError",
     "__version__",
+    "stream_text",
 ]

@@ -117,6 +117,12 @@ class ServingConfig(_Section):
         default=5.0, description="Time a worker has to confirm a cancellation before it is ended."
     )
 
+    shutdown_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_WAIT_S)] = Field(
+        default=10.0,
+        description="Time that requests under way have to end by themselves when the engine is "
+        "shut down.",
+    )
+
     @property
     def slot_count(self) -> int:
         """`slots` as a number. Raises `ValueError` until an engine has resolved it."""

@@ -275,6 +275,78 @@ def test_a_done_callback_may_shut_down(make_engine) -> None:
     wait_until(lambda: closed == ["down"], BOUND_S / 2)
 
 
+def test_the_timeout_of_a_shutdown_is_configured(make_engine) -> None:
+    """Every way to shut down gives running requests `serving.shutdown_timeout_s`, unless told
+    otherwise or leaving with an error."""
+
+    def leave(engine: OrionInferenceEngine) -> None:
+        with engine:
+            pass
+
+    async def leave_async(engine: OrionInferenceEngine) -> None:
+        async with engine:
+            pass
+
+    ways = [
+        OrionInferenceEngine.shutdown,
+        OrionInferenceEngine.close,
+        lambda engine: asyncio.run(engine.aclose()),
+        leave,
+        lambda engine: asyncio.run(leave_async(engine)),
+    ]
+    for close in ways:
+        engine = make_engine({"*": LONG}, shutdown_timeout_s=0.05)
+        handle = engine.submit("Hello?")
+        wait_until(lambda handle=handle: handle.stats.tokens)
+        running = Running(close, engine)
+        assert running.ends_within(BOUND_S / 2)
+        running.join()
+        with pytest.raises(EngineClosedError):
+            handle.result(BOUND_S)
+    held = Held(FakeAnswer(TEXT))
+    patient = make_engine({"*": held}, shutdown_timeout_s=0.0)
+    handle = patient.submit("Hello?")
+    held.wait_for()
+    closing = Running(patient.shutdown, BOUND_S)
+    assert not closing.ends_within(0.02)
+    held.let_go.set()
+    closing.join()
+    assert handle.result(BOUND_S).content == TEXT
+
+
+def test_close_and_aclose_may_be_repeated(make_engine) -> None:
+    """In any mix; aclose does not block the loop."""
+    held = Held(FakeAnswer(TEXT))
+    engine = make_engine({"*": held})
+    handle = engine.submit("Hello?")
+    held.wait_for()
+
+    async def main() -> None:
+        closing = asyncio.create_task(engine.aclose())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        held.let_go.set()
+        await closing
+        await engine.aclose()
+
+    asyncio.run(asyncio.wait_for(main(), BOUND_S))
+    assert handle.result(BOUND_S).content == TEXT
+    engine.close()
+    engine.shutdown()
+    engine.shutdown(0.0)
+    assert names(engine).count("engine.closed") == 1
+    assert engine.health().status == "down"
+
+
+@pytest.mark.parametrize("wrong", [-1, "soon", True, float("nan"), float("inf"), 1e308, [1]])
+def test_a_wrong_timeout_closes_nothing(make_engine, wrong: Any) -> None:
+    """It is refused before anything is shut down."""
+    engine = make_engine()
+    with pytest.raises(InvalidRequestError, match="timeout: allowed is a number of seconds"):
+        engine.shutdown(wrong)
+    assert engine.infer("Hello?").content == TEXT
+
+
 def test_a_closed_engine_says_so(make_engine) -> None:
     """After shutdown, which may be repeated, every use raises EngineClosedError."""
     engine = make_engine()

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.errors import ModelNotFoundError
@@ -244,6 +244,7 @@ NAMES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(
     NAMES, st.none() | st.sampled_from(["Q4_K_M", "Q4", "UD-Q4_K_XL", "NONE", "A"]), st.randoms()
 )

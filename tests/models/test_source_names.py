@@ -5,7 +5,7 @@ import string
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -298,6 +298,7 @@ NAMES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(NAMES)
 def test_every_name_has_a_text_and_a_valid_id(name: HubName | UrlName | OllamaName) -> None:
     """What to type is parsed to the same name, and the id fits a registry."""
@@ -308,6 +309,7 @@ def test_every_name_has_a_text_and_a_valid_id(name: HubName | UrlName | OllamaNa
     assert parsed.model_id == name.model_id
 
 
+@settings(deadline=None)
 @given(NAMES, NAMES)
 def test_no_two_names_share_an_id(
     one: HubName | UrlName | OllamaName, other: HubName | UrlName | OllamaName
@@ -327,6 +329,7 @@ def test_ids_say_what_they_are() -> None:
     assert len(UrlName("https://h", "x" * 300).model_id) <= 128
 
 
+@settings(deadline=None)
 @given(
     st.text() | st.builds("{}{}".format, st.sampled_from(["hf:", "https://", "ollama:"]), st.text())
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFWriter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_tiny_llama
 
@@ -45,7 +45,8 @@ def refused(path: Path | str, kind: type[ModelError] = ModelCorruptError) -> str
 # -- names of splits
 
 
-@given(st.text("ab-01/.", min_size=1), st.integers(1, 99999), st.integers(1, 99999))
+@settings(deadline=None)
+@given(st.text("ab-01/.", min_size=1), st.integers(1, 400), st.integers(1, 400))
 def test_names_of_splits_are_read_as_they_are_written(stem: str, number: int, count: int) -> None:
     """Any stem, also one that looks like a split itself; a number beyond the count is no split."""
     name = f"{stem}-{number:05d}-of-{count:05d}.gguf"
@@ -56,6 +57,7 @@ def test_names_of_splits_are_read_as_they_are_written(stem: str, number: int, co
         assert expected.parts[number - 1] == name
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_other_name_is_none(name: str) -> None:
     """Whatever is no split name gives None, and never an exception."""
@@ -284,6 +286,7 @@ def test_sound_files_that_are_no_model(
     assert "name the model's own file" in message
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_can_be_sniffed(start: bytes) -> None:
     """No exception, and a short answer without control characters."""

@@ -13,11 +13,12 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from orion_oie.config import EngineConfig
-from orion_oie.errors import EngineClosedError, OrionError
+from orion_oie.errors import EngineClosedError, InvalidRequestError, OrionError
+from orion_oie.schemas.base import LONGEST_WAIT_S
 from orion_oie.schemas.units import in_mib
 
 if TYPE_CHECKING:  # imported with the first engine: see `build.py`
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Unpack
@@ -26,7 +27,9 @@ if TYPE_CHECKING:  # imported with the first engine: see `build.py`
     from numpy.typing import NDArray
 
     from orion_oie.backends.base import LocalBackend
+    from orion_oie.engine.answer_stream import AnswerStream
     from orion_oie.engine.build import Parts
+    from orion_oie.engine.chat import Chat
     from orion_oie.engine.handle import RequestHandle
     from orion_oie.engine.streaming import ChunkBy
     from orion_oie.hardware.sample import MemorySample
@@ -128,9 +131,13 @@ class OrionInferenceEngine:
         typewriter_delay: pause in seconds after each piece that a reader takes.
         on_event: called with every `TokenEvent`, on a thread of its own; if it raises, the
         request ends.
+
+        Leave a `with` block, or drop the handle, and the request ends. Raises at once what is
+        wrong with the request: `InvalidRequestError` and its kin, `QueueFullError`,
+        `EngineClosedError`. The rest is raised by the handle.
         """
         handle = self._usable().pipeline.submit(
-            query, options, chunk_by=chunk_by, typewriter_delay_s=typewriter_delay
+            query, options, is_read=True, chunk_by=chunk_by, typewriter_delay_s=typewriter_delay
         )
         if on_event is not None:
             handle.feed(on_event)
@@ -141,7 +148,7 @@ class OrionInferenceEngine:
         await self._look_up(options)
         return await self._usable().pipeline.submit(query, options, is_streamed=False)
 
-    async def astream(
+    def astream(
         self,
         query: str,
         *,
@@ -149,18 +156,30 @@ class OrionInferenceEngine:
         typewriter_delay: float = 0.0,
         on_event: Callable[[TokenEvent], None] | None = None,
         **options: Unpack[RequestOptionsDict],
-    ) -> AsyncIterator[TokenEvent]:
-        """`stream` for asynchronous callers; leaving the loop cancels the request."""
-        handle = self.stream(
-            query,
-            chunk_by=chunk_by,
-            typewriter_delay=typewriter_delay,
-            on_event=on_event,
-            **options,
+    ) -> AnswerStream:
+        """`stream` for asynchronous callers: `async for event in stream`, then `await
+        stream.result()`. Leaving the loop, or cancelling the task, cancels the request."""
+        from orion_oie.engine.answer_stream import AnswerStream
+
+        return AnswerStream(
+            self.stream(
+                query,
+                chunk_by=chunk_by,
+                typewriter_delay=typewriter_delay,
+                on_event=on_event,
+                **options,
+            )
         )
-        async with handle:
-            async for event in handle:
-                yield event
+
+    def chat(self, agent: str | None = None, system_prompt: str | None = None) -> Chat:
+        """A conversation that keeps its history. None lets the router choose the agent of each
+        question; `system_prompt` replaces the agent's.
+
+        Raises `UnknownAgentError`, `InvalidRequestError`.
+        """
+        from orion_oie.engine.chat import Chat
+
+        return Chat(self, agent, system_prompt)
 
     def plan(self, query: str, **options: Unpack[RequestOptionsDict]) -> Plan:
         """The plan of `infer` for the same arguments: the route, the model and its variant, the
@@ -250,9 +269,21 @@ class OrionInferenceEngine:
         self._usable().backend.warm_up()
         return self
 
-    def shutdown(self, timeout: float = 10.0) -> None:
+    def shutdown(self, timeout: float | None = None) -> None:
         """Refuse new requests, fail the waiting ones, give running ones `timeout` seconds, then
-        end them, and end all workers. Idempotent."""
+        end them, and end all workers. None takes `serving.shutdown_timeout_s`. Idempotent.
+
+        Raises `InvalidRequestError` for a timeout that is no such number.
+        """
+        if timeout is None:
+            timeout = self.config.serving.shutdown_timeout_s
+        if isinstance(timeout, bool) or not (
+            isinstance(timeout, (int, float)) and 0 <= timeout <= LONGEST_WAIT_S
+        ):
+            raise InvalidRequestError(
+                f"timeout: allowed is a number of seconds >= 0 and <= {LONGEST_WAIT_S}, or None, "
+                f"got {timeout!r}"
+            )
         if os.getpid() != self._pid:
             return
         with self._closing:
@@ -268,6 +299,16 @@ class OrionInferenceEngine:
         parts.pipeline.wait_for_none(self.config.serving.cancel_grace_s)
         self._finalizer.detach()
         parts.pipeline.report_closed()
+
+    def close(self) -> None:
+        """`shutdown` with the configured timeout."""
+        self.shutdown()
+
+    async def aclose(self) -> None:
+        """`close` for asynchronous callers: the event loop goes on meanwhile."""
+        import asyncio  # a tenth of the library's import time; only asynchronous callers need it
+
+        await asyncio.to_thread(self.shutdown)
 
     def __repr__(self) -> str:
         loaded = len(self._parts.memory.pool.residents())
@@ -290,7 +331,7 @@ class OrionInferenceEngine:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self.shutdown(timeout=10.0 if error is None else 0.0)
+        self.shutdown(timeout=None if error is None else 0.0)
 
     async def __aenter__(self) -> OrionInferenceEngine:
         return self.initialize()

@@ -4,9 +4,13 @@ It reads the request's state and may cancel it; the pipeline does the rest. Sync
 asynchronous use are views of the same handle.
 """
 
+import contextlib
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
+from concurrent.futures import wait as wait_for_futures
 from types import TracebackType
 from typing import Any
 
@@ -15,15 +19,22 @@ from orion_oie.engine.request import Request
 from orion_oie.errors import InvalidRequestError, RequestCancelledError, described
 from orion_oie.schemas.results import InferenceResult, ModelInfo, Receipt, StreamStats, TokenEvent
 
+_LEAVING_S = 10.0  # longer than a worker has to confirm a cancellation, if nobody changed that
+
 
 class RequestHandle:
     """A running request: wait for it, iterate over its text, await it, cancel it.
 
-    As a context manager it cancels on exit what has not ended by then.
+    As a context manager it cancels on exit what has not ended by then, and waits for that end, ten
+    seconds at most.
+
+    A request that `stream` began ends when nobody has its handle, or an iterator of it, any more.
+    Whoever waits for its result, and callbacks, have the handle.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, is_owner: bool = False) -> None:
         self._request = request
+        self._owner_pid = os.getpid() if is_owner else None
 
     @property
     def id(self) -> str:
@@ -78,9 +89,11 @@ class RequestHandle:
 
     def cancel(self) -> bool:
         """End the request wherever it is; False when it had ended before."""
-        return not self.done() and self._request.scope.cancel(
-            RequestCancelledError(f"request {self.id} was cancelled", request_id=self.id)
-        )
+        return not self.done() and _cancel(self._request, "was cancelled")
+
+    def view(self) -> "RequestHandle":
+        """A handle of the same request that does not keep it going when nobody has this one."""
+        return RequestHandle(self._request)
 
     def add_done_callback(self, callback: Callable[["RequestHandle"], Any]) -> None:
         """Call `callback(handle)` when the request has ended, on the thread that ends it."""
@@ -110,11 +123,15 @@ class RequestHandle:
                 self._request.scope.cancel(failure)
                 return
 
-    def __iter__(self) -> Iterator[TokenEvent]:
-        return iter(self._request.stream)
+    # The frames of both iterators have the handle: see __del__.
 
-    def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        return self._request.stream.__aiter__()
+    def __iter__(self) -> Iterator[TokenEvent]:
+        yield from self._request.stream
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        async with contextlib.aclosing(self._request.stream.__aiter__()) as events:
+            async for event in events:
+                yield event
 
     def __await__(self) -> Generator[Any, None, InferenceResult]:
         return self._wait().__await__()
@@ -141,12 +158,47 @@ class RequestHandle:
         _traceback: TracebackType | None,
     ) -> None:
         self.cancel()
+        wait_for_futures([self._request.future], _LEAVING_S)
 
     async def __aenter__(self) -> "RequestHandle":
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
+        if self.done():
+            return
+        from asyncio import timeout
+
+        from orion_oie.engine.loop import until_done
+
+        with contextlib.suppress(TimeoutError):
+            async with timeout(_LEAVING_S):
+                await until_done(self._request.future)
+
+    def __del__(self) -> None:
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Cancel a request that `stream` began, soon and without waiting: for destructors, which
+        run anywhere, also under a lock of the engine."""
+        is_ending = self.state.is_final or self._request.scope.error is not None
+        if self._owner_pid is None or is_ending or sys.is_finalizing():
+            return
+        if self._owner_pid != os.getpid():
+            return  # a fork has copies of the handles, and the requests belong to its parent
+        with contextlib.suppress(RuntimeError):  # no thread, no cancel: it ends by itself then
+            threading.Thread(
+                target=_cancel,
+                args=(self._request, "was cancelled: nobody reads it any more"),
+                name="orion-abandoned",
+                daemon=True,
+            ).start()
 
     def __repr__(self) -> str:
         return f"<RequestHandle {self.id} {self.state.value} {self.progress:.0f}%>"
+
+
+def _cancel(request: Request, what: str) -> bool:
+    return request.scope.cancel(
+        RequestCancelledError(f"request {request.id} {what}", request_id=request.id)
+    )

@@ -59,6 +59,12 @@ _making = threading.Lock()
 async def wait_for(future: "Future[T]") -> T:
     """The result of a future that a thread ends; raises its error. A cancelled task leaves the
     future as it is."""
+    await until_done(future)
+    return future.result()
+
+
+async def until_done(future: "Future[T]") -> None:
+    """Wait until a thread has ended a future, with a result or an error."""
     if not future.done():
         loop = asyncio.get_running_loop()
         with _making:
@@ -71,4 +77,3 @@ async def wait_for(future: "Future[T]") -> T:
         waiter: asyncio.Future[None] = loop.create_future()
         future.add_done_callback(lambda _future: waker.wake(waiter))
         await waiter
-    return future.result()

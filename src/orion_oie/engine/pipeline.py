@@ -127,10 +127,14 @@ class Pipeline:
         options: Mapping[str, Any],
         *,
         is_streamed: bool = True,
+        is_read: bool = False,
         chunk_by: ChunkBy = "token",
         typewriter_delay_s: float = 0.0,
     ) -> RequestHandle:
         """Check, route and enqueue a request. The handle raises what is wrong with it.
+
+        With `is_read` the caller reads the text: what is wrong is raised here, and the request ends
+        when nobody has the handle any more.
 
         Raises `EngineClosedError`, and `InvalidRequestError` for a stream that cannot be made.
         """
@@ -147,15 +151,17 @@ class Pipeline:
             agent_id = routed.route.agent_id
             self._stand_ins.announce(agent_id, routed.candidates, stacklevel=_TO_CALLER)
             self._enqueue(request, routed)
-        except Exception as error:  # noqa: BLE001 (also a bug in a router: the handle raises it)
+        except Exception as error:  # also a bug in a router
             self._end(request, error)
+            if is_read:
+                raise
         except BaseException as error:  # Ctrl-C
             if request.is_queued:  # another thread may be ending it
                 RequestHandle(request).cancel()
             else:
                 self._end(request, error)
             raise
-        return RequestHandle(request)
+        return RequestHandle(request, is_owner=is_read)
 
     def plan(self, query: str, options: Mapping[str, Any]) -> Plan:
         """The plan of a request. Raises what is wrong with it."""

@@ -9,7 +9,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from orion_oie.errors import InvalidRequestError, described
@@ -68,6 +68,31 @@ def splitter_of(chunk_by: ChunkBy) -> Splitter:
     return _SPLITTERS[chunk_by]
 
 
+def cut(splitter: Splitter, text: str) -> tuple[list[str], str]:
+    """What a splitter makes of a text. Raises `InvalidRequestError` if it raises, or loses or
+    changes text."""
+    try:
+        pieces, rest = splitter(text)
+        pieces = list(pieces)
+        is_whole = "".join(pieces) + rest == text
+    except Exception as error:
+        raise InvalidRequestError(f"chunk_by: the function raised {described(error)}") from error
+    if not is_whole:
+        raise InvalidRequestError("chunk_by: the function loses or changes text")
+    return pieces, rest
+
+
+def checked_delay(seconds: float) -> float:
+    """The pause of a typewriter. Raises `InvalidRequestError` unless it is a number from 0 on."""
+    if isinstance(seconds, bool) or not (
+        isinstance(seconds, (int, float)) and 0 <= seconds < math.inf
+    ):
+        raise InvalidRequestError(
+            f"typewriter_delay: allowed is a number of seconds >= 0, got {seconds!r}"
+        )
+    return seconds
+
+
 def _split_by(pattern: re.Pattern[str], text: str) -> tuple[list[str], str]:
     pieces = []
     end = 0
@@ -87,14 +112,8 @@ class TextStream:
         typewriter_delay_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        if isinstance(typewriter_delay_s, bool) or not (
-            isinstance(typewriter_delay_s, (int, float)) and 0 <= typewriter_delay_s < math.inf
-        ):
-            raise InvalidRequestError(
-                f"typewriter_delay: allowed is a number of seconds >= 0, got {typewriter_delay_s!r}"
-            )
         self._splitter = splitter
-        self._delay_s = typewriter_delay_s
+        self._delay_s = checked_delay(typewriter_delay_s)
         self._clock = clock
         self._started_at = clock()
         self._lock = threading.Lock()
@@ -123,7 +142,7 @@ class TextStream:
             self._first_at = now
         self._last_at = now
         self._held += text
-        pieces, self._held = self._split(self._held)
+        pieces, self._held = cut(self._splitter, self._held)
         self._append(pieces, now)
 
     def restart(self) -> None:
@@ -152,19 +171,6 @@ class TextStream:
             self._error = error
             self._is_closed = True
         self._wake()
-
-    def _split(self, text: str) -> tuple[list[str], str]:
-        try:
-            pieces, rest = self._splitter(text)
-            pieces = list(pieces)
-            is_whole = "".join(pieces) + rest == text
-        except Exception as error:
-            raise InvalidRequestError(
-                f"chunk_by: the function raised {described(error)}"
-            ) from error
-        if not is_whole:
-            raise InvalidRequestError("chunk_by: the function loses or changes text")
-        return pieces, rest
 
     def _append(self, pieces: list[str], now: float) -> None:
         if not pieces:
@@ -265,7 +271,7 @@ class TextStream:
                     time.sleep(self._delay_s)
             index += len(ready)
 
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+    async def __aiter__(self) -> AsyncGenerator[TokenEvent, None]:
         import asyncio  # a tenth of the library's import time; only asynchronous callers need it
 
         loop = asyncio.get_running_loop()
