@@ -120,8 +120,8 @@ def test_models_of_other_programs(command: list[str], local: list[_Found], capsy
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [
         "model            size  type  of         -m",
-        "llama3.2:1b  1.30 GB  Q8_0  Ollama     ollama:llama3.2:1b",
-        "q           400.0 MB  -     LM Studio  /lm/q.gguf",
+        "llama3.2:1b   1.30 GB  Q8_0  Ollama     ollama:llama3.2:1b",
+        "q            400.0 MB  -     LM Studio  /lm/q.gguf",
     ]
     assert "note: 'orion-oie run -m ollama:llama3.2:1b \"...\"' asks one of them" in shown.err
     assert main([*command, "--local", "--json"]) == 0

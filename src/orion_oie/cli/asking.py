@@ -132,6 +132,11 @@ answer_options = _all_of(
         help="end the answer before this text; may be given several times",
     ),
     click.option(
+        "--prompt-format",
+        type=click.Choice(["plain"]),
+        help="plain: let a model without a chat template continue the text",
+    ),
+    click.option(
         "--deadline",
         type=float,
         metavar="S",
