@@ -152,7 +152,7 @@ def step_of(line):
     if line.startswith(BUILDS):
         return None if "finished" in line else (COMPILING, "")
     if line.startswith(("Building wheel for ", "Building editable for ")):
-        return None if "finished" in line else ("building", line.split()[3])
+        return None if "finished" in line else (f"building {line.split()[3]}", "")
     if line.startswith("Downloading "):
         name, _, size = line.removeprefix("Downloading ").rpartition("/")[2].partition(" ")
         return FETCHING, f"{name.partition('-')[0]} {size.strip('()')}".strip()

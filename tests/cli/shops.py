@@ -50,7 +50,7 @@ def source(url: str, *names: str, **more: Any) -> dict[str, Any]:
 
 
 def model(**sources: dict[str, Any]) -> dict[str, Any]:
-    variant = {"quantization": "F32", "size_mb": 0.75, "min_ram_gb": 0.1}
+    variant = {"size_mb": 0.75, "min_ram_gb": 0.1}
     return {
         "name": "Tiny",
         "license": "apache-2.0",

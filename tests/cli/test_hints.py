@@ -47,7 +47,9 @@ def messages() -> Iterator[tuple[str, str]]:
                 text = node.value
             else:
                 continue
-            if "EngineConfig" in text:
+            if path.name == "stand_ins.py":
+                continue  # a warning, which the commands do not let come
+            if "EngineConfig" in text or "OrionInferenceEngine(" in text:
                 yield path.name, text
 
 
@@ -66,7 +68,7 @@ def test_no_message_of_the_library_names_a_setting_of_python() -> None:
     found = list(messages())
     assert len(found) > 5
     for file, text in found:
-        named = set(re.findall(r"EngineConfig[\w.]*\b", in_options(text)))
+        named = set(re.findall(r"EngineConfig[\w.]*\b|OrionInferenceEngine\(", in_options(text)))
         assert named <= NOT_ON_THE_COMMAND_LINE, f"{file}: {text}"
 
 

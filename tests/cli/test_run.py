@@ -1,7 +1,6 @@
 """`orion-oie run`: questions in, answers out."""
 
 import contextlib
-import inspect
 import io
 import json
 import os
@@ -416,11 +415,6 @@ def test_a_model_that_is_not_here_names_the_option(shop: Shop, capsys: Capture) 
     assert err.count("\n") == 1
 
 
-# The engine gets this argument by another change.
-HAS_MODEL = "model" in inspect.signature(OrionInferenceEngine).parameters
-
-
-@pytest.mark.skipif(not HAS_MODEL, reason="the engine takes no model= yet")
 @pytest.mark.parametrize("option", ["-m", "--model"])
 def test_a_model_of_ones_own_answers(option: str, tmp_path: Path, capsys: Capture) -> None:
     """`-m FILE.gguf`, whatever the registry has."""

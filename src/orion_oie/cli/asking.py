@@ -138,6 +138,11 @@ answer_options = _all_of(
         help="end the answer before this text; may be given several times",
     ),
     click.option(
+        "--prompt-format",
+        type=click.Choice(["plain"]),
+        help="plain: let a model without a chat template continue the text",
+    ),
+    click.option(
         "--deadline",
         type=float,
         metavar="S",
@@ -154,17 +159,32 @@ engine_options = _all_of(
         "can, at most 4096",
     ),
     click.option(
-        "--auto-download", is_flag=True, help="fetch the model first if it is not on this machine"
+        "--auto-download/--no-download",
+        "auto_download",
+        default=None,
+        help="fetch a model that is not on this machine, or never do; default: fetch one that -m "
+        "names by its address",
+    ),
+    click.option(
+        "--no-stand-in",
+        "is_strict",
+        is_flag=True,
+        help="fail where another model would answer than the one that should",
     ),
     both_places,
 )
 
 
 def engine_for(
-    places: Places, context_length: int | None, auto_download: bool, **loading: Any
+    places: Places,
+    context_length: int | None,
+    auto_download: bool | None,
+    is_strict: bool,
+    **loading: Any,
 ) -> OrionInferenceEngine:
     """An engine for the values of `engine_options`."""
     return places.engine(
+        stand_in="error" if is_strict else "allow",
         serving=given(context_length=context_length),
         loading=loading,
         download={"auto": auto_download or None},

@@ -26,6 +26,7 @@ from orion_oie.cli.console import given, print_note, printable
 from orion_oie.cli.hints import message_of
 from orion_oie.cli.places import Places, pass_places
 from orion_oie.cli.question import no_text
+from orion_oie.engine.chat import Chat
 from orion_oie.schemas.validation import did_you_mean
 
 _PROMPT, _NEXT_LINE = "> ", "  "
@@ -42,15 +43,23 @@ _COMMANDS = {
 @click.command()
 @who_options
 @answer_options
+@click.option(
+    "--load",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="continue a conversation that /save has written",
+)
 @click.option("-v", "--verbose", is_flag=True, help="say after each answer how it was made")
 @engine_options
 @pass_places
 def chat(
     places: Places,
     /,
+    load: Path | None,
     verbose: bool,
     context_length: int | None,
-    auto_download: bool,
+    auto_download: bool | None,
+    is_strict: bool,
     agent: str | None,
     system_prompt: str | None,
     **options: Any,
@@ -66,12 +75,15 @@ def chat(
     Examples:
       orion-oie chat
       orion-oie chat --agent code --temperature 0.2
+      orion-oie chat --load conversation.json
       orion-oie chat -s "You are a patient teacher. Answer in one sentence."
     """
-    with engine_for(places, context_length, auto_download) as engine:
+    if load is not None and (agent is not None or system_prompt is not None):
+        raise click.UsageError("--load brings its own agent and system prompt")
+    with engine_for(places, context_length, auto_download, is_strict) as engine:
         talk = _Talk(
             engine,
-            engine.chat(agent, system_prompt),
+            engine.chat(agent, system_prompt) if load is None else Chat.load(load, engine),
             given(**options),
             is_verbose=verbose,
             is_terminal=sys.stdin is not None and sys.stdin.isatty(),

@@ -28,8 +28,7 @@ def _models(registry: ModelRegistry) -> Iterable[tuple[str, str]]:
 def _variants(registry: ModelRegistry) -> Iterable[tuple[str, str]]:
     for name, model in registry.models.items():
         for variant, spec in model.variants.items():
-            facts = [model.name, spec.quantization]
-            yield f"{name}@{variant}", ", ".join(filter(None, facts))
+            yield f"{name}@{variant}", spec.quantization or ""
 
 
 def _completed(context: click.Context, incomplete: str, *kinds: _Names) -> "list[CompletionItem]":

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "logprobs": "--logprobs",
     "max_tokens": "--max-tokens",
     "min_p": "--min-p",
+    "prompt_format": "--prompt-format",
     "repeat_penalty": "--repeat-penalty",
     "seed": "--seed",
     "stop": "--stop",
@@ -55,10 +56,11 @@ _PHRASES = {
     "ask without images=, or look at engine.plan() for the route alone": (
         "ask without --image, or look at 'orion-oie route --image 1' for the agent alone"
     ),
-    "or answer with a file of your own, OrionInferenceEngine(model='your.gguf')": (
-        "or name a file of your own with -m"
+    "answer with a file of your own, OrionInferenceEngine(model='your.gguf')": (
+        "answer with a file of your own, -m your.gguf"
     ),
     "with prompt_format='plain', or set": "with --plain, or set",
+    "could, but EngineConfig.stand_in is 'error'": "could, but --no-stand-in was given",
     "json_schema and grammar exclude each other: pass one of them": (
         "--json-schema and --grammar exclude each other: give one of them"
     ),

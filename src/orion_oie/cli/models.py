@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -20,6 +20,9 @@ from orion_oie.models.inventory import InventoryEntry, fetched_files, inventory
 from orion_oie.models.naming import is_source
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry.progress import LoadDisplay
+
+if TYPE_CHECKING:
+    from orion_oie.models.local.found import LocalModel
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -141,7 +144,7 @@ def _print_models(places: Places, is_json: bool, is_local: bool) -> None:
 
 
 def _print_local(is_json: bool) -> None:
-    # Looks into the folders of other programs, which no other command does.
+    # No other command looks into the folders of other programs.
     from orion_oie.models.local.survey import local_models
 
     found = local_models()
@@ -235,7 +238,7 @@ def _last_used(entry: InventoryEntry) -> str:
     return "-" if used is None else _date(used).isoformat(" ", "minutes")
 
 
-def _local_facts(model: Any) -> dict[str, object]:
+def _local_facts(model: "LocalModel") -> dict[str, object]:
     return {**asdict(model), "paths": [str(path) for path in model.paths]}
 
 

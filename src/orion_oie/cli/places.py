@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -45,15 +45,17 @@ class Places:
     def engine(
         self,
         *,
+        stand_in: Literal["allow", "error"] = "allow",
         serving: Mapping[str, Any] = MappingProxyType({}),
         loading: Mapping[str, Any] = MappingProxyType({}),
         download: Mapping[str, Any] = MappingProxyType({}),
         router: RouterConfig | None = None,
         embedding_model: str | None = None,
     ) -> OrionInferenceEngine:
-        """An engine for one command, which asks one question at a time."""
-        settings: dict[str, Any] = {
-            "stand_in": "allow",  # the commands say it themselves
+        """An engine for one command, which asks one question at a time, and says itself when
+        another model answers than the one that should."""
+        sections: dict[str, Any] = {
+            "stand_in": stand_in,
             "serving": {"slots": 1, **serving},
             "loading": {"keep_spare_worker": False, **loading},
             "download": {"cache_dir": self.cache_dir, **download},
@@ -61,7 +63,7 @@ class Places:
             "embeddings": {"model": embedding_model},
         }
         return OrionInferenceEngine(
-            self.registry_file, EngineConfig(**settings), **given(model=self.model)
+            self.registry_file, EngineConfig(**sections), **given(model=self.model)
         )
 
 

@@ -79,7 +79,8 @@ def run(
     reads_stdin: bool | None,
     sequential: bool,
     context_length: int | None,
-    auto_download: bool,
+    auto_download: bool | None,
+    is_strict: bool,
     images: Sequence[Path],
     **options: Any,
 ) -> None:
@@ -105,6 +106,7 @@ def run(
         places,
         context_length,
         auto_download,
+        is_strict,
         strategy="sequential" if sequential else "progressive",
         lite_first=False,  # no second question follows, for the full model to answer
     )
