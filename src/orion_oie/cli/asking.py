@@ -90,12 +90,6 @@ answer_options = _all_of(
         metavar="TEXT",
         help="what the model is told to be, in place of the agent's system prompt",
     ),
-    click.option(
-        "--plain",
-        "prompt_format",
-        flag_value="plain",
-        help="continue the text without a chat template, as a base model needs it",
-    ),
     click.option("--max-tokens", type=int, metavar="N", help="longest answer, in tokens"),
     click.option(
         "--temperature",
@@ -187,7 +181,7 @@ def engine_for(
         stand_in="error" if is_strict else "allow",
         serving=given(context_length=context_length),
         loading=loading,
-        download={"auto": auto_download or None},
+        download={"auto": auto_download},
     )
 
 

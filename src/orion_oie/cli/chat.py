@@ -26,7 +26,6 @@ from orion_oie.cli.console import given, print_note, printable
 from orion_oie.cli.hints import message_of
 from orion_oie.cli.places import Places, pass_places
 from orion_oie.cli.question import no_text
-from orion_oie.engine.chat import Chat
 from orion_oie.schemas.validation import did_you_mean
 
 _PROMPT, _NEXT_LINE = "> ", "  "

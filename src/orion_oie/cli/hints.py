@@ -24,7 +24,6 @@ ARGUMENTS = {
     "cache_dir": "--cache-dir",
     "context_length": "--context-length",
     "deadline": "--deadline",
-    "prompt_format": "--plain",
     "grammar": "--grammar",
     "images": "--image",
     "json_schema": "--json-schema",
@@ -59,7 +58,7 @@ _PHRASES = {
     "answer with a file of your own, OrionInferenceEngine(model='your.gguf')": (
         "answer with a file of your own, -m your.gguf"
     ),
-    "with prompt_format='plain', or set": "with --plain, or set",
+    "with prompt_format='plain', or set": "with --prompt-format plain, or set",
     "could, but EngineConfig.stand_in is 'error'": "could, but --no-stand-in was given",
     "json_schema and grammar exclude each other: pass one of them": (
         "--json-schema and --grammar exclude each other: give one of them"
