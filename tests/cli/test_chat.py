@@ -118,6 +118,18 @@ def test_bytes_that_are_no_text(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> 
     assert main(["chat", *shop.options]) == 2
 
 
+def test_a_saved_conversation_goes_on(typed, tmp_path: Path, capsys: Capture) -> None:  # type: ignore[no-untyped-def]
+    """--load FILE; another agent cannot be named with it."""
+    path = str(tmp_path / "c.json")
+    assert typed(f"One?\n/save {path}\n") == 0
+    assert typed(f"Two?\n/save {path}2\n", "--load", path) == 0
+    turns = saved(Path(f"{path}2"))
+    assert [text for role, text in turns if role == "user"] == ["One?", "Two?"]
+    assert typed("Two?\n", "--load", path, "--agent", "writer") == 2
+    assert typed("Two?\n", "--load", "/nowhere") == 1
+    assert "error: cannot read the chat /nowhere" in capsys.readouterr().err
+
+
 # -- at a terminal
 
 

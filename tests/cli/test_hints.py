@@ -29,6 +29,11 @@ def messages() -> Iterator[tuple[str, str]]:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        docs |= {
+            id(node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.keyword) and node.arg == "description"
+        }
         inside = {
             id(part)
             for node in ast.walk(tree)
@@ -47,8 +52,8 @@ def messages() -> Iterator[tuple[str, str]]:
                 text = node.value
             else:
                 continue
-            if path.name == "stand_ins.py":
-                continue  # a warning, which the commands do not let come
+            if path.name == "stand_ins.py":  # a warning, which the commands do not let come
+                continue
             if "EngineConfig" in text or "OrionInferenceEngine(" in text:
                 yield path.name, text
 

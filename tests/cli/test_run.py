@@ -108,7 +108,7 @@ def test_run_reads_the_question_from_the_standard_input(
 
 def test_run_fetches_when_it_may(shop: Shop, capsys: Capture) -> None:
     """Without `--auto-download` a model that is not here answers nothing, with it it does."""
-    question = ["run", "Hello?", "--agent", "reader", "--max-tokens", "4", *shop.options]
+    question = ["run", "Hello?", "--agent", "writer", "--max-tokens", "4", *shop.options]
     assert main(question) == 0
     shown = capsys.readouterr()
     assert account(shown.err)["model"] == "local@f16"
@@ -425,6 +425,17 @@ def test_a_model_of_ones_own_answers(option: str, tmp_path: Path, capsys: Captur
     assert result.receipt.model.name == "own"
 
 
+def test_no_stand_in_is_wanted(shop: Shop, capsys: Capture) -> None:
+    """--no-stand-in fails where another model would answer, and names itself."""
+    options = ["--agent", "writer", "--max-tokens", "1", *shop.options]
+    assert main(["run", "Hello?", "--no-stand-in", *options]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "tiny cannot answer for agent 'writer'" in shown.err
+    assert "local could, but --no-stand-in was given" in shown.err
+    assert "Warning" not in shown.err
+
+
 # -- what is printed
 
 
@@ -441,7 +452,7 @@ def test_json_is_the_whole_result(shop: Shop, capsys: Capture) -> None:
 
 def test_quiet_prints_the_answer_alone(shop: Shop, capsys: Capture) -> None:
     """No notes, no account, no progress."""
-    options = ["--agent", "reader", "--max-tokens", "3", *shop.options]
+    options = ["--agent", "writer", "--max-tokens", "3", *shop.options]
     assert main(["run", "Hello?", "--quiet", *options]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -452,7 +463,7 @@ def test_quiet_prints_the_answer_alone(shop: Shop, capsys: Capture) -> None:
 
 def test_remarks_fit_the_terminal(shop: Shop) -> None:
     """They are wrapped; the answer is left to the terminal."""
-    arguments = ["run", "Hello?", "--agent", "reader", "--max-tokens", "1", *shop.options]
+    arguments = ["run", "Hello?", "--agent", "writer", "--max-tokens", "1", *shop.options]
     with Terminal(arguments, columns=60) as terminal:
         status, shown = terminal.end()
     assert status == 0

@@ -110,7 +110,8 @@ class OrionInferenceEngine:
             raise
 
     def submit(self, query: str, **options: Unpack[RequestOptionsDict]) -> RequestHandle:
-        """Ask and go on. The handle raises what is wrong with the request.
+        """Ask and go on. The handle raises what is wrong with the request, which is answered also
+        if the handle is dropped.
 
         Raises `EngineClosedError`.
         """
