@@ -17,6 +17,7 @@ from orion_oie.cli.console import given, print_json, print_note, print_table
 from orion_oie.cli.groups import Group
 from orion_oie.cli.places import Places, both_places, cache_place, model_place, pass_places
 from orion_oie.models.inventory import InventoryEntry, fetched_files, inventory
+from orion_oie.models.naming import is_source
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry.progress import LoadDisplay
 
@@ -63,15 +64,16 @@ def pull(
 ) -> None:
     """Fetch models, and print where their files lie.
 
-    NAME is an agent (its own model), a model (its first variant), or MODEL@VARIANT. What is on this
-    machine is not fetched again. What arrived is kept when the command ends early, and the next one
-    goes on from there.
+    NAME is an agent (its own model), a model (its first variant), MODEL@VARIANT, or a source such
+    as hf:ORG/REPO:Q4_K_M. What is on this machine is not fetched again. What arrived is kept when
+    the command ends early, and the next one goes on from there.
 
     \b
     Examples:
       orion-oie pull code
       orion-oie pull qwen2.5-0.5b-instruct@q8_0 all-minilm-l6-v2
       orion-oie pull reasoning --limit-mb-per-s 5
+      orion-oie pull hf:bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
     """
     if not names and places.model is None:
         raise click.UsageError(
@@ -84,7 +86,8 @@ def pull(
         engine.subscribe(display.show)
         names = names or [next(iter(engine.registry.agents))]  # whose model is that of --model
         for name in names:
-            engine.registry.find_source(name)  # the last name is wrong before the first is fetched
+            if not is_source(name):
+                engine.registry.find_source(name)  # the last is wrong before the first is fetched
         for name in names:
             files += engine.pull(name)
     for file in files:
