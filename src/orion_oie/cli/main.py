@@ -4,7 +4,9 @@ Answers and lists go to the standard output, everything else to the standard err
 0, 1 when the library refused or found something wrong, 2 for wrong usage, 130 after Ctrl-C.
 """
 
+import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,9 @@ from orion_oie.telemetry import event_docs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # answers are of any script, terminals are not
     try:
         status = commands.main(argv, prog_name="orion-oie", standalone_mode=False)
     except click.ClickException as error:

@@ -122,7 +122,7 @@ def models(context: click.Context, places: Places, is_json: bool, is_local: bool
 @both_places
 @pass_places
 def list_models(places: Places, is_json: bool, is_local: bool) -> None:
-    """List the models, like 'orion-oie models' without a command."""
+    """List the models, as 'models' does without a command."""
     _print_models(places, is_json, is_local)
 
 
