@@ -468,4 +468,5 @@ def test_remarks_fit_the_terminal(shop: Shop) -> None:
         status, shown = terminal.end()
     assert status == 0
     assert "note: tiny is not on this machine" in shown
+    assert "'orion-oie pull writer'" in shown  # unbroken, to be copied
     assert max(map(len, shown.splitlines())) <= 60

@@ -60,7 +60,7 @@ def chat(
     load: Path | None,
     verbose: bool,
     context_length: int | None,
-    auto_download: bool | None,
+    auto_download: bool,
     is_strict: bool,
     agent: str | None,
     system_prompt: str | None,

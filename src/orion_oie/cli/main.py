@@ -15,7 +15,7 @@ import click
 from orion_oie import ModelRegistry, OrionError, __version__
 from orion_oie.cli.agents import agents
 from orion_oie.cli.chat import chat
-from orion_oie.cli.console import printable
+from orion_oie.cli.console import print_note
 from orion_oie.cli.gguf import convert, inspect
 from orion_oie.cli.groups import Group
 from orion_oie.cli.hardware import hardware
@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:  # click has handled a closed pipe
         return ended.code if isinstance(ended.code, int) else 1
     except OrionError as error:
-        click.echo(f"error: {printable(message_of(error))}", err=True)
+        print_note(f"error: {message_of(error)}")
         return 1
     except OSError as error:
-        click.echo(f"error: {printable(str(error))}", err=True)
+        print_note(f"error: {error}")
         return 1
     return status if isinstance(status, int) else 0
 
