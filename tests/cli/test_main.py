@@ -254,6 +254,20 @@ def test_a_reader_who_goes_away_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_terminal_that_knows_few_letters(tmp_path: Path) -> None:
+    """What it cannot show is replaced, and is no error."""
+    registry = ModelRegistry.packaged()
+    registry.add_agent("sea", {**registry.agent("code").model_dump(), "description": "La mér 海"})
+    registry.save(tmp_path / "r.json")
+    done = subprocess.run(
+        [*COMMAND, "agents", "--registry", str(tmp_path / "r.json")],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    )
+    assert "La mér ?".encode("latin-1") in done.stdout
+
+
 # -- pull
 
 

@@ -468,4 +468,50 @@ def test_remarks_fit_the_terminal(shop: Shop) -> None:
         status, shown = terminal.end()
     assert status == 0
     assert "note: tiny is not on this machine" in shown
+    assert "'orion-oie pull writer'" in shown  # unbroken, to be copied
     assert max(map(len, shown.splitlines())) <= 60
+
+
+# -- models of one's own, for the other commands
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """A model file that no registry names."""
+    return str(write_tiny_llama(tmp_path / "own.gguf", name="own", token_bias={"<|im_end|>": -40}))
+
+
+def test_pull_prints_the_file_of_a_model_of_ones_own(own: str, capsys: Capture) -> None:
+    """By -m or as a name; nothing is fetched."""
+    for arguments in (["-m", own], [own], ["conversation", "-m", own]):
+        assert main(["pull", *arguments]) == 0
+        assert capsys.readouterr().out.splitlines() == [own]
+    assert main(["pull", "/nowhere/x.gguf"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_chat_and_route_take_a_model_of_ones_own(
+    own: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """It answers the chat; the route of a question is shown as before."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello?\n"))
+    assert main(["chat", "-m", own, "--max-tokens", "2", "--verbose"]) == 0
+    assert "own@" in capsys.readouterr().err
+    assert main(["route", "Fix my code", "-m", own, "--no-embeddings"]) == 0
+    assert capsys.readouterr().out.startswith("code  ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "Hello?"], ["chat"], ["route", "Hello?"], ["pull", "conversation"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_model_that_is_not_there_is_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Status 1, and nothing else is shown."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert main([*arguments, "-m", "/nowhere/x.gguf"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert re.fullmatch(r"error: /nowhere/x.gguf.*\n", shown.err)

@@ -153,11 +153,10 @@ engine_options = _all_of(
         "can, at most 4096",
     ),
     click.option(
-        "--auto-download/--no-download",
-        "auto_download",
-        default=None,
-        help="fetch a model that is not on this machine, or never do; default: fetch one that -m "
-        "names by its address",
+        "--auto-download",
+        is_flag=True,
+        help="fetch the model first if it is not on this machine; one that -m names by its "
+        "address is fetched in any case",
     ),
     click.option(
         "--no-stand-in",
@@ -172,16 +171,16 @@ engine_options = _all_of(
 def engine_for(
     places: Places,
     context_length: int | None,
-    auto_download: bool | None,
+    auto_download: bool,
     is_strict: bool,
     **loading: Any,
 ) -> OrionInferenceEngine:
-    """An engine for the values of `engine_options`."""
+    """An engine for the values of `engine_options`, and settings of its loading."""
     return places.engine(
         stand_in="error" if is_strict else "allow",
         serving=given(context_length=context_length),
         loading=loading,
-        download={"auto": auto_download},
+        download={"auto": auto_download or None},  # None: what is named by its address
     )
 
 

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,6 +27,9 @@ from orion_oie.cli.hints import message_of
 from orion_oie.cli.places import Places, pass_places
 from orion_oie.cli.question import no_text
 from orion_oie.schemas.validation import did_you_mean
+
+if TYPE_CHECKING:
+    from orion_oie.engine.chat import Chat
 
 _PROMPT, _NEXT_LINE = "> ", "  "
 _QUOTES = '"""'
@@ -57,7 +60,7 @@ def chat(
     load: Path | None,
     verbose: bool,
     context_length: int | None,
-    auto_download: bool | None,
+    auto_download: bool,
     is_strict: bool,
     agent: str | None,
     system_prompt: str | None,
@@ -82,7 +85,7 @@ def chat(
     with engine_for(places, context_length, auto_download, is_strict) as engine:
         talk = _Talk(
             engine,
-            engine.chat(agent, system_prompt) if load is None else Chat.load(load, engine),
+            engine.chat(agent, system_prompt) if load is None else _loaded(load, engine),
             given(**options),
             is_verbose=verbose,
             is_terminal=sys.stdin is not None and sys.stdin.isatty(),
@@ -90,12 +93,18 @@ def chat(
         talk.run()
 
 
+def _loaded(path: Path, engine: OrionInferenceEngine) -> "Chat":
+    from orion_oie.engine.chat import Chat  # imported with any conversation
+
+    return Chat.load(path, engine)
+
+
 @dataclass
 class _Talk:
     """A conversation with whoever is at the standard input."""
 
     engine: OrionInferenceEngine
-    talk: Chat
+    talk: "Chat"
     options: dict[str, Any]
     is_verbose: bool
     is_terminal: bool

@@ -16,6 +16,7 @@ GLUE = "\u00a0"
 """A space at which `print_wrapped` breaks no line."""
 
 _NARROW, _WIDE = 20, 100
+_QUOTED = re.compile(r"'[^']{1,60}'")
 _GAP = re.compile(r"\S {2,}")
 
 
@@ -67,11 +68,20 @@ def print_row(line: str) -> None:
 
 
 def print_note(text: str) -> None:
-    """Print a remark on the standard error: in lines that fit a terminal, else in one."""
-    shown = printable(text)
+    """Print a remark or an error on the standard error, in lines that fit a terminal. What stands
+    in quotes is not broken, because somebody may copy it."""
+    lines = printable(text).splitlines()
     if sys.stderr.isatty():
-        shown = "\n".join(wrapped(shown, max(_NARROW, terminal_columns()), hang=2))
-    click.echo(shown, err=True)
+        width = max(_NARROW, terminal_columns())
+        lines = [part for line in lines for part in _wrapped_note(line, width)]
+    click.echo("\n".join(lines), err=True)
+
+
+def _wrapped_note(line: str, width: int) -> list[str]:
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    glued = _QUOTED.sub(lambda quoted: quoted[0].replace(" ", GLUE), line)
+    lines = wrapped(glued, width, first=indent, hang=len(indent) + 2)
+    return [part.replace(GLUE, " ") for part in lines]
 
 
 def terminal_columns() -> int:

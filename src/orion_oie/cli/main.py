@@ -4,7 +4,9 @@ Answers and lists go to the standard output, everything else to the standard err
 0, 1 when the library refused or found something wrong, 2 for wrong usage, 130 after Ctrl-C.
 """
 
+import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import click
 from orion_oie import ModelRegistry, OrionError, __version__
 from orion_oie.cli.agents import agents
 from orion_oie.cli.chat import chat
-from orion_oie.cli.console import printable
+from orion_oie.cli.console import print_note
 from orion_oie.cli.gguf import convert, inspect
 from orion_oie.cli.groups import Group
 from orion_oie.cli.hardware import hardware
@@ -28,6 +30,9 @@ from orion_oie.telemetry import event_docs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # answers are of any script, terminals are not
     try:
         status = commands.main(argv, prog_name="orion-oie", standalone_mode=False)
     except click.ClickException as error:
@@ -38,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as ended:  # click has handled a closed pipe
         return ended.code if isinstance(ended.code, int) else 1
     except OrionError as error:
-        click.echo(f"error: {printable(message_of(error))}", err=True)
+        print_note(f"error: {message_of(error)}")
         return 1
     except OSError as error:
-        click.echo(f"error: {printable(str(error))}", err=True)
+        print_note(f"error: {error}")
         return 1
     return status if isinstance(status, int) else 0
 

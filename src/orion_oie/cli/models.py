@@ -73,6 +73,7 @@ def pull(
       orion-oie pull code
       orion-oie pull qwen2.5-0.5b-instruct@q8_0 all-minilm-l6-v2
       orion-oie pull reasoning --limit-mb-per-s 5
+      orion-oie pull hf:bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
     """
     if not names and places.model is None:
         raise click.UsageError(
@@ -85,8 +86,8 @@ def pull(
         engine.subscribe(display.show)
         names = names or [next(iter(engine.registry.agents))]  # whose model is that of --model
         for name in names:
-            if not is_source(name):  # the last name is wrong before the first is fetched
-                engine.registry.find_source(name)
+            if not is_source(name):
+                engine.registry.find_source(name)  # the last is wrong before the first is fetched
         for name in names:
             files += engine.pull(name)
     for file in files:
@@ -121,7 +122,7 @@ def models(context: click.Context, places: Places, is_json: bool, is_local: bool
 @both_places
 @pass_places
 def list_models(places: Places, is_json: bool, is_local: bool) -> None:
-    """List the models, as the command above does by itself."""
+    """List the models, as 'models' does without a command."""
     _print_models(places, is_json, is_local)
 
 

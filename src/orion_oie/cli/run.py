@@ -33,7 +33,7 @@ from orion_oie.cli.question import read_question
 @click.option(
     "--json-schema",
     callback=read_schema,
-    metavar="FILE|JSON",
+    metavar="SCHEMA",
     help="answer in JSON of this schema, given as a file or as it is",
 )
 @click.option(
@@ -79,7 +79,7 @@ def run(
     reads_stdin: bool | None,
     sequential: bool,
     context_length: int | None,
-    auto_download: bool | None,
+    auto_download: bool,
     is_strict: bool,
     images: Sequence[Path],
     **options: Any,

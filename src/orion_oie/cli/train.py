@@ -270,7 +270,7 @@ def _print_score(total: "Score") -> None:
         ("sure", total.coverage, "reach a confidence of 0.55"),
         ("sure and right", total.confident_right, "of those go to an acceptable agent"),
     ]
-    click.echo(f"{total.count} prompts\n")
+    click.echo(f"{total.count} prompt{'' if total.count == 1 else 's'}\n")
     print_table(["", "share", ""], [[n, f"{v:.3f}", what] for n, v, what in lines], numbers=(1,))
     click.echo()
 

@@ -272,12 +272,12 @@ class OrionInferenceEngine:
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Refuse new requests, fail the waiting ones, give running ones `timeout` seconds, then
-        end them, and end all workers. None takes `serving.shutdown_timeout_s`. Idempotent.
+        end them, and end all workers. None takes `EngineConfig.shutdown_timeout_s`. Idempotent.
 
         Raises `InvalidRequestError` for a timeout that is no such number.
         """
         if timeout is None:
-            timeout = self.config.serving.shutdown_timeout_s
+            timeout = self.config.shutdown_timeout_s
         if isinstance(timeout, bool) or not (
             isinstance(timeout, (int, float)) and 0 <= timeout <= LONGEST_WAIT_S
         ):
