@@ -254,8 +254,8 @@ class OrionInferenceEngine:
 
     def health(self) -> Health:
         """`down` when it cannot be used; `degraded` while a breaker is not closed, the queue is
-        full, memory is short, or a request makes no progress: the reasons name it and what stands
-        in its way."""
+        full, memory is short, another model stands in for an agent's own, or a request makes no
+        progress: the reasons name it and what stands in its way."""
         observer, pipeline = self._parts.observer, self._parts.pipeline
         try:
             self._usable()
