@@ -219,17 +219,9 @@ def until(condition: Callable[[], bool], what: str) -> None:
 def one_model_registry(path: Path) -> ModelRegistry:
     """A registry with one agent on one file."""
     source = {"path": str(path)}
-    variant = {"quantization": "f16", "size_mb": 1, "min_ram_gb": 0.1, "source": source}
     text = {
         "version": "1",
-        "models": {
-            "tiny": {
-                "name": "Tiny",
-                "license": "apache-2.0",
-                "context_length": 2048,
-                "variants": {"f16": variant},
-            }
-        },
+        "models": {"tiny": {"name": "Tiny", "variants": {"f16": {"source": source}}}},
         "agents": {
             "conversation": {
                 "name": "C",

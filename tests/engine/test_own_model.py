@@ -177,6 +177,17 @@ def test_a_request_falls_back_to_nothing(make_engine: Callable[..., Any]) -> Non
     assert engine.infer("Hello?", agent="conversation").model_id == "main"
 
 
+def test_a_named_model_is_not_pinned_with_the_agent(make_engine: Callable[..., Any]) -> None:
+    """What one request names may be evicted again, also where the agent's own models may not."""
+    engine = make_engine(
+        agents={"conversation": ["main"], "other": ["named"]}, pinned=["conversation"]
+    )
+    engine.infer("Hello?", agent="conversation", model="named")
+    engine.infer("Hello?", agent="conversation")
+    models = engine.stats().models
+    assert (models["named@q4"].is_pinned, models["main@q4"].is_pinned) == (False, True)
+
+
 def test_many_threads_name_many_models(tmp_path: Path) -> None:
     """Each gets its own, and none of them is lost."""
     files = [write_tiny_llama(tmp_path / f"m{n}.gguf", seed=n) for n in range(6)]

@@ -200,15 +200,17 @@ class ModelChain:
         agent = self._agents.get(candidate.agent_id)
         job = _job(request, routed, agent, candidate)
         request.target = candidate.key
-        with self._open(request, candidate) as lease:
+        is_agents_own = routed.checked.options.model is None
+        with self._open(request, candidate, may_pin=is_agents_own) as lease:
             completion = self._generate(request, candidate, lease, job)
             return Answer(candidate, lease.model.info, completion)
 
     @contextmanager
-    def _open(self, request: Request, candidate: Candidate) -> Iterator[Lease]:
-        """Hold the model of a candidate while the block runs."""
+    def _open(self, request: Request, candidate: Candidate, *, may_pin: bool) -> Iterator[Lease]:
+        """Hold the model of a candidate while the block runs. `may_pin` is False for a model that
+        one request names: it is none of the agent's, which may be pinned."""
         spec = candidate.load_spec
-        if candidate.agent_id in self._config.memory.pinned:
+        if may_pin and candidate.agent_id in self._config.memory.pinned:
             self._pool.pin(spec.key)
         lifecycle = request.lifecycle
         try:

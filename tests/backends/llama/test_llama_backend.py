@@ -28,7 +28,6 @@ from orion_oie.errors import (
     DeadlineExceededError,
     InvalidRequestError,
     ModelCorruptError,
-    ModelError,
     ModelNotFoundError,
     RequestCancelledError,
     WorkerTimeoutError,
@@ -146,10 +145,15 @@ def test_a_template_that_refuses_is_the_callers_error(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_template_says_what_to_do(tmp_path: Path) -> None:
-    """No chat template and no prompt_format: the load fails with the advice."""
+    """No chat template and no prompt_format: a question gets the advice, plain text an answer."""
     path = write_tiny_llama(tmp_path / "base.gguf", chat_template=None)
-    with pytest.raises(ModelError, match="prompt_format"):
-        load(path)
+    model = load(path)
+    try:
+        with pytest.raises(InvalidRequestError, match="prompt_format"):
+            said(model, job("Hello?"))
+        assert said(model, replace(job("Hello?"), is_plain=True))
+    finally:
+        model.close()
 
 
 def test_sentencepiece_contents_get_no_extra_space(tmp_path: Path) -> None:
@@ -321,7 +325,7 @@ def test_a_missing_file_and_a_directory(tmp_path: Path) -> None:
     """A missing file and a directory each get their typed error, before a process is started."""
     with pytest.raises(ModelNotFoundError, match=r"none\.gguf"):
         load(tmp_path / "none.gguf")
-    with pytest.raises(ModelCorruptError, match="directory"):
+    with pytest.raises(ModelNotFoundError, match="folder"):
         load(tmp_path)
 
 

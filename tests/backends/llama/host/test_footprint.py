@@ -350,7 +350,7 @@ def test_headers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read.append(path)
         return read_header(path)
 
-    monkeypatch.setattr(loader, "read_header", counting)
+    monkeypatch.setattr(loader, "check_gguf_file", counting)
     file = write_tiny_llama(tmp_path / "tiny.gguf", layers=2)
     backend = LlamaBackend()
     small = backend.footprint(spec_of(file))

@@ -20,7 +20,7 @@ from orion_oie.schemas.requests import (
 )
 from orion_oie.schemas.results import ModelInfo
 
-INFO = ModelInfo(model_id="tiny", variant="v", name="T", version="1", license="x")
+INFO = ModelInfo(model_id="tiny", variant="v", name="T", version="1", license="")
 SYSTEM = "You are the keeper of a long and detailed list of rules. " * 4
 
 
