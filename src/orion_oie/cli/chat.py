@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _PROMPT, _NEXT_LINE = "> ", "  "
 _QUOTES = '"""'
 
+_ENDS = ["/exit"], ["/quit"], ["/bye"]
+
 _COMMANDS = {
     "/help": "show this list",
     "/clear": "forget the conversation so far",
@@ -129,7 +131,7 @@ class _Talk:
                 print_note("Ctrl-D, /exit or Ctrl-C once more ends the chat.")
                 continue
             was_interrupted = False
-            if line is None or line.split()[:1] == ["/exit"]:
+            if line is None or line.split()[:1] in _ENDS:
                 return
             if line.strip():
                 self._answer(line)
@@ -142,6 +144,8 @@ class _Talk:
             if not self.is_terminal:
                 raise
             print_note("stopped; the question is forgotten")
+        except BrokenPipeError:  # nobody reads the answers any more
+            raise
         except (OrionError, OSError) as error:
             if not self.is_terminal:
                 raise
@@ -193,7 +197,7 @@ class _Talk:
             self.talk.stream(question, **self.options) as handle,
         ):
             result = print_answer(handle, display)
-        for note in notes(result):
+        for note in [*notes(result), *self.talk.notes]:
             if note not in self.said:
                 self.said.add(note)
                 print_note(f"note: {note}")
