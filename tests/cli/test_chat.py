@@ -72,7 +72,7 @@ def test_exit_ends(word: str, typed, capsys: Capture) -> None:  # type: ignore[n
 
 def test_what_the_model_is_not_shown_is_said(shop: Shop, monkeypatch, capsys: Capture) -> None:  # type: ignore[no-untyped-def]
     """When the conversation is longer than the context, its oldest turns are left out."""
-    long = "word " * 24
+    long = "word " * 52
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{long}\n{long}\n"))
     assert main(["chat", "--context-length", "256", "--max-tokens", "20", *shop.options]) == 0
     assert "was not shown the oldest 2 messages" in capsys.readouterr().err

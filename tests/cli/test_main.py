@@ -334,7 +334,7 @@ def test_pull_of_an_unknown_name_fetches_nothing(shop: Shop, capsys: Capture) ->
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("wrong", "SHA-256"), ("gone", "status 404"), ("missing", "there is no file")],
+    [("wrong", "SHA-256"), ("gone", "status 404"), ("missing", "there is no such file")],
 )
 def test_pull_says_what_went_wrong(name: str, part: str, shop: Shop, capsys: Capture) -> None:
     """A failed download has status 1 and says why."""
