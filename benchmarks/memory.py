@@ -36,6 +36,7 @@ from orion_oie.schemas.requests import (
     Message,
 )
 from orion_oie.schemas.results import ModelInfo
+from orion_oie.telemetry.events import ModelLoaded, PoolEvicted
 
 BAR = 0.10
 CONTEXT = 4096
@@ -105,7 +106,6 @@ class Watch:
     """What the workers of this process take, 20 times a second, and who comes and goes."""
 
     def __init__(self, engine: OrionInferenceEngine) -> None:
-        self._engine = engine
         self._started = time.monotonic()
         self.samples: list[dict[str, Any]] = []
         self.loads: list[dict[str, Any]] = []
@@ -116,9 +116,11 @@ class Watch:
         self._thread.start()
 
     def _note(self, event: Event) -> None:
-        noted = {"model.loaded": self.loads, "pool.evicted": self.evictions}.get(event.name)
-        if noted is not None:
-            noted.append({"t": time.monotonic() - self._started, "key": event.fields["key"]})
+        t = time.monotonic() - self._started
+        if isinstance(event, ModelLoaded):
+            self.loads.append({"t": t, "key": event.key, "worker": str(event.pid)})
+        elif isinstance(event, PoolEvicted):
+            self.evictions.append({"t": t, "key": event.key})
 
     def _run(self) -> None:
         while not self._over.wait(SAMPLE_S):
@@ -126,22 +128,9 @@ class Watch:
 
     def _sample(self) -> dict[str, Any]:
         """All workers count, also one that waits for a model or is being ended."""
-        models = {key: one.pid for key, one in self._engine.stats().models.items()}
-        names = {pid: key for key, pid in models.items()}
-        found: dict[str, int] = {}
-        private = 0
-        for pid in worker_pids():
-            memory = probe.process_memory(pid)
-            if memory is not None:
-                key = names.get(pid, "no model yet, or none any more")
-                found[key] = found.get(key, 0) + memory.resident_bytes
-                private += memory.private_bytes
-        return {
-            "t": time.monotonic() - self._started,
-            "workers_bytes": sum(found.values()),
-            "private_bytes": private,
-            "models": found,
-        }
+        t = time.monotonic() - self._started
+        found = {str(pid): probe.resident_bytes(pid) for pid in worker_pids()}
+        return {"t": t, "workers": {pid: size for pid, size in found.items() if size}}
 
     def end(self) -> None:
         self._over.set()
@@ -207,13 +196,14 @@ def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bo
         stats = engine.stats()
     if data is not None:
         content = {
+            "requests": requests,
             "budget_bytes": budget,
             "samples": watch.samples,
             "loads": watch.loads,
             "evictions": watch.evictions,
         }
         data.write_text(json.dumps(content))
-    peak = max(sample["workers_bytes"] for sample in watch.samples)
+    peak = max(sum(sample["workers"].values()) for sample in watch.samples)
     case = f"{requests} requests to {MODELS} models, budget for 2"
     return [
         row(f"{case}: budget", [budget / 2**20], "MiB"),

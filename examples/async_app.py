@@ -6,7 +6,7 @@ from orion_oie import OrionInferenceEngine
 
 
 async def main() -> None:
-    async with OrionInferenceEngine() as engine:
+    async with OrionInferenceEngine(model="smollm2-135m-instruct") as engine:
         questions = ["What is a star?", "Write a haiku about snow.", "What is 7 * 6?"]
         answers = await asyncio.gather(
             *(engine.ainfer(question, max_tokens=32) for question in questions)

@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("questions", nargs="?", type=Path, help="JSONL; default: three examples")
     parser.add_argument("answers", nargs="?", type=Path, help="JSONL; default: answers.jsonl")
     parser.add_argument("--registry", type=Path, help="models.json; default: the packaged one")
+    parser.add_argument(
+        "-m", "--model", default="smollm2-135m-instruct", help="who answers: an id or a GGUF file"
+    )
     parser.add_argument("--max-tokens", type=int, default=200, help="longest answer, unless asked")
     parser.add_argument("--at-once", type=int, default=32, help="questions under way at a time")
     given = parser.parse_args(arguments)
@@ -75,7 +78,9 @@ def answer_all(given: argparse.Namespace) -> int:
     with (
         given.questions.open(encoding="utf-8") as questions,
         given.answers.open("a", encoding="utf-8") as answers,
-        OrionInferenceEngine(given.registry, EngineConfig(serving=serving)) as engine,
+        OrionInferenceEngine(
+            given.registry, EngineConfig(serving=serving), model=given.model
+        ) as engine,
     ):
         todo = [
             (number, line)

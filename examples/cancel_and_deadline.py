@@ -12,7 +12,7 @@ LONG = "Tell me a very long story about a dragon."
 
 
 def main() -> None:
-    with OrionInferenceEngine() as engine:
+    with OrionInferenceEngine(model="smollm2-135m-instruct") as engine:
         engine.preload("creative")
 
         handle = engine.submit(LONG, max_tokens=2000)

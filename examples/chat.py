@@ -13,7 +13,7 @@ from orion_oie import Chat, OrionError, OrionInferenceEngine
 
 
 def main() -> None:
-    with OrionInferenceEngine() as engine:
+    with OrionInferenceEngine(model="smollm2-135m-instruct") as engine:
         if len(sys.argv) > 1:
             with contextlib.suppress(EOFError):  # Ctrl-D
                 talk(engine, Path(sys.argv[1]))

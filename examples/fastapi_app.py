@@ -23,6 +23,8 @@ from orion_oie import (
     QueueFullError,
 )
 
+MODEL = "smollm2-135m-instruct"  # or a GGUF file of your own
+
 STATUS = {
     InvalidRequestError: 400,  # the client must change the request
     QueueFullError: 429,
@@ -39,7 +41,7 @@ def status_of(error: OrionError) -> int:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with OrionInferenceEngine() as engine:
+    async with OrionInferenceEngine(model=MODEL) as engine:
         app.state.engine = engine
         yield
 

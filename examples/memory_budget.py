@@ -11,7 +11,7 @@ QUESTION = "Write a Python function that adds two numbers"
 
 def main() -> None:
     config = EngineConfig(memory=MemoryConfig(budget=1024 * MIB))
-    with OrionInferenceEngine(config=config) as engine:
+    with OrionInferenceEngine(config=config, model="smollm2-135m-instruct") as engine:
         plan = engine.plan(QUESTION)  # loads nothing
         assert plan.model is not None
         print(f"agent {plan.route.agent_id}, model {plan.model.model_id}")
@@ -29,7 +29,7 @@ def main() -> None:
         print(f"its worker has {memory.workers_bytes / MIB:.0f} MiB; pressure is {memory.pressure}")
 
     config = EngineConfig(memory=MemoryConfig(budget=64 * MIB))
-    with OrionInferenceEngine(config=config) as engine:
+    with OrionInferenceEngine(config=config, model="smollm2-135m-instruct") as engine:
         try:
             engine.infer(QUESTION)
         except InsufficientMemoryError as error:

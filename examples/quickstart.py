@@ -21,7 +21,7 @@ QUESTIONS = [
 
 def main() -> None:
     loads: list[str] = []
-    with OrionInferenceEngine() as engine:
+    with OrionInferenceEngine(model="smollm2-135m-instruct") as engine:
         engine.subscribe(
             lambda event: loads.append(event.key) if isinstance(event, ModelLoaded) else None
         )

@@ -38,7 +38,7 @@ def show(question: str, route: Route) -> None:
 
 def main() -> None:
     registry = ModelRegistry.packaged()
-    with OrionInferenceEngine(registry) as engine:
+    with OrionInferenceEngine(registry, model="smollm2-135m-instruct") as engine:
         print("-- plain questions")
         for question in (
             "Write a Python function that merges two sorted lists",

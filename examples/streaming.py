@@ -4,7 +4,7 @@ from orion_oie import OrionInferenceEngine, TokenEvent
 
 
 def main() -> None:
-    with OrionInferenceEngine() as engine:
+    with OrionInferenceEngine(model="smollm2-135m-instruct") as engine:
         print("-- by sentence, each on its own line")
         for event in engine.stream(
             "Explain what rain is.", agent="conversation", max_tokens=60, chunk_by="sentence"

@@ -61,14 +61,14 @@ def main() -> None:
     registry = registry_with_the_plant()
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.npz"
-        with OrionInferenceEngine(registry) as engine:
+        with OrionInferenceEngine(registry, model="smollm2-135m-instruct") as engine:
             show("before", engine)
             assert isinstance(engine.router, HybridRouter)
             model = engine.router.fit(QUESTIONS, registry.agents)
             print(f"\nlearned {len(QUESTIONS)} questions; topics: {', '.join(model.topics)}")
             print(f"{model.save(weights).stat().st_size / 1e6:.1f} MB of weights\n")
         config = EngineConfig(router=RouterConfig(weights=weights))
-        with OrionInferenceEngine(registry, config) as engine:
+        with OrionInferenceEngine(registry, config, model="smollm2-135m-instruct") as engine:
             show("after, in a new engine", engine)
 
 

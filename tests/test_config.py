@@ -33,7 +33,7 @@ NUMBERS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "serving.priority_aging_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "serving.stuck_after_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "serving.cancel_grace_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
-    "serving.shutdown_timeout_s": ("number >= 0 and <= 1000000", [0, 1e6], [-1, 1e308]),
+    "shutdown_timeout_s": ("number >= 0 and <= 1000000", [0, 1e6], [-1, 1e308]),
     "memory.max_models": ("integer >= 1", [1], [0, -1]),
     "memory.host_cache_bytes": ("integer >= 0", [0, 2**33], [-1]),
     "memory.prefix_store_bytes": ("integer >= 0", [0, 2**40], [-1]),

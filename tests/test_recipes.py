@@ -51,7 +51,7 @@ def engines(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[OrionInfe
     """The engines that the code under test makes, each over a fake backend."""
     made: list[OrionInferenceEngine] = []
 
-    def make() -> OrionInferenceEngine:
+    def make(**_model: Any) -> OrionInferenceEngine:
         made.append(make_engine({"*": script}))
         return made[-1]
 

@@ -117,12 +117,6 @@ class ServingConfig(_Section):
         default=5.0, description="Time a worker has to confirm a cancellation before it is ended."
     )
 
-    shutdown_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_WAIT_S)] = Field(
-        default=10.0,
-        description="Time that requests under way have to end by themselves when the engine is "
-        "shut down.",
-    )
-
     @property
     def slot_count(self) -> int:
         """`slots` as a number. Raises `ValueError` until an engine has resolved it."""
@@ -386,6 +380,12 @@ class EngineConfig(_Section):
         '"warn" gives them, with an `OrionWarning` once for each agent and process, and '
         '`engine.health()` names them; "allow" is silent; "error" raises why the wanted model '
         "cannot answer. `result.is_stand_in` tells in any case.",
+    )
+
+    shutdown_timeout_s: Annotated[float, Field(ge=0, le=LONGEST_WAIT_S)] = Field(
+        default=10.0,
+        description="Time that requests under way have to end by themselves when the engine is "
+        "shut down.",
     )
 
     serving: _OrDict[ServingConfig] = Field(

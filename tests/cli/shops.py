@@ -92,7 +92,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
             },
             "agents": {
                 "conversation": agent("local"),
-                "reader": agent("tiny"),
+                "reader": {**agent("tiny"), "fallback_agent": "conversation"},
                 "writer": agent("tiny", "local"),
             },
         }

@@ -53,7 +53,7 @@ def test_agents_as_json(shop: Shop, capsys: Capture) -> None:
 def test_agents_that_nobody_answers_for(shop: Shop, capsys: Capture) -> None:
     """It says how to get a model; with all models here it says nothing."""
     raw = json.loads(shop.registry.read_text(encoding="utf-8"))
-    raw["agents"] = {"reader": raw["agents"]["reader"]}
+    raw["agents"] = {"reader": raw["agents"]["reader"] | {"fallback_agent": None}}
     shop.registry.write_text(json.dumps(raw), encoding="utf-8")
     assert main(["agents", *shop.options]) == 0
     assert "no model is here for reader: 'orion-oie pull reader'" in capsys.readouterr().err

@@ -406,7 +406,7 @@ def test_what_the_library_refuses_names_the_option(
 def test_a_model_that_is_not_here_names_the_option(shop: Shop, capsys: Capture) -> None:
     """--auto-download, and -m."""
     registry = json.loads(shop.registry.read_text(encoding="utf-8"))
-    registry["agents"] = {"reader": registry["agents"]["reader"]}
+    registry["agents"] = {"reader": registry["agents"]["reader"] | {"fallback_agent": None}}
     shop.registry.write_text(json.dumps(registry), encoding="utf-8")
     assert main(["run", "Hello?", *shop.options]) == 1
     err = capsys.readouterr().err

@@ -29,9 +29,8 @@ from orion_oie import (
     UnknownAgentError,
     WorkerTimeoutError,
 )
+from orion_oie.backends import fake
 from orion_oie.backends.fake import FakeAnswer
-
-SLOW_TO_CANCEL_S = 0.3
 
 
 def in_loop(coroutine: Any) -> Any:
@@ -72,7 +71,6 @@ def test_a_wrong_request_is_no_stream(
         in_loop(make())
     if "chunk_by" not in options:
         handle = engine.submit(query, **options)
-        assert isinstance(handle.result.__self__, RequestHandle)
         with pytest.raises(error):
             handle.result(BOUND_S)
     assert engine.stats().running == 0
@@ -235,67 +233,81 @@ def test_a_cancelled_reader_ends_its_request(make_engine) -> None:
 # Leaving
 
 
-def slow_to_cancel(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Have the fake backend take a while to end a generation; returns what it has noted."""
-    from orion_oie.backends import fake
+class SlowToCancel:
+    """The generations of the fake backend end late after a cancel: when they are let go."""
 
-    noted: list[str] = []
-    generate = fake.FakeModel.generate
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.cancelled = self.ended = 0
+        self.let_go = threading.Event()
+        generate = fake.FakeModel.generate
 
-    def late(self: Any, *args: Any) -> Any:
-        try:
-            return generate(self, *args)
-        except RequestCancelledError:
-            threading.Event().wait(SLOW_TO_CANCEL_S)
-            noted.append("ended")
-            raise
+        def late(model: Any, *arguments: Any) -> Any:
+            try:
+                return generate(model, *arguments)
+            except RequestCancelledError:
+                self.cancelled += 1
+                assert self.let_go.wait(BOUND_S)
+                self.ended += 1
+                raise
 
-    monkeypatch.setattr(fake.FakeModel, "generate", late)
-    return noted
+        patch.setattr(fake.FakeModel, "generate", late)
 
 
-def test_leaving_waits_for_the_end(make_engine, monkeypatch) -> None:
-    """Behind the block the request has ended, and its slot is free."""
-    noted = slow_to_cancel(monkeypatch)
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> SlowToCancel:
+    return SlowToCancel(monkeypatch)
+
+
+@pytest.mark.parametrize("is_cancelled_before", [False, True])
+def test_leaving_waits_for_the_end(
+    make_engine, slow: SlowToCancel, is_cancelled_before: bool
+) -> None:
+    """Behind the block the request has ended, and its slot is free, also if it was cancelled
+    before."""
     engine = make_engine({"*": LONG}, **one_at_a_time())
-    with engine.stream("Hello?") as handle:
-        next(iter(handle))
-    assert noted == ["ended"]
-    assert handle.state is RequestState.CANCELLED
-    assert engine.stats().running == 0
-    assert engine.stats().models["main@q4"].users == 0
+
+    def leave() -> tuple[RequestState, int, int]:
+        with engine.stream("Hello?") as handle:
+            next(iter(handle))
+            if is_cancelled_before:
+                handle.cancel()
+        stats = engine.stats()
+        return handle.state, stats.running, stats.models["main@q4"].users
+
+    leaving = Running(leave)
+    wait_until(lambda: slow.cancelled)
+    assert leaving.is_running
+    slow.let_go.set()
+    assert leaving.join() == (RequestState.CANCELLED, 0, 0)
 
 
-def test_leaving_asynchronously_does_not_block_the_loop(make_engine, monkeypatch) -> None:
-    """Other tasks go on while the end is waited for."""
-    noted = slow_to_cancel(monkeypatch)
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_leaving_asynchronously_does_not_block_the_loop(
+    make_engine, slow: SlowToCancel, way: str
+) -> None:
+    """Other tasks go on while the end is waited for: here they bring it about."""
     engine = make_engine({"*": LONG})
 
+    async def let_go() -> None:
+        while not slow.cancelled:
+            await asyncio.sleep(0.001)
+        slow.let_go.set()
+
     async def main() -> None:
-        for ask in (engine.stream, engine.astream):
-            ticks = 0
-
-            async def tick() -> None:
-                nonlocal ticks
-                while True:
-                    await asyncio.sleep(0.001)
-                    ticks += 1
-
-            ticking = asyncio.create_task(tick())
-            async with ask("Hello?") as stream:
-                await anext(aiter(stream))
-                before = ticks
-            assert ticks > before + 5
-            ticking.cancel()
-            assert engine.stats().running == 0
+        task = asyncio.create_task(let_go())
+        async with getattr(engine, way)("Hello?") as stream:
+            await anext(aiter(stream))
+        assert slow.ended == 1
+        assert engine.stats().running == 0
+        await task
 
     in_loop(main())
-    assert noted == ["ended"] * 2
 
 
-def test_leaving_waits_for_a_bounded_time(make_engine, monkeypatch) -> None:
+def test_leaving_waits_for_a_bounded_time(
+    make_engine, slow: SlowToCancel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model that does not confirm the cancel does not keep the caller for ever."""
-    noted = slow_to_cancel(monkeypatch)
     set_leaving(monkeypatch, 0.01)
     engine = make_engine({"*": LONG})
     with engine.stream("Hello?") as handle:
@@ -308,18 +320,8 @@ def test_leaving_waits_for_a_bounded_time(make_engine, monkeypatch) -> None:
         return handle
 
     assert not in_loop(main()).done()
-    assert noted == []
+    slow.let_go.set()
     wait_until(lambda: engine.stats().running == 0)
-
-
-def test_leaving_waits_for_a_cancel_of_somebody_else(make_engine, monkeypatch) -> None:
-    """Also when the request was cancelled before."""
-    noted = slow_to_cancel(monkeypatch)
-    engine = make_engine({"*": LONG})
-    with engine.stream("Hello?") as handle:
-        next(iter(handle))
-        assert handle.cancel() is True
-    assert noted == ["ended"]
 
 
 # Abandoned streams

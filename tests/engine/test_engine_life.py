@@ -276,7 +276,7 @@ def test_a_done_callback_may_shut_down(make_engine) -> None:
 
 
 def test_the_timeout_of_a_shutdown_is_configured(make_engine) -> None:
-    """Every way to shut down gives running requests `serving.shutdown_timeout_s`, unless told
+    """Every way to shut down gives running requests `shutdown_timeout_s`, unless told
     otherwise or leaving with an error."""
 
     def leave(engine: OrionInferenceEngine) -> None:

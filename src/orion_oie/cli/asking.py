@@ -212,10 +212,12 @@ def notes(result: InferenceResult) -> Iterator[str]:
     """The reasons that another model answered than the intended one."""
     for skipped in result.receipt.considered:
         if skipped.outcome == "unavailable" and skipped.role == "primary":
-            yield (
-                f"{skipped.model_id} is not on this machine, {result.model_id} stood in; fetch it "
-                f"with 'orion-oie pull {skipped.agent_id}' or --auto-download"
-            )
+            if "not downloaded" in skipped.reason:
+                why = "is not on this machine"
+                advice = f"; fetch it with 'orion-oie pull {skipped.agent_id}' or --auto-download"
+            else:
+                why, advice = f"cannot answer ({in_options(skipped.reason)})", ""
+            yield f"{skipped.model_id} {why}, {result.model_id} stood in{advice}"
         elif skipped.error is not None:
             yield f"{skipped.model_id} did not answer: {in_options(skipped.error)}"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orion_oie import OrionError, OrionInferenceEngine
+from orion_oie import Chat, OrionError, OrionInferenceEngine
 from orion_oie.cli.asking import (
     account,
     answer_options,

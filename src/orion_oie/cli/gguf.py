@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import click
 
-from orion_oie.cli.console import print_json, print_table, printable
+from orion_oie.cli.console import print_json, print_note, print_table, printable
 from orion_oie.models.formats.gguf import GGUFHeader, TensorInfo, read_header
+from orion_oie.models.naming import entry_of
+from orion_oie.models.split_files import check_gguf_file
 from orion_oie.schemas.units import size_text
 
 
@@ -29,31 +31,14 @@ def convert(folder: Path, out: Path, quantization: Literal["f32", "f16", "q8_0"]
     """Convert an embedding model to a GGUF file.
 
     The file works without torch. FOLDER is one of sentence-transformers with a BERT model. Prints
-    what to write into models.json.
+    a models.json that adds it to the packaged models, ready to be used as it is.
     """
     # This imports numpy, which most commands do not need.
     from orion_oie.foundry.bert_gguf import write_bert_gguf
 
     header = read_header(write_bert_gguf(folder, out, quantization=quantization))
-    click.echo(f"{out}: {size_text(header.file_size)}; in models.json, it is:", err=True)
-    print_json({"models": {out.stem: _registry_entry(header, out)}})
-
-
-def _registry_entry(header: GGUFHeader, file: Path) -> Mapping[str, Any]:
-    size_gb = header.file_size / 1e9
-    variant = {
-        "quantization": header.quantization,
-        "size_mb": round(size_gb * 1e3, 1),
-        "min_ram_gb": round(size_gb + 0.15, 1),
-        "source": {"path": str(file.resolve())},
-    }
-    return {
-        "name": header.name,
-        "type": "embedding",
-        "license": header.license or "unknown",
-        "context_length": header.context_length,
-        "variants": {header.quantization.lower(): variant},
-    }
+    print_note(f"{out}: {size_text(header.file_size)}; a models.json with it:")
+    print_json(entry_of(out))
 
 
 @click.command()
@@ -62,13 +47,24 @@ def _registry_entry(header: GGUFHeader, file: Path) -> Mapping[str, Any]:
     "--template", "wants_template", is_flag=True, help="print the chat template and nothing else"
 )
 @click.option("--tensors", "wants_tensors", is_flag=True, help="list the tensors as well")
+@click.option(
+    "--entry",
+    "wants_entry",
+    is_flag=True,
+    help="print a models.json that adds it to the packaged models, and nothing else",
+)
 @click.option("--json", "is_json", is_flag=True, help="print it as JSON, for programs")
-def inspect(file: Path, wants_template: bool, wants_tensors: bool, is_json: bool) -> None:
+def inspect(
+    file: Path, wants_template: bool, wants_tensors: bool, wants_entry: bool, is_json: bool
+) -> None:
     """Describe a model file: architecture, size, quantization, licence.
 
     Only the header of the GGUF file is read.
     """
-    header = read_header(file)
+    if wants_entry:
+        print_json(entry_of(file))
+        return
+    header = check_gguf_file(file)
     facts = _facts(header)
     if is_json:
         if wants_template:

@@ -58,6 +58,7 @@ _PHRASES = {
     "answer with a file of your own, OrionInferenceEngine(model='your.gguf')": (
         "answer with a file of your own, -m your.gguf"
     ),
+    "with prompt_format='plain', or set": "with --prompt-format plain, or set",
     "could, but EngineConfig.stand_in is 'error'": "could, but --no-stand-in was given",
     "json_schema and grammar exclude each other: pass one of them": (
         "--json-schema and --grammar exclude each other: give one of them"

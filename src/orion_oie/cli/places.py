@@ -27,7 +27,7 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 
 @dataclass
 class Places:
-    """The object of a command's context. None stands for the packaged registry, for the user's
+    """The object of a command's context. None stands for the default registry, for the user's
     cache folder, and for the models of the registry."""
 
     registry_file: Path | None = None
@@ -36,7 +36,7 @@ class Places:
 
     def registry(self) -> ModelRegistry:
         if self.registry_file is None:
-            return ModelRegistry.packaged()
+            return ModelRegistry.default()
         return ModelRegistry.load(self.registry_file)
 
     def cache(self) -> ModelCache:
@@ -100,7 +100,8 @@ registry_place = click.option(
     expose_value=False,
     callback=_note_registry,
     metavar="FILE",
-    help="the models.json with the agents and models; default: the packaged one",
+    help="the models.json with the agents and models; default: ORION_REGISTRY, the "
+    "user's own, or the packaged one",
 )
 
 model_place = click.option(

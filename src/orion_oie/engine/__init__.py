@@ -6,5 +6,6 @@ streaming (splitters for `chunk_by`).
 
 A request passes through pipeline, scheduling, chain and streaming; request has the types of its
 stages. build creates the parts of an engine; among these are agents (personas), breaker, loading,
-planner, residents (models loaded by hand), and observer and watchdog (statistics and health).
+planner, stand_ins (answers of other models), residents (models loaded by hand), and observer and
+watchdog (statistics and health).
 """

@@ -110,7 +110,8 @@ class OrionInferenceEngine:
             raise
 
     def submit(self, query: str, **options: Unpack[RequestOptionsDict]) -> RequestHandle:
-        """Ask and go on. The handle raises what is wrong with the request.
+        """Ask and go on. The handle raises what is wrong with the request, which is answered also
+        if the handle is dropped.
 
         Raises `EngineClosedError`.
         """
@@ -253,8 +254,8 @@ class OrionInferenceEngine:
 
     def health(self) -> Health:
         """`down` when it cannot be used; `degraded` while a breaker is not closed, the queue is
-        full, memory is short, or a request makes no progress: the reasons name it and what stands
-        in its way."""
+        full, memory is short, another model stands in for an agent's own, or a request makes no
+        progress: the reasons name it and what stands in its way."""
         observer, pipeline = self._parts.observer, self._parts.pipeline
         try:
             self._usable()
@@ -271,12 +272,12 @@ class OrionInferenceEngine:
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Refuse new requests, fail the waiting ones, give running ones `timeout` seconds, then
-        end them, and end all workers. None takes `serving.shutdown_timeout_s`. Idempotent.
+        end them, and end all workers. None takes `EngineConfig.shutdown_timeout_s`. Idempotent.
 
         Raises `InvalidRequestError` for a timeout that is no such number.
         """
         if timeout is None:
-            timeout = self.config.serving.shutdown_timeout_s
+            timeout = self.config.shutdown_timeout_s
         if isinstance(timeout, bool) or not (
             isinstance(timeout, (int, float)) and 0 <= timeout <= LONGEST_WAIT_S
         ):

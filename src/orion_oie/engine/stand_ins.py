@@ -103,9 +103,7 @@ class StandIns:
 def _why_not(wanted: Candidate, considered: Sequence[Consideration]) -> str:
     """The reason that a wanted model did not answer."""
     found = [
-        one
-        for one in considered
-        if one.model_id == wanted.model_id and one.outcome != "not_needed"
+        one for one in considered if one.model_id == wanted.model_id and one.outcome != "not_needed"
     ]
     if not found:
         return "was not tried"

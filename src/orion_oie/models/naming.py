@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from orion_oie.errors import InvalidRequestError, ModelNotFoundError
@@ -26,6 +26,7 @@ from orion_oie.models.source_names import (
 )
 from orion_oie.models.specs import (
     ONLY_VARIANT,
+    PACKAGED,
     ModelSpec,
     PromptFormat,
     SourceSpec,
@@ -116,6 +117,16 @@ def _named_files(files: Sequence[Path], model_id: str) -> Named:
     header, *_ = [check_gguf_file(file) for file in files]
     variant = identifier(header.quantization.lower() or ONLY_VARIANT)
     return Named(model_id, variant, SourceSpec(path=str(files[0])), header.is_embedding_model)
+
+
+def entry_of(path: Source, prompt_format: Literal["plain"] | None = None) -> dict[str, Any]:
+    """A whole registry file, as JSON, that adds a local model to the packaged registry. Raises like
+    `named_file`."""
+    named = named_file(path)
+    spec = named.spec(prompt_format).model_dump(mode="json", exclude_defaults=True)
+    variants = spec.pop("variants")
+    entry = {**spec, "source": variants[named.variant]["source"]}
+    return {"extends": PACKAGED, "models": {named.model_id: entry}}
 
 
 def is_source(text: str) -> bool:

@@ -43,6 +43,7 @@ from orion_oie.models.naming import (
 from orion_oie.models.registry_check import broken_references, checked_registry, unique_keys
 from orion_oie.models.specs import (
     CONVERSATION,
+    PACKAGED,
     AgentModels,
     AgentSpec,
     ModelSpec,
@@ -60,10 +61,6 @@ from orion_oie.schemas.validation import (
 
 if TYPE_CHECKING:
     from orion_oie.models.downloads.cache import ModelCache
-
-
-PACKAGED = "packaged"
-"""The name of the packaged registry for a file that extends it."""
 
 
 @dataclass(frozen=True, slots=True)

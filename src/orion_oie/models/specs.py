@@ -13,7 +13,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    field_serializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -26,6 +27,8 @@ Weight = Annotated[float, Field(gt=0, le=100)]
 RouteFeature = Literal["non_english", "code_shape", "math_shape", "table_shape"]
 
 CONVERSATION = "conversation"
+PACKAGED = "packaged"
+"""The name of the packaged registry for a file that extends it."""
 _BYTES_PER_MB = 10**6
 
 
@@ -80,9 +83,12 @@ class SourceSpec(Spec):
         given = {"query": query} if mark and not data.get("query") else {}
         return {**data, "url": url, **given}
 
-    @field_serializer("query", when_used="json")
-    def _without_signature(self, _query: str | None) -> str | None:
-        return self.lasting_query or None
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_signature(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        if found.get("query") is not None:
+            found["query"] = self.lasting_query or None
+        return {key: value for key, value in found.items() if key != "query" or value is not None}
 
     @model_validator(mode="after")
     def _exactly_one_kind(self) -> "SourceSpec":

@@ -145,8 +145,8 @@ class RequestOptions(SamplingDefaults):
     model: ModelName | None = Field(
         default=None,
         description="Model that answers instead of the agent's, and no other: the id of a model "
-        "in the registry (`ID@VARIANT` for one variant) or a source, as for "
-        "`OrionInferenceEngine(model=...)`.",
+        "in the registry (`ID@VARIANT` for one variant), a GGUF file, or a source such as "
+        '"hf:org/repo:Q4_K_M", "ollama:name" or an https address.',
     )
 
     images: Images = Field(
