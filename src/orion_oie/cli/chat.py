@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orion_oie import Chat, OrionError, OrionInferenceEngine
+from orion_oie import OrionError, OrionInferenceEngine
 from orion_oie.cli.asking import (
     account,
     answer_options,
@@ -28,8 +28,8 @@ from orion_oie.cli.places import Places, pass_places
 from orion_oie.cli.question import no_text
 from orion_oie.schemas.validation import did_you_mean
 
-if TYPE_CHECKING:
-    from orion_oie.engine.chat import Chat
+if TYPE_CHECKING:  # only this command needs it
+    from orion_oie import Chat
 
 _PROMPT, _NEXT_LINE = "> ", "  "
 _QUOTES = '"""'
@@ -96,7 +96,7 @@ def chat(
 
 
 def _loaded(path: Path, engine: OrionInferenceEngine) -> "Chat":
-    from orion_oie.engine.chat import Chat  # imported with any conversation
+    from orion_oie import Chat
 
     return Chat.load(path, engine)
 
