@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from shops import Shop
-from terminals import Terminal
+from terminals import COMMAND, Terminal
 
 from orion_oie.cli.main import main
 
@@ -63,10 +63,34 @@ def test_clear_forgets(typed, tmp_path: Path, capsys: Capture) -> None:  # type:
     assert "the conversation is forgotten" in capsys.readouterr().err
 
 
-def test_exit_ends(typed, capsys: Capture) -> None:  # type: ignore[no-untyped-def]
-    """Nothing after it is asked."""
-    assert typed("/exit\nOne?\n") == 0
+@pytest.mark.parametrize("word", ["/exit", "/quit", "/bye", " /exit now"])
+def test_exit_ends(word: str, typed, capsys: Capture) -> None:  # type: ignore[no-untyped-def]
+    """Nothing after it is asked. It has the names that other programs give it."""
+    assert typed(f"{word}\nOne?\n") == 0
     assert capsys.readouterr().out == ""
+
+
+def test_what_the_model_is_not_shown_is_said(shop: Shop, monkeypatch, capsys: Capture) -> None:  # type: ignore[no-untyped-def]
+    """When the conversation is longer than the context, its oldest turns are left out."""
+    long = "word " * 52
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{long}\n{long}\n"))
+    assert main(["chat", "--context-length", "256", "--max-tokens", "20", *shop.options]) == 0
+    assert "was not shown the oldest 2 messages" in capsys.readouterr().err
+
+
+def test_a_reader_who_goes_away_ends_a_chat(shop: Shop, tmp_path: Path) -> None:
+    """Also at a terminal: nothing is asked in vain."""
+    (tmp_path / "sh").write_text(
+        f'"{COMMAND[0]}" -m orion_oie chat --max-tokens 400 --registry "{shop.registry}"'
+        " | head -c 1",
+        encoding="utf-8",
+    )
+    with Terminal([str(tmp_path / "sh")], command=["sh"]) as terminal:
+        terminal.wait_for("Ctrl-D ends the chat.")
+        terminal.type("Go on?\n")
+        status, shown = terminal.end()
+    assert status == 0
+    assert "Traceback" not in shown
 
 
 def test_help_and_unknown_commands(typed, capsys: Capture) -> None:  # type: ignore[no-untyped-def]

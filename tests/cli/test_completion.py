@@ -72,6 +72,19 @@ def test_models_of_another_registry(tmp_path: Path, complete) -> None:  # type: 
     assert complete("orion-oie pull --registry /nowhere g") == []
 
 
+def test_models_of_the_default_registry(  # type: ignore[no-untyped-def]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, complete
+) -> None:
+    """The one that other commands take; a broken one completes nothing."""
+    own = ModelRegistry.packaged()
+    own.add_agent("gardener", {**own.agent("code").model_dump(), "name": "G"})
+    own.save(tmp_path / "own.json")
+    monkeypatch.setenv("ORION_REGISTRY", str(tmp_path / "own.json"))
+    assert complete("orion-oie run --agent g") == ["gardener"]
+    (tmp_path / "own.json").write_text("{", encoding="utf-8")
+    assert complete("orion-oie run --agent g") == []
+
+
 def test_sources_are_models_or_files(complete) -> None:  # type: ignore[no-untyped-def]
     """What begins like no model may be a file."""
     assert complete("orion-oie run -m ./my") == ["./my"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orion_oie import Chat, OrionError, OrionInferenceEngine
+from orion_oie import OrionError, OrionInferenceEngine
 from orion_oie.cli.asking import (
     account,
     answer_options,
@@ -28,11 +28,13 @@ from orion_oie.cli.places import Places, pass_places
 from orion_oie.cli.question import no_text
 from orion_oie.schemas.validation import did_you_mean
 
-if TYPE_CHECKING:
-    from orion_oie.engine.chat import Chat
+if TYPE_CHECKING:  # only this command needs it
+    from orion_oie import Chat
 
 _PROMPT, _NEXT_LINE = "> ", "  "
 _QUOTES = '"""'
+
+_ENDS = ["/exit"], ["/quit"], ["/bye"]
 
 _COMMANDS = {
     "/help": "show this list",
@@ -94,7 +96,7 @@ def chat(
 
 
 def _loaded(path: Path, engine: OrionInferenceEngine) -> "Chat":
-    from orion_oie.engine.chat import Chat  # imported with any conversation
+    from orion_oie import Chat
 
     return Chat.load(path, engine)
 
@@ -129,7 +131,7 @@ class _Talk:
                 print_note("Ctrl-D, /exit or Ctrl-C once more ends the chat.")
                 continue
             was_interrupted = False
-            if line is None or line.split()[:1] == ["/exit"]:
+            if line is None or line.split()[:1] in _ENDS:
                 return
             if line.strip():
                 self._answer(line)
@@ -142,6 +144,8 @@ class _Talk:
             if not self.is_terminal:
                 raise
             print_note("stopped; the question is forgotten")
+        except BrokenPipeError:  # nobody reads the answers any more
+            raise
         except (OrionError, OSError) as error:
             if not self.is_terminal:
                 raise
@@ -193,7 +197,7 @@ class _Talk:
             self.talk.stream(question, **self.options) as handle,
         ):
             result = print_answer(handle, display)
-        for note in notes(result):
+        for note in [*notes(result), *self.talk.notes]:
             if note not in self.said:
                 self.said.add(note)
                 print_note(f"note: {note}")

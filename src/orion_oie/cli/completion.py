@@ -36,7 +36,7 @@ def _completed(context: click.Context, incomplete: str, *kinds: _Names) -> "list
 
     try:
         # The object is the `Places` of the options so far, if there were any.
-        registry = ModelRegistry.packaged() if context.obj is None else context.obj.registry()
+        registry = ModelRegistry.default() if context.obj is None else context.obj.registry()
     except (OrionError, OSError):
         return []
     return [
