@@ -437,12 +437,23 @@ def test_a_file_that_goes_away_later(own: Path, tmp_path: Path) -> None:
         ("smollm2-135m-instruct@q8", "q4_1"),
         ("olama:llama3", "ollama"),
         ("ftp://host/m.gguf", "ftp"),
+        ("bartowski/SmolLM2-360M-Instruct-GGUF", "hf:bartowski/SmolLM2-360M-Instruct-GGUF"),
+        ("llama3.2:1b", "ollama:llama3.2:1b"),
+        ("models.json", r"OrionInferenceEngine\('models.json'\)"),
     ],
 )
 def test_a_name_that_means_nothing(name: str, word: str) -> None:
     """The message has the closest name, or the forms that there are."""
     with pytest.raises((ModelNotFoundError, InvalidRequestError), match=word):
         engine_with(name)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_model_is_no_registry(own: Path, tmp_path: Path, is_there: bool) -> None:
+    """Who passes it as the first argument learns the right one."""
+    path = own if is_there else tmp_path / "gone.gguf"
+    with pytest.raises(RegistryError, match=r"OrionInferenceEngine\(model='\w+\.gguf'\)"):
+        OrionInferenceEngine(path)
 
 
 @pytest.mark.parametrize("name", [7, b"m.gguf", "", " ", True])
@@ -513,6 +524,16 @@ def test_what_is_harmless_is_a_warning(
     assert engine.infer("Hello?", agent="conversation", **NOISE).model_id == "mine"
     lines = [e["line"] for e in engine.export_logs() if e["event"] == "model.log"]
     assert any(word in line for line in lines), lines
+
+
+def test_a_context_that_the_model_does_not_have(own: Path) -> None:
+    """It is lowered to what the model was trained on, and the log says so."""
+    with engine_with(own, context_length=100_000) as engine:
+        model = engine.infer("Hello?", **NOISE).receipt.model
+        lines = [e["line"] for e in engine.export_logs() if e["event"] == "model.log"]
+    assert model is not None
+    assert model.context_length == 512
+    assert any("100000 was asked for" in line for line in lines)
 
 
 # Base models

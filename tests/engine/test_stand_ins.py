@@ -83,6 +83,14 @@ def test_the_warning_points_to_the_program(make_engine: MakeEngine) -> None:
     assert caught[0].filename == __file__
 
 
+def test_a_preload_says_it_too(make_engine: MakeEngine) -> None:
+    """Another model is loaded than the agent's own."""
+    engine = make_engine(agents={"conversation": LITE}, missing=["big"])
+    with pytest.warns(OrionWarning, match=r"big\.gguf") as caught:
+        assert engine.preload("conversation").model_id == "small"
+    assert caught[0].filename == __file__
+
+
 def test_a_warning_that_is_an_error_raises(make_engine: MakeEngine) -> None:
     """As Python's filters promise; the request ends, and the next one is answered."""
     engine = make_engine(agents={"conversation": LITE}, missing=["big"])

@@ -188,6 +188,7 @@ def build(
             pool,
             chain,
             preloader,
+            stand_ins,
             events,
             partial(pull, registry, cache, files, config, events),
         ),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from orion_oie.cancellation import CancelScope
 from orion_oie.engine.chain import ModelChain
+from orion_oie.engine.stand_ins import StandIns
 from orion_oie.errors import InsufficientMemoryError
 from orion_oie.models.keys import ModelKey
 from orion_oie.models.registry import ModelRegistry
@@ -14,6 +15,8 @@ from orion_oie.pool.variants import VariantSelector
 from orion_oie.schemas.results import ModelInfo
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import PoolUnloaded
+
+_TO_CALLER = 3  # frames from a warning to the line of the application that asked
 
 
 class Residents:
@@ -26,6 +29,7 @@ class Residents:
         pool: ModelPool,
         chain: ModelChain,
         preloader: Preloader,
+        stand_ins: StandIns,
         events: EventLog,
         pull: Callable[[str], tuple[Path, ...]],
     ) -> None:
@@ -34,12 +38,14 @@ class Residents:
         self._pool = pool
         self._chain = chain
         self._preloader = preloader
+        self._stand_ins = stand_ins
         self._events = events
         self.pull = pull
 
     def preload(self, agent_id: str, *, pin: bool) -> ModelInfo:
         """Load the model that would answer for an agent now."""
         candidates = self._variants.candidates(agent_id, is_fresh=True)
+        self._stand_ins.announce(agent_id, candidates, stacklevel=_TO_CALLER)
         first = self._chain.available(candidates, agent_id)[0]
         try:
             with self._pool.acquire(first.load_spec, CancelScope()) as lease:

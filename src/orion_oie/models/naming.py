@@ -23,6 +23,7 @@ from orion_oie.models.source_names import (
     OllamaName,
     UrlName,
     parse_source_name,
+    source_hint,
 )
 from orion_oie.models.specs import (
     ONLY_VARIANT,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]+")
 _ID_CHARS = 100
 _DIGEST_BYTES = 4
+_MAGIC = b"GGUF"
 
 Source = str | os.PathLike[str]
 
@@ -87,7 +89,20 @@ def named_source(source: Source, cache: "ModelCache | None" = None) -> Named | N
             return Named(name.model_id, variant, place)
         case HubName():
             return _named_repository(name, cache)
-    return named_file(source) if looks_like_a_file(source) else None
+    if not looks_like_a_file(source):
+        return None
+    if source.lower().endswith(".json"):
+        raise InvalidRequestError(
+            f"{source}: a registry is passed as OrionInferenceEngine('{source}'); model= is for a "
+            "GGUF file or another source of one"
+        )
+    try:
+        return named_file(source)
+    except ModelNotFoundError as error:
+        hint = source_hint(source)
+        if not hint:
+            raise
+        raise ModelNotFoundError(f"{error.message}{hint}", **error.details) from error
 
 
 def _named_repository(name: HubName, cache: "ModelCache | None") -> Named:
@@ -134,6 +149,17 @@ def is_source(text: str) -> bool:
     return looks_like_a_file(text) or parse_source_name(text) is not None
 
 
+def is_model_file(path: Path) -> bool:
+    """True for a file that begins like a GGUF file, or that is called like one."""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(len(_MAGIC)) == _MAGIC
+    except (OSError, ValueError):
+        return False
+    return path.name.lower().endswith(".gguf")
+
+
 def looks_like_a_file(text: str) -> bool:
     """True for a text that can only be meant as a path, or that is one."""
     return (
@@ -154,9 +180,9 @@ def not_found(
             f"'{text}' is an agent, not a model: pass agent='{text}' instead", name=text
         )
     where = Path(os.path.abspath(text))
-    hint = did_you_mean(text, models) or did_you_mean(text, agents)
-    if hint and not did_you_mean(text, models):
-        hint = hint.replace("did you mean", "did you mean agent")
+    hint = did_you_mean(text, models) or source_hint(text)
+    if not hint:
+        hint = did_you_mean(text, agents).replace("did you mean", "did you mean agent")
     return ModelNotFoundError(
         f"there is no model '{text}'{hint} and no file {where}; a model is "
         "named by an id of the registry, a GGUF file, 'hf:org/repo:Q4_K_M', 'ollama:name' or an "

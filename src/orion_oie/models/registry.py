@@ -37,6 +37,7 @@ from orion_oie.models.naming import (
     Named,
     Source,
     distinct,
+    is_model_file,
     named_source,
     not_found,
 )
@@ -106,6 +107,11 @@ class ModelRegistry:
     @classmethod
     def _load(cls, path: Path, above: tuple[Path, ...]) -> "ModelRegistry":
         """`above` are the files that extend this one."""
+        if is_model_file(path):
+            raise RegistryError(
+                f"{path} is a model, not a registry: OrionInferenceEngine(model='{path.name}') "
+                "answers with it"
+            )
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError, ValueError) as error:

@@ -54,6 +54,12 @@ def _warnings(spec: LoadSpec, headers: Sequence[GGUFHeader]) -> Iterator[str]:
                 f"{spec.key}: the registry states {name} {stated}, the header of "
                 f"{spec.files[0]} {found}; the header counts"
             )
+    asked, trained = spec.context_length or 0, header.context_length
+    if trained and asked > trained:
+        yield (
+            f"{spec.key}: context_length {asked} was asked for, but the model was trained on "
+            f"{trained} tokens, and has no more"
+        )
     size = sum(one.file_size for one in headers)
     if info.size_bytes and abs(size - info.size_bytes) > _LEAST_SIZE_GAP * info.size_bytes:
         yield (
