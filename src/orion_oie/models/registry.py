@@ -11,6 +11,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
@@ -31,17 +32,30 @@ from orion_oie.models.choices import (
     first_here,
 )
 from orion_oie.models.files import atomic_write
-from orion_oie.models.layers import absolute_path, changes_between, merged, with_absolute_paths
+from orion_oie.models.layers import (
+    Raw,
+    absolute_path,
+    changes_between,
+    merged,
+    with_absolute_paths,
+)
 from orion_oie.models.local_files import completed, locate
 from orion_oie.models.naming import (
     Named,
     Source,
     distinct,
-    is_model_file,
     named_source,
     not_found,
 )
-from orion_oie.models.registry_check import broken_references, checked_registry, unique_keys
+from orion_oie.models.registry_check import broken_references, checked_registry
+from orion_oie.models.registry_reader import (
+    ReadRegistry,
+    as_json,
+    read_default,
+    read_packaged,
+    read_registry,
+    read_text,
+)
 from orion_oie.models.specs import (
     CONVERSATION,
     PACKAGED,
@@ -54,7 +68,6 @@ from orion_oie.models.specs import (
     SourceSpec,
     Spec,
 )
-from orion_oie.models.user_folders import registry_file
 from orion_oie.schemas.validation import (
     did_you_mean,
     problems_of,
@@ -75,19 +88,23 @@ class _Chains:
 class ModelRegistry:
     """Agents, models and providers. Changes are seen by the next request. Thread-safe.
 
-    base: the folder at which relative paths start. beneath: the registry that `data` extends.
+    base: the folder at which relative paths start. beneath: the registry that `data` extends, as
+    JSON. packaged: the packaged agents, for a registry that builds on them.
     """
 
     def __init__(
-        self, data: RegistryFile, base: Path, beneath: "ModelRegistry | None" = None
+        self,
+        data: RegistryFile,
+        base: Path,
+        beneath: Raw | None = None,
+        packaged: Mapping[str, AgentSpec] = MappingProxyType({}),
     ) -> None:
         self._data = data
         self._base = Path(os.path.abspath(base))
         self._beneath = beneath
+        self._packaged = dict(packaged)
         self._chains = _Chains(data, {})
         self._lock = threading.RLock()
-        # The packaged agents, if this registry is the packaged one or builds on it.
-        self._packaged: Mapping[str, AgentSpec] = {} if beneath is None else beneath._packaged
         # Models that were named by an address: the address asks for their files, too.
         self._asked_for: frozenset[str] = frozenset()
         self._names: Mapping[str, str] = {}
@@ -102,102 +119,33 @@ class ModelRegistry:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ModelRegistry":
         """Read and check a registry file. Raises `RegistryError` with every problem found."""
-        return cls._load(Path(path).expanduser(), ())
-
-    @classmethod
-    def _load(cls, path: Path, above: tuple[Path, ...]) -> "ModelRegistry":
-        """`above` are the files that extend this one."""
-        if is_model_file(path):
-            raise RegistryError(
-                f"{path} is a model, not a registry: OrionInferenceEngine(model='{path.name}') "
-                "answers with it"
-            )
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise RegistryError(f"cannot read the registry {path}: {error}") from error
-        return cls._parse(text, path.parent, str(path), (*above, path.absolute()))
+        return cls._of(read_registry(Path(path).expanduser()))
 
     @classmethod
     def packaged(cls) -> "ModelRegistry":
         """The registry that comes with the library."""
-        registry = cls.load(_packaged_file("models.json"))
-        registry._packaged = registry.agents
-        return registry
+        return cls._of(read_packaged())
 
     @classmethod
     def default(cls) -> "ModelRegistry":
         """The registry of a program that names none: the file that `ORION_REGISTRY` names, else
         `models.json` in the user's configuration folder (`user_folders.registry_file`), else the
         packaged one. Raises `RegistryError`."""
-        named = os.environ.get("ORION_REGISTRY")
-        try:
-            if named:
-                return cls.load(named)
-            own = registry_file()
-            return cls.load(own) if own.exists() else cls.packaged()
-        except RegistryError as error:
-            if not named:
-                raise
-            raise RegistryError(f"ORION_REGISTRY: {error.message}", error.problems) from error
+        return cls._of(read_default())
 
     @classmethod
     def parse(cls, text: str, *, base: Path, name: str = "registry") -> "ModelRegistry":
         """Check the text of a registry; relative paths in it start at `base`."""
-        return cls._parse(text, base, name, ())
+        return cls._of(read_text(text, base, name))
 
     @classmethod
-    def _parse(cls, text: str, base: Path, name: str, above: tuple[Path, ...]) -> "ModelRegistry":
-        duplicates: list[str] = []
-        try:
-            raw = json.loads(text, object_pairs_hook=lambda pairs: unique_keys(pairs, duplicates))
-        except json.JSONDecodeError as error:
-            raise RegistryError(
-                f"{name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise RegistryError(f"{name} cannot be read as JSON: {error}") from error
-        beneath = None
-        if isinstance(raw, dict) and isinstance(raw.get("extends"), str):
-            beneath = cls._extended(raw["extends"], base, name, above)
-            raw = merged(beneath._standalone(), raw)
-        return cls(checked_registry(raw, name, duplicates), base, beneath)
-
-    @classmethod
-    def _extended(
-        cls, extends: str, base: Path, name: str, above: tuple[Path, ...]
-    ) -> "ModelRegistry":
-        """The registry that another one extends."""
-        if extends == PACKAGED:
-            return cls.packaged()
-        path = absolute_path(extends, base)
-        if path.absolute() in above:
-            circle = " -> ".join(map(str, (*above, path.absolute())))
-            raise RegistryError(f"registries extend one another in a circle: {circle}")
-        try:
-            return cls._load(path, above)
-        except RegistryError as error:
-            raise RegistryError(
-                f"{name} extends '{extends}' (\"{PACKAGED}\" is the registry of the library): "
-                f"{error.message}",
-                error.problems,
-            ) from error
-
-    def _as_dict(self) -> dict[str, Any]:
-        raw = self._data.model_dump(mode="json", exclude_defaults=True)
-        return {"version": self._data.version, **raw}
-
-    def _standalone(self) -> dict[str, Any]:
-        """The whole registry as JSON, without `extends` and relative paths."""
-        raw = self._as_dict()
-        raw.pop("extends", None)
-        return with_absolute_paths(raw, self._base)
+    def _of(cls, read: ReadRegistry) -> "ModelRegistry":
+        return cls(read.data, read.base, read.beneath, read.packaged)
 
     def copy(self) -> "ModelRegistry":
         """A registry of the same content, whose changes do not reach this one."""
-        other = ModelRegistry(self._data, self._base, self._beneath)
-        other._packaged, other._asked_for = self._packaged, self._asked_for
-        other._names = self._names
+        other = ModelRegistry(self._data, self._base, self._beneath, self._packaged)
+        other._asked_for, other._names = self._asked_for, self._names
         return other
 
     @property
@@ -445,15 +393,14 @@ class ModelRegistry:
         """Write the registry. The file is either the old one or the complete new one. Of a registry
         that extends another one, only the differences are written."""
         path = Path(path)
-        raw = self._as_dict()
+        raw = as_json(self._data)
         if path.absolute().parent != self._base:
             raw = with_absolute_paths(raw, self._base)
         if self._beneath is not None:
             extends = raw.pop("extends", PACKAGED)
             if extends != PACKAGED:
                 extends = str(absolute_path(extends, self._base))
-            base = self._beneath._standalone()
-            raw = {"extends": extends, **changes_between(base, raw)}
+            raw = {"extends": extends, **changes_between(self._beneath, raw)}
         text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
         atomic_write(path, text, sync=True)
 
@@ -576,9 +523,3 @@ def registry_of(source: "str | os.PathLike[str] | ModelRegistry | None") -> Mode
     if source is None:
         return ModelRegistry.default()
     return source if isinstance(source, ModelRegistry) else ModelRegistry.load(source)
-
-
-def _packaged_file(name: str) -> Path:
-    inside = Path(__file__).resolve().parents[1] / name
-    # The wheel carries the file in the package; a source checkout keeps it at its top level.
-    return inside if inside.exists() else inside.parents[2] / name
