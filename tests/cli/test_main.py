@@ -110,6 +110,7 @@ def test_it_has_an_entry_point() -> None:
 def test_it_starts_without_heavy_packages() -> None:
     """Importing the command line imports neither llama.cpp nor what only some commands need."""
     heavy = ["llama_cpp", "httpx", "rich", "huggingface_hub"]
+    heavy += ["orion_oie.engine.build", "orion_oie.engine.request", "orion_oie.engine.chat"]
     script = (
         f"import sys, orion_oie.cli.main; print([name for name in {heavy} if name in sys.modules])"
     )

@@ -5,17 +5,20 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from orion_oie import InferenceResult, OrionInferenceEngine, RequestHandle
+from orion_oie import InferenceResult, OrionInferenceEngine
 from orion_oie.cli.completion import complete_agent
 from orion_oie.cli.console import given, printable
 from orion_oie.cli.hints import in_options
 from orion_oie.cli.places import Places, both_places, model_place
 from orion_oie.models.keys import ModelKey
 from orion_oie.telemetry.progress import LoadDisplay
+
+if TYPE_CHECKING:  # imports the engine
+    from orion_oie import RequestHandle
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -196,7 +199,7 @@ def progress(engine: OrionInferenceEngine, *, is_shown: bool = True) -> Iterator
                 end()
 
 
-def print_answer(handle: RequestHandle, display: LoadDisplay) -> InferenceResult:
+def print_answer(handle: "RequestHandle", display: LoadDisplay) -> InferenceResult:
     """Print an answer as it comes. What follows begins on a line of its own."""
     try:
         for event in handle:
