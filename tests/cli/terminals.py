@@ -64,6 +64,11 @@ class Terminal:
         found, _, self.shown = self.shown.partition(text)
         return found + text
 
+    def wait_for_more(self) -> None:
+        """Read until there is any text that was not waited for."""
+        while not self.shown.strip():
+            assert self._read(), "nothing came"
+
     def end(self) -> tuple[int, str]:
         """Read to the end; returns the exit status and what was shown."""
         while self._read():

@@ -177,8 +177,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(shop: Shop) -> None:
         terminal.wait_for("> ")
         terminal.type("Go on?\n")
         terminal.wait_for("Go on?\n")
-        while not terminal.shown.strip():
-            terminal.wait_for(" ")
+        terminal.wait_for_more()
         terminal.process.send_signal(signal.SIGINT)
         terminal.wait_for("stopped; the question is forgotten")
         terminal.wait_for("> ")
