@@ -108,6 +108,14 @@ def test_the_tables_are_right() -> None:
         ),
         ("not loaded within 9 s; raise EngineConfig.loading.timeout_s", "not loaded within 9 s"),
         ("make room, or choose another cache_dir", "make room, or choose another --cache-dir"),
+        (
+            "it is a model: OrionInferenceEngine(model='a.gguf') answers",
+            "it is a model: -m a.gguf answers",
+        ),
+        (
+            "passed as OrionInferenceEngine('a.json'); model= is for a GGUF file",
+            "passed as --registry a.json; -m is for a GGUF file",
+        ),
         ("images[0]: there is no file 'x'", "--image: there is no file 'x'"),
         ("grammar, line 1: no", "--grammar, line 1: no"),
         ("a grammar is no problem", "a grammar is no problem"),

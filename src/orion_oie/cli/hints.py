@@ -55,15 +55,19 @@ _PHRASES = {
     "ask without images=, or look at engine.plan() for the route alone": (
         "ask without --image, or look at 'orion-oie route --image 1' for the agent alone"
     ),
-    "answer with a file of your own, OrionInferenceEngine(model='your.gguf')": (
-        "answer with a file of your own, -m your.gguf"
-    ),
     "with prompt_format='plain', or set": "with --prompt-format plain, or set",
+    "model= is for a GGUF file": "-m is for a GGUF file",
     "could, but EngineConfig.stand_in is 'error'": "could, but --no-stand-in was given",
     "json_schema and grammar exclude each other: pass one of them": (
         "--json-schema and --grammar exclude each other: give one of them"
     ),
 }
+
+_CALLS = (
+    (re.compile(r"OrionInferenceEngine\(model='([^']*)'\)"), r"-m \1"),
+    (re.compile(r"OrionInferenceEngine\('([^']*)'\)"), r"--registry \1"),
+)
+"""Engines that a message says to make, and the options that do so."""
 
 _WITHOUT_OPTION = re.compile(r"(?:,? or|;) (?:set|raise|lower) EngineConfig[\w.]+")
 _SETTING = re.compile(r"EngineConfig\.(\w+\.\w+)")
@@ -96,6 +100,8 @@ def in_options(text: str) -> str:
     an option are left out, where the text offers something else."""
     for phrase, said in _PHRASES.items():
         text = text.replace(phrase, said)
+    for call, option in _CALLS:
+        text = call.sub(option, text)
     text = _SETTING.sub(lambda found: SETTINGS.get(found[1], found[0]), text)
     text = _WITHOUT_OPTION.sub("", text)
     if found := _PLAIN_WORD.match(text):
