@@ -16,7 +16,7 @@ from helpers import config_with
 from minilm import minilm_folder, original_minilm, write_minilm
 from numpy.typing import NDArray
 
-from orion_oie import ModelRegistry, ModelSpec, OrionInferenceEngine
+from orion_oie import ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.backends.llama.worker.embedder import Embedder
@@ -493,17 +493,15 @@ def test_a_file_is_the_old_one_or_the_new_one(
 def test_the_command_says_how_to_name_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it prints is a model of models.json, and embeds."""
+    """What it prints is a models.json, and the model embeds."""
     out = tmp_path / "minilm.gguf"
     assert main(["convert", str(minilm_folder()), str(out), "--type", "q8_0"]) == 0
     shown = capsys.readouterr()
-    assert shown.err == f"{out}: {out.stat().st_size / 1e6:.1f} MB; in models.json, it is:\n"
-    printed = json.loads(shown.out)["models"]
-    spec = ModelSpec.model_validate(printed["minilm"])
-    assert (spec.type, spec.license, spec.context_length) == ("embedding", "apache-2.0", 512)
-    assert spec.variants["q8_0"].quantization == "Q8_0"
-    registry = ModelRegistry.packaged()
-    registry.add_model("minilm", spec)
+    assert shown.err == f"{out}: {out.stat().st_size / 1e6:.1f} MB; a models.json with it:\n"
+    (tmp_path / "models.json").write_text(shown.out, encoding="utf-8")
+    registry = ModelRegistry.load(tmp_path / "models.json")
+    (variant,) = registry.variants("minilm")
+    assert (registry.model("minilm").type, variant.spec.quantization) == ("embedding", "Q8_0")
     config = config_with(
         cache_dir=tmp_path / "cache", keep_spare_worker=False, embeddings={"model": "minilm"}
     )
