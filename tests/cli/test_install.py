@@ -122,8 +122,8 @@ def test_seconds_are_shown_in_a_terminal(tmp_path: Path) -> None:
     with Terminal([], columns=40, command=command) as terminal:
         status, shown = terminal.end()
     assert status == 0
-    assert "compiling llama.cpp: 1 s" in shown
-    assert "compiling llama.cpp: 2 s" in shown
+    drawn_s = set(re.findall(r"compiling llama.cpp: (\d+) s", shown))
+    assert len(drawn_s) > 1  # a busy machine may leave out a second
     drawn = [part.replace("\x1b[K", "") for part in re.split(r"\r", shown)]
     assert all(len(part) < 40 for part in drawn if "\n" not in part)
 
