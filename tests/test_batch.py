@@ -47,7 +47,9 @@ class Run:
         self.script: Callable[[GenerationJob], FakeAnswer] = lambda _job: FakeAnswer(TEXT)
         self.seen_slots: list[int] = []
         patch.setattr(
-            batch, "OrionInferenceEngine", lambda *_: make_engine({"*": self._answer}, slots=4)
+            batch,
+            "OrionInferenceEngine",
+            lambda *_, model: make_engine({"*": self._answer}, slots=4),
         )
 
     def _answer(self, job: GenerationJob) -> FakeAnswer:
