@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from orion_oie.errors import InvalidRequestError, ModelNotFoundError
-from orion_oie.models.local.lm_studio import find_lm_studio
-from orion_oie.models.local.ollama import find_ollama
-from orion_oie.models.quant_choice import quantization_of
 from orion_oie.models.source_names import (
     HubName,
     LMStudioName,
@@ -79,10 +76,17 @@ def named_source(source: Source, cache: "ModelCache | None" = None) -> Named | N
     name = parse_source_name(source)
     match name:
         case OllamaName():
+            # A program that names no such model need not pay for these imports.
+            from orion_oie.models.local.ollama import find_ollama
+
             return _named_files(find_ollama(name), name.model_id)
         case LMStudioName():
+            from orion_oie.models.local.lm_studio import find_lm_studio
+
             return _named_files(find_lm_studio(name), name.model_id)
         case UrlName():
+            from orion_oie.models.quant_choice import quantization_of
+
             variant = identifier((quantization_of(name.file) or ONLY_VARIANT).lower())
             shards = list(name.files)
             place = SourceSpec(url=name.folder, shards=shards, query=name.query or None)
