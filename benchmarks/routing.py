@@ -28,7 +28,7 @@ from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.cancellation import CancelScope
 from orion_oie.models.registry import ModelRegistry
 from orion_oie.models.specs import AgentSpec
-from orion_oie.routing.base import RouteContext
+from orion_oie.routing.base import VISION, RouteContext
 from orion_oie.routing.evaluation import (
     Judged,
     Score,
@@ -255,7 +255,8 @@ def conversation_rows(agents: Agents, step: int) -> list[Row]:
         for conversation in conversations:
             before = None
             for turn in conversation["turns"]:
-                context = RouteContext(turn.get("images", 0), conversation["id"])
+                is_of_image = turn["label"] == VISION
+                context = RouteContext(int(is_of_image), conversation["id"])
                 agent_id = router.route(turn["text"], agents, context).agent_id
                 accepted = {agent_of(label) for label in turn["labels"]}
                 is_right = agent_id in accepted

@@ -27,6 +27,7 @@ from orion_oie.cli.console import (
 from orion_oie.cli.main import main
 from orion_oie.engine.router_embedder import RouterEmbedder
 from orion_oie.routing.base import RouteContext
+from orion_oie.routing.candidates import candidates
 from orion_oie.routing.evaluation import judged, score
 from orion_oie.routing.hybrid import HybridRouter
 from orion_oie.routing.linear.fitting import (
@@ -217,7 +218,7 @@ def test_many_agents_are_not_all_listed(tmp_path: Path, capsys: Capture) -> None
             }
 
     path = registry_file(tmp_path, add)
-    count = len(ModelRegistry.load(path).agents)
+    count = len(candidates(ModelRegistry.load(path).agents, images=0))
     out = printed(capsys, QUESTION, "--registry", path, "--no-embeddings")
     assert f"and {count - 10} agents that are less probable" in out.splitlines()
 

@@ -203,8 +203,14 @@ def test_below_the_threshold_the_conversation_answers() -> None:
     assert sure.agent_id == "code"
     asked = HybridRouter(sure.confidence + 1e-4, model=model).route("loop", AGENTS)
     assert (asked.agent_id, asked.confidence) == (CONVERSATION, sure.confidence)
-    assert asked.reason.startswith("no agent reached ")
-    assert f"best was code at {int(sure.confidence * 100) / 100:.2f}" in asked.reason
+    reached = int(sure.confidence * 100) / 100
+    assert asked.reason == (
+        f"no agent is sure: the best guess was code ({reached:.2f}), so conversation answers"
+    )
+    assert not asked.candidates[0].evidence, "it would be evidence for an agent that is silent"
+    alone = HybridRouter(1.0, model=model).route("loop", {"code": agent(), "data": agent()})
+    assert (alone.agent_id, alone.confidence < 1) == ("code", True)
+    assert alone.reason.startswith("no agent is sure: code is the best guess (")
     at_it = HybridRouter(sure.confidence, model=model).route("loop", AGENTS)
     assert at_it.agent_id == "code"
 

@@ -243,7 +243,7 @@ def test_whoever_leaves_needs_the_threshold() -> None:
     trial = RouteContext(session_id="s", is_trial=True)
     assert used.route("more", AGENTS, trial).agent_id == "code"
     found = used.route(clearly("sonnet"), AGENTS, trial)
-    assert (found.agent_id, found.reason[:17]) == (CONVERSATION, "no agent reached ")
+    assert (found.agent_id, found.reason[:17]) == (CONVERSATION, "no agent is sure:")
     told = [said("user", clearly("loop"))]
     assert used.route("more", AGENTS, RouteContext(history=told)).agent_id == CONVERSATION
 
@@ -284,13 +284,29 @@ def test_a_conversation_whose_agent_was_removed() -> None:
     assert used.route("more", AGENTS, trial).agent_id == NOBODY
 
 
-def test_an_image_moves_a_conversation() -> None:
-    """Questions about it go on with the agent that saw it."""
+def test_an_image_counts_for_its_own_turn() -> None:
+    """Nobody looks at an image that did not come with the turn: the words of the next one decide,
+    and an agent that only looks at images does not answer it."""
     agents = {**AGENTS, VISION: agent()}
     used = router()
     used.route(clearly("loop"), agents, IN_CODE)
     assert used.route("and this?", agents, RouteContext(1, "s")).agent_id == VISION
-    assert used.route("and what is on the left?", agents, IN_CODE).agent_id == VISION
+    found = used.route("and what is on the left?", agents, IN_CODE)
+    assert found.agent_id in AGENTS
+    assert "session" not in found.stages
+    assert_sound(found, agents)
+    assert used.route(clearly("sonnet"), agents, IN_CODE).agent_id == "creative"
+    told = [said("user", "what is in this image?")]
+    assert used.route("more", agents, RouteContext(history=told)).agent_id in AGENTS
+
+
+def test_an_agent_that_also_looks_at_images_keeps_its_conversation() -> None:
+    """It owns more than vision, so it may answer the turns without an image as well."""
+    agents = {**AGENTS, "eyes": agent(topics=["vision", "code"])}
+    del agents["code"]
+    used = router()
+    assert used.route("and this?", agents, RouteContext(1, "s")).agent_id == "eyes"
+    assert used.route("more", agents, IN_CODE).agent_id == "eyes"
 
 
 # Routes with a history alone

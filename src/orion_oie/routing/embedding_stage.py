@@ -68,9 +68,10 @@ class EmbeddingStage:
         if not decision.prompt.has_words:
             return False
         is_sure = decision.top >= SURE_WITHOUT_EMBEDDING
-        best = max(decision.topics, key=lambda topic: decision.topics[topic])
+        best = max(decision.topics, key=lambda topic: decision.topics[topic], default="")
         rivals = (p for p in decision.profiles.values() if not p.owns and p.examples)
-        if is_sure and not any(p.affinity.get(best, 0.0) > _RIVAL_AFFINITY for p in rivals):
+        affinities = (p.affinity(decision.hidden).get(best, 0.0) for p in rivals)
+        if is_sure and not any(affinity > _RIVAL_AFFINITY for affinity in affinities):
             return False
         if not self._embedder.is_ready():
             decision.asides.append(f"the embedding model {self._embedder.name} is not here")
