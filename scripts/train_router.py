@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.routing.linear.fitting import (
+    Embedded,
     Example,
     fitted,
     rarity_of,
@@ -35,6 +36,7 @@ from orion_oie.routing.linear.model import (
     empty_model,
     softmax,
 )
+from orion_oie.routing.linear.probes import PROBE_TEXTS, Probes
 from orion_oie.routing.profiles import text_to_embed
 from orion_oie.routing.text.prompt import read
 
@@ -137,7 +139,8 @@ def trained(rows: Sequence[Row], vectors: Floats) -> LinearModel:
     """A model of all rows, not yet calibrated."""
     examples = [row.example for row in rows]
     model = replace(empty_model(), rarity=rarity_of([read(one.text) for one in examples]))
-    return fitted(model, examples, vectors=(HEAD, vectors))
+    probes = Probes(PROBE_TEXTS, vectors_of(PROBE_TEXTS))
+    return fitted(model, examples, vectors=Embedded(HEAD, vectors, probes))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from orion_oie.routing.linear.model import (
     LinearModel,
     empty_model,
 )
+from orion_oie.routing.linear.probes import PROBE_TEXTS, Probes
 from orion_oie.routing.text.ngrams import grams
 from orion_oie.schemas.results import Route
 
@@ -125,6 +126,11 @@ class Bag:
                 row[zlib.crc32(word.encode("utf-8", "surrogatepass")) % self.dimensions] += 1
         unit: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         return unit
+
+
+def probes_of(embedder: Bag, texts: tuple[str, ...] = PROBE_TEXTS) -> Probes:
+    """What a head keeps of its embedding model."""
+    return Probes(texts, embedder.embed(texts))
 
 
 def assert_sound(route: Route, agents: Mapping[str, AgentSpec]) -> None:

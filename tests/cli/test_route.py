@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import PoolingType
 from helpers import config_with
 from hypothesis import given
 from hypothesis import strategies as st
@@ -478,16 +479,30 @@ def plant_with_embeddings(folder: Path, plant: Path, minilm: Path, name: str = M
 
 
 def test_an_embedding_model_of_too_few_examples_is_said(
-    minilm: Path, plant: Path, tmp_path: Path, capsys: Capture
+    plant: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    """Ten prompts of one topic are no first head: the words are learned alone."""
-    registry, out = plant_with_embeddings(tmp_path, plant, minilm, "Other-MiniLM"), tmp_path / "w"
+    """Ten prompts of one topic are no first head: the words are learned alone. The head of the
+    package is for what its model computes, so another pooling makes another model of it."""
+    other = write_minilm(tmp_path / "cls.gguf", pooling=PoolingType.CLS)
+    registry, out = plant_with_embeddings(tmp_path, plant, other, "Other-MiniLM"), tmp_path / "w"
     assert run("train", plant / "plant.jsonl", "--registry", registry, "--out", out) == 0
     assert capsys.readouterr().err == (
         "note: the embedding model other-minilm learned nothing: a first head takes 10 examples "
         "of every topic\n"
     )
     assert set(load_model(out).heads) == {MINILM}
+
+
+def test_a_model_of_another_name_goes_on_with_its_head(
+    minilm: Path, plant: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The head of the package is found by what the model computes."""
+    registry, out = plant_with_embeddings(tmp_path, plant, minilm, "my-own"), tmp_path / "w"
+    arguments = ("train", plant / "plant.jsonl", "--registry", registry, "--pull", "0.1")
+    assert run(*arguments, "--out", out) == 0
+    assert capsys.readouterr().err == ""
+    head = load_model(out).heads[MINILM]
+    assert np.abs(head.weights[:, load_model(out).topics.index("plant")]).max() > 0.01
 
 
 def test_vectors_are_learned_from_when_the_embedding_model_is_here(

@@ -12,7 +12,17 @@ from helpers import run_all
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from routes import AGENTS, ANY_TEXT, HOSTILE, REPEATED, Bag, agent, assert_sound, knowing
+from routes import (
+    AGENTS,
+    ANY_TEXT,
+    HOSTILE,
+    REPEATED,
+    Bag,
+    agent,
+    assert_sound,
+    knowing,
+    probes_of,
+)
 
 from orion_oie.errors import DeadlineExceededError, InvalidRequestError, WorkerTimeoutError
 from orion_oie.models.specs import (
@@ -457,7 +467,7 @@ def test_an_embedding_model_that_is_not_needed() -> None:
     router.route("🙂 ... !?", AGENTS)
     assert embedder.asked == []
     assert "embedding" in router.route("hm hm", AGENTS).stages
-    assert embedder.asked == [["hm hm"]]
+    assert embedder.asked == [["hm hm"]], "weights without a head need no probes"
 
 
 def test_an_embedding_model_that_is_not_here() -> None:
@@ -532,7 +542,7 @@ def test_a_rival_moves_no_topic_where_the_weights_are_sure() -> None:
     head = np.zeros((Bag.dimensions + len(SIGNALS), len(TOPICS)), np.float32)
     bias = np.zeros(len(TOPICS), np.float32)
     bias[TOPICS.index("data")] = 3.0
-    model = replace(knowing({"compile": "code"}), heads={Bag.name: Head(head, bias)})
+    model = replace(knowing({"compile": "code"}), heads={"b": Head(head, bias, probes_of(Bag()))})
     router = HybridRouter(model=model, embedder=Bag())
     agents = {**AGENTS, "turbine": agent(examples=["compile the kernel of the turbine"])}
     assert router.route("hm hm", AGENTS).agent_id == "data"
@@ -741,7 +751,7 @@ def test_fit_waits_for_the_embedding_model() -> None:
     """Training waits for the embedding model, while a route would go on without it."""
     embedder = Bag()
     HybridRouter(model=empty_model(), embedder=embedder).fit([("rain", "creative")] * 20, AGENTS)
-    assert embedder.limits == [math.inf, math.inf]
+    assert embedder.limits == [math.inf, math.inf, math.inf], "two batches, and the probes"
 
 
 def test_nothing_is_embedded_for_what_cannot_be_learned() -> None:

@@ -124,8 +124,10 @@ class HybridRouter:
 
     @property
     def embedding_model(self) -> str | None:
-        """The name of the embedding model, under which the weights keep its head."""
-        return None if self._embedding_stage is None else self._embedding_stage.name
+        """The name under which the weights keep the head of the embedding model: that of the head
+        which was found to be its own, else the name of the model."""
+        stage = self._embedding_stage
+        return None if stage is None else stage.known_head_of(self.model) or stage.name
 
     def route(
         self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext = NO_CONTEXT
@@ -199,7 +201,7 @@ class HybridRouter:
         vectors = None
         stage = self._embedding_stage
         if stage is not None and stage.is_ready():
-            vectors = (stage.name, stage.vectors([row.text for row in rows]))
+            vectors = stage.embedded([row.text for row in rows], self.model)
         with self._model_lock:  # a concurrent call continues from the model that this one makes
             model = fitted(self.model, rows, topics_of=names, vectors=vectors, pull=pull)
             self._model, self._profiles = model, {}

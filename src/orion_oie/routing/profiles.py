@@ -46,7 +46,7 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the model, such as `all-minilm-l6-v2`, under which weights keep its head."""
+        """The name of the model, such as `all-minilm-l6-v2`, for its notes and caches."""
         ...
 
     def is_ready(self) -> bool:
