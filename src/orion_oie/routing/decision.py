@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from orion_oie.errors import DeadlineExceededError
+from orion_oie.models.specs import CONVERSATION
 from orion_oie.routing.profiles import Profile
 from orion_oie.routing.topics import (
     BESIDE_WEIGHTS,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 DECIMALS = 4
 _EXPLICIT_BONUS = 2.5  # added to the log-odds of a topic that is requested explicitly
+_EXCLUSION_MALUS = 2.5  # subtracted from those of a topic that is excluded
+_WITHOUT_WORDS = 1.5  # log-odds of conversation for a prompt without a single word
 
 
 class SessionPull(NamedTuple):
@@ -101,6 +104,14 @@ class Decision:
             return
         if self.explicit and self.explicit[0] in scores:
             scores[self.explicit[0]] += _EXPLICIT_BONUS
+        for topic in self.prompt.excluded:
+            if topic in scores:
+                scores[topic] -= _EXCLUSION_MALUS
+        much = self.prompt.substance
+        if much < 1:  # the less there is to read, the less the scores count
+            scores = {topic: much * score for topic, score in scores.items()}
+            if CONVERSATION in scores:
+                scores[CONVERSATION] += (1 - much) * _WITHOUT_WORDS
         # For so few numbers plain Python is faster than numpy.
         highest = max(scores.values())
         weights = {topic: math.exp(score - highest) for topic, score in scores.items()}

@@ -99,7 +99,7 @@ class EmbeddingStage:
 
     def is_wanted(self, decision: Decision, *, may_load: bool) -> bool:
         """True if the stage should be used and can be; if it cannot, the decision notes why."""
-        if not decision.prompt.has_words:
+        if not decision.prompt.substance:
             return False
         is_sure = decision.top >= SURE_WITHOUT_EMBEDDING
         best = max(decision.topics, key=lambda topic: decision.topics[topic], default="")

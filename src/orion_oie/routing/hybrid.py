@@ -64,6 +64,8 @@ FITTING_PULL = 0.3  # learns ten examples of a new agent at little cost to the o
 SURE_WITHOUT_HINTS = 0.9  # probability from which on the hints of topic owners are not consulted
 _CLOSE = 0.15  # largest difference in probability that the tie-break decides
 _HISTORY_TURNS = 4
+# Confidence in a prompt of hardly a word: at most so much, and so much more with all its substance.
+_MOST_WITHOUT_WORDS, _MOST_BY_WORDS = 0.4, 0.45
 _FLOOR = 1e-3  # least probability of the agent that answered last, so that its odds can grow
 
 
@@ -231,25 +233,32 @@ class HybridRouter:
         decision.set_topics((logits * model.calibration.alone).tolist())
         decision.share_topics("linear" if self._enable_linear else "start")
         if self._enable_hints:
-            self._consult_hints(query, decision)
+            self._consult_hints(decision)
         stage = self._embedding_stage
         if stage is not None and stage.is_wanted(decision, may_load=context.may_load):
             stage.consult(decision, logits, budget)
         decision.best_by_text = decision.best
         return decision
 
-    def _consult_hints(self, query: str, decision: Decision) -> None:
-        """Weigh in keywords and examples: of agents without a topic always, else when unsure."""
+    def _consult_hints(self, decision: Decision) -> None:
+        """Weigh in keywords and examples: of agents without a topic always, else when unsure. Only
+        the former see web addresses, in which their hints may be looked for."""
         profiles, is_sure = decision.profiles, decision.top >= SURE_WITHOUT_HINTS
+        prompt = decision.prompt
         asked = {a: p for a, p in profiles.items() if not is_sure or not p.owns}
         if not asked:
             return
         specs = {agent_id: profile.spec for agent_id, profile in profiles.items()}
-        found = self._keywords.candidates(
-            query, decision.prompt.language, specs, asked, decision.prompt.shapes
-        )
-        decision.hints = {one.agent_id: one for one in found if one.score > 0}
-        alike = {a: p.spelled_alike(decision.prompt) for a, p in asked.items() if not p.owns}
+        texts = {prompt.text: asked}
+        if prompt.addresses:
+            whole = "\n".join([prompt.text, *prompt.addresses])
+            owners = {a: p for a, p in asked.items() if p.owns}
+            texts = {prompt.text: owners, whole: {a: p for a, p in asked.items() if not p.owns}}
+        for text, some in texts.items():
+            if some:
+                found = self._keywords.candidates(text, prompt.language, specs, some, prompt.shapes)
+                decision.hints |= {one.agent_id: one for one in found if one.score > 0}
+        alike = {a: p.spelled_alike(prompt) for a, p in asked.items() if not p.owns}
         if decision.hints or any(alike.values()):
             decision.share_topics("hints", alike)
 
@@ -352,7 +361,11 @@ class HybridRouter:
             return 0.0
         p = min(1 - 1e-6, max(1e-6, probability))
         z = slope * math.log(p / (1 - p)) + shift
-        return round(1 / (1 + math.exp(min(500.0, -z))), DECIMALS)
+        confidence = 1 / (1 + math.exp(min(500.0, -z)))
+        much = decision.prompt.substance
+        if much < 1:
+            confidence = min(confidence, _MOST_WITHOUT_WORDS + _MOST_BY_WORDS * much)
+        return round(confidence, DECIMALS)
 
     def _evidence(self, decision: Decision, chosen: str) -> dict[str, float]:
         """The words and shapes that speak most for an agent against the best of the others."""

@@ -41,6 +41,8 @@ def reason(
         )
     if chosen != decision.best_by_text and notes:
         return "; ".join(notes)  # a later stage chose it, and the note of that stage says why
+    if not decision.prompt.substance and not evidence:
+        return "; ".join(["there is no word in the question to go by", *notes])
     named = [_in_words(name) for name in evidence]
     shown = list(dict.fromkeys(named))[:_SHOWN_REASONS]
     words = f"reads most like {chosen}"

@@ -103,7 +103,7 @@ class LinearModel:
 
     def logits(self, grams: Grams, signals: Floats) -> Floats:
         """The scores of the topics from n-grams and signals, shape (topics,)."""
-        found = grams.values @ self.gram_weights[grams.buckets]
+        found = grams.values @ self.gram_weights.take(grams.buckets, axis=0)  # faster than [...]
         logits: Floats = found + signals @ self.signal_weights + self.bias
         return logits
 
@@ -126,9 +126,9 @@ class LinearModel:
     ) -> dict[str, float]:
         """The words, phrases and signals that speak most for one topic against another, rare words
         before common ones. Names with characters that a terminal could interpret are left out."""
-        rows = self.gram_weights[grams.name_buckets]
+        rows = self.gram_weights.take(grams.name_buckets, axis=0)
         gains = (rows[:, topic] - rows[:, other]) * grams.name_values
-        salience = gains * self.rarity[grams.name_buckets]
+        salience = gains * self.rarity.take(grams.name_buckets)
         counts: dict[str, float] = {}
         for place in np.argsort(-salience)[: _LOOKS_FOR_EACH * most].tolist():
             name = grams.names[place]
