@@ -44,7 +44,9 @@ from orion_oie.routing.text.prompt import read
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ROOT / "benchmarks" / "routing" / "train.jsonl"
 KINDS = ROOT / "benchmarks" / "routing" / "kinds_train.jsonl"
-KINDS_WEIGHT = 2.0  # few prompts stand for kinds that are common
+# Few prompts stand for kinds that are common; those with lists of keywords are many.
+KINDS_WEIGHT = {"layout": 3.5, "mentions": 3.0, "stuffing": 1.0}
+OTHER_KINDS_WEIGHT = 1.5
 OUT = ROOT / "src" / "orion_oie" / "routing" / "linear" / "weights.npz"
 VECTORS = ROOT / "bench-results" / "vectors"
 HEAD = "all-minilm-l6-v2"
@@ -75,9 +77,14 @@ def rows_of(path: Path, *, is_extra: bool = False) -> list[Row]:
 
 def own_rows() -> list[Row]:
     """The prompts that were written for this project."""
-    kinds = rows_of(KINDS)
-    heavy = [replace(one, example=replace(one.example, weight=KINDS_WEIGHT)) for one in kinds]
-    return rows_of(OWN) + heavy
+    kinds = [json.loads(line)["kind"] for line in KINDS.read_text("utf-8").split("\n") if line]
+    return rows_of(OWN) + [
+        replace(
+            row,
+            example=replace(row.example, weight=KINDS_WEIGHT.get(kind, OTHER_KINDS_WEIGHT)),
+        )
+        for row, kind in zip(rows_of(KINDS), kinds, strict=True)
+    ]
 
 
 def family(source: str) -> str:

@@ -78,7 +78,7 @@ def test_the_probes_are_embedded_once() -> None:
     embedder = Bag()
     model = with_heads(bag=probes_of(Bag()), other=probes_of(Bag(), ("another text",)))
     router = HybridRouter(model=model, embedder=embedder)
-    router.route("loop", AGENTS)
+    router.route("is this a loop", AGENTS)
     assert embedder.asked == []
     for _ in range(3):
         router.route("hm hm", AGENTS, RouteContext(limit_s=9.0))

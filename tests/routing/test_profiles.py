@@ -354,7 +354,7 @@ def test_the_trained_head_of_the_package(minilm: GGUFEmbedder) -> None:
     """Vectors of the model that the weights know are fused with the words."""
     router, plain = HybridRouter(embedder=MiniLM(minilm, "all-minilm-l6-v2")), HybridRouter()
     agents = {**AGENTS, "sailing": SAILING}
-    for text in ("hm, and what would you say to that?", "🙂 fix the pot", "الطقس 12", "\x00 x"):
+    for text in ("hm, and what would you say to that?", "🙂 fix the pot", "الطقس 12", "\x00 yes"):
         found = router.route(text, agents)
         assert_sound(found, agents)
         assert (found.stages[-1], found.notes) == ("embedding", [])

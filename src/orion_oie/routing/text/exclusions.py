@@ -49,35 +49,14 @@ _OFFERED = r"without|rather than|instead of|skip|avoid|leave out|forget(?: about
 _AT_START = (
     rf"(?:i(?:'m|’m|m| am)? |we |it |this )?(?:{_DO_NOT}|{_NOT_AFTER})|{_OFFERED}|no need"
     r"|no(?! one| longer| matter| idea| such| wonder| problem)|not(?! sure| all| every| only| even)"
-    r"|nothing|this (?:is not|isn't)|it(?:'s| is) not|kein(?:e|en)?|ohne|sans|pas de|sin|senza|sem"
+    r"|nothing|this (?:is not|isn't)|it(?:'s| is) not|kein(?:e|en)?|ohne|sans|pas de|senza|sem"
 )
-_ANYWHERE = rf"{_DO_NOT}|{_NOT_AFTER}|{_OFFERED}|sin|ohne|sans|senza|sem"
-_CUES = (
-    *(
-        "no",
-        "without",
-        "rather than",
-        "instead of",
-        "skip",
-        "avoid",
-        "leave out",
-        "forget",
-        "never",
-    ),
-    *(
-        "dont ",
-        "n’t",
-        "n't",
-        "never mind",
-        "ohne",
-        "sans ",
-        "pas de",
-        "sin ",
-        "senza",
-        "sem ",
-        "kein",
-    ),
-)  # "no" is a part of "not" and of "nothing"
+_ANYWHERE = rf"{_DO_NOT}|{_NOT_AFTER}|{_OFFERED}|ohne|sans|senza|sem"
+_CUE_WORDS = """
+    no not nothing without rather instead skip avoid leave forget never don't don’t dont isn't
+    kein keine keinen ohne sans pas senza sem
+"""
+_CUES = frozenset(_CUE_WORDS.split())  # a text without any of these words has no exclusion
 _STOP = r"just|only|but|because|tell me|give me|i want|i need|i'd like|i only"
 _BEFORE = r"^|(?<=[.,;:!?(—–\n]) ?|(?<=- )|(?<=\bplease )|(?<=\band )|(?<=\bbut )"
 _CLAUSE = (
@@ -105,8 +84,8 @@ def without_exclusions(text: str) -> Exclusions:
     """Take the exclusions out of a text. A topic that the rest of it names again is not excluded,
     as in "not a poem but a story"; nor is anything if there is hardly a rest."""
     head = text[:_SEARCHED_CHARS]
-    lowered = head.lower()
-    if not any(cue in lowered for cue in _CUES):
+    words = head.lower().split()
+    if _CUES.isdisjoint(words) and _CUES.isdisjoint(word.lstrip("(—–-") for word in words):
         return Exclusions(text, frozenset())
     spans = [found.span() for found in compiled(_CLAUSE).finditer(head) if _is_denial(found)]
     for found in compiled(_NAMED).finditer(head):

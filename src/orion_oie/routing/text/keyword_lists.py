@@ -19,7 +19,7 @@ from orion_oie.routing.text.topic_words import topic_words
 _MOST_CHARS = 600
 _LEAST_WORDS = 3  # of a list, and of the question beside it
 _MOST_WORDS = 40
-_SEEN_WORDS = 2  # at each end of a text, of which one joins others if there is no list
+_SEEN_WORDS = 2  # at the start of a text, of which one joins others if there is no list
 _MORE_WORDS = 5  # of a clause beside a list that belongs to it
 _LONG = 5  # words of a list that need not name topics
 _TOPICS_AT_ONCE, _DENSE = 3, 0.4  # so many topics, in so many words, nobody means as a request
@@ -92,7 +92,10 @@ def _may_have_lists(text: str) -> bool:
     if len(words) < 2 * _LEAST_WORDS:
         return False
     joining = _joining_words()
-    for end in (words[:_SEEN_WORDS], words[-_SEEN_WORDS:]):
+    ends = [words[:_SEEN_WORDS]]
+    if not words[-1].endswith("?"):
+        ends.append(words[-_LEAST_WORDS:])
+    for end in ends:
         if not any(word.casefold() in joining and not word.isupper() for word in end):
             return True
     return text.count("#") > 1
@@ -107,10 +110,27 @@ def _clauses(text: str) -> list[str]:
         at = end.end()
     if at < len(text):
         found.append(text[at:])
-    opening = compiled(_OPENING).search(found[0]) if found else None
-    if opening is not None and _is_list(found[0][: opening.start()]):
-        found[:1] = [found[0][: opening.start()], found[0][opening.start() :]]
+    if found and not _is_list(found[0]):
+        opening = compiled(_OPENING).search(found[0])
+        cut = 0 if opening is None else opening.start()
+        if not _is_list(found[0][:cut]):
+            cut = _run_of_topics(found[0])
+        if cut:
+            found[:1] = [found[0][:cut], found[0][cut:]]
     return found
+
+
+def _run_of_topics(clause: str) -> int:
+    """The end of the words of several topics, one after the other, that a clause begins with; 0 if
+    there are too few."""
+    end, named = 0, list[str]()
+    for word in compiled(_WORD).finditer(clause):
+        topic = topic_words().get(word[0].casefold())
+        if topic is None:
+            break
+        named.append(topic)
+        end = word.end()
+    return end if len(named) > _LEAST_WORDS and len(set(named)) > 1 else 0
 
 
 def _is_more(clause: str) -> bool:
