@@ -148,7 +148,9 @@ def test_prompts_about_images_are_judged_with_one() -> None:
 def test_masking_renormalizes() -> None:
     """The other topics keep their odds."""
     model = seeing_model()
-    with_it = HybridRouter(model=model).route("what is it then", {VISION: agent(topics=[VISION, "data"])})
+    with_it = HybridRouter(model=model).route(
+        "what is it then", {VISION: agent(topics=[VISION, "data"])}
+    )
     assert with_it.candidates[0].score == 1
     found = HybridRouter(model=model).route("what is it then", SEEING)
     scores = {one.agent_id: one.score for one in found.candidates}

@@ -349,7 +349,9 @@ def test_a_known_session_goes_before_the_history() -> None:
     used.route(clearly("loop"), AGENTS, IN_CODE)
     history = [said("user", clearly("sonnet"))]
     assert used.route("more of it", AGENTS, RouteContext(0, "s", history)).agent_id == "code"
-    assert router().route("more of it", AGENTS, RouteContext(0, "s", history)).agent_id == "creative"
+    assert (
+        router().route("more of it", AGENTS, RouteContext(0, "s", history)).agent_id == "creative"
+    )
 
 
 def test_only_the_last_questions_of_a_history_are_read() -> None:

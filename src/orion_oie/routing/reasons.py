@@ -41,7 +41,7 @@ def reason(
         )
     if chosen != decision.best_by_text and notes:
         return "; ".join(notes)  # a later stage chose it, and the note of that stage says why
-    if not decision.prompt.substance and not evidence:
+    if not decision.prompt.substance and chosen not in decision.hints:
         return "; ".join(["there is no word in the question to go by", *notes])
     named = [_in_words(name) for name in evidence]
     shown = list(dict.fromkeys(named))[:_SHOWN_REASONS]
