@@ -18,6 +18,7 @@ _BY_OTHERS = (0.0, 0.2, 0.4, 1.0)  # of so many other words
 _UNSPACED = (
     "\u0900-\u0dff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff"
 )
+_IS_UNSPACED = f"[{_UNSPACED}]"
 _RUN = rf"[{_UNSPACED}]+|[^\W\d_{_UNSPACED}]{{2,}}"
 _REPEATED = r"^(.{1,4}?)\1{2,}.{0,3}$"
 _QUICK_TOKENS = 12
@@ -55,7 +56,7 @@ def substance(text: str) -> float:
 def _words(text: str) -> Iterator[str]:
     for token in text.split():
         for run in compiled(_RUN).findall(token):
-            if compiled(f"[{_UNSPACED}]").match(run):
+            if compiled(_IS_UNSPACED).match(run):
                 characters = sorted(set(run))  # about two of them make a word
                 yield from map("".join, zip(characters[::2], characters[1::2], strict=False))
             elif is_word(run):
