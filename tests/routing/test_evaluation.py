@@ -206,7 +206,11 @@ def test_each_example_is_routed_for_itself() -> None:
 def test_a_router_is_judged() -> None:
     """The real one, on prompts that leave no doubt."""
     router = HybridRouter(model=knowing({"loop": "code", "sum": "math"}))
-    examples = [Example("loop", "code"), Example("sum", "logic"), Example("x", "vision", images=1)]
+    examples = [
+        Example("is this a loop", "code"),
+        Example("is this a sum", "logic"),
+        Example("x", "vision"),
+    ]
     found = score(judged(router, examples, {**AGENTS, VISION: agent()}))
     assert (found.strict, found.coverage) == (1, 1)
 

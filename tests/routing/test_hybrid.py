@@ -12,7 +12,17 @@ from helpers import run_all
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from routes import AGENTS, ANY_TEXT, HOSTILE, REPEATED, Bag, agent, assert_sound, knowing
+from routes import (
+    AGENTS,
+    ANY_TEXT,
+    HOSTILE,
+    REPEATED,
+    Bag,
+    agent,
+    assert_sound,
+    knowing,
+    probes_of,
+)
 
 from orion_oie.errors import DeadlineExceededError, InvalidRequestError, WorkerTimeoutError
 from orion_oie.models.specs import (
@@ -198,14 +208,20 @@ def test_the_language_is_named(router: HybridRouter) -> None:
 
 def test_below_the_threshold_the_conversation_answers() -> None:
     """The threshold is of the confidence, and the reason never reads as if it had been reached."""
-    model = knowing({"loop": "code"}, strength=4.0)
-    sure = HybridRouter(model=model).route("loop", AGENTS)
+    model, text = knowing({"loop": "code"}, strength=9.0), "is this a loop"
+    sure = HybridRouter(model=model).route(text, AGENTS)
     assert sure.agent_id == "code"
-    asked = HybridRouter(sure.confidence + 1e-4, model=model).route("loop", AGENTS)
+    asked = HybridRouter(sure.confidence + 1e-4, model=model).route(text, AGENTS)
     assert (asked.agent_id, asked.confidence) == (CONVERSATION, sure.confidence)
-    assert asked.reason.startswith("no agent reached ")
-    assert f"best was code at {int(sure.confidence * 100) / 100:.2f}" in asked.reason
-    at_it = HybridRouter(sure.confidence, model=model).route("loop", AGENTS)
+    reached = int(sure.confidence * 100) / 100
+    assert asked.reason == (
+        f"no agent is sure: the best guess was code ({reached:.2f}), so conversation answers"
+    )
+    assert not asked.candidates[0].evidence, "it would be evidence for an agent that is silent"
+    alone = HybridRouter(1.0, model=model).route(text, {"code": agent(), "data": agent()})
+    assert (alone.agent_id, alone.confidence < 1) == ("code", True)
+    assert alone.reason.startswith("no agent is sure: code is the best guess (")
+    at_it = HybridRouter(sure.confidence, model=model).route(text, AGENTS)
     assert at_it.agent_id == "code"
 
 
@@ -426,7 +442,7 @@ def test_without_the_linear_model_the_hints_decide() -> None:
     assert router.route("tea", agents).agent_id == "creative"
     router.fit([("tea", "code")] * 20, agents, pull=0.01)
     assert router.route("tea", agents).agent_id == "creative"
-    shares = probabilities(router.route("coffee", AGENTS))
+    shares = probabilities(router.route("is there any coffee", AGENTS))
     assert shares["reasoning"] == pytest.approx(2 / 7, abs=1e-4)
     assert shares["code"] == pytest.approx(1 / 7, abs=1e-4)
 
@@ -447,11 +463,11 @@ def test_an_embedding_model_that_is_not_needed() -> None:
     """It is not asked where the words are clear, nor for a text without any."""
     embedder = Bag()
     router = toy({"loop": "code"}, embedder=embedder)
-    router.route("loop", AGENTS)
+    router.route("is this a loop", AGENTS)
     router.route("🙂 ... !?", AGENTS)
     assert embedder.asked == []
     assert "embedding" in router.route("hm hm", AGENTS).stages
-    assert embedder.asked == [["hm hm"]]
+    assert embedder.asked == [["hm hm"]], "weights without a head need no probes"
 
 
 def test_an_embedding_model_that_is_not_here() -> None:
@@ -526,10 +542,10 @@ def test_a_rival_moves_no_topic_where_the_weights_are_sure() -> None:
     head = np.zeros((Bag.dimensions + len(SIGNALS), len(TOPICS)), np.float32)
     bias = np.zeros(len(TOPICS), np.float32)
     bias[TOPICS.index("data")] = 3.0
-    model = replace(knowing({"compile": "code"}), heads={Bag.name: Head(head, bias)})
+    model = replace(knowing({"compile": "code"}), heads={"b": Head(head, bias, probes_of(Bag()))})
     router = HybridRouter(model=model, embedder=Bag())
     agents = {**AGENTS, "turbine": agent(examples=["compile the kernel of the turbine"])}
-    assert router.route("hm hm", AGENTS).agent_id == "data"
+    assert router.route("hm, is it so", AGENTS).agent_id == "data"
     other = "please compile my tiny program today"
     before, after = router.route(other, AGENTS), router.route(other, agents)
     assert (before.stages[-1], after.stages[-1]) == ("linear", "embedding")
@@ -735,7 +751,7 @@ def test_fit_waits_for_the_embedding_model() -> None:
     """Training waits for the embedding model, while a route would go on without it."""
     embedder = Bag()
     HybridRouter(model=empty_model(), embedder=embedder).fit([("rain", "creative")] * 20, AGENTS)
-    assert embedder.limits == [math.inf, math.inf]
+    assert embedder.limits == [math.inf, math.inf, math.inf], "two batches, and the probes"
 
 
 def test_nothing_is_embedded_for_what_cannot_be_learned() -> None:

@@ -15,7 +15,8 @@ from orion_oie.models.specs import (
     RegistryFile,
 )
 from orion_oie.routing import keyword as keyword_module
-from orion_oie.routing.base import VISION
+from orion_oie.routing.base import VISION, RouteContext
+from orion_oie.routing.candidates import candidates
 from orion_oie.routing.keyword import FAR_FACTOR, KeywordRouter
 from orion_oie.schemas.results import Route
 
@@ -160,14 +161,16 @@ def test_low_confidence_goes_to_conversation() -> None:
     found = route("tea", agents)
     assert found.agent_id == CONVERSATION
     assert found.confidence < THRESHOLD
-    assert found.reason == "no agent reached 0.35; best was tea at 0.23"
+    assert (
+        found.reason == "no agent is sure: the best guess was tea (0.23), so conversation answers"
+    )
 
 
 def test_the_reason_never_rounds_up_to_the_threshold() -> None:
     """A confidence just under the threshold is not printed as if it had been reached."""
     found = route("tea", {"tea": agent(keywords={"tea": 0.5366}), CONVERSATION: agent()})
     assert 0.349 < found.confidence < THRESHOLD
-    assert found.reason.endswith("best was tea at 0.34")
+    assert "the best guess was tea (0.34)" in found.reason
 
 
 def test_nothing_found_goes_to_conversation() -> None:
@@ -217,7 +220,7 @@ def test_the_reason_is_in_words() -> None:
 
 def test_a_new_agent_takes_part_at_once() -> None:
     """An agent that is registered between two calls is chosen by the second one."""
-    router, agents = KeywordRouter(THRESHOLD), dict(AGENTS)
+    router, agents = KeywordRouter(THRESHOLD), dict(candidates(AGENTS, 0))
     query = "Which mulch suits my orchids and hydrangeas?"
     assert router.route(query, agents).agent_id == CONVERSATION
     agents["gardener"] = agent(keywords={"orchid*": 2, "mulch": 2})
@@ -249,7 +252,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_hints_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same or an equal set of agents is not compiled again; one new agent compiles one."""
     compiled = compilations(monkeypatch)
-    router, agents = KeywordRouter(THRESHOLD), dict(AGENTS)
+    router, agents = KeywordRouter(THRESHOLD), dict(candidates(AGENTS, 0))
     for query in ("one", "two", "three"):
         router.route(query, agents)
     equal = {name: spec.model_copy(deep=True) for name, spec in agents.items()}
@@ -280,7 +283,7 @@ def test_a_route_for_any_text(text: str) -> None:
     assert found.agent_id in AGENTS
     assert 0 <= found.confidence <= 1
     assert found.reason
-    assert {c.agent_id for c in found.candidates} == set(AGENTS)
+    assert {c.agent_id for c in found.candidates} == set(AGENTS) - {VISION}
     for candidate in found.candidates:
         assert candidate.score == pytest.approx(sum(candidate.evidence.values()))
         assert all(weight > 0 for weight in candidate.evidence.values())
@@ -326,8 +329,11 @@ def test_a_million_characters(piece: str) -> None:
     [(name, text) for name, spec in AGENTS.items() for text in spec.routing.examples],
 )
 def test_examples_reach_their_agent(agent_id: str, example: str) -> None:
-    """The examples of each agent are routed to it."""
-    assert route(example, AGENTS).agent_id == agent_id
+    """The examples of each agent are routed to it, those about images with one."""
+    context = RouteContext(images=int(agent_id == VISION))
+    found = KeywordRouter(THRESHOLD).route(example, AGENTS, context)
+    assert found.agent_id == agent_id
+    assert route(example, AGENTS).agent_id in set(AGENTS) - {VISION}
 
 
 @pytest.mark.parametrize(

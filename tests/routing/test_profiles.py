@@ -101,11 +101,13 @@ def test_topics_that_examples_belong_to() -> None:
     """All of the one that they are most of; any topic could be without examples."""
     model = knowing({"loop": "code", "table": "data"})
     examples = ["loop", "a loop", "the loop", "table"]
-    affinity = Profile("new", agent(examples=examples), model).affinity
+    affinity = Profile("new", agent(examples=examples), model).affinity()
     assert affinity["code"] == 1
     assert 0.2 < affinity["data"] < 0.5
     assert affinity["creative"] < 0.01
-    assert set(Profile("new", agent(), model).affinity.values()) == {1.0}
+    assert set(Profile("new", agent(), model).affinity().values()) == {1.0}
+    hidden = Profile("new", agent(examples=examples), model).affinity(frozenset(("code",)))
+    assert (hidden["code"], hidden["data"]) == (0, 1)
 
 
 @given(st.lists(ANY_TEXT, max_size=3), ANY_TEXT)
@@ -114,7 +116,7 @@ def test_any_examples(examples: list[str], text: str) -> None:
     """Profiles of any texts have numbers in [0, 1]."""
     profile = Profile("new", agent(examples=examples), empty_model())
     assert 0 <= profile.spelled_alike(read(text)) <= 1
-    assert all(0 <= value <= 1 for value in profile.affinity.values())
+    assert all(0 <= value <= 1 for value in profile.affinity().values())
     assert len(profile.examples) == len(examples)
 
 
@@ -352,7 +354,7 @@ def test_the_trained_head_of_the_package(minilm: GGUFEmbedder) -> None:
     """Vectors of the model that the weights know are fused with the words."""
     router, plain = HybridRouter(embedder=MiniLM(minilm, "all-minilm-l6-v2")), HybridRouter()
     agents = {**AGENTS, "sailing": SAILING}
-    for text in ("hm, and what would you say to that?", "🙂 fix the pot", "الطقس 12", "\x00 x"):
+    for text in ("hm, and what would you say to that?", "🙂 fix the pot", "الطقس 12", "\x00 yes"):
         found = router.route(text, agents)
         assert_sound(found, agents)
         assert (found.stages[-1], found.notes) == ("embedding", [])

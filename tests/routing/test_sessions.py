@@ -33,9 +33,9 @@ from orion_oie.schemas.requests import (
     Role,
 )
 
-# Words that the router below knows; "a" and "b" are words that it does not.
+# Words that the router below knows; "the" and "same" are words that it does not.
 WORDS = {"loop": "code", "compile": "code", "sonnet": "creative", "table": "data"}
-LONG = " ".join(["a", "b"] * 30)
+LONG = " ".join(["the", "same"] * 30)
 NOBODY = "reasoning"  # who has most topics where no word is known
 IN_CODE = RouteContext(session_id="s")
 
@@ -46,7 +46,7 @@ def router(**settings: Any) -> HybridRouter:
 
 def clearly(word: str) -> str:
     """A long turn that leaves no doubt."""
-    return " ".join([word] * 200)
+    return " ".join(["the same", word] * 100)
 
 
 def said(role: Role, content: str) -> Message:
@@ -210,7 +210,7 @@ def test_a_conversation_leaves_on_a_clear_change() -> None:
         "creative",
         ["leaves code, which answered last"],
     )
-    stays = used.route("more", AGENTS, IN_CODE)
+    stays = used.route("more of it", AGENTS, IN_CODE)
     assert stays.agent_id == "creative", "the conversation is now with the new agent"
 
 
@@ -241,11 +241,11 @@ def test_whoever_leaves_needs_the_threshold() -> None:
     used = router(threshold=1.1)
     used.note("s", "code")
     trial = RouteContext(session_id="s", is_trial=True)
-    assert used.route("more", AGENTS, trial).agent_id == "code"
+    assert used.route("more of it", AGENTS, trial).agent_id == "code"
     found = used.route(clearly("sonnet"), AGENTS, trial)
-    assert (found.agent_id, found.reason[:17]) == (CONVERSATION, "no agent reached ")
+    assert (found.agent_id, found.reason[:17]) == (CONVERSATION, "no agent is sure:")
     told = [said("user", clearly("loop"))]
-    assert used.route("more", AGENTS, RouteContext(history=told)).agent_id == CONVERSATION
+    assert used.route("more of it", AGENTS, RouteContext(history=told)).agent_id == CONVERSATION
 
 
 def test_sessions_do_not_mix() -> None:
@@ -262,12 +262,12 @@ def test_a_trial_remembers_nothing() -> None:
     used = router()
     trial = RouteContext(session_id="s", is_trial=True)
     used.route(clearly("loop"), AGENTS, trial)
-    assert used.route("more", AGENTS, trial).stages == ["linear"]
+    assert used.route("more of it", AGENTS, trial).stages == ["linear"]
     used.route(clearly("loop"), AGENTS, IN_CODE)
     used.route(clearly("sonnet"), AGENTS, trial)
-    assert used.route("more", AGENTS, trial).agent_id == "code"
+    assert used.route("more of it", AGENTS, trial).agent_id == "code"
     used.route("x", {**AGENTS, VISION: agent()}, RouteContext(1, "s", is_trial=True))
-    assert used.route("more", AGENTS, trial).agent_id == "code"
+    assert used.route("more of it", AGENTS, trial).agent_id == "code"
 
 
 def test_a_conversation_whose_agent_was_removed() -> None:
@@ -276,21 +276,37 @@ def test_a_conversation_whose_agent_was_removed() -> None:
     used.route(clearly("loop"), AGENTS, IN_CODE)
     rest = {agent_id: spec for agent_id, spec in AGENTS.items() if agent_id != "code"}
     trial = RouteContext(session_id="s", is_trial=True)
-    found = used.route("more", rest, trial)
+    found = used.route("more of it", rest, trial)
     assert (found.agent_id, found.stages) == (NOBODY, ["linear"])
     assert_sound(found, rest)
-    assert used.route("more", AGENTS, trial).agent_id == "code"
-    assert used.route("more", rest, IN_CODE).agent_id == NOBODY
-    assert used.route("more", AGENTS, trial).agent_id == NOBODY
+    assert used.route("more of it", AGENTS, trial).agent_id == "code"
+    assert used.route("more of it", rest, IN_CODE).agent_id == NOBODY
+    assert used.route("more of it", AGENTS, trial).agent_id == NOBODY
 
 
-def test_an_image_moves_a_conversation() -> None:
-    """Questions about it go on with the agent that saw it."""
+def test_an_image_counts_for_its_own_turn() -> None:
+    """Nobody looks at an image that did not come with the turn: the words of the next one decide,
+    and an agent that only looks at images does not answer it."""
     agents = {**AGENTS, VISION: agent()}
     used = router()
     used.route(clearly("loop"), agents, IN_CODE)
     assert used.route("and this?", agents, RouteContext(1, "s")).agent_id == VISION
-    assert used.route("and what is on the left?", agents, IN_CODE).agent_id == VISION
+    found = used.route("and what is on the left?", agents, IN_CODE)
+    assert found.agent_id in AGENTS
+    assert "session" not in found.stages
+    assert_sound(found, agents)
+    assert used.route(clearly("sonnet"), agents, IN_CODE).agent_id == "creative"
+    told = [said("user", "what is in this image?")]
+    assert used.route("more of it", agents, RouteContext(history=told)).agent_id in AGENTS
+
+
+def test_an_agent_that_also_looks_at_images_keeps_its_conversation() -> None:
+    """It owns more than vision, so it may answer the turns without an image as well."""
+    agents = {**AGENTS, "eyes": agent(topics=["vision", "code"])}
+    del agents["code"]
+    used = router()
+    assert used.route("and this?", agents, RouteContext(1, "s")).agent_id == "eyes"
+    assert used.route("more of it", agents, IN_CODE).agent_id == "eyes"
 
 
 # Routes with a history alone
@@ -332,8 +348,10 @@ def test_a_known_session_goes_before_the_history() -> None:
     used = router()
     used.route(clearly("loop"), AGENTS, IN_CODE)
     history = [said("user", clearly("sonnet"))]
-    assert used.route("more", AGENTS, RouteContext(0, "s", history)).agent_id == "code"
-    assert router().route("more", AGENTS, RouteContext(0, "s", history)).agent_id == "creative"
+    assert used.route("more of it", AGENTS, RouteContext(0, "s", history)).agent_id == "code"
+    assert (
+        router().route("more of it", AGENTS, RouteContext(0, "s", history)).agent_id == "creative"
+    )
 
 
 def test_only_the_last_questions_of_a_history_are_read() -> None:
@@ -351,13 +369,13 @@ def test_residency_in_a_conversation() -> None:
     used.route(clearly("loop"), AGENTS, IN_CODE)
     waits = dict.fromkeys(AGENTS, 0.0) | {"code": 60.0}
     context = RouteContext(session_id="s", wait_s=waits.get)
-    assert used.route("more", AGENTS, context).agent_id == "code"
+    assert used.route("more of it", AGENTS, context).agent_id == "code"
 
 
 def test_an_unrelated_agent_changes_no_conversation() -> None:
     """Neither the route nor the confidence of a turn."""
     agents = {**AGENTS, "new": agent(keywords={"quobbleflux": 2}), "bare": agent()}
-    for query in ("more", clearly("sonnet"), LONG, "a table of it"):
+    for query in ("more of it", clearly("sonnet"), LONG, "a table of it"):
         used, other = router(), router()
         used.route(clearly("loop"), AGENTS, IN_CODE)
         other.route(clearly("loop"), agents, IN_CODE)

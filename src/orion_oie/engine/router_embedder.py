@@ -78,7 +78,7 @@ class RouterEmbedder:
 
     @property
     def name(self) -> str:
-        """The model, as weights that were trained for it are named."""
+        """The model, as notes and caches name it."""
         return self._embeddings.name
 
     def is_ready(self) -> bool:

@@ -6,9 +6,10 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from orion_oie.errors import DeadlineExceededError
+from orion_oie.models.specs import CONVERSATION
 from orion_oie.routing.profiles import Profile
 from orion_oie.routing.topics import (
     BESIDE_WEIGHTS,
@@ -23,27 +24,61 @@ if TYPE_CHECKING:
 
 DECIMALS = 4
 _EXPLICIT_BONUS = 2.5  # added to the log-odds of a topic that is requested explicitly
+_EXCLUSION_MALUS = 2.5  # subtracted from those of a topic that is excluded
+_WITHOUT_WORDS = 1.5  # log-odds of conversation for a prompt without a single word
+
+
+class SessionPull(NamedTuple):
+    """The agent that answered last, the best one by the words alone, and the reasons to stay."""
+
+    last: str
+    better: str
+    why: str
+
+
+class TieAnswer(NamedTuple):
+    """Two close agents, and the probability that the tie-break gave the first one."""
+
+    first: str
+    second: str
+    said: float
+
+
+class ResidentChoice(NamedTuple):
+    """An agent whose model is in memory, the near-equal one that it overtook, and the seconds of
+    waiting that this saves."""
+
+    faster: str
+    slower: str
+    saved_s: float
 
 
 @dataclass
 class Decision:
-    """One prompt and its probabilities for each topic and agent. explicit: a topic that the prompt
-    requests explicitly, and the words that do so. owners_hinted: see `topics.shares`."""
+    """One prompt and its probabilities for each topic and agent.
+
+    explicit: a topic that the prompt requests explicitly, and the words that do so. owners_hinted:
+    see `topics.shares`. hidden: topics that the question cannot have. asides: notes on stages that
+    failed or were not used.
+    """
 
     model: "LinearModel"
     prompt: "Prompt"
     profiles: Mapping[str, Profile]
     explicit: tuple[str, str] | None = None
     owners_hinted: float = BESIDE_WEIGHTS
+    hidden: frozenset[str] = frozenset()
     topics: dict[str, float] = field(default_factory=dict)
     agents: dict[str, float] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    asides: list[str] = field(default_factory=list)  # notes that do not appear in the reason
+    asides: list[str] = field(default_factory=list)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     hints: dict[str, RouteCandidate] = field(default_factory=dict)
     is_fused: bool = False
     best_by_text: str = ""  # the best agent after the stages that read the text
+    session: SessionPull | None = None
+    tie: TieAnswer | None = None
+    resident: ResidentChoice | None = None
 
     @property
     def top(self) -> float:
@@ -60,10 +95,23 @@ class Decision:
         return sorted(self.agents.items(), key=lambda item: -item[1])
 
     def set_topics(self, logits: Iterable[float]) -> None:
-        """Set the probabilities of the topics from their logits and the explicit request."""
-        scores = dict(zip(self.model.topics, logits, strict=True))
+        """Set the probabilities of the topics from their logits and the explicit request; the
+        hidden ones have none."""
+        known = zip(self.model.topics, logits, strict=True)
+        scores = {topic: score for topic, score in known if topic not in self.hidden}
+        if not scores:
+            self.topics = {}
+            return
         if self.explicit and self.explicit[0] in scores:
             scores[self.explicit[0]] += _EXPLICIT_BONUS
+        for topic in self.prompt.excluded:
+            if topic in scores:
+                scores[topic] -= _EXCLUSION_MALUS
+        much = self.prompt.substance
+        if much < 1:  # the less there is to read, the less the scores count
+            scores = {topic: much * score for topic, score in scores.items()}
+            if CONVERSATION in scores:
+                scores[CONVERSATION] += (1 - much) * _WITHOUT_WORDS
         # For so few numbers plain Python is faster than numpy.
         highest = max(scores.values())
         weights = {topic: math.exp(score - highest) for topic, score in scores.items()}
@@ -79,7 +127,7 @@ class Decision:
                 profile.owns,
                 self.hints[agent_id].score if agent_id in self.hints else 0.0,
                 (alike or {}).get(agent_id, 0.0),
-                profile.affinity,
+                profile.affinity(self.hidden),
             )
             for agent_id, profile in self.profiles.items()
         ]

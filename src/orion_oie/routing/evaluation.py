@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orion_oie.models.specs import AgentSpec
-from orion_oie.routing.base import RouteContext, Router
+from orion_oie.routing.base import VISION, RouteContext, Router
+from orion_oie.routing.candidates import owns_only_vision
 from orion_oie.routing.linear.fitting import Example
 from orion_oie.routing.profiles import AGENT_TOPICS, topics_of
 from orion_oie.schemas.results import Route
@@ -58,16 +59,29 @@ def judged(
     router: Router, examples: Iterable[Example], agents: Mapping[str, AgentSpec]
 ) -> list[Judged]:
     """Route every example on its own, outside of any session. A label that is no agent's id stands
-    for all agents that own the topic of that name."""
+    for all agents that own the topic of that name. A prompt for an agent that only looks at images
+    is asked with one."""
     return [
         Judged(
             example,
-            router.route(example.text, agents, RouteContext(images=example.images, is_trial=True)),
+            router.route(
+                example.text,
+                agents,
+                RouteContext(images=images_of(example, agents), is_trial=True),
+            ),
             tuple(dict.fromkeys(a for label in example.accepted for a in agents_of(label, agents))),
             len(agents_of(example.label, agents)),
         )
         for example in examples
     ]
+
+
+def images_of(example: Example, agents: Mapping[str, AgentSpec]) -> int:
+    """The number of images that an example is asked with: its own, or one if its best label stands
+    for looking at images, which nobody does without any."""
+    spec = agents.get(example.label)
+    needs_one = example.label == VISION if spec is None else owns_only_vision(example.label, spec)
+    return max(example.images, int(needs_one))
 
 
 def agents_of(label: str, agents: Mapping[str, AgentSpec]) -> tuple[str, ...]:

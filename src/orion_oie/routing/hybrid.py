@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING
 
 from orion_oie.errors import InvalidRequestError, OrionError
 from orion_oie.models.specs import CONVERSATION, AgentSpec
-from orion_oie.routing import residency, sessions
+from orion_oie.routing import reasons, residency, sessions
+from orion_oie.routing.attachment import image_route
 from orion_oie.routing.base import (
     NO_CONTEXT,
-    VISION,
     RouteContext,
 )
+from orion_oie.routing.candidates import candidates, hidden_topics
 from orion_oie.routing.decision import (
     DECIMALS,
     Decision,
+    ResidentChoice,
+    SessionPull,
+    TieAnswer,
     TimeBudget,
 )
 from orion_oie.routing.embedding_stage import EmbeddingStage
@@ -35,9 +39,9 @@ from orion_oie.routing.profiles import (
     AGENT_TOPICS,
     Embedder,
     Profile,
-    topics_of,
     topics_to_learn,
 )
+from orion_oie.routing.reasons import Verdict
 from orion_oie.routing.sessions import ConversationState, Sessions
 from orion_oie.routing.topics import (
     ALONE,
@@ -58,10 +62,10 @@ TieBreak = Callable[[str, AgentSpec, AgentSpec, float | None], float | None]
 
 FITTING_PULL = 0.3  # learns ten examples of a new agent at little cost to the other agents
 SURE_WITHOUT_HINTS = 0.9  # probability from which on the hints of topic owners are not consulted
-_ATTACHED = 0.97
 _CLOSE = 0.15  # largest difference in probability that the tie-break decides
 _HISTORY_TURNS = 4
-_SHOWN_REASONS = 3
+# Confidence in a prompt of hardly a word: at most so much, and so much more with all its substance.
+_MOST_WITHOUT_WORDS, _MOST_BY_WORDS = 0.4, 0.45
 _FLOOR = 1e-3  # least probability of the agent that answered last, so that its odds can grow
 
 
@@ -122,15 +126,18 @@ class HybridRouter:
 
     @property
     def embedding_model(self) -> str | None:
-        """The name of the embedding model, under which the weights keep its head."""
-        return None if self._embedding_stage is None else self._embedding_stage.name
+        """The name under which the weights keep the head of the embedding model: that of the head
+        which was found to be its own, else the name of the model."""
+        stage = self._embedding_stage
+        return None if stage is None else stage.known_head_of(self.model) or stage.name
 
     def route(
         self, query: str, agents: Mapping[str, AgentSpec], context: RouteContext = NO_CONTEXT
     ) -> Route:
         """Choose the agent for `query`; the result holds every agent's score after each stage.
 
-        1. An image is attached and an agent owns `vision`: that agent, no further stage.
+        1. An image is attached and an agent owns `vision`: that agent, no further stage. Without
+           an image, agents that own nothing else are no candidates.
         2. Score the topics with the linear model; raise the odds of a topic that the prompt
            requests explicitly; turn topics into agents.
         3. Consult keywords and examples: always those of agents without a topic, those of topic
@@ -146,10 +153,11 @@ class HybridRouter:
         The session of `context` remembers the agent, unless the call is a trial. If the embedding
         stage or the tie-break fails, the route goes on without it and notes the failure.
         """
-        attached = self._image_route(agents, context)
+        attached = image_route(agents, context)
         if attached is not None:
             self._remember(attached.agent_id, context)
             return attached
+        agents = candidates(agents, context.images)
         budget = TimeBudget(context.limit_s)
         decision = self._decide_by_text(query, agents, context, budget)
         state = self._conversation_state(context, agents, budget)
@@ -195,27 +203,13 @@ class HybridRouter:
         vectors = None
         stage = self._embedding_stage
         if stage is not None and stage.is_ready():
-            vectors = (stage.name, stage.vectors([row.text for row in rows]))
+            vectors = stage.embedded([row.text for row in rows], self.model)
         with self._model_lock:  # a concurrent call continues from the model that this one makes
             model = fitted(self.model, rows, topics_of=names, vectors=vectors, pull=pull)
             self._model, self._profiles = model, {}
         return model
 
     # -- the stages
-
-    def _image_route(self, agents: Mapping[str, AgentSpec], context: RouteContext) -> Route | None:
-        if not context.images:
-            return None
-        owner = next((a for a, s in agents.items() if topics_of(a, s, (VISION,))), None)
-        if owner is None:
-            return None
-        return Route(
-            agent_id=owner,
-            confidence=_ATTACHED,
-            reason="an image is attached" if context.images == 1 else "images are attached",
-            candidates=[RouteCandidate(agent_id=owner, score=_ATTACHED)],
-            stages=["attachment"],
-        )
 
     def _decide_by_text(
         self,
@@ -234,46 +228,46 @@ class HybridRouter:
             logits = logits * 0
         owners_hinted = BESIDE_WEIGHTS if self._enable_linear else ALONE
         explicit = explicit_request(prompt.parts.instruction) if self._enable_explicit else None
-        decision = Decision(model, prompt, profiles, explicit, owners_hinted)
+        hidden = hidden_topics(agents, context.images)
+        decision = Decision(model, prompt, profiles, explicit, owners_hinted, hidden)
         decision.set_topics((logits * model.calibration.alone).tolist())
         decision.share_topics("linear" if self._enable_linear else "start")
-        if decision.explicit:
-            decision.notes.append(f"asked for outright: '{decision.explicit[1]}'")
         if self._enable_hints:
-            self._consult_hints(query, decision)
+            self._consult_hints(decision)
         stage = self._embedding_stage
         if stage is not None and stage.is_wanted(decision, may_load=context.may_load):
             stage.consult(decision, logits, budget)
         decision.best_by_text = decision.best
         return decision
 
-    def _consult_hints(self, query: str, decision: Decision) -> None:
-        """Weigh in keywords and examples: of agents without a topic always, else when unsure."""
+    def _consult_hints(self, decision: Decision) -> None:
+        """Weigh in keywords and examples: of agents without a topic always, else when unsure. Only
+        the former see web addresses, in which their hints may be looked for."""
         profiles, is_sure = decision.profiles, decision.top >= SURE_WITHOUT_HINTS
+        prompt = decision.prompt
         asked = {a: p for a, p in profiles.items() if not is_sure or not p.owns}
         if not asked:
             return
         specs = {agent_id: profile.spec for agent_id, profile in profiles.items()}
-        found = self._keywords.candidates(
-            query, decision.prompt.language, specs, asked, decision.prompt.shapes
-        )
-        decision.hints = {one.agent_id: one for one in found if one.score > 0}
-        alike = {a: p.spelled_alike(decision.prompt) for a, p in asked.items() if not p.owns}
+        texts = {prompt.text: asked}
+        if prompt.addresses:
+            whole = "\n".join([prompt.text, *prompt.addresses])
+            owners = {a: p for a, p in asked.items() if p.owns}
+            texts = {prompt.text: owners, whole: {a: p for a, p in asked.items() if not p.owns}}
+        for text, some in texts.items():
+            if some:
+                found = self._keywords.candidates(text, prompt.language, specs, some, prompt.shapes)
+                decision.hints |= {one.agent_id: one for one in found if one.score > 0}
+        alike = {a: p.spelled_alike(prompt) for a, p in asked.items() if not p.owns}
         if decision.hints or any(alike.values()):
             decision.share_topics("hints", alike)
 
     def _favour_last_agent(self, query: str, state: ConversationState, decision: Decision) -> None:
         """Raise the odds of the agent that answered last in the conversation."""
         weight, why = sessions.stay_log_odds(query, state)
-        best = decision.best
+        decision.session = SessionPull(state.agent_id, decision.best, why)
         decision.agents[state.agent_id] += _FLOOR
         decision.add_log_odds("session", {state.agent_id: weight})
-        now = decision.best
-        if now == state.agent_id and best != now:
-            because = f": {why}" if why else ""
-            decision.notes.append(f"stays with {now}, though {best} fits the words better{because}")
-        elif now != state.agent_id:
-            decision.notes.append(f"leaves {state.agent_id}, which answered last")
 
     def _prefer_resident(self, decision: Decision, context: RouteContext) -> None:
         if context.wait_s is None:
@@ -289,9 +283,7 @@ class HybridRouter:
         # It has to come first in the order as well, since the two may be equal.
         decision.agents = {agent_id: best, **decision.agents, best_id: behind}
         decision.record("residency")
-        decision.notes.append(
-            f"{agent_id} instead of the near-equal {best_id}: it can answer {saved:.1f} s earlier"
-        )
+        decision.resident = ResidentChoice(agent_id, best_id, saved)
 
     def _break_tie(
         self,
@@ -315,59 +307,49 @@ class HybridRouter:
             return
         decision.agents[first], decision.agents[second] = (p + q) * said, (p + q) * (1 - said)
         decision.record("tie_break")
-        decision.notes.append(
-            f"a language model was asked: {first} {said:.2f}, {second} {1 - said:.2f}"
-        )
+        decision.tie = TieAnswer(first, second, said)
 
     # -- the result
 
-    def _winner(
+    def _verdict(
         self, decision: Decision, agents: Mapping[str, AgentSpec], state: ConversationState | None
-    ) -> tuple[str, bool]:
-        """The agent that answers, and whether it is a fallback because no agent is good enough. A
-        turn that stays with its agent need not reach the threshold."""
+    ) -> Verdict:
+        """The agent that answers. A turn that stays with its agent need not reach the threshold."""
         ranked = decision.ranked()
         best, probability = ranked[0] if ranked else (CONVERSATION, 0.0)
-        is_sure = probability > 0 and self._confidence(decision, probability) >= self.threshold
+        confidence = self._confidence(decision, probability)
+        is_sure = probability > 0 and confidence >= self.threshold
         if is_sure or (state is not None and state.agent_id == best):
-            return best, False
-        return CONVERSATION if CONVERSATION in agents else best, True
+            return Verdict(best, best, confidence, is_fallback=False)
+        chosen = CONVERSATION if CONVERSATION in agents else best
+        return Verdict(chosen, best, confidence, is_fallback=True)
 
     def _to_route(
         self, decision: Decision, agents: Mapping[str, AgentSpec], state: ConversationState | None
     ) -> Route:
-        ranked = decision.ranked()
-        best, probability = ranked[0] if ranked else (CONVERSATION, 0.0)
-        confidence = self._confidence(decision, probability)
-        chosen, is_fallback = self._winner(decision, agents, state)
-        reason = ""
-        if is_fallback:
-            reached = math.floor(confidence * 100) / 100
-            reason = (
-                f"no agent reached {self.threshold:g}; best was {best} at {reached:.2f}"
-                if probability > 0
-                else "nothing in the question points to an agent"
-            )
-        evidence = self._evidence(decision, ranked)
+        verdict = self._verdict(decision, agents, state)
+        chosen = verdict.agent_id
+        evidence: dict[str, dict[str, float]] = {
+            agent_id: hinted.evidence for agent_id, hinted in decision.hints.items()
+        }
+        evidence[chosen] = {**self._evidence(decision, chosen), **evidence.get(chosen, {})}
+        notes, asides = reasons.notes(decision, chosen)
         return Route(
             agent_id=chosen,
-            confidence=confidence,
-            reason=reason or self._reason(decision, chosen, evidence),
+            confidence=verdict.confidence,
+            reason=reasons.reason(decision, verdict, evidence[chosen], notes),
             language=decision.prompt.language.code,
             candidates=[
                 RouteCandidate.model_construct(  # unvalidated for speed: built 7 times a route
                     agent_id=agent_id,
                     score=round(probability, DECIMALS),
-                    evidence={
-                        **(evidence if agent_id == best else {}),
-                        **(decision.hints[agent_id].evidence if agent_id in decision.hints else {}),
-                    },
+                    evidence=evidence.get(agent_id, {}),
                     stages=decision.scores.get(agent_id, {}),
                 )
-                for agent_id, probability in ranked
+                for agent_id, probability in decision.ranked()
             ],
             stages=decision.stages,
-            notes=[*decision.notes, *decision.asides],
+            notes=[*notes, *asides],
         )
 
     def _confidence(self, decision: Decision, probability: float) -> float:
@@ -379,39 +361,31 @@ class HybridRouter:
             return 0.0
         p = min(1 - 1e-6, max(1e-6, probability))
         z = slope * math.log(p / (1 - p)) + shift
-        return round(1 / (1 + math.exp(min(500.0, -z))), DECIMALS)
+        confidence = 1 / (1 + math.exp(min(500.0, -z)))
+        much = decision.prompt.substance
+        if much < 1:
+            confidence = min(confidence, _MOST_WITHOUT_WORDS + _MOST_BY_WORDS * much)
+        return round(confidence, DECIMALS)
 
-    def _evidence(
-        self, decision: Decision, ranked: Sequence[tuple[str, float]]
-    ) -> dict[str, float]:
-        """The words and shapes that speak most for the best agent against the second."""
-        if not self._enable_linear or not ranked or ranked[0][1] <= 0:
+    def _evidence(self, decision: Decision, chosen: str) -> dict[str, float]:
+        """The words and shapes that speak most for an agent against the best of the others."""
+        if not self._enable_linear or decision.agents.get(chosen, 0.0) <= 0:
             return {}
-        topics = list(decision.model.topics)
-        owned = [decision.profiles[agent_id].owns for agent_id, _ in ranked[:2]]
-        if not owned[0]:
+        owned = decision.profiles[chosen].owns
+        if not owned:
             return {}
-        first = max(owned[0], key=lambda topic: decision.topics[topic])
-        rest = [t for t in (owned[1] if len(owned) > 1 else ()) or topics if t != first]
-        second = max(rest, key=lambda topic: decision.topics[topic], default=first)
+        names, known = list(decision.model.topics), decision.topics
+        rival = next((agent_id for agent_id, _ in decision.ranked() if agent_id != chosen), None)
+        rivals = decision.profiles[rival].owns if rival is not None else ()
+        first = max(owned, key=lambda topic: known.get(topic, 0.0))
+        rest = [topic for topic in rivals or known if topic != first]
+        second = max(rest, key=lambda topic: known.get(topic, 0.0), default=first)
         return decision.model.reasons(
             decision.prompt.grams,
             decision.prompt.signals,
-            topics.index(first),
-            topics.index(second),
+            names.index(first),
+            names.index(second),
         )
-
-    def _reason(self, decision: Decision, chosen: str, evidence: Mapping[str, float]) -> str:
-        if chosen != decision.best_by_text and decision.notes:
-            # A later stage chose it, and the note of that stage says why.
-            return "; ".join(decision.notes)
-        hints = decision.hints[chosen].evidence if chosen in decision.hints else {}
-        named = [_in_words(name) for name in (*evidence, *hints)]
-        shown = list(dict.fromkeys(named))[:_SHOWN_REASONS]
-        reason = f"reads most like {chosen}"
-        if shown:
-            reason += f": {', '.join(shown)}"
-        return "; ".join([reason, *decision.notes])
 
     # -- state between calls
 
@@ -450,7 +424,7 @@ class HybridRouter:
             if state is not None:
                 self._favour_last_agent(question, state, decision)
             if decision.top > 0:
-                best, _ = self._winner(decision, agents, state)
+                best = self._verdict(decision, agents, state).agent_id
                 state = state.after(best) if state else ConversationState(best)
         return state
 
@@ -470,13 +444,3 @@ def _example(given: "Example | tuple[str, str]", number: int) -> "Example":
             f"not {type(given).__name__}"
         )
     return Example(*given)
-
-
-def _in_words(name: str) -> str:
-    """A piece of evidence as it appears in a reason: words in quotes, shapes without."""
-    kind, _, what = name.partition(":")
-    if kind in ("shape", "feature"):
-        return what.strip().replace("_", " ")
-    if kind == "pattern":
-        return "a pattern"
-    return f"'{what if kind in ('keyword', 'phrase') else name}'"

@@ -24,10 +24,12 @@ from orion_oie.models.specs import (
     RouteFeature,
     RoutingHints,
 )
+from orion_oie.routing.attachment import image_route
 from orion_oie.routing.base import (
     NO_CONTEXT,
     RouteContext,
 )
+from orion_oie.routing.candidates import candidates
 from orion_oie.routing.text.excerpt import excerpt
 from orion_oie.routing.text.features import measure
 from orion_oie.routing.text.language import (
@@ -194,24 +196,28 @@ class KeywordRouter:
         self,
         query: str,
         agents: Mapping[str, AgentSpec],
-        context: RouteContext = NO_CONTEXT,  # noqa: ARG002 (it uses the question alone)
+        context: RouteContext = NO_CONTEXT,
     ) -> Route:
-        """The agent for `query`, with the evidence for every agent, best first."""
-        language = detect(query)
-        candidates = self.candidates(query, language, agents)
-        best = candidates[0] if candidates else RouteCandidate(agent_id=CONVERSATION, score=0.0)
-        confidence = _confidence(candidates)
-        if candidates and best.score > 0 and confidence >= self.threshold:
+        """The agent for `query`, with the evidence for every agent that may answer, best first. Of
+        the context it uses the number of images."""
+        attached = image_route(agents, context)
+        if attached is not None:
+            return attached
+        language, agents = detect(query), candidates(agents, context.images)
+        found = self.candidates(query, language, agents)
+        best = found[0] if found else RouteCandidate(agent_id=CONVERSATION, score=0.0)
+        confidence = _confidence(found)
+        if found and best.score > 0 and confidence >= self.threshold:
             agent_id, reason = best.agent_id, _reason(best, language)
         else:
             agent_id = CONVERSATION if CONVERSATION in agents else best.agent_id
-            reason = self._fallback_reason(best, confidence)
+            reason = _fallback_reason(best, confidence, agent_id)
         return Route(
             agent_id=agent_id,
             confidence=confidence,
             reason=reason,
             language=language.code,
-            candidates=candidates,
+            candidates=found,
         )
 
     def candidates(
@@ -250,12 +256,15 @@ class KeywordRouter:
         self._compiled = current
         return current
 
-    def _fallback_reason(self, best: RouteCandidate, confidence: float) -> str:
-        if best.score <= 0:
-            return "no agent's hints occur in the question"
-        # Rounded down, so that the text never claims that the threshold was reached.
-        reached = math.floor(confidence * 100) / 100
-        return f"no agent reached {self.threshold:g}; best was {best.agent_id} at {reached:.2f}"
+
+def _fallback_reason(best: RouteCandidate, confidence: float, chosen: str) -> str:
+    if best.score <= 0:
+        return "no agent's hints occur in the question"
+    # Rounded down, so that the text never claims that the threshold was reached.
+    reached = f"{math.floor(confidence * 100) / 100:.2f}"
+    if best.agent_id == chosen:
+        return f"no agent is sure: {chosen} is the best guess ({reached})"
+    return f"no agent is sure: the best guess was {best.agent_id} ({reached}), so {chosen} answers"
 
 
 def _evidence(

@@ -46,7 +46,7 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the model, such as `all-minilm-l6-v2`, under which weights keep its head."""
+        """The name of the model, such as `all-minilm-l6-v2`, for its notes and caches."""
         ...
 
     def is_ready(self) -> bool:
@@ -86,6 +86,7 @@ class Profile:
         self.spec = spec
         self.model = model
         self.owns = topics_of(agent_id, spec, model.topics)
+        self._affinity: dict[frozenset[str], Mapping[str, float]] = {}
 
     @cached_property
     def _prompts(self) -> "list[Prompt]":
@@ -98,10 +99,14 @@ class Profile:
         """The examples in its hints, as the embedding stage reads them."""
         return tuple(map(text_to_embed, self._prompts))
 
-    @cached_property
-    def affinity(self) -> Mapping[str, float]:
-        """The part of each topic that it could take, in [0, 1]; empty for an owner of topics."""
-        return {} if self.owns else _affinity(self._prompts, self.model)
+    def affinity(self, hidden: frozenset[str] = frozenset()) -> Mapping[str, float]:
+        """The part of each topic but the hidden ones that it could take, in [0, 1]; empty for an
+        owner of topics."""
+        if self.owns:
+            return {}
+        if hidden not in self._affinity:
+            self._affinity[hidden] = _affinity(self._prompts, self.model, hidden)
+        return self._affinity[hidden]
 
     def is_of(self, spec: AgentSpec, model: "LinearModel") -> bool:
         """True if the profile was made from an equal spec and this very model."""
@@ -120,16 +125,21 @@ def _between(value: float, ends: tuple[float, float]) -> float:
     return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
-def _affinity(prompts: "Sequence[Prompt]", model: "LinearModel") -> dict[str, float]:
+def _affinity(
+    prompts: "Sequence[Prompt]", model: "LinearModel", hidden: frozenset[str]
+) -> dict[str, float]:
     """The part of each topic that an agent with these examples could take; all without any."""
     if not prompts:
         return dict.fromkeys(model.topics, 1.0)
+    seen = [topic not in hidden for topic in model.topics]
+    if not any(seen):
+        return {}
     import numpy as np
 
     from orion_oie.routing.linear.model import softmax
 
     logits = np.array([model.logits(prompt.grams, prompt.signals) for prompt in prompts])
-    mean = softmax(logits).mean(axis=0)
+    mean = softmax(logits).mean(axis=0) * seen
     highest = float(mean.max())
     return {topic: float(value) / highest for topic, value in zip(model.topics, mean, strict=True)}
 

@@ -21,6 +21,7 @@ from orion_oie.routing.linear.fitting import (
     PULL_OF_BIAS,
     PULL_OF_GRAMS,
     PULL_OF_SIGNALS,
+    Embedded,
     Example,
     fitted,
     rarity_of,
@@ -32,6 +33,7 @@ from orion_oie.routing.linear.model import (
     empty_model,
     softmax,
 )
+from orion_oie.routing.linear.probes import PROBE_TEXTS, Probes
 from orion_oie.routing.linear.regression import DenseTable, SparseTable, fitted_weights
 from orion_oie.routing.text.ngrams import BUCKETS
 from orion_oie.routing.text.prompt import read
@@ -52,6 +54,12 @@ def topic_of(model: LinearModel, text: str) -> str:
 
 def vectors_of(rows: Sequence[Example]) -> NDArray[np.float32]:
     return Bag().embed([one.text for one in rows])
+
+
+def embedded(name: str, vectors: NDArray[np.float32]) -> Embedded:
+    """Vectors with the probes of the same model, as wide as they are."""
+    probes = Bag().embed(PROBE_TEXTS)[:, : vectors.shape[1]]
+    return Embedded(name, vectors, Probes(PROBE_TEXTS, probes))
 
 
 def distance(one: LinearModel, other: LinearModel) -> float:
@@ -398,25 +406,34 @@ def test_labels_may_stand_for_topics() -> None:
 
 
 def test_vectors_get_a_head() -> None:
-    """Of the name that is given; fitted on from where it is, anew for another length."""
+    """Of the name that is given, with the probes; fitted on from where it is if these agree, anew
+    for a model of another length or with other probes."""
     size, vectors = Bag.dimensions, vectors_of(MANY)
-    model = fitted(empty_model(("tea", "milk")), MANY, vectors=("bag", vectors))
+    model = fitted(empty_model(("tea", "milk")), MANY, vectors=embedded("bag", vectors))
     head = model.heads["bag"]
     assert head.weights.shape == (size + len(SIGNALS), 2)
     for vector, pair in zip(vectors, MANY, strict=True):
         found = model.vector_logits("bag", vector, read(pair.text).signals)
         assert found is not None
         assert model.topics[int(found.argmax())] == pair.label
-    held = fitted(model, PAIRS[:1], vectors=("bag", vectors[:1]), pull=1e4)
+    held = fitted(model, PAIRS[:1], vectors=embedded("bag", vectors[:1]), pull=1e4)
     assert held.heads["bag"].weights == pytest.approx(head.weights, abs=1e-2)
-    shorter = fitted(model, MANY, vectors=("bag", vectors[:, :100]))
+    shorter = fitted(model, MANY, vectors=embedded("bag", vectors[:, :100]))
     assert shorter.heads["bag"].weights.shape == (100 + len(SIGNALS), 2)
-    other = fitted(model, MANY, vectors=("other", vectors))
+    other = fitted(model, MANY, vectors=embedded("other", vectors))
     assert set(other.heads) == {"bag", "other"}
     assert other.heads["bag"] is head
-    wider = fitted(model, [Example("jam", "jam")], vectors=("bag", vectors[:1]))
+    wider = fitted(model, [Example("jam", "jam")], vectors=embedded("bag", vectors[:1]))
     assert wider.heads["bag"].weights.shape == (size + len(SIGNALS), 3)
     assert wider.heads["bag"].unseen == ()
+    assert wider.heads["bag"].probes is head.probes
+    namesake = Embedded("bag", vectors, Probes(PROBE_TEXTS, -head.probes.vectors))
+    anew = fitted(model, MANY, vectors=namesake)
+    assert anew.heads["bag"].probes is namesake.probes
+    assert anew.heads["bag"].weights == pytest.approx(head.weights, abs=1e-4)
+    further = fitted(model, MANY, vectors=embedded("bag", vectors))
+    assert np.abs(further.heads["bag"].weights - head.weights).max() > 0.01
+    assert fitted(model, PAIRS[:1], vectors=namesake._replace(vectors=vectors[:1])).heads == {}
 
 
 def test_a_first_head_takes_ten_examples_of_every_topic() -> None:
@@ -426,33 +443,35 @@ def test_a_first_head_takes_ten_examples_of_every_topic() -> None:
     enough = [one for label in ("tea", "milk") for one in MANY if one.label == label]
     enough = enough[:LEAST_FOR_A_HEAD] + enough[-LEAST_FOR_A_HEAD:]
     vectors = vectors_of(enough)
-    known = fitted(empty, enough, vectors=("bag", vectors))
+    known = fitted(empty, enough, vectors=embedded("bag", vectors))
     assert set(known.heads) == {"bag"}
     fewer, less = enough[1:], vectors[1:]
     spare = Example("milk tea", "milk", ("milk", "tea"))
     light = Example("green tea", "tea", weight=0.0)
     for rows in (fewer, [*fewer, spare], [*fewer, light]):
-        found = fitted(empty, rows, vectors=("bag", vectors_of(rows)))
+        found = fitted(empty, rows, vectors=embedded("bag", vectors_of(rows)))
         assert found.heads == {}
         assert topic_of(found, "a pot of tea") == "tea"
-    assert fitted(empty_model(("tea", "milk", "jam")), enough, vectors=("bag", vectors)).heads == {}
-    narrow = ("bag", less[:, :100])
-    assert fitted(known, fewer, vectors=narrow).heads == {}
-    assert set(fitted(known, fewer, vectors=("other", less)).heads) == {"bag"}
-    assert set(fitted(known, fewer[:1], vectors=("bag", less[:1])).heads) == {"bag"}
+    assert (
+        fitted(empty_model(("tea", "milk", "jam")), enough, vectors=embedded("bag", vectors)).heads
+        == {}
+    )
+    assert fitted(known, fewer, vectors=embedded("bag", less[:, :100])).heads == {}
+    assert set(fitted(known, fewer, vectors=embedded("other", less)).heads) == {"bag"}
+    assert set(fitted(known, fewer[:1], vectors=embedded("bag", less[:1])).heads) == {"bag"}
 
 
 def test_a_topic_that_a_head_never_saw_stays_blank() -> None:
     """As long as only others have examples with vectors; with one of its own it is learned."""
-    model = fitted(empty_model(("tea", "milk")), MANY, vectors=("bag", vectors_of(MANY)))
+    model = fitted(empty_model(("tea", "milk")), MANY, vectors=embedded("bag", vectors_of(MANY)))
     model = fitted(model, [Example("plum jam", "jam"), Example("sour rye", "rye")])
     assert model.heads["bag"].unseen == (2, 3)
     before = model.heads["bag"]
-    model = fitted(model, PAIRS, vectors=("bag", vectors_of(PAIRS)))
+    model = fitted(model, PAIRS, vectors=embedded("bag", vectors_of(PAIRS)))
     assert model.heads["bag"].unseen == (2, 3)
     assert not np.array_equal(model.heads["bag"].weights, before.weights)
     either = Example("rye with jam", "jam", ("jam", "rye"))
-    model = fitted(model, [either], vectors=("bag", vectors_of([either])))
+    model = fitted(model, [either], vectors=embedded("bag", vectors_of([either])))
     assert model.heads["bag"].unseen == ()
 
 
@@ -475,7 +494,11 @@ def test_the_pulls_that_the_weights_are_held_by() -> None:
         (PAIRS, {"pull": -1}, "pull is -1"),
         (PAIRS, {"pull": math.nan}, "pull is nan"),
         (PAIRS, {"topics_of": {"tea": ()}}, "tea: no topic"),
-        (PAIRS, {"vectors": ("bag", np.zeros((2, 4), np.float32))}, "2 vectors for 8 examples"),
+        (
+            PAIRS,
+            {"vectors": embedded("bag", np.zeros((2, 4), np.float32))},
+            "2 vectors for 8 examples",
+        ),
     ],
 )
 def test_what_cannot_be_learned(rows: list[Example], more: dict[str, Any], message: str) -> None:

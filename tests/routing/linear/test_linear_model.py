@@ -25,6 +25,7 @@ from orion_oie.routing.linear.model import (
     load_model,
     shipped_model,
 )
+from orion_oie.routing.linear.probes import PROBE_TEXTS, Probes
 from orion_oie.routing.text.ngrams import (
     BUCKETS,
     grams,
@@ -32,6 +33,7 @@ from orion_oie.routing.text.ngrams import (
 from orion_oie.routing.text.prompt import read
 from orion_oie.routing.text.signals import SIGNALS
 
+PROBES = Probes(("one", "two"), np.eye(2, 5, dtype=np.float32))
 NO_SIGNALS = np.zeros(len(SIGNALS), np.float32)
 
 
@@ -48,7 +50,7 @@ def some_model(topics: tuple[str, ...] = ("tea", "milk", "rest")) -> LinearModel
         numbers(len(SIGNALS), len(topics)),
         numbers(len(topics)),
         np.abs(numbers(BUCKETS)),
-        {"bag": Head(numbers(5 + len(SIGNALS), len(topics)), numbers(len(topics)))},
+        {"bag": Head(numbers(5 + len(SIGNALS), len(topics)), numbers(len(topics)), PROBES)},
         Calibration(0.5, 0.25, 0.125, (2.0, -1.0), (3.0, 0.5)),
         {"prompts": 3},
     )
@@ -56,7 +58,7 @@ def some_model(topics: tuple[str, ...] = ("tea", "milk", "rest")) -> LinearModel
 
 def with_head() -> LinearModel:
     """A model that knows nothing, with a head; its file is small."""
-    head = Head(np.ones((30, 2), np.float32), np.ones(2, np.float32))
+    head = Head(np.ones((30, 2), np.float32), np.ones(2, np.float32), PROBES)
     return replace(empty_model(("a", "b")), heads={"bag": head})
 
 
@@ -204,6 +206,8 @@ def assert_equal(one: LinearModel, other: LinearModel) -> None:
         assert np.allclose(first, second, rtol=2**-11, atol=2**-24)
     exact = [(one.signal_weights, other.signal_weights), (one.bias, other.bias)]
     exact += [(one.heads[n].bias, other.heads[n].bias) for n in one.heads]
+    for name in one.heads:
+        assert one.heads[name].probes.agree_with(other.heads[name].probes)
     assert all(np.array_equal(first, second) for first, second in exact)
 
 
@@ -298,13 +302,15 @@ def _saved(write: Callable[[BytesIO], Any]) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "another version"),
+        ({"format": 1}, "another version"),
+        ({"format": 3}, "another version"),
         ({"signals": ["length"]}, "another version"),
         ({"topics": ["a"]}, "shapes"),
         ({"topics": []}, "topics"),
         ({"topics": ["a", "a"]}, "topics"),
         ({"topics": [["a"], "b"]}, "topics"),
         ({"heads": ["one", "two"]}, "no weights of a router"),
+        ({"heads": [{"name": "one"}]}, "no weights of a router"),
         ({"heads": 3}, "no weights of a router"),
         ({"calibration": {}}, "no weights of a router"),
         ({"calibration": {"alone": "x"}}, "no weights of a router"),
@@ -336,6 +342,9 @@ def test_facts_that_do_not_fit(tmp_path: Path, changes: dict[str, Any], message:
         ("rarity", np.zeros(9), "shapes"),
         ("head0", np.zeros((30, 3)), "another shape"),
         ("head0_bias", np.zeros((2, 2)), "another shape"),
+        ("head0_probes", np.zeros((3, 5)), "another shape"),
+        ("head0_probes", np.zeros(2), "another shape"),
+        ("head0_probes", np.full((2, 5), np.nan), "no finite numbers"),
         ("bias", np.array([np.nan, 0]), "no finite numbers"),
         ("head0", np.full((30, 2), np.inf), "no finite numbers"),
         ("bias", np.array(["a", "b"]), "no weights of a router"),
@@ -363,7 +372,10 @@ def test_the_weights_of_the_package() -> None:
     assert shipped_model() is model
     assert model.topics == TOPICS
     assert "all-minilm-l6-v2" in model.heads
-    assert model.heads["all-minilm-l6-v2"].weights.shape == (384 + len(SIGNALS), len(TOPICS))
+    head = model.heads["all-minilm-l6-v2"]
+    assert head.weights.shape == (384 + len(SIGNALS), len(TOPICS))
+    assert head.probes.texts == PROBE_TEXTS
+    assert head.probes.vectors.shape == (len(PROBE_TEXTS), 384)
     assert ((model.rarity >= 0) & (model.rarity <= 1)).all()
     assert model.about["prompts"] > 1000
     assert np.abs(model.gram_weights).max() > 0.1

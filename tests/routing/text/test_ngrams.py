@@ -161,7 +161,7 @@ def test_signals_by_name() -> None:
         values = dict(zip(SIGNALS, read(text).signals.tolist(), strict=True))
         return {name for name, value in values.items() if value and "length" not in name}
 
-    assert seen("How do crabs breathe out of water?") == {"question"}
+    assert seen("How do crabs breathe out of water?") == {"question", "substance"}
     assert "non_english" in seen("Wie spät ist es jetzt in Lissabon?")
     assert {"options", "lines"} <= seen("Which one is it?\nA) tea\nB) coffee")
     assert {"code_shape", "code_payload", "backticks"} <= seen("Fix it:\n```\ndef f(x):\n  y\n```")
@@ -171,12 +171,14 @@ def test_signals_by_name() -> None:
     assert "language_unknown" in seen("zzz qqq")
 
 
-def test_has_words() -> None:
-    assert read("ok").has_words
-    assert read("中").has_words
-    assert read("7").has_words
-    for text in ("", "?!", "🙂", "\ud800", " \n", "___"):
-        assert not read(text).has_words
+def test_signals_of_what_is_left_out() -> None:
+    """An address and a list are no words, but that they were there is known."""
+    values = dict(zip(SIGNALS, read("Is www.example.org any good?").signals.tolist(), strict=True))
+    assert values["address"] == 1
+    prompt = read("python sql poem css. How long do I boil an egg?")
+    values = dict(zip(SIGNALS, prompt.signals.tolist(), strict=True))
+    assert (values["list_payload"], values["code_shape"]) == (1, 0)
+    assert prompt.parts.instruction == "How long do I boil an egg?"
 
 
 @given(st.sampled_from(["naïve café", "Größe", "ñandú"]))

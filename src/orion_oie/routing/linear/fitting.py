@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from orion_oie.routing.linear.model import (
     Head,
     LinearModel,
 )
+from orion_oie.routing.linear.probes import Probes
 from orion_oie.routing.linear.regression import DenseTable, SparseTable, fitted_weights
 from orion_oie.routing.text.ngrams import BUCKETS
 from orion_oie.routing.text.prompt import (
@@ -50,6 +52,16 @@ class Example:
     def accepted(self) -> tuple[str, ...]:
         """All acceptable labels, best first."""
         return (self.label, *(label for label in self.labels if label != self.label))
+
+
+class Embedded(NamedTuple):
+    """Vectors of examples by one embedding model, shape (examples, dimensions). name: that of its
+    head in the weights, or the one that a first head gets. probes: what the model makes of the
+    texts of that head, or of `PROBE_TEXTS`."""
+
+    name: str
+    vectors: Floats
+    probes: Probes
 
 
 def read_examples(path: str | os.PathLike[str]) -> list[Example]:
@@ -91,20 +103,20 @@ def fitted(
     examples: Iterable[Example],
     *,
     topics_of: Mapping[str, Sequence[str]] | None = None,
-    vectors: tuple[str, Floats] | None = None,
+    vectors: Embedded | None = None,
     pull: float = 1.0,
 ) -> LinearModel:
     """A copy of `model`, trained further on examples.
 
     topics_of: the topics of a label that is not a topic itself. A label that is no topic of the
-    model becomes one. vectors: the name of an embedding model and its vectors of the examples,
-    shape (examples, dimensions), to train a head for it as well. pull: strength of the prior that
-    holds the weights where they are; with a smaller one they follow the examples more.
+    model becomes one. vectors: those of an embedding model, to train a head for it as well. pull:
+    strength of the prior that holds the weights where they are; with a smaller one they follow the
+    examples more.
 
-    A head that exists is trained further; a topic that it has not seen stays blank without an
-    example. If there is no head for the embedding model, or one of another width, a new head is
-    made only if every topic of the model is the best label of `LEAST_FOR_A_HEAD` examples, since
-    fewer do not suffice; otherwise the result has no head of that name.
+    A head that belongs to the embedding model is trained further; a topic that it has not seen
+    stays blank without an example. Without one a first head is made, but only if every topic of the
+    model is the best label of `LEAST_FOR_A_HEAD` examples, since fewer do not suffice; otherwise
+    the result has no head of that name.
 
     Raises `InvalidRequestError` for no example, a malformed one, a label without a topic, a `pull`
     that is not a number of at least 0, or a different number of vectors.
@@ -139,12 +151,12 @@ def fitted(
     )
     heads = dict(model.heads)
     if vectors is not None:
-        name, matrix = vectors
-        head = _head(heads.get(name), matrix, signals, accepted, weights, pull / count)
-        if head is None:
-            heads.pop(name, None)
-        else:
-            heads[name] = head
+        known = heads.pop(vectors.name, None)
+        if known is not None and not known.probes.agree_with(vectors.probes):
+            known = None  # the head of another model of that name
+        head = _head(known, vectors, signals, accepted, weights, pull / count)
+        if head is not None:
+            heads[vectors.name] = head
     return replace(
         model,
         gram_weights=end[:BUCKETS],
@@ -208,13 +220,14 @@ def _accepted(
 
 def _head(
     known: Head | None,
-    matrix: Floats,
+    given: Embedded,
     signals: Floats,
     accepted: Floats,
     weights: Floats,
     pull: float,
 ) -> Head | None:
     """`known` trained further, or a first head; None if the examples are too few for one."""
+    matrix = given.vectors
     if len(matrix) != len(signals):
         raise InvalidRequestError(f"{len(matrix)} vectors for {len(signals)} examples")
     rows = np.concatenate([matrix.astype(np.float32), signals], axis=1)
@@ -223,7 +236,8 @@ def _head(
         if counted[0].sum(axis=0).min() < LEAST_FOR_A_HEAD:
             return None
         width = accepted.shape[2]
-        known = Head(np.zeros((rows.shape[1], width), np.float32), np.zeros(width, np.float32))
+        zeros = np.zeros((rows.shape[1], width), np.float32)
+        known = Head(zeros, np.zeros(width, np.float32), given.probes)
     pulls = np.concatenate(
         [
             np.full(matrix.shape[1], PULL_OF_VECTOR, np.float32),
@@ -237,4 +251,4 @@ def _head(
     # count as unseen; they are reset.
     idle = [topic for topic in known.unseen if not counted[:, :, topic].any()]
     end[:, idle], end_bias[idle] = start[:, idle], bias[idle]
-    return Head(end, end_bias)
+    return Head(end, end_bias, known.probes)

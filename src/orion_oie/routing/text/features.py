@@ -106,6 +106,45 @@ _CODE = (
     _cue(0.45, "`", r"`[^`\n]{1,80}`"),
     _cue(0.2, "[", r"\[[\w'\"]{1,30}(?:, ?[\w'\"]{1,30}){1,40}\]"),
     _cue(0.4, "{", r"\{ ?['\"]\w{1,40}['\"] ?: ?"),
+    # Style sheets, configuration files and the lines of a log.
+    _cue(
+        0.7, "px rem; em; vh; vw;", r"[a-z-]{3,30}: ?[^;{}\n]{0,60}\b\d{1,4}(?:px|rem|em|vh|vw)\b"
+    ),
+    _cue(0.4, "px rem; css CSS", r"\b\d{1,4} ?(?:px|rem)\b|\b(?:css|CSS)\b"),
+    _cue(
+        0.8, "{", r"^[ \t]{0,20}[.#@]?[a-zA-Z][\w.#:> -]{0,60}\{[ \t]{0,4}(?:\n|[a-z-]{2,30}: ?\w)"
+    ),
+    _cue(0.8, "]", r"^\[[A-Za-z][\w.: \"-]{0,40}\][ \t]{0,4}\n[ \t]{0,8}[\w.-]{1,40} ?= ?\S"),
+    _cue(
+        0.6, "=", r"(?:^[ \t]{0,8}(?:export )?[A-Za-z_][\w.-]{1,40} ?= ?\S[^\n]{0,80}(?:\n|\Z)){2}"
+    ),
+    _cue(
+        0.8,
+        "FROM RUN COPY WORKDIR ENTRYPOINT",
+        r"^FROM [\w./-]{1,60}(?::[\w.-]{1,30})?$|^(?:RUN|COPY|WORKDIR|ENTRYPOINT|EXPOSE) \S",
+    ),
+    _cue(
+        0.8,
+        "apiVersion: services: image: jobs:",
+        r"^apiVersion: |^services:$|^jobs:$|^[ ]{2,12}image: \S",
+    ),
+    Cue(
+        0.6,
+        ("\n  ",),
+        r"(?:^[ ]{0,8}[a-z_][\w-]{1,30}:(?: \S[^\n]{0,60})?\n[ ]{2,12}[a-z_-][\w-]{1,30}:)",
+    ),
+    _cue(
+        0.7,
+        "ERROR WARN INFO DEBUG FATAL error fatal warning",
+        r"\d\d:\d\d:\d\d[^\n]{0,40}\b(?:ERROR|WARN|INFO|DEBUG|FATAL)\b"
+        r"|\b(?:ERROR|WARN(?:ING)?|FATAL)\b[\]:]|^[\w./ -]{1,30}: (?:\w{1,20} )?(?:error|fatal)\b"
+        r"|^(?:error|fatal|warning)(?:\[\w+\])?: ",
+    ),
+    _cue(
+        0.6,
+        "exit errno error",
+        r"\bexit(?:ed with)? (?:status|code) \d|\b(?:errno|error code) \d",
+    ),
 )
 
 _MATH = (

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from orion_oie.models.specs import RouteFeature
 from orion_oie.routing.text.excerpt import excerpt
+from orion_oie.routing.text.exclusions import without_exclusions
 from orion_oie.routing.text.features import measure
+from orion_oie.routing.text.keyword_lists import without_keyword_lists
 from orion_oie.routing.text.language import (
     Language,
     detect,
@@ -17,17 +19,27 @@ from orion_oie.routing.text.ngrams import (
     Grams,
     grams,
 )
+from orion_oie.routing.text.opaque import without_opaque
 from orion_oie.routing.text.segments import (
+    PayloadKind,
     Segments,
     split,
 )
 from orion_oie.routing.text.signals import signals
+from orion_oie.routing.text.substance import substance
+
+_SHAPED = 0.5  # strength of a shape that says what a text without words is
+_SHAPING_SIGNS = "(){}[]=+*<>;$|^"
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """An excerpt of a text and its features. `signals` has one number for each of `SIGNALS`, shape
-    (signals,)."""
+    """What is left of an excerpt of a text, and its features.
+
+    text: without addresses, what the prompt excludes and lists of keywords. addresses: those that
+    were in it. excluded: the topics that it excludes. substance: how much there is to read, in
+    [0, 1]. signals: one number for each of `SIGNALS`, shape (signals,).
+    """
 
     text: str
     parts: Segments
@@ -35,23 +47,43 @@ class Prompt:
     shapes: Mapping[RouteFeature, float]
     grams: Grams
     signals: NDArray[np.float32]
-
-    @property
-    def has_words(self) -> bool:
-        """False for a text without a single letter or digit."""
-        return any(map(str.isalnum, self.text))
+    addresses: tuple[str, ...]
+    excluded: frozenset[str]
+    substance: float
 
 
 def read(text: str) -> Prompt:
     """Extract the features of a text. Raises for no text and takes a bounded time."""
-    text = excerpt(text)
-    parts, language = split(text), detect(text)
-    shapes = measure(text, language)
+    whole = excerpt(text)
+    clear, addresses = without_opaque(whole)
+    parts = split(clear)
+    exclusions = without_exclusions(parts.instruction)
+    asked, listed = without_keyword_lists(exclusions.text)
+    if asked != parts.instruction:
+        clear = f"{asked}\n{parts.payload}" if parts.payload else asked
+        kinds: frozenset[PayloadKind] = parts.kinds
+        if listed:
+            kinds = frozenset((*kinds, "list"))
+        parts = Segments(asked, parts.payload, kinds)
+    language = detect(clear)
+    shapes = measure(clear, language)
+    much = 1.0 if _is_shaped(clear, shapes) else substance(clear)
     return Prompt(
-        text,
+        clear,
         parts,
         language,
         shapes,
         grams(parts.instruction, parts.payload),
-        np.array(signals(text, parts, language, shapes), np.float32),
+        np.array(signals(clear, parts, language, shapes, much), np.float32),
+        addresses,
+        exclusions.topics,
+        much,
     )
+
+
+def _is_shaped(text: str, shapes: Mapping[RouteFeature, float]) -> bool:
+    """True for code, formulas and tables, which need no words."""
+    strongest = max(shapes.get(name, 0.0) for name in ("code_shape", "math_shape", "table_shape"))
+    if strongest < _SHAPED or not any(map(str.isalnum, text)):
+        return False
+    return any(sign in text for sign in _SHAPING_SIGNS)

@@ -14,7 +14,7 @@ from orion_oie.routing.text import segment_patterns as patterns
 from orion_oie.routing.text.compiled import compiled
 from orion_oie.routing.text.excerpt import excerpt
 
-PayloadKind = Literal["code", "table", "log", "quote", "document"]
+PayloadKind = Literal["code", "table", "log", "quote", "document", "list"]
 
 
 class Segments(NamedTuple):

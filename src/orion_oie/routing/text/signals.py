@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from orion_oie.models.specs import RouteFeature
 from orion_oie.routing.text.compiled import compiled
 from orion_oie.routing.text.language import Language
+from orion_oie.routing.text.opaque import PLACE
 from orion_oie.routing.text.segment_patterns import QUESTION_MARKS
 from orion_oie.routing.text.segments import Segments
 
@@ -23,6 +24,7 @@ SIGNALS = (
     "log_payload",
     "quote_payload",
     "document_payload",
+    "list_payload",
     "no_instruction",
     "payload_share",
     "length",
@@ -34,15 +36,21 @@ SIGNALS = (
     "blanks",
     "backticks",
     "quotation_marks",
+    "address",
+    "substance",
 )
 
 _LONGEST_LOG = 8.0  # a text of about 3,000 characters
-_KINDS = ("code", "table", "log", "quote", "document")
+_KINDS = ("code", "table", "log", "quote", "document", "list")
 _OPTIONS = r"(?m)(?:^|\s)[(\[]?[A-Da-d][.):\]]\s"
 
 
 def signals(
-    text: str, parts: Segments, language: Language, shapes: Mapping[RouteFeature, float]
+    text: str,
+    parts: Segments,
+    language: Language,
+    shapes: Mapping[RouteFeature, float],
+    substance: float,
 ) -> list[float]:
     """One number for each of `SIGNALS`. `text` is an excerpt, the other arguments are its own."""
     size = max(1, len(text))
@@ -66,4 +74,6 @@ def signals(
         float("___" in text or "[MASK]" in text),
         float("`" in text),
         float('"' in text or "\u201c" in text),
+        float(PLACE in text),
+        substance,
     ]

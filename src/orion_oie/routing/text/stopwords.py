@@ -4,6 +4,8 @@ Data only. A word that several languages share is listed under each of them; `la
 it less weight, and also accepts words written without accents.
 """
 
+from functools import cache
+
 _WORDS = {
     "en": """
         the of to and a in is it you that he was for on are with as i his they be at have this
@@ -115,6 +117,13 @@ _WORDS = {
 STOP_WORDS: dict[str, frozenset[str]] = {
     language: frozenset(words.split()) for language, words in _WORDS.items()
 }
+
+
+@cache
+def any_stop_words() -> frozenset[str]:
+    """The stop words of all languages."""
+    return frozenset[str]().union(*STOP_WORDS.values())
+
 
 # Letters and marks that point to a language, and the languages that use them.
 LETTERS: dict[str, tuple[str, ...]] = {
