@@ -28,6 +28,7 @@ from orion_oie.routing.text.ngrams import (
     BUCKETS,
     Grams,
 )
+from orion_oie.routing.text.opaque import PLACEHOLDERS
 from orion_oie.routing.text.signals import SIGNALS
 
 TOPICS = (
@@ -43,6 +44,7 @@ TOPICS = (
 _FORMAT = 2
 _LEAST_GAIN = 0.01
 _WORDS_BEFORE_SHAPE = 2
+_WORDLESS = frozenset({"length", "length_squared", "substance"})  # they tell a reader nothing
 _LOOKS_FOR_EACH = 4  # candidates per reason shown: some are signs or duplicates
 
 Floats = NDArray[np.float32]
@@ -125,18 +127,20 @@ class LinearModel:
         self, grams: Grams, signals: Floats, topic: int, other: int, most: int = 5
     ) -> dict[str, float]:
         """The words, phrases and signals that speak most for one topic against another, rare words
-        before common ones. Names with characters that a terminal could interpret are left out."""
+        before common ones. Names with characters that a terminal could interpret are left out, and
+        so is what stands for an address: nobody wrote it."""
         rows = self.gram_weights.take(grams.name_buckets, axis=0)
         gains = (rows[:, topic] - rows[:, other]) * grams.name_values
         salience = gains * self.rarity.take(grams.name_buckets)
         counts: dict[str, float] = {}
         for place in np.argsort(-salience)[: _LOOKS_FOR_EACH * most].tolist():
             name = grams.names[place]
-            if any(map(str.isalpha, name)) and name.isprintable() and len(counts) < most:
+            is_shown = any(map(str.isalpha, name)) and name.isprintable()
+            if is_shown and len(counts) < most and PLACEHOLDERS.isdisjoint(name.split()):
                 counts[name] = float(gains[place])
         shape = (self.signal_weights[:, topic] - self.signal_weights[:, other]) * signals
         strongest = int(shape.argmax())
-        if shape[strongest] > _LEAST_GAIN and not SIGNALS[strongest].startswith("length"):
+        if shape[strongest] > _LEAST_GAIN and SIGNALS[strongest] not in _WORDLESS:
             # The shape comes early: a reader learns more from it than from a third word.
             shown = list(counts.items())[:_WORDS_BEFORE_SHAPE]
             rest = list(counts.items())[_WORDS_BEFORE_SHAPE:]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from orion_oie.routing.text.compiled import compiled
 
 PLACE, MAIL, BLOB = "weblink", "mailaddress", "datablob"
+PLACEHOLDERS = frozenset({PLACE, MAIL, BLOB})
 
 # Endings of names of hosts that stand without a path; endings of files and names of code that never
 # are one.
