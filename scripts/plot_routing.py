@@ -60,10 +60,10 @@ def draw_confusion(axes: "Axes", counts: Sequence[Sequence[Any]], install: str) 
                 axes.text(
                     x,
                     y,
-                    f"{100 * share:.0f} %" if is_right else f"{100 * share:.0f}",
+                    f"{100 * share:.0f}",
                     ha="center",
                     va="center",
-                    fontsize=13 if is_right else 12,
+                    fontsize=15 if is_right else 13,
                     fontweight="bold" if is_right else "normal",
                     color="white" if is_right else INK,
                 )
@@ -74,7 +74,7 @@ def draw_confusion(axes: "Axes", counts: Sequence[Sequence[Any]], install: str) 
     axes.tick_params(length=0, labelsize=12, labelcolor=MUTED)
     axes.spines[:].set_visible(False)
     axes.set_xlabel(
-        f"{install}: {100 * right:.0f} % went to the right agent",
+        f"{install}: {100 * right:.0f} % right",
         fontsize=14,
         fontweight="bold",
         color=MUTED,
@@ -146,7 +146,7 @@ def draw(kept: dict[str, Any], out: Path) -> list[Path]:
 
     # The user's own settings must not change the picture.
     with matplotlib.style.context(["default", STYLE]):
-        confused = Figure(figsize=(1000 / PX_PER_INCH, 520 / PX_PER_INCH), layout="constrained")
+        confused = Figure(figsize=(1000 / PX_PER_INCH, 460 / PX_PER_INCH), layout="constrained")
         for axes, name, install in zip(
             confused.subplots(1, 2), NAMES, ("Core install", "With embeddings"), strict=True
         ):

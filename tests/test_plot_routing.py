@@ -65,10 +65,10 @@ def test_it_draws_what_it_was_given(tmp_path: Path) -> None:
     )
     assert confidence >= {"Learning curve", "confidence", *DATA} - {"curve"}
     assert confusion >= {
-        "Core install: 75 % went to the right agent",
-        "With embeddings: 75 % went to the right agent",
+        "Core install: 75 % right",
+        "With embeddings: 75 % right",
         "code (4)",
-        "75 %",
+        "75",
         "25",
     }
 

@@ -99,7 +99,7 @@ def test_a_registry_of_eyes_alone_routes(agents: dict[str, AgentSpec]) -> None:
     for context in (NO_CONTEXT, IMAGE, RouteContext(session_id="s")):
         found = HybridRouter().route("what is the capital of Peru?", agents, context)
         assert found.agent_id in agents
-        assert found.confidence > 0.5
+        assert found.confidence > 0.4  # two share it
     history = [Message(role="user", content="a photo")]
     assert_sound(HybridRouter().route("more", agents, RouteContext(history=history)), agents)
 

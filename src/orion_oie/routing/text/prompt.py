@@ -58,7 +58,9 @@ def read(text: str) -> Prompt:
     clear, addresses = without_opaque(whole)
     parts = split(clear)
     exclusions = without_exclusions(parts.instruction)
-    asked, listed = without_keyword_lists(exclusions.text)
+    # Beside a payload, and below a list of points, words without a sentence are options or data.
+    is_plain = not parts.payload and "\n-" not in exclusions.text
+    asked, listed = without_keyword_lists(exclusions.text) if is_plain else (exclusions.text, "")
     if asked != parts.instruction:
         clear = f"{asked}\n{parts.payload}" if parts.payload else asked
         kinds: frozenset[PayloadKind] = parts.kinds
