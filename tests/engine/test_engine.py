@@ -462,7 +462,7 @@ def test_a_model_that_is_not_here_is_passed_over(make_engine) -> None:
     ]
     big, small, _ = handle.receipt.considered
     assert "big.gguf" in big.reason
-    assert "until the primary model is in memory" in small.reason
+    assert "stands in for the primary model" in small.reason
 
 
 def test_no_model_at_all_says_what_to_do(make_engine) -> None:

@@ -25,6 +25,7 @@ class _Agent:
     is_here: bool
     answers_now: str | None
     to_do: str | None
+    why_not: str | None = None
 
 
 @click.command()
@@ -53,6 +54,8 @@ def agents(places: Places, is_json: bool) -> None:
 def _agent(name: str, spec: AgentSpec, registry: ModelRegistry, cache: ModelCache) -> _Agent:
     here = [choice for choice in registry.resolve(name, cache) if choice.files is not None]
     is_here = any(choice.role == "primary" for choice in here)
+    first = registry.resolve(name, cache)[0]
+    can_be_fetched = first.source is not None
     return _Agent(
         agent=name,
         name=spec.name,
@@ -60,13 +63,17 @@ def _agent(name: str, spec: AgentSpec, registry: ModelRegistry, cache: ModelCach
         model=spec.models.primary,
         is_here=is_here,
         answers_now=here[0].model_id if here else None,
-        to_do=None if is_here else f"orion-oie pull {name}",
+        to_do=f"orion-oie pull {name}" if can_be_fetched and not is_here else None,
+        why_not=None if is_here else first.why_unavailable,
     )
 
 
 def _advice(found: Iterable[_Agent]) -> Iterable[str]:
     """What answers in place of a model that is not here, and how to get it."""
-    missing = [one for one in found if not one.is_here]
+    for one in found:
+        if not one.is_here and one.to_do is None:
+            yield f"the model of {one.agent} cannot be used: {one.why_not}"
+    missing = [one for one in found if one.to_do is not None]
     if not missing:
         return
     instead = sorted({one.answers_now for one in missing if one.answers_now is not None})

@@ -212,7 +212,13 @@ def print_answer(handle: "RequestHandle", display: LoadDisplay) -> InferenceResu
 
 
 def notes(result: InferenceResult) -> Iterator[str]:
-    """The reasons that another model answered than the intended one."""
+    """What is odd about an answer: another model than the intended one gave it, or it was cut
+    off."""
+    if result.finish_reason == "length":
+        yield (
+            f"the answer was cut off after {result.usage.completion_tokens} tokens; --max-tokens "
+            "allows more"
+        )
     for skipped in result.receipt.considered:
         if skipped.outcome == "unavailable" and skipped.role == "primary":
             if "not downloaded" in skipped.reason:

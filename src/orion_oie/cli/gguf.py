@@ -62,7 +62,10 @@ def inspect(
     Only the header of the GGUF file is read.
     """
     if wants_entry:
-        print_json(entry_of(file))
+        entry = entry_of(file)
+        print_json(entry)
+        (name,) = entry["models"]
+        print_note(f"note: with --registry and that file, -m {name} answers with it")
         return
     header = check_gguf_file(file)
     facts = _facts(header)

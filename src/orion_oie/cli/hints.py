@@ -6,7 +6,13 @@ the command line needs the option. The tables here are all there is of that.
 
 import re
 
-from orion_oie.errors import InvalidRequestError, ModelNotFoundError, OrionError, UnknownAgentError
+from orion_oie.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    OrionError,
+    RegistryError,
+    UnknownAgentError,
+)
 
 SETTINGS = {
     "download.auto": "--auto-download",
@@ -70,6 +76,7 @@ _CALLS = (
 """Engines that a message says to make, and the options that do so."""
 
 _WITHOUT_OPTION = re.compile(r"(?:,? or|;) (?:set|raise|lower) EngineConfig[\w.]+")
+_REGISTRY = re.compile(r"a registry is passed as OrionInferenceEngine\('(.*?)'\)")
 _SETTING = re.compile(r"EngineConfig\.(\w+\.\w+)")
 _ARGUMENT = re.compile(
     rf"(?<![\w/.'\"-])({'|'.join(name for name in ARGUMENTS if '_' in name)})(?![\w/.'\"-])=?"
@@ -80,6 +87,8 @@ _PLAIN_WORD = re.compile(r"(images|grammar)(?:\[\d+\])?(?=[:, ])")
 
 def message_of(error: OrionError) -> str:
     """The message of an error, for somebody at the command line."""
+    if isinstance(error, RegistryError):
+        return error.message  # its keys are those of the file, not options
     problems = error.details.get("problems")
     if isinstance(error, InvalidRequestError) and problems:
         return "; ".join(_problem(problem) for problem in problems)
@@ -102,6 +111,7 @@ def in_options(text: str) -> str:
         text = text.replace(phrase, said)
     for call, option in _CALLS:
         text = call.sub(option, text)
+    text = _REGISTRY.sub(r"a registry is named with --registry \1", text)
     text = _SETTING.sub(lambda found: SETTINGS.get(found[1], found[0]), text)
     text = _WITHOUT_OPTION.sub("", text)
     if found := _PLAIN_WORD.match(text):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from orion_oie import ModelRegistry, OrionError, __version__
+from orion_oie import EngineConfig, ModelRegistry, OrionError, __version__
 from orion_oie.cli.agents import agents
 from orion_oie.cli.chat import chat
 from orion_oie.cli.console import print_note
@@ -25,6 +25,7 @@ from orion_oie.cli.route import route
 from orion_oie.cli.run import run
 from orion_oie.cli.train import evaluate, export_weights, train
 from orion_oie.engine import lifecycle
+from orion_oie.schemas import option_docs
 from orion_oie.telemetry import event_docs
 
 
@@ -56,7 +57,7 @@ SECTIONS = {
     "Models": ("models", "pull", "convert"),
     "Look inside": ("inspect", "hardware"),
     "Train the router": ("route train", "route evaluate", "route export"),
-    "Documents": ("schema", "lifecycle", "events"),
+    "Documents": ("schema", "options", "lifecycle", "events"),
 }
 """The commands by task, as the help lists them."""
 
@@ -94,6 +95,16 @@ def schema(file: Path | None) -> None:
     It goes to FILE or the standard output.
     """
     _write(json.dumps(ModelRegistry.json_schema(), indent=2) + "\n", file)
+
+
+@commands.command("options")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def write_options(file: Path | None) -> None:
+    """Write the options of a request and the settings, as Markdown.
+
+    It goes to FILE or the standard output.
+    """
+    _write(option_docs.document(EngineConfig), file)
 
 
 @commands.command("lifecycle")

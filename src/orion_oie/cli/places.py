@@ -81,6 +81,8 @@ def _note_cache_dir(context: click.Context, _option: click.Parameter, path: Path
 
 
 def _note_model(context: click.Context, _option: click.Parameter, source: str | None) -> None:
+    if source is not None and not source.strip():
+        raise click.BadParameter("it is empty: name a model, or leave the option out")
     places = context.ensure_object(Places)
     places.model = source or places.model
 

@@ -323,5 +323,5 @@ def _report(progress: LoadProgress) -> LoadReport:
 
 def _why(candidate: Candidate) -> str:
     if candidate.role == "lite":
-        return "stands in until the primary model is in memory"
+        return "stands in for the primary model"
     return "first choice" if candidate.role == "primary" else "next in the fallback chain"

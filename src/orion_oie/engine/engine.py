@@ -18,7 +18,7 @@ from orion_oie.schemas.base import LONGEST_WAIT_S
 from orion_oie.schemas.units import in_mib
 
 if TYPE_CHECKING:  # imported with the first engine: see `build.py`
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Unpack
@@ -50,8 +50,9 @@ class OrionInferenceEngine:
     model: every agent answers with this model, and with no other: a GGUF file (of a split model the
     first one), "hf:org/repo:Q4_K_M", "ollama:name", an https address, or the id of a model in the
     registry. A relative path starts at the working directory. The registry itself is not changed.
-    config: see `EngineConfig`. backend, router and clock (seconds, for the breakers) may be
-    replaced, e.g. by `orion_oie.backends.fake.FakeBackend` in tests of an application.
+    config: see `EngineConfig`; also as a dictionary. backend, router and clock (seconds, for the
+    breakers) may be replaced, e.g. by `orion_oie.backends.fake.FakeBackend` in tests of an
+    application.
 
     Raises `RegistryError` with every problem of the registry, `UnknownAgentError` for a pinned
     agent that it does not know; for `model`, `ModelNotFoundError`, `ModelCorruptError`,
@@ -61,7 +62,7 @@ class OrionInferenceEngine:
     def __init__(
         self,
         registry: str | os.PathLike[str] | ModelRegistry | None = None,
-        config: EngineConfig | None = None,
+        config: EngineConfig | Mapping[str, Any] | None = None,
         *,
         model: str | os.PathLike[str] | None = None,
         backend: LocalBackend | None = None,
@@ -72,7 +73,7 @@ class OrionInferenceEngine:
         from orion_oie.engine.build import build, resolved
         from orion_oie.models.registry import registry_of
 
-        self.config = resolved(config or EngineConfig())
+        self.config = resolved(_config_of(config))
         self.registry = registry_of(registry)
         if model is not None:
             from orion_oie.models.downloads.cache import ModelCache
@@ -368,6 +369,17 @@ class OrionInferenceEngine:
                 "make an engine after forking"
             )
         return self._parts
+
+
+def _config_of(config: EngineConfig | Mapping[str, Any] | None) -> EngineConfig:
+    if isinstance(config, EngineConfig):
+        return config
+    try:
+        return EngineConfig(**(config or {}))
+    except TypeError:
+        raise InvalidRequestError(
+            f"config: an EngineConfig or a dictionary is needed, got {type(config).__name__}"
+        ) from None
 
 
 def _resident_line(one: ResidentModel) -> str:

@@ -59,7 +59,6 @@ from orion_oie.telemetry.events import (
 )
 
 _KNOWN_AGENTS = 256
-_TO_CALLER = 3  # frames from a warning to the line of the application that asked
 
 FeedbackOn = Callable[[str, Route], Callable[[str], None] | None]
 """Makes the function that takes feedback on the route of a question; None if none is kept."""
@@ -149,7 +148,7 @@ class Pipeline:
             checked = self._check(request, query, options)
             routed = self._route(request, checked)
             agent_id = routed.route.agent_id
-            self._stand_ins.announce(agent_id, routed.candidates, stacklevel=_TO_CALLER)
+            self._stand_ins.announce(agent_id, routed.candidates)
             self._enqueue(request, routed)
         except Exception as error:  # also a bug in a router
             self._end(request, error)
@@ -306,6 +305,7 @@ class Pipeline:
         options, wanted = routed.checked.options, routed.candidates[0]
         stream.flush()
         request.account.dropped_turns = completion.dropped_turns
+        request.account.finish_reason = completion.finish_reason
         result = InferenceResult(
             content=stream.joined(),
             agent_id=candidate.agent_id,

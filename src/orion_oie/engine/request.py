@@ -25,6 +25,7 @@ from orion_oie.pool.candidate import Candidate
 from orion_oie.schemas.requests import RequestOptions
 from orion_oie.schemas.results import (
     Consideration,
+    FinishReason,
     InferenceResult,
     LoadReport,
     ModelInfo,
@@ -56,6 +57,7 @@ class Account:
     replays: int = 0
     dropped_turns: int = 0
     removed_characters: int = 0
+    finish_reason: FinishReason | None = None
     loading: Future[ModelInfo] | None = None
 
     def consider(
@@ -88,6 +90,7 @@ class Account:
             replays=self.replays,
             dropped_turns=self.dropped_turns,
             removed_characters=self.removed_characters,
+            finish_reason=self.finish_reason,
             state_ms=state_ms,
         )
 

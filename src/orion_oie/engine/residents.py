@@ -16,8 +16,6 @@ from orion_oie.schemas.results import ModelInfo
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import PoolUnloaded
 
-_TO_CALLER = 3  # frames from a warning to the line of the application that asked
-
 
 class Residents:
     """Loads and frees models on request. `OrionInferenceEngine` documents each method."""
@@ -45,7 +43,7 @@ class Residents:
     def preload(self, agent_id: str, *, pin: bool) -> ModelInfo:
         """Load the model that would answer for an agent now."""
         candidates = self._variants.candidates(agent_id, is_fresh=True)
-        self._stand_ins.announce(agent_id, candidates, stacklevel=_TO_CALLER)
+        self._stand_ins.announce(agent_id, candidates)
         first = self._chain.available(candidates, agent_id)[0]
         try:
             with self._pool.acquire(first.load_spec, CancelScope()) as lease:

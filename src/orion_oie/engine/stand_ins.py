@@ -4,6 +4,7 @@ The chain decides which model answers. This module keeps count, warns once for e
 process, and words the reasons.
 """
 
+import sys
 import threading
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from orion_oie.schemas.results import Consideration
 
 StandInPolicy = Literal["warn", "allow", "error"]
 
+_LIBRARY = __name__.partition(".")[0] + "."
 _warned: set[str] = set()
 _warning = threading.Lock()
 
@@ -57,9 +59,9 @@ class StandIns:
         """The candidates that may answer: all of them, or the first alone."""
         return list(candidates[:1] if self.policy == "error" else candidates)
 
-    def announce(self, agent_id: str, candidates: Sequence[Candidate], stacklevel: int) -> None:
+    def announce(self, agent_id: str, candidates: Sequence[Candidate]) -> None:
         """Warn if the wanted model is not here and another one is going to answer. Called on the
-        caller's thread."""
+        caller's thread; the warning points to the line of the application."""
         wanted = candidates[0]
         if self.policy != "warn" or not wanted.why_not:
             return
@@ -69,7 +71,7 @@ class StandIns:
             found = StandIn(
                 agent_id, answering.model_id, wanted.model_id, why, wanted.can_be_fetched
             )
-            _warn_once(found, stacklevel + 1)
+            _warn_once(found)
 
     def note(
         self,
@@ -112,7 +114,17 @@ def _why_not(wanted: Candidate, considered: Sequence[Consideration]) -> str:
     return f"cannot answer: {found[-1].error or found[-1].reason}"
 
 
-def _warn_once(found: StandIn, stacklevel: int) -> None:
+def _level_of_caller() -> int:
+    """The `stacklevel`, for the function that calls this one, of the first frame outside of this
+    library."""
+    frame = sys._getframe(1)
+    level = 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_LIBRARY):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _warn_once(found: StandIn) -> None:
     with _warning:
         if found.agent_id in _warned:
             return
@@ -127,7 +139,7 @@ def _warn_once(found: StandIn, stacklevel: int) -> None:
         f"{found.message}. {advice}EngineConfig(stand_in='allow') accepts this in silence, "
         "stand_in='error' never accepts it.",
         OrionWarning,
-        stacklevel=stacklevel + 1,
+        stacklevel=_level_of_caller(),
     )
 
 

@@ -30,7 +30,13 @@ from orion_oie.models.specs import (
     SourceSpec,
     VariantSpec,
 )
-from orion_oie.models.split_files import check_gguf_file, split_name, split_parts
+from orion_oie.models.split_files import (
+    check_gguf_file,
+    close_name,
+    gguf_names,
+    split_name,
+    split_parts,
+)
 from orion_oie.schemas.validation import did_you_mean
 
 if TYPE_CHECKING:
@@ -97,8 +103,7 @@ def named_source(source: Source, cache: "ModelCache | None" = None) -> Named | N
         return None
     if source.lower().endswith(".json"):
         raise InvalidRequestError(
-            f"{source}: a registry is passed as OrionInferenceEngine('{source}'); model= is for a "
-            "GGUF file or another source of one"
+            f"{source}: this is no model; a registry is passed as OrionInferenceEngine('{source}')"
         )
     try:
         return named_file(source)
@@ -184,7 +189,9 @@ def not_found(
             f"'{text}' is an agent, not a model: pass agent='{text}' instead", name=text
         )
     where = Path(os.path.abspath(text))
-    hint = did_you_mean(text, models) or source_hint(text)
+    stem = text.rpartition(".")[0] or text
+    here = close_name(stem, gguf_names(where.parent))
+    hint = here or did_you_mean(text, models) or source_hint(text)
     if not hint:
         hint = did_you_mean(text, agents).replace("did you mean", "did you mean agent")
     return ModelNotFoundError(

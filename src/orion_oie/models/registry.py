@@ -329,6 +329,10 @@ class ModelRegistry:
         if known is not None and known in self.models and model_id is None and form is None:
             return known  # a repository is not asked again
         named = self._named(source, cache)
+        if model_id is None and form is None:
+            same = self._with_file(named.source)
+            if same is not None:
+                return same
         spec = named.spec(form)
         with self._lock:
             wanted = model_id or named.model_id
@@ -460,9 +464,20 @@ class ModelRegistry:
         source = chosen.spec.source if chosen.is_fetchable else None
         return Choice(agent_id, model_id, role, chosen.name, None, reasons, source, picked)
 
+    def _with_file(self, source: SourceSpec) -> str | None:
+        """The model of the registry that consists of this very file."""
+        if source.path is None:
+            return None
+        path = Path(source.path)
+        for model_id, model in self.models.items():
+            known = [variant.source.path for variant in model.variants.values()]
+            if len(known) == 1 and known[0] and absolute_path(known[0], self._base) == path:
+                return model_id
+        return None
+
     def _named(self, source: Source, cache: "ModelCache | None") -> Named:
         """What a source stands for."""
-        text = os.fspath(source)
+        text = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
         if not isinstance(text, str) or not text.strip():
             raise InvalidRequestError(f"model: a text or a path is needed, got {source!r}")
         found = named_source(source if isinstance(source, str) else Path(text), cache)

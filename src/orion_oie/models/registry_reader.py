@@ -12,7 +12,9 @@ from orion_oie.models.layers import Raw, absolute_path, merged, with_absolute_pa
 from orion_oie.models.naming import is_model_file
 from orion_oie.models.registry_check import checked_registry, unique_keys
 from orion_oie.models.specs import PACKAGED, AgentSpec, RegistryFile
+from orion_oie.models.split_files import names_in
 from orion_oie.models.user_folders import registry_file
+from orion_oie.schemas.validation import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,12 @@ def read_registry(path: Path, above: tuple[Path, ...] = ()) -> ReadRegistry:
         )
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        where = Path(os.path.abspath(path))
+        hint = did_you_mean(
+            path.name, [name for name in names_in(where.parent) if name.endswith(".json")]
+        )
+        raise RegistryError(f"there is no registry {where}{hint}") from error
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise RegistryError(f"cannot read the registry {path}: {error}") from error
     return read_text(text, path.parent, str(path), (*above, Path(os.path.abspath(path))))

@@ -6,7 +6,7 @@ Shapes only: `registry` reads files and checks cross-references and availability
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -43,6 +43,9 @@ class Spec(BaseModel):
         allow_inf_nan=False,  # JSON cannot hold them
     )
 
+    also_known: ClassVar[tuple[str, ...]] = ()
+    """Keys that are read beside the fields, for suggestions."""
+
 
 def _compiles(pattern: str) -> str:
     try:
@@ -77,6 +80,11 @@ class SourceSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _query_apart(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            raise ValueError(
+                'a source is an object, such as {"path": "my-model.gguf"} or {"hub": "org/repo", '
+                '"files": ["model.gguf"]}'
+            )
         if not isinstance(data, Mapping) or not isinstance(data.get("url"), str):
             return data
         url, mark, query = data["url"].partition("#")[0].partition("?")
@@ -203,6 +211,8 @@ class ModelSpec(Spec):
     it. `prompt_format` replaces the chat template of the file; "plain" joins the texts of the
     conversation by blank lines, which suits a base model.
     """
+
+    also_known = ("source",)
 
     name: str | None = None
     version: str = "1.0"

@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def is_unfinished(name: str) -> bool:
 
 def gguf_names(folder: Path) -> list[str]:
     """The names of the GGUF files in a folder, sorted; empty for an unreadable one."""
-    return sorted(name for name in _names_in(folder) if name.lower().endswith(".gguf"))
+    return sorted(name for name in names_in(folder) if name.lower().endswith(".gguf"))
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -154,7 +154,8 @@ def _absolute(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(os.path.expanduser(text)))
 
 
-def _names_in(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, at most some thousands; none for one that cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in itertools.islice(entries, _MOST_NEIGHBOURS)]
@@ -173,7 +174,7 @@ def _why_absent(file: Path) -> str:
             folder = folder.parent
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         return f"there is no such file: {folder} {what}{_close(folder.name, folder.parent)}"
-    names = _names_in(folder)
+    names = names_in(folder)
     for name in names:
         if name.startswith(file.name) and is_unfinished(name):
             return f"its download has not finished ({name} is there): fetch it again"
@@ -186,11 +187,20 @@ def _why_absent(file: Path) -> str:
 
 def _close(name: str, folder: Path) -> str:
     """A suggestion among the names in a folder, first of all one that differs in case alone."""
-    names = _names_in(folder)
+    names = names_in(folder)
     for known in names:
         if known.lower() in (name.lower(), f"{name}.gguf".lower()):
             return f" (did you mean '{known}'?)"
-    return did_you_mean(name, names)
+    return close_name(name, names)
+
+
+def close_name(name: str, known: Iterable[str]) -> str:
+    """A suggestion for the name of a file. Names are compared without `.gguf`, which makes all of
+    them alike."""
+    stems = {one.removesuffix(".gguf"): one for one in known}
+    hint = did_you_mean(name.removesuffix(".gguf"), stems)
+    found = re.search(r"'(.*)'", hint)
+    return f" (did you mean '{stems[found[1]]}'?)" if found else ""
 
 
 def _about_folder(folder: Path) -> str:
@@ -198,7 +208,7 @@ def _about_folder(folder: Path) -> str:
     firsts = [name for name in names if _is_first_or_whole(name)]
     if firsts:
         return f"this is a folder: name one of its GGUF files, {shortened(firsts)}"
-    others = _names_in(folder)
+    others = names_in(folder)
     if any(name.endswith((".safetensors", ".bin", ".pt", ".pth")) for name in others):
         return (
             "this is a folder with a model that is not GGUF: convert it to GGUF, or fetch a "

@@ -59,6 +59,8 @@ def _rows(receipt: "Receipt") -> Iterator[tuple[str, str]]:
         yield "replays", f"{receipt.replays}, after a crash"
     if receipt.dropped_turns:
         yield "dropped", f"{receipt.dropped_turns} of the oldest turns, for the context"
+    if receipt.finish_reason == "length":
+        yield "cut off", "at max_tokens, or at the end of the context: the answer is not complete"
     if receipt.removed_characters:
         yield "removed", f"{receipt.removed_characters} control characters from the answer"
     yield "seed", "" if receipt.seed is None else str(receipt.seed)

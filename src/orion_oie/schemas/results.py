@@ -143,8 +143,13 @@ class VariantReport(Schema):
     budget_bytes: int | None = None
 
 
+FinishReason = Literal["stop", "length"]
+
+
 class Receipt(Schema):
-    """The record of one request, which explains the agent, the model and the time taken."""
+    """The record of one request, which explains the agent, the model and the time taken.
+    finish_reason: "length" if the answer was cut off at `max_tokens` or at the end of the context;
+    None without an answer."""
 
     request_id: str
     route: Route | None = None
@@ -158,15 +163,13 @@ class Receipt(Schema):
     replays: int = 0
     dropped_turns: int = 0
     removed_characters: int = 0
+    finish_reason: FinishReason | None = None
     state_ms: dict[str, float] = Field(default_factory=dict)
 
     def __str__(self) -> str:
         from orion_oie.schemas.receipt_table import receipt_table  # nobody else needs it
 
         return receipt_table(self)
-
-
-FinishReason = Literal["stop", "length"]
 
 
 class InferenceResult(Schema):

@@ -160,7 +160,10 @@ def _annotation_at(annotation: Any, loc: tuple[Any, ...]) -> Any:
 
 def _fields_of(annotation: Any) -> set[str]:
     return {
-        name for member in _members(annotation) if _is_model(member) for name in member.model_fields
+        name
+        for member in _members(annotation)
+        if _is_model(member)
+        for name in (*member.model_fields, *getattr(member, "also_known", ()))
     }
 
 

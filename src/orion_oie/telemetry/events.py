@@ -51,6 +51,8 @@ class Event:
             for name, value in self.fields.items()
             if name not in content and isinstance(value, (str, int, float)) and value != ""
         ]
+        if self.request_id is not None:
+            facts.append(f"request_id={self.request_id}")
         return " ".join([self.name, *facts])
 
 
@@ -84,6 +86,7 @@ class RequestReceived(Event):
     """Published when a request comes in, before it is checked."""
 
     name = "request.received"
+    default_level = "debug"
 
     query: Content
     """The question. Its type in angle brackets when it is not a text."""
@@ -107,6 +110,7 @@ class RequestRouted(Event):
     """Published when the agent that answers has been chosen."""
 
     name = "request.routed"
+    default_level = "debug"
 
     agent_id: str
     """Agent that answers."""
