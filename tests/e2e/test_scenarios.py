@@ -162,11 +162,11 @@ def test_5_tokens_are_streamed(smollm2, shared_engine) -> None:
 
 
 def test_6_the_breaker_opens_falls_back_and_recovers(two_models, tmp_path, smollm2) -> None:
-    """A corrupt model: three failures open its breaker, the fallback answers all along, and
-    after the reset timeout a repaired model is used again."""
+    """Weights that llama.cpp refuses: three failures open the breaker, the fallback answers all
+    along, and after the reset timeout a repaired model is used again."""
     clock = Clock()
     file = tmp_path / "alpha.gguf"
-    file.write_bytes(b"GGUF" + b"\xff" * 60)
+    file.write_bytes(file.read_bytes().replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
     config = EngineConfig(
         memory=MemoryConfig(max_models=2), breaker=BreakerConfig(reset_timeout_s=30)
     )
@@ -232,7 +232,8 @@ def test_9_logs_are_structured_and_discreet(smollm2, caplog) -> None:
     text = json.dumps(exported) + "".join(str(record.__dict__) for record in caplog.records)
     assert "sky" not in text
     assert result.content not in text
-    assert "request.succeeded" in caplog.messages
+    (line,) = [text for text in caplog.messages if text.startswith("request.succeeded ")]
+    assert "agent_id=conversation" in line
     loaded = next(event for event in exported if event["event"] == "model.loaded")
     assert set(loaded) == {"event", "at", "request_id", "key", "pid", "load_ms"}
 

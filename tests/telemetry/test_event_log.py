@@ -240,7 +240,7 @@ def test_an_event_is_a_log_record(
     assert (record.name, record.levelname, record.getMessage()) == (
         "orion_oie",
         level.upper(),
-        "model.log model_id=m line=odd",
+        "model.log model_id=m line=odd request_id=r1",
     )
     extra = {key: vars(record)[key] for key in ("event_name", "orion", "request_id")}
     assert extra == {

@@ -175,10 +175,11 @@ class VariantSelector:
             look = self._files.of(model_id, max_age_s=0.0)  # it may have been fetched just now
         chosen = _first_on_disk(look)
         if chosen is None or chosen.spec is None:
-            reasons = _why_none(look.variants)
+            reasons, advice = _why_none(look.variants), ""
+            if any(one.state.is_fetchable for one in look.variants):
+                advice = f"; fetch it with 'orion-oie pull {model_id}'"
             raise ModelNotFoundError(
-                f"the embedding model '{model_id}' is not on this machine: {reasons}; fetch it "
-                f"with 'orion-oie pull {model_id}'",
+                f"the embedding model '{model_id}' is not on this machine: {reasons}{advice}",
                 model_id=model_id,
             )
         return chosen.spec
