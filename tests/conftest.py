@@ -10,9 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 from engines import make_engine, quick_exit
+from shops import shop, shop_cache
 from tiny import write_tiny_llama
 
-__all__ = ["make_engine", "quick_exit"]  # fixtures of the tests of the engine
+# Fixtures of the tests of the engine, and of the command line.
+__all__ = ["make_engine", "quick_exit", "shop", "shop_cache"]
 
 # A shell that starts a command in the background makes it ignore Ctrl-C, and its children with it:
 # the tests of Ctrl-C need it back.

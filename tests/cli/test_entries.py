@@ -45,3 +45,23 @@ def test_what_is_no_model_has_no_entry(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "page.gguf").write_text("<html>")
     assert main(["inspect", str(tmp_path / "page.gguf"), "--entry"]) == 1
     assert "web page" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "route", "pull"])
+def test_an_empty_name_is_no_model(command: str, capsys: Capture) -> None:
+    """An unset variable of a shell is not the agent's own model."""
+    assert main([command, "-m", "", "Hello?"]) == 2
+    assert "it is empty" in capsys.readouterr().err
+
+
+def test_agents_say_why_a_file_cannot_be_used(tmp_path: Path, capsys: Capture) -> None:
+    """A typo in a path is shown, and nothing is advised that cannot help."""
+    registry = ModelRegistry.packaged()
+    registry.add_model("mine", {"source": {"path": str(tmp_path / "mien.gguf")}})
+    registry.update_agent("code", models={"primary": "mine"})
+    registry.save(tmp_path / "models.json")
+    assert main(["agents", "--registry", str(tmp_path / "models.json")]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "the model of code cannot be used" in err
+    assert "mien.gguf" in err.replace(" ", "")
+    assert "pull code" not in err

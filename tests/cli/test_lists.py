@@ -41,7 +41,9 @@ def test_agents_as_json(shop: Shop, capsys: Capture) -> None:
         "is_here": False,
         "answers_now": "local",
         "to_do": "orion-oie pull writer",
+        "why_not": found["writer"]["why_not"],
     }
+    assert "not downloaded" in found["writer"]["why_not"]
     main(["pull", "writer", *shop.options])
     capsys.readouterr()
     assert main(["agents", "--json", *shop.options]) == 0

@@ -210,6 +210,42 @@ def test_files_of_one_name_are_two_models(tmp_path: Path) -> None:
     assert registry.add_gguf(tmp_path / "b" / "model.gguf") == second
 
 
+def test_a_file_of_the_registry_is_that_model(own: Path, tmp_path: Path) -> None:
+    """It is not loaded a second time under another name."""
+    path = tmp_path / "models.json"
+    models = {"known": {"source": {"path": str(own)}}}
+    path.write_text(json.dumps({"extends": "packaged", "models": models}))
+    registry = ModelRegistry.load(path)
+    assert registry.add_gguf(own) == "known"
+    both = {"source": {"path": str(own)}}, {"source": {"path": str(tmp_path / "other.gguf")}}
+    registry = ModelRegistry.packaged()
+    registry.add_model("two", {"variants": dict(zip(("a", "b"), both, strict=True))})
+    assert registry.add_gguf(own) == "mine"  # this file, and no other variant
+
+
+def test_names_that_lack_their_ending(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file beside the program is suggested, and nothing that is only alike by its ending."""
+    monkeypatch.chdir(own.parent)
+    for name in ("mine", "mine.guf", "mien"):
+        with pytest.raises(ModelNotFoundError, match=r"did you mean 'mine\.gguf'"):
+            engine_with(name)
+    with pytest.raises(ModelNotFoundError) as caught:
+        engine_with("zzzz.gguf")
+    assert "did you mean" not in caught.value.message
+
+
+def test_a_configuration_may_be_a_dictionary(make_engine: Callable[..., Any]) -> None:
+    """Checked like the class; anything else is told."""
+    backend = FakeBackend({"*": FakeAnswer("yes")})
+    with OrionInferenceEngine(config={"stand_in": "error"}, backend=backend) as engine:
+        assert engine.config.stand_in == "error"
+    with pytest.raises(InvalidRequestError, match="did you mean"):
+        OrionInferenceEngine(config={"stand_inn": "error"}, backend=backend)
+    for wrong in (3, [1], "warn"):
+        with pytest.raises(InvalidRequestError, match="config"):
+            OrionInferenceEngine(config=wrong, backend=backend)
+
+
 def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
     """Nothing was written down about it that the new one could contradict."""
     path = write_tiny_llama(tmp_path / "mine.gguf", weights="F16")
@@ -456,13 +492,15 @@ def test_a_model_is_no_registry(own: Path, tmp_path: Path, is_there: bool) -> No
         OrionInferenceEngine(path)
 
 
-@pytest.mark.parametrize("name", [7, b"m.gguf", "", " ", True])
+@pytest.mark.parametrize("name", [7, b"m.gguf", "", " ", True, ["m"]])
 def test_a_name_that_is_none(make_engine: Callable[..., Any], name: Any) -> None:
     """A clear error, and nothing is lost."""
     engine = make_engine()
     with pytest.raises(InvalidRequestError, match="model"):
         engine.infer("Hello?", model=name)
     assert engine.infer("Hello?").model_id == "main"
+    with pytest.raises(InvalidRequestError, match="model"):
+        engine_with(name)
 
 
 def test_an_embedding_model_does_not_answer(own: Path, tmp_path: Path) -> None:

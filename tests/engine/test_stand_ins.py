@@ -215,10 +215,20 @@ def test_a_result_is_its_answer(make_engine: MakeEngine) -> None:
     assert "\n" not in repr(result)
     assert len(repr(result)) < 200
     table = str(result.receipt).splitlines()
-    assert [line.split()[0] for line in table[:4]] == ["request", "agent", "model", "primary"]
+    labels = [line.split()[0] for line in table if not line.startswith("    ")]
+    assert labels[:4] == ["request", "agent", "model", "primary"]
     assert max(map(len, table)) <= 110
     assert f"{result}" == result.content
     assert json.loads(result.model_dump_json())["is_stand_in"] is False
+
+
+def test_an_answer_that_was_cut_off_says_so(make_engine: MakeEngine) -> None:
+    """Where its text alone does not show it."""
+    engine = make_engine({"*": FakeAnswer("word " * 50)})
+    result = engine.infer("Hello?", max_tokens=3)
+    assert result.receipt.finish_reason == "length"
+    assert "not complete" in str(result.receipt)
+    assert "not complete" not in str(engine.infer("Hello?", max_tokens=500).receipt)
 
 
 def test_an_engine_says_what_is_loaded(make_engine: MakeEngine) -> None:

@@ -222,6 +222,28 @@ def test_a_wrong_user_registry_is_named(
         OrionInferenceEngine()
 
 
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        ({"sorce": {"path": "m.gguf"}}, "did you mean 'source'"),
+        ({"path": "m.gguf"}, "known are .*source"),
+        ({"source": "m.gguf"}, 'a source is an object, such as {"path"'),
+        ({"source": {"pth": "m.gguf"}}, "did you mean 'path'"),
+    ],
+)
+def test_what_is_wrong_with_a_source(write: Write, model: dict[str, Any], complaint: str) -> None:
+    """The right key is suggested, or shown."""
+    with pytest.raises(RegistryError, match=complaint):
+        ModelRegistry.load(write(extends="packaged", models={"m": model}))
+
+
+def test_a_registry_that_is_not_there(write: Write) -> None:
+    """Its absolute path, and the one that was meant."""
+    path = write("models.json")
+    with pytest.raises(RegistryError, match=r"no registry /.*modls\.json .*'models\.json'"):
+        ModelRegistry.load(path.with_name("modls.json"))
+
+
 # Changes while it runs
 
 

@@ -22,7 +22,7 @@ WRONG_DIGEST = "0" * 64
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCache:
+def shop_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCache:
     """A cache of this test, in place of the user's."""
     monkeypatch.setenv("ORION_CACHE_DIR", str(tmp_path / "cache"))
     return ModelCache()
