@@ -8,12 +8,14 @@ made. Addresses of repositories are resolved over the network, once.
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from orion_oie.errors import InvalidRequestError, ModelNotFoundError
+from orion_oie.models.formats.gguf import GGUFHeader
 from orion_oie.models.source_names import (
     HubName,
     LMStudioName,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9._-]+")
 _ID_CHARS = 100
 _DIGEST_BYTES = 4
+_KNOWN_HEADERS = 32
 _MAGIC = b"GGUF"
 
 Source = str | os.PathLike[str]
@@ -137,8 +140,23 @@ def named_file(path: Source) -> Named:
     return _named_files(parts, identifier(parts[0].stem if split is None else split.stem))
 
 
+def _header_of(file: Path) -> GGUFHeader:
+    """The header of a file that can be loaded, read once for each version of the file: a program
+    may name it with every request."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return check_gguf_file(file)  # says what is there instead
+    return _header_of_version(file, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@lru_cache(_KNOWN_HEADERS)
+def _header_of_version(file: Path, _mtime_ns: int, _size: int, _inode: int) -> GGUFHeader:
+    return check_gguf_file(file)
+
+
 def _named_files(files: Sequence[Path], model_id: str) -> Named:
-    header, *_ = [check_gguf_file(file) for file in files]
+    header, *_ = [_header_of(file) for file in files]
     variant = identifier(header.quantization.lower() or ONLY_VARIANT)
     return Named(model_id, variant, SourceSpec(path=str(files[0])), header.is_embedding_model)
 
