@@ -54,6 +54,13 @@ def only_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def cache_of_a_command(request: pytest.FixtureRequest) -> None:
+    """Each test of the command line has a cache of its own, which commands find by themselves."""
+    if request.path.parent.name == "cli":
+        request.getfixturevalue("shop_cache")
+
+
 def worker_processes() -> list[psutil.Process]:
     """The workers of this process that are still there."""
     return [

@@ -21,7 +21,7 @@ from orion_oie.models.downloads.cache import ModelCache
 WRONG_DIGEST = "0" * 64
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def shop_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelCache:
     """A cache of this test, in place of the user's."""
     monkeypatch.setenv("ORION_CACHE_DIR", str(tmp_path / "cache"))

@@ -117,7 +117,7 @@ def test_run_fetches_when_it_may(shop: Shop, capsys: Capture) -> None:
     shown = capsys.readouterr()
     assert account(shown.err)["model"] == "tiny@f32"
     assert "tiny@f32: " in shown.err
-    assert "note: " not in shown.err
+    assert "stood in" not in shown.err
 
 
 @pytest.mark.parametrize("how", [[], ["--sequential"]], ids=["progressive", "sequential"])
@@ -127,7 +127,7 @@ def test_run_waits_for_the_full_model(how: list[str], shop: Shop, capsys: Captur
     assert main([*question, *how, *shop.options]) == 0
     shown = capsys.readouterr()
     assert account(shown.err)["model"] == "tiny@f32"
-    assert "note: " not in shown.err
+    assert "stood in" not in shown.err
 
 
 def test_run_refuses_what_the_library_refuses(shop: Shop, capsys: Capture) -> None:
@@ -446,7 +446,7 @@ def test_json_is_the_whole_result(shop: Shop, capsys: Capture) -> None:
     result = InferenceResult.model_validate_json(shown.out)
     assert result.usage.completion_tokens == 3
     assert result.receipt.considered
-    assert "note: " not in shown.err
+    assert "stood in" not in shown.err
     assert not TIMINGS.search(shown.err)
 
 

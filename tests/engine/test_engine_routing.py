@@ -408,7 +408,7 @@ def test_feedback_without_a_place_is_refused(make_engine: MakeEngine, tmp_path: 
     for one in (result, by_hand):
         with pytest.raises(InvalidRequestError, match=r"EngineConfig\.router\.feedback"):
             one.feedback("conversation")
-    assert [path.suffix for path in tmp_path.iterdir()] == [".gguf"]
+    assert [path.name for path in tmp_path.iterdir()] == ["main.gguf"]
 
 
 def test_feedback_names_an_agent(make_engine: MakeEngine, tmp_path: Path) -> None:

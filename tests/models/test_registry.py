@@ -251,7 +251,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """A missing file, a folder and bytes that are no text are registry errors with the path."""
     (tmp_path / "latin.json").write_bytes(b'{"version": "\xff"}')
     for name in ("missing.json", ".", "latin.json"):
-        with pytest.raises(RegistryError, match="cannot read the registry") as caught:
+        with pytest.raises(
+            RegistryError, match="(cannot read|there is no) (the )?registry"
+        ) as caught:
             ModelRegistry.load(tmp_path / name)
         assert str(tmp_path) in caught.value.message
 

@@ -163,6 +163,7 @@ class Request:
             error = RuntimeError(f"a backend or a router raised {error!r}").with_traceback(
                 error.__traceback__
             )
+        self.account.finish_reason = None  # there is no answer, whatever the backend said of it
         self.receipt = self.account.receipt(self.id, self.lifecycle.state_ms())
         self.future.set_exception(error)
         self._end_loading(error)
