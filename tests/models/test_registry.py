@@ -252,7 +252,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.json").write_bytes(b'{"version": "\xff"}')
     for name in ("missing.json", ".", "latin.json"):
         with pytest.raises(
-            RegistryError, match="(cannot read|there is no) (the )?registry"
+            RegistryError, match=r"(cannot read|there is no) (the )?registry"
         ) as caught:
             ModelRegistry.load(tmp_path / name)
         assert str(tmp_path) in caught.value.message
