@@ -62,7 +62,7 @@ def in_queue(engine: OrionInferenceEngine) -> float:
 
 
 def in_load() -> float:
-    with OrionInferenceEngine() as engine:
+    with OrionInferenceEngine(model="smollm2-135m-instruct") as engine:
         handle = engine.submit("Hello?")
         until(lambda: bool(engine.stats().models))
         return cancel_ms(handle)
@@ -70,7 +70,7 @@ def in_load() -> float:
 
 def measure(times: int) -> list[Row]:
     phases: dict[str, list[float]] = {"load": [in_load() for _ in range(times)]}
-    with OrionInferenceEngine() as engine:
+    with OrionInferenceEngine(model="smollm2-135m-instruct") as engine:
         engine.preload("creative")
         for name, phase in (("queue", in_queue), ("prefill", in_prefill), ("decode", in_decode)):
             phases[name] = [phase(engine) for _ in range(times)]

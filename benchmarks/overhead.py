@@ -168,7 +168,8 @@ def measure(rounds: int) -> list[Row]:
     choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)
     assert choice.files is not None
     threads = usable_cores()
-    config = EngineConfig(serving=ServingConfig(threads=threads, context_length=CONTEXT))
+    serving = ServingConfig(threads=threads, context_length=CONTEXT)
+    config = EngineConfig(serving=serving, stand_in="allow")
     llama = Llama(
         str(choice.files[0]), n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads,
         verbose=False,

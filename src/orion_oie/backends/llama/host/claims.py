@@ -30,7 +30,8 @@ def check_claims(spec: LoadSpec, headers: Sequence[GGUFHeader]) -> list[str]:
             path=str(where),
         )
     stated, found = spec.info.quantization, header.stated_quantization
-    if stated and found and _level(stated) != _level(found):
+    levels = {level_of(name) for name in (stated, found) if name}
+    if len(levels) == 2 and None not in levels:
         raise ModelCorruptError(
             f"{where}: the registry states {stated} for {spec.key}, but by its header the file is "
             f"{found}: correct or leave out 'quantization', or fetch the right file",
@@ -66,8 +67,3 @@ def _warnings(spec: LoadSpec, headers: Sequence[GGUFHeader]) -> Iterator[str]:
             f"{spec.key}: the registry states {size_text(info.size_bytes)}, its files have "
             f"{size_text(size)}"
         )
-
-
-def _level(quantization: str) -> object:
-    """The level of a quantization; a name that is unknown stands for itself."""
-    return level_of(quantization) or quantization.upper()
