@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from orion_oie.routing.linear.model import Floats
 
-_STEPS = 80
+_STEPS = 200
 _MEMORY = 8
 _ENOUGH = 1e-5  # largest absolute gradient at which the search stops
 
