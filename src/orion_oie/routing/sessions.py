@@ -18,10 +18,10 @@ SESSIONS = 10_000
 
 # Added to the log-odds of the agent that answered last, fitted on conversations_train.jsonl: short
 # turns mostly continue the topic, long ones say as much as a first turn.
-STAY, LESS_BY_LENGTH = 8.0, 1.46  # the latter is subtracted for each e-fold of 1 + words
-SHORT, SHORT_WORDS = 4.6, 6
+STAY, LESS_BY_LENGTH = 8.8, 1.6  # the latter is subtracted for each e-fold of 1 + words
+SHORT, SHORT_WORDS = 5.05, 6
 NEW_TOPIC = -1.0
-RESTLESS, RESTLESS_TURNS = 2.0, 2
+RESTLESS, RESTLESS_TURNS = 2.2, 2
 _MAX_CHARS = 1000  # of a turn; the rest is not read
 
 _NEW_TOPIC = (

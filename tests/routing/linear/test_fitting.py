@@ -216,7 +216,7 @@ class Loss:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(regression, "minimum", self.take)
 
-    def take(self, loss: Any, point: NDArray[np.float32]) -> NDArray[np.float32]:
+    def take(self, loss: Any, point: NDArray[np.float32], _steps: int) -> NDArray[np.float32]:
         self.at = loss
         return point
 

@@ -23,6 +23,11 @@ QUESTION = "how long should I boil an egg?"
         "python/sql/poem |",
         "python\nsql\npoem\n",
         "python poem sql, ok so:",
+        "python sql poem riddle translate",
+        "python|sql|poem|translate",
+        "(python, sql, poem, riddle)",
+        "python, sql, poem and riddle and more:",
+        "Keywords: python, regex, poem.",
     ],
 )
 def test_a_list_before_a_question(listed: str) -> None:
@@ -38,6 +43,9 @@ def test_a_list_before_a_question(listed: str) -> None:
         "tags: python, sql, poem",
         "#python #sql #poem",
         "(python, sql, poem)",
+        "(python, sql, poem)?",
+        "[sonnet, haiku, sql, integral and derivative are my hobbies]",
+        "python sql poem riddle",
     ],
 )
 def test_a_list_after_a_question(listed: str) -> None:
@@ -59,6 +67,11 @@ def test_a_list_after_a_question(listed: str) -> None:
         "Sort these words: pear, apple, fig",
         "What is the next letter? O T T F F S S",
         "Write a Python function that translates poems to SQL",
+        "Translate Python code to a SQL query. Keep the names.",
+        "Night : Day :: Right : Left, what is the relation?",
+        "Which would float? cork, ice cube, brick, apple, steel nail, candle",
+        "Python and numpy: do threads help at all?",
+        "Which of these is no primitive in Java? int, String, boolean, char",
         "",
     ],
 )

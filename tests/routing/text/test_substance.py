@@ -44,6 +44,11 @@ def test_code_formulas_and_tables_need_no_words(text: str) -> None:
     assert read(text).substance == 1
 
 
+@pytest.mark.parametrize("text", ["Hola!", "привет", "你好", "Guten Morgen"])
+def test_greetings_say_all_that_they_mean(text: str) -> None:
+    assert substance(text) == 1
+
+
 @pytest.mark.parametrize("word", ["hello", "Straße", "привет", "kubernetes", "zanthuble", "NGINX"])
 def test_words(word: str) -> None:
     assert is_word(word)

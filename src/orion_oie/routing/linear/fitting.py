@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orion_oie.errors import InvalidRequestError
+from orion_oie.routing.linear.lbfgs import STEPS
 from orion_oie.routing.linear.model import (
     Floats,
     Head,
@@ -105,13 +106,15 @@ def fitted(
     topics_of: Mapping[str, Sequence[str]] | None = None,
     vectors: Embedded | None = None,
     pull: float = 1.0,
+    steps: int = STEPS,
 ) -> LinearModel:
     """A copy of `model`, trained further on examples.
 
     topics_of: the topics of a label that is not a topic itself. A label that is no topic of the
     model becomes one. vectors: those of an embedding model, to train a head for it as well. pull:
     strength of the prior that holds the weights where they are; with a smaller one they follow the
-    examples more.
+    examples more. steps: the most that the search for the weights takes; from the weights of a
+    trained model few suffice.
 
     A head that belongs to the embedding model is trained further; a topic that it has not seen
     stays blank without an example. Without one a first head is made, but only if every topic of the
@@ -148,13 +151,14 @@ def fitted(
         pulls * np.float32(pull / count),
         start,
         model.bias,
+        steps,
     )
     heads = dict(model.heads)
     if vectors is not None:
         known = heads.pop(vectors.name, None)
         if known is not None and not known.probes.agree_with(vectors.probes):
             known = None  # the head of another model of that name
-        head = _head(known, vectors, signals, accepted, weights, pull / count)
+        head = _head(known, vectors, signals, accepted, weights, pull / count, steps)
         if head is not None:
             heads[vectors.name] = head
     return replace(
@@ -225,6 +229,7 @@ def _head(
     accepted: Floats,
     weights: Floats,
     pull: float,
+    steps: int,
 ) -> Head | None:
     """`known` trained further, or a first head; None if the examples are too few for one."""
     matrix = given.vectors
@@ -246,7 +251,9 @@ def _head(
         ]
     )
     table, start, bias = DenseTable(rows), known.weights, known.bias
-    end, end_bias = fitted_weights(table, accepted, weights, pulls * np.float32(pull), start, bias)
+    end, end_bias = fitted_weights(
+        table, accepted, weights, pulls * np.float32(pull), start, bias, steps
+    )
     # Training on other topics moves an unseen topic's weights a little, so that it would no longer
     # count as unseen; they are reset.
     idle = [topic for topic in known.unseen if not counted[:, :, topic].any()]

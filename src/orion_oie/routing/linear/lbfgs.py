@@ -10,17 +10,19 @@ from numpy.typing import NDArray
 
 from orion_oie.routing.linear.model import Floats
 
-_STEPS = 80
+STEPS = 80
 _MEMORY = 8
 _ENOUGH = 1e-5  # largest absolute gradient at which the search stops
 
 
-def minimum(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Floats:
-    """The point of least loss, searched from `point`; stops at a small gradient or without
-    improvement. `loss` returns the value and the gradient at a point."""
+def minimum(
+    loss: Callable[[Floats], tuple[float, Floats]], point: Floats, steps: int = STEPS
+) -> Floats:
+    """The point of least loss, searched from `point`; stops at a small gradient, without
+    improvement or after so many steps. `loss` returns the value and the gradient at a point."""
     value, gradient = loss(point)
     moves: list[tuple[Floats, Floats, float]] = []
-    for _ in range(_STEPS):
+    for _ in range(steps):
         if float(np.abs(gradient).max()) < _ENOUGH:
             break
         direction = _direction(gradient, moves)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from orion_oie.routing.linear.lbfgs import minimum
+from orion_oie.routing.linear.lbfgs import STEPS, minimum
 from orion_oie.routing.linear.model import Floats, softmax
 from orion_oie.routing.text.ngrams import BUCKETS
 from orion_oie.routing.text.prompt import Prompt
@@ -94,9 +94,11 @@ def fitted_weights(
     pulls: Floats,
     start: Floats,
     bias: Floats,
+    steps: int = STEPS,
 ) -> tuple[Floats, Floats]:
     """The weights, shape (features, topics), and the bias that minimize the loss. pulls: strength
-    of the prior for each feature, then for the bias, shape (features + 1,)."""
+    of the prior for each feature, then for the bias, shape (features + 1,). steps: the most that
+    the search takes."""
     shares = (weights / weights.sum())[:, None]
     begin = np.concatenate([start, bias[None]]).astype(np.float32)
     first, second = accepted
@@ -123,5 +125,5 @@ def fitted_weights(
         )
         return value, gradient.ravel()
 
-    end = minimum(loss, begin.ravel()).reshape(begin.shape)
+    end = minimum(loss, begin.ravel(), steps).reshape(begin.shape)
     return end[:-1], end[-1]

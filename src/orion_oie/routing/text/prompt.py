@@ -60,7 +60,7 @@ def read(text: str) -> Prompt:
     exclusions = without_exclusions(parts.instruction)
     # Beside a payload, and below a list of points, words without a sentence are options or data.
     is_plain = not parts.payload and "\n-" not in exclusions.text
-    asked, listed = without_keyword_lists(exclusions.text) if is_plain else (exclusions.text, "")
+    asked, listed = without_keyword_lists(exclusions.text, only_piles=not is_plain)
     if asked != parts.instruction:
         clear = f"{asked}\n{parts.payload}" if parts.payload else asked
         kinds: frozenset[PayloadKind] = parts.kinds

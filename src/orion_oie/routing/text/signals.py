@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from orion_oie.models.specs import RouteFeature
 from orion_oie.routing.text.compiled import compiled
 from orion_oie.routing.text.language import Language
+from orion_oie.routing.text.layout_words import layout
 from orion_oie.routing.text.opaque import PLACE
 from orion_oie.routing.text.segment_patterns import QUESTION_MARKS
 from orion_oie.routing.text.segments import Segments
@@ -38,6 +39,7 @@ SIGNALS = (
     "quotation_marks",
     "address",
     "substance",
+    "layout",
 )
 
 _LONGEST_LOG = 8.0  # a text of about 3,000 characters
@@ -76,4 +78,5 @@ def signals(
         float('"' in text or "\u201c" in text),
         float(PLACE in text),
         substance,
+        layout(text),
     ]

@@ -21,6 +21,18 @@ _UNSPACED = (
 _IS_UNSPACED = f"[{_UNSPACED}]"
 _RUN = rf"[{_UNSPACED}]+|[^\W\d_{_UNSPACED}]{{2,}}"
 _REPEATED = r"^(.{1,4}?)\1{2,}.{0,3}$"
+# A greeting or thanks in one of these says all that it means to say.
+_GREETING_WORDS = """
+    hola buenas gracias bonjour bonsoir salut merci hallo servus danke ciao salve buongiorno
+    buonasera grazie olá obrigado obrigada hej hei tak kiitos hoi dag bedankt cześć dzień dziękuję
+    ahoj dobrý díky merhaba selam teşekkürler привет здравствуйте спасибо привіт вітаю дякую
+    здравей γεια ευχαριστώ שלום תודה مرحبا السلام شكرا سلام नमस्ते धन्यवाद szia köszönöm salam
+    こんにちは こんばんは ありがとう おはよう
+    你好 您好 谢谢 早上好 안녕 안녕하세요 감사합니다 สวัสดี namaste
+"""
+_GREETINGS = frozenset(_GREETING_WORDS.split())
+_LONGEST_GREETING = 20
+_AROUND = " \t\n!.,?¡¿！。"
 _QUICK_TOKENS = 12
 _MOST_SURPRISE = 4.95  # bits for each letter of words that are none: the worst hundredth of words
 _SHORT_SURPRISE = 6.5  # the same for words of up to three letters
@@ -37,6 +49,8 @@ _NEIGHBOURS = frozenset(
 
 def substance(text: str) -> float:
     """A number in [0, 1]: 0 for a text without a single word, 1 for one of several words."""
+    if len(text) <= _LONGEST_GREETING and text.strip(_AROUND).casefold() in _GREETINGS:
+        return 1.0
     known, others = set[str](), set[str]()
     stop_words = any_stop_words()
     for token in text.split(None, _QUICK_TOKENS)[:_QUICK_TOKENS]:
