@@ -43,7 +43,7 @@ from orion_oie.routing.linear.model import (
 
 QUESTION = "Write a Python function that adds two numbers"
 MISLEADING = "Write a poem about Python the snake"
-VAGUE = "so, the thing with the boat again"
+VAGUE = "the boat thing with the numbers again"
 TIME = re.compile(r"time      \d+\.\d ms; the first question of a process \d+ ms")
 OWN = Path(__file__).parents[2] / "benchmarks" / "routing" / "own.jsonl"
 MINILM = "all-minilm-l6-v2"
