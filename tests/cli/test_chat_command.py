@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from shops import Shop
 from terminals import COMMAND, Terminal
+from tiny import write_tiny_llama
 
 from orion_oie.cli.main import main
 
@@ -171,9 +172,19 @@ def test_a_chat_at_a_terminal(shop: Shop) -> None:
     assert status == 0
 
 
-def test_ctrl_c_stops_an_answer_and_then_the_chat(shop: Shop) -> None:
+def test_ctrl_c_stops_an_answer_and_then_the_chat(shop: Shop, tmp_path: Path) -> None:
     """The question that was stopped is forgotten; at the prompt, Ctrl-C twice ends the chat."""
-    with Terminal(["chat", "--max-tokens", "400", *shop.options]) as terminal:
+    # Large enough that its answer takes seconds on any machine: it must not end by itself.
+    endless = write_tiny_llama(
+        tmp_path / "endless.gguf",
+        layers=6,
+        width=512,
+        ffn=2048,
+        heads=8,
+        context_length=4096,
+        token_bias={"<|im_end|>": -40},
+    )
+    with Terminal(["chat", "-m", str(endless), "--max-tokens", "3500", *shop.options]) as terminal:
         terminal.wait_for("> ")
         terminal.type("Go on?\n")
         terminal.wait_for("Go on?\n")
