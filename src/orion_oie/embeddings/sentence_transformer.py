@@ -8,7 +8,9 @@ the cache of the Hugging Face hub. It cuts no text and adds no prompt.
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,12 +85,26 @@ def _load(name: str) -> "SentenceTransformer":
         ) from error
     folder = _folder_of(name)
     try:
-        return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        with _no_progress_bar():
+            return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     except Exception as error:  # a damaged folder can raise anything
         raise ModelCorruptError(
             f"sentence-transformers cannot load {folder}: {described(error)}",
             path=str(folder),
         ) from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keeps transformers from drawing a bar on the standard error, which is the application's."""
+    log = import_module("transformers.utils.logging")
+    was_enabled = log.is_progress_bar_enabled()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            log.enable_progress_bar()
 
 
 def _folder_of(name: str) -> Path:
