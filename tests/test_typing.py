@@ -1,6 +1,7 @@
 """The options of a request, as a type checker and an editor see them."""
 
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from orion_oie.schemas.requests import RequestOptionsDict
 TURN = {"role": "user", "content": "Hello"}
 # Options that accept more than they store: the type, and a value of each kind.
 WIDER: dict[str, tuple[Any, list[Any]]] = {
+    "model": (str | os.PathLike[str] | None, ["m.gguf", Path("m.gguf"), None]),
     "images": (Sequence[str | Path | bytes], [["a.png"], (Path("a.png"), b"x")]),
     "conversation_history": (
         Sequence[Message | Mapping[str, str]],
