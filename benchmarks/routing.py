@@ -369,7 +369,7 @@ def percentile_rows(
 def speed_rows(agents: Agents, texts: Sequence[str], rounds: int) -> list[Row]:
     gc.collect()
     core = [timed(HybridRouter(), texts, agents) for _ in range(rounds)]
-    rows = percentile_rows("core, a prompt", core, (0.5, 3.0))
+    rows = percentile_rows("core, a prompt", core, (0.5, 1.5))
     long = [
         "Summarize this report.\n\n" + "The harbour was quiet that year. " * 1_700
         for _ in range(20)
