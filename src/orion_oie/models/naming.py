@@ -94,12 +94,11 @@ def named_source(source: Source, cache: "ModelCache | None" = None) -> Named | N
 
             return _named_files(find_lm_studio(name), name.model_id)
         case UrlName():
+            from orion_oie.models.downloads.sources import url_source
             from orion_oie.models.quant_choice import quantization_of
 
             variant = identifier((quantization_of(name.file) or ONLY_VARIANT).lower())
-            shards = list(name.files)
-            place = SourceSpec(url=name.folder, shards=shards, query=name.query or None)
-            return Named(name.model_id, variant, place)
+            return Named(name.model_id, variant, url_source(name))
         case HubName():
             return _named_repository(name, cache)
     if not looks_like_a_file(source):
@@ -161,11 +160,11 @@ def _named_files(files: Sequence[Path], model_id: str) -> Named:
     return Named(model_id, variant, SourceSpec(path=str(files[0])), header.is_embedding_model)
 
 
-def entry_of(path: Source, prompt_format: Literal["plain"] | None = None) -> dict[str, Any]:
+def entry_of(path: Source) -> dict[str, Any]:
     """A whole registry file, as JSON, that adds a local model to the packaged registry. Raises like
     `named_file`."""
     named = named_file(path)
-    spec = named.spec(prompt_format).model_dump(mode="json", exclude_defaults=True)
+    spec = named.spec().model_dump(mode="json", exclude_defaults=True)
     variants = spec.pop("variants")
     entry = {**spec, "source": variants[named.variant]["source"]}
     return {"extends": PACKAGED, "models": {named.model_id: entry}}
