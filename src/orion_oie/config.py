@@ -79,6 +79,26 @@ class ServingConfig(_Section):
         description="Most threads of one loaded model. None takes the usable cores.",
     )
 
+    adaptive_threads: bool = Field(
+        default=True,
+        description="Use fewer threads while other programs use the cores. With False a model that "
+        "computes alone always uses all its threads.",
+    )
+
+    nice: int = Field(
+        default=0,
+        ge=0,
+        le=19,
+        description="Added to the niceness of the processes that compute: with 19 they take what "
+        "other programs leave.",
+    )
+
+    cpu_affinity: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] | None = Field(
+        default=None,
+        description="Numbers of the logical cores on which models may compute, on Linux. None "
+        "takes those of the application.",
+    )
+
     context_length: int | None = Field(
         default=None,
         ge=64,

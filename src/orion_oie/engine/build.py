@@ -74,7 +74,9 @@ def resolved(config: EngineConfig) -> EngineConfig:
     """The configuration with the settings filled in that depend on the machine."""
     if config.serving.slots is not None:
         return config
-    serving = config.serving.model_copy(update={"slots": default_slots()})
+    serving = config.serving.model_copy(
+        update={"slots": default_slots(config.serving.cpu_affinity)}
+    )
     return config.model_copy(update={"serving": serving})
 
 
@@ -221,6 +223,7 @@ def _llama_backend(
     """The backend that is used unless the application brings one."""
     # Sockets and processes: an engine with another backend should not pay for them.
     from orion_oie.backends.llama.host.loader import LlamaBackend, LoaderSettings
+    from orion_oie.backends.llama.host.process import Priority
 
     return LlamaBackend(
         LoaderSettings(
@@ -230,6 +233,8 @@ def _llama_backend(
             download=config.download,
             sharding=config.loading.sharding,
             prefix_store_bytes=config.memory.prefix_store_bytes,
+            is_adaptive=config.serving.adaptive_threads,
+            priority=Priority(config.serving.nice, config.serving.cpu_affinity),
         ),
         cache=cache,
         may_take=may_take if config.loading.keep_spare_worker else None,

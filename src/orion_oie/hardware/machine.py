@@ -7,9 +7,10 @@ use are found out in a process of their own and passed in as `LlamaDevices`.
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from orion_oie.errors import InvalidRequestError
 from orion_oie.hardware import (
     cgroup,
     cpu,
@@ -112,10 +113,22 @@ def _with_cpu(
     return [*devices, own]
 
 
-def usable_cores() -> int:
-    """The logical cores that this process may use at once: its affinity, capped by the quota of its
-    control groups."""
-    return _within_quota(len(_affinity()))
+def usable_cores(chosen: Collection[int] | None = None) -> int:
+    """The logical cores that this process may use at once: its affinity, or the `chosen` part of
+    it, capped by the quota of its control groups.
+
+    Raises `InvalidRequestError` for cores that it may not use, or on a system that cannot choose.
+    """
+    usable = _affinity()
+    if chosen is None:
+        return _within_quota(len(usable))
+    if not hasattr(os, "sched_setaffinity"):
+        raise InvalidRequestError("cpu_affinity: this system does not let programs choose cores")
+    if unknown := sorted(set(chosen) - usable):
+        raise InvalidRequestError(
+            f"cpu_affinity: this process may not use cores {unknown}; it may use {sorted(usable)}"
+        )
+    return _within_quota(len(set(chosen)))
 
 
 def usable_physical_cores() -> int:
@@ -137,9 +150,10 @@ def _within_quota(cores: int) -> int:
     return max(1, cores if quota is None else min(cores, int(quota)))
 
 
-def default_slots() -> int:
-    """The number of requests that one model should answer at the same time on this machine."""
-    return slots_for(usable_cores(), probe.available_bytes())
+def default_slots(cores: Collection[int] | None = None) -> int:
+    """The number of requests that one model should answer at the same time on this machine, or on
+    these of its cores. Raises like `usable_cores`."""
+    return slots_for(usable_cores(cores), probe.available_bytes())
 
 
 def slots_for(cores: int, available_bytes: int) -> int:

@@ -38,6 +38,8 @@ MessageT = TypeVar("MessageT")
 class LoadCommand:
     """Load a model from `files` and get ready to serve it.
 
+    `threads` is the most that a step uses; with `is_adaptive`, fewer while other programs use the
+    cores.
     `host_cache_bytes` None makes the host cache as large as the KV cache. `arrival_maps` holds,
     for files that are still being downloaded, one map for each file (None for a complete file);
     it is None when all files are complete. `discardable` are byte ranges of the files that are
@@ -49,6 +51,7 @@ class LoadCommand:
     slots: int
     context_length: int
     threads: int
+    is_adaptive: bool
     host_cache_bytes: int | None
     is_embedding: bool
     prompt_format: PromptFormat | None

@@ -41,7 +41,7 @@ from orion_oie.backends.llama.host.footprint import (
 )
 from orion_oie.backends.llama.host.gpu_layers import layers_for
 from orion_oie.backends.llama.host.load_order import forward_order
-from orion_oie.backends.llama.host.process import SpareWorker
+from orion_oie.backends.llama.host.process import Priority, SpareWorker
 from orion_oie.backends.llama.host.threads import ThreadAllocator
 from orion_oie.backends.llama.protocol import LoadCommand
 from orion_oie.cancellation import CancelScope
@@ -81,7 +81,7 @@ _FileIdentity = tuple[Path, int, int]
 @dataclass(frozen=True)
 class LoaderSettings:
     """Settings for all loads. `prefix_store_bytes` is the disk space for prefix states; 0 stores
-    none."""
+    none. `is_adaptive`: workers use fewer threads while other programs use the cores."""
 
     load_timeout_s: float = 600.0
     cancel_grace_s: float = 5.0
@@ -89,6 +89,8 @@ class LoaderSettings:
     download: DownloadConfig = field(default_factory=DownloadConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     prefix_store_bytes: int = 0
+    is_adaptive: bool = True
+    priority: Priority = field(default_factory=Priority)
 
 
 class LlamaBackend:
@@ -96,7 +98,8 @@ class LlamaBackend:
 
     Missing files are downloaded into `cache`, by default the user's own. `may_take(size_bytes)`
     returns True while so much memory may be taken for a worker that waits for its model; None keeps
-    no such worker. `on_log(level, line, model_id)` gets warnings and errors of llama.cpp, and
+    no such worker. Raises `InvalidRequestError` for cores that this process may not use.
+    `on_log(level, line, model_id)` gets warnings and errors of llama.cpp, and
     `on_crash(model_id, error)` every crash of a worker. Both are called on reader threads.
     """
 
@@ -113,11 +116,12 @@ class LlamaBackend:
         self._cache = cache or ModelCache()
         self._on_log = on_log
         self._on_crash = on_crash
-        self._cores = usable_cores()
+        self._cores = usable_cores(self._settings.priority.cores)
         self._threads = ThreadAllocator(self._cores)
         self._spare = SpareWorker(
             None if may_take is None else lambda: may_take(self._process_bytes),
             self._threads.one_core,
+            self._settings.priority,
         )
         self._process_bytes = PROCESS_BYTES
         self._is_process_measured = False
@@ -205,6 +209,7 @@ class LlamaBackend:
             slots=spec.slots,
             context_length=usable_context(spec.context_length, headers[0].context_length),
             threads=spec.threads or self._cores,
+            is_adaptive=self._settings.is_adaptive,
             host_cache_bytes=spec.host_cache_bytes,
             is_embedding=spec.is_embedding,
             prompt_format=spec.prompt_format,

@@ -44,6 +44,7 @@ from orion_oie.backends.llama.worker.tasks import (
     StepOutput,
     Task,
 )
+from orion_oie.backends.llama.worker.thread_choice import StepKind, ThreadChoice
 from orion_oie.errors import OrionError, WorkerError
 from orion_oie.schemas.results import FinishReason
 
@@ -64,8 +65,8 @@ class DecodeFailedError(Exception):
 class Batcher:
     """Runs tasks in the slots of a model.
 
-    `host_cache_bytes` None makes the host cache as large as the KV cache. `prefix_store` keeps the
-    states of prefixes on the disk.
+    `threads` chooses the number of threads for each step. `host_cache_bytes` None makes the host
+    cache as large as the KV cache. `prefix_store` keeps the states of prefixes on the disk.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class Batcher:
         model: NativeModel,
         host_cache_bytes: int | None = None,
         prefix_store: PrefixStore | None = None,
+        threads: ThreadChoice | None = None,
     ) -> None:
         self._model = model
+        self.threads = threads or ThreadChoice(model.threads)
         self._slots = [Slot(index) for index in range(model.slots)]
         self._kv = KVCache(model, host_cache_bytes, prefix_store)
         self._admission = Admission(model, self._slots, self._kv)
@@ -157,14 +160,19 @@ class Batcher:
         scheduled, rows = self._schedule()
         if not rows:
             return output
+        is_arriving = self._model.is_arriving
+        is_inexact = is_arriving and len(rows) > self._exact_rows
+        decoding = sum(part.slot.pending == 1 for part in scheduled)
+        kind: StepKind = "decode" if decoding == len(rows) else "prefill"
+        self._model.use_threads(self.threads.number(kind, len(rows)))
         started = time.perf_counter()
-        is_inexact = self._model.is_arriving and len(rows) > self._exact_rows
         code = self._model.decode(rows)
         self._was_aborted = code == DECODE_ABORTED
         if code == DECODE_OK:
-            decoding = sum(part.slot.pending == 1 for part in scheduled)
             seconds = time.perf_counter() - started
             self._prefill_budget.note(decoding, len(rows) - decoding, seconds)
+            if not is_arriving:  # such a step may have waited for weights
+                self.threads.note(kind, len(rows), seconds)
             self._advance(scheduled, output, is_inexact=is_inexact)
         elif code == DECODE_ABORTED:
             self._undo(scheduled)

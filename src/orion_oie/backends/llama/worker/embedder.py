@@ -6,6 +6,7 @@ none, adds no instruction, and caches nothing.
 """
 
 import ctypes
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH
 from orion_oie.backends.llama.worker.native import load_weights
+from orion_oie.backends.llama.worker.thread_choice import ThreadChoice
 from orion_oie.errors import (
     ContextOverflowError,
     InvalidRequestError,
@@ -50,13 +52,14 @@ class Embedder:
         self,
         files: Sequence[Path],
         *,
-        threads: int,
+        threads: ThreadChoice,
         context_length: int | None,
         on_progress: Callable[[float], None],
         gpu_layers: int = 0,
     ) -> None:
         lc.llama_backend_init()
-        self._threads = threads
+        self.threads = threads
+        self._context_threads = 0
         self._context: Any = None
         self._batch: Any = None
         self._capacity = 0
@@ -113,7 +116,8 @@ class Embedder:
         params = lc.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = capacity
         params.n_seq_max = BATCH_TEXTS
-        params.n_threads = params.n_threads_batch = self._threads
+        self._context_threads = self.threads.most
+        params.n_threads = params.n_threads_batch = self._context_threads
         params.embeddings = True
         params.pooling_type = self._pooling
         # One text may fill the whole cache; otherwise each would get an equal part of it.
@@ -131,12 +135,6 @@ class Embedder:
         # it is recognized by its missing memory.
         is_encoder = self._memory is None or lc.llama_model_has_encoder(self._model)
         self._compute = lc.llama_encode if is_encoder else lc.llama_decode
-
-    def use_threads(self, threads: int) -> None:
-        """Use this many threads from the next batch on."""
-        self._threads = threads
-        if self._context:
-            lc.llama_set_n_threads(self._context, threads, threads)
 
     def _free_context(self) -> None:
         if self._batch is not None:
@@ -210,6 +208,12 @@ class Embedder:
         self._fill(rows)
         if self._memory is not None:
             lc.llama_memory_clear(self._memory, False)
+        tokens = sum(map(len, rows))
+        threads = self.threads.number("embed", tokens)
+        if threads != self._context_threads:
+            self._context_threads = threads
+            lc.llama_set_n_threads(self._context, threads, threads)
+        started = time.perf_counter()
         code = self._compute(self._context, self._batch)
         if code != _BATCH_OK:
             self._free_context()  # its state is unknown; the next call makes a new one
@@ -218,6 +222,7 @@ class Embedder:
                 "its reasons are in the worker's log",
                 code=code,
             )
+        self.threads.note("embed", tokens, time.perf_counter() - started)
         # In double precision: the square of a large value exceeds the range of single.
         vectors = np.array([self._vector(index) for index in range(len(rows))], np.float64)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

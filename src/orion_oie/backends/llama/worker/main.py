@@ -1,4 +1,6 @@
-"""The process that holds one loaded model: `python -m orion_oie.backends.llama.worker.main FD`.
+"""The process that holds one loaded model:
+
+    python -m orion_oie.backends.llama.worker.main DESCRIPTOR NICE CORES
 
 Three threads: the main one owns the model and runs the batches, one reads commands, one turns
 conversations into tokens. An embedding model needs the first two. A model may be loaded while its
@@ -65,7 +67,9 @@ from orion_oie.backends.llama.worker.prepare import (
     prompt_form,
 )
 from orion_oie.backends.llama.worker.tasks import Task
+from orion_oie.backends.llama.worker.thread_choice import ThreadChoice
 from orion_oie.errors import ModelError, OrionError, WorkerError, described
+from orion_oie.hardware.load import CoreLoadMeter
 from orion_oie.models.downloads.arrival import ArrivalMap
 
 _PARENT_CHECK_S = 2.0
@@ -167,7 +171,8 @@ class Worker:
             raise ModelError(f"{load.files[0]} is not a model that writes text")
         form = prompt_form(model, load.prompt_format, load.files[0])
         store = self._prefix_store(load)
-        return _Generator(load, model, form, Batcher(model, load.host_cache_bytes, store), store)
+        batcher = Batcher(model, load.host_cache_bytes, store, _thread_choice(load))
+        return _Generator(load, model, form, batcher, store)
 
     def _prefix_store(self, load: LoadCommand) -> PrefixStore | None:
         """The store for prefix states on the disk. A model that is still arriving has none: its
@@ -186,7 +191,7 @@ class Worker:
         native.return_large_blocks()  # an embedder allocates for a long text, and frees it again
         return Embedder(
             load.files,
-            threads=load.threads,
+            threads=_thread_choice(load),
             context_length=load.context_length,
             on_progress=self._progress_reporter(),
             gpu_layers=load.gpu_layers,
@@ -247,7 +252,7 @@ class Worker:
             case OccupancyCommand(request_id):
                 self._send(OccupancyReport(request_id, generator.batcher.occupancy()))
             case ThreadsCommand(threads):
-                generator.model.use_threads(threads)
+                generator.batcher.threads.most = threads
             case CompleteCommand(files):
                 generator.load = replace(generator.load, files=files, arrival_maps=None)
                 threading.Thread(
@@ -280,7 +285,6 @@ class Worker:
         _release_pages(generator.load)
 
     def _move(self, generator: "_Generator", model: native.NativeModel) -> None:
-        model.use_threads(generator.model.threads)  # they may have changed since it was made
         generator.batcher.move_to(model, generator.store)
         generator.model.close_context()
         generator.model = model
@@ -293,7 +297,7 @@ class Worker:
                     case CloseCommand():
                         return
                     case ThreadsCommand(threads):
-                        embedder.use_threads(threads)
+                        embedder.threads.most = threads
                     case CancelCommand(request_id):
                         self._drop(request_id)
                         self._send_end(request_id)
@@ -400,6 +404,13 @@ class _Generator:
     store: PrefixStore | None
 
 
+def _thread_choice(load: LoadCommand) -> ThreadChoice:
+    """The choice of threads for a model. With layers on a GPU, it would measure the GPU."""
+    if load.gpu_layers or not load.is_adaptive:
+        return ThreadChoice(load.threads, is_fixed=True)
+    return ThreadChoice(load.threads, CoreLoadMeter().read)
+
+
 def _release_pages(load: LoadCommand) -> None:
     """Release the pages that were read for the load alone."""
     native.release_pages(load.files, load.discardable)
@@ -420,11 +431,21 @@ def _as_orion(error: Exception) -> OrionError:
     return WorkerError(f"the worker met {described(error)}")
 
 
+def _share_cores(nice: int, cores: set[int]) -> None:
+    """Before any other thread is started: each thread has a niceness and an affinity of its own,
+    and inherits them."""
+    os.nice(nice)
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
 def main() -> None:
     """Entry point of the process."""
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    descriptor, nice, cores = sys.argv[1:]
+    _share_cores(int(nice), {int(core) for core in cores.split(",") if core})
+    connection: Connection[Any, Any] = Connection(int(descriptor))
     Worker(connection).run()
     # Freeing a context that other threads may still use is not worth the risk.
     os._exit(0)

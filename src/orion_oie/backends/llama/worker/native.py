@@ -264,8 +264,9 @@ class NativeModel:
 
     def use_threads(self, threads: int) -> None:
         """Use this many threads from the next batch on."""
-        self.threads = threads
-        lc.llama_set_n_threads(self._context, threads, threads)
+        if threads != self.threads:
+            self.threads = threads
+            lc.llama_set_n_threads(self._context, threads, threads)
 
     @property
     def is_arriving(self) -> bool:

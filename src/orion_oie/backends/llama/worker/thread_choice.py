@@ -1,0 +1,235 @@
+"""The number of threads for each step, by what the steps before it took.
+
+llama.cpp's threads wait for each other several hundred times in a step. When another process takes
+one core, all of them wait for the thread that ran there, and fewer threads are faster. So this
+module compares:
+
+    a step becomes slower than it was    -> try fewer threads
+    others use the cores that it wants   -> try fewer threads
+    others leave cores free              -> try more threads
+
+A trial takes a few steps. The number that needs less time for the same work stays; after a trial
+without success the next one waits longer. Each kind and size of steps has a number of its own: a
+large batch loses less by a missing core than a small one. The host's share is the upper bound.
+
+Decides from times that it is given; computes nothing and calls nothing native.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orion_oie.hardware.load import CoreLoad
+
+StepKind = Literal["decode", "prefill", "embed"]
+
+_LOOK_EVERY_S = 0.2
+_ENOUGH_STEPS = 4  # for a comparison,
+_ENOUGH_S = 0.1  # or less of them that took so long
+_STEPS_KEPT = 8
+_SLOWER = 1.25  # than usual: worth a trial
+_FASTER = 0.97  # than the number before: worth to stay
+_HOPELESS = 1.4  # a trial that is so much slower ends after two steps
+_OTHERS_WANT = 0.4  # cores: less is the noise of a machine that does nothing else
+_FREE_ENOUGH = 0.6  # cores: another thread would find a place
+_FIRST_WAIT_S = 0.25
+_LONGEST_WAIT_UP_S = 2.0
+_LONGEST_WAIT_DOWN_S = 16.0
+_TRY_ANYWAY_S = 8.0  # although others seem to use all other cores
+_TRY_BLINDLY_S = 2.0  # if nothing tells what others use
+# Decoding reads the weights once for all rows, so its time grows more slowly than the rows.
+_GROWTH: dict[StepKind, float] = {"decode": 0.7, "prefill": 1.0, "embed": 1.0}
+
+
+class _Times:
+    """The latest steps with one number of threads, in seconds for each unit of work."""
+
+    def __init__(self, kept: int) -> None:
+        self._costs: deque[float] = deque(maxlen=kept)
+        self._seconds: deque[float] = deque(maxlen=kept)
+
+    def add(self, seconds: float, work: float) -> None:
+        self._costs.append(seconds / work)
+        self._seconds.append(seconds)
+
+    def __len__(self) -> int:
+        return len(self._costs)
+
+    @property
+    def are_enough(self) -> bool:
+        return len(self._costs) >= _ENOUGH_STEPS or sum(self._seconds) >= _ENOUGH_S
+
+    @property
+    def cost(self) -> float:
+        """The mean; of four or more without the largest, which may be an accident."""
+        costs = list(self._costs)
+        if len(costs) >= _ENOUGH_STEPS:
+            costs.remove(max(costs))
+        return sum(costs) / len(costs)
+
+
+@dataclass
+class _Wait:
+    """When a direction may be tried again: each failure doubles the wait, and a cost that is much
+    higher than at the last failure ends it."""
+
+    longest_s: float
+    until: float = 0.0
+    next_s: float = _FIRST_WAIT_S
+    failed_at_cost: float = 0.0
+
+    def is_over(self, now: float, cost: float) -> bool:
+        return now >= self.until or 0 < _SLOWER * self.failed_at_cost < cost
+
+    def fail(self, now: float, cost: float) -> None:
+        self.until, self.failed_at_cost = now + self.next_s, cost
+        self.next_s = min(self.longest_s, self.next_s * 2)
+
+    def reset(self, now: float) -> None:
+        self.until, self.next_s, self.failed_at_cost = now + _FIRST_WAIT_S, _FIRST_WAIT_S, 0.0
+
+
+@dataclass
+class _Trial:
+    """Another number of threads, measured against the cost of the one before."""
+
+    threads: int
+    reference: float
+    times: _Times = field(default_factory=lambda: _Times(_ENOUGH_STEPS))
+
+
+@dataclass
+class _Choice:
+    """The state for one kind and size of steps. `wish` None is all that the host allows; `usual`
+    is the cost with a number of threads when nothing disturbs it."""
+
+    wish: int | None
+    now_used: int = 0
+    times: _Times = field(default_factory=lambda: _Times(_STEPS_KEPT))
+    usual: dict[int, float] = field(default_factory=dict)
+    trial: _Trial | None = None
+    up: _Wait = field(default_factory=lambda: _Wait(_LONGEST_WAIT_UP_S))
+    down: _Wait = field(default_factory=lambda: _Wait(_LONGEST_WAIT_DOWN_S))
+    last_up: float = 0.0
+
+    def stay(self, threads: int) -> None:
+        self.now_used = threads
+        self.times = _Times(_STEPS_KEPT)
+        self.trial = None
+
+
+class ThreadChoice:
+    """Chooses between 1 and `most` threads. `read_load` measures the load since its last call, None
+    where nothing tells it; `clock` gives seconds. With `is_fixed` it always takes `most`."""
+
+    def __init__(
+        self,
+        most: int,
+        read_load: Callable[[], CoreLoad | None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+        *,
+        is_fixed: bool = False,
+    ) -> None:
+        self.most = most
+        self._is_fixed = is_fixed
+        self._read_load = read_load
+        self._clock = clock
+        self._load: CoreLoad | None = None
+        self._looked_at = 0.0
+        self._choices: dict[tuple[StepKind, int], _Choice] = {}
+        self._latest: dict[StepKind, _Choice] = {}
+
+    def number(self, kind: StepKind, rows: int) -> int:
+        """The number for the next step, of so many rows."""
+        if self._is_fixed:
+            return self.most
+        choice = self._choice(kind, rows)
+        allowed = self.most if choice.wish is None else min(choice.wish, self.most)
+        if choice.now_used != allowed:  # the host's share was changed
+            choice.stay(allowed)
+        return allowed if choice.trial is None else min(choice.trial.threads, self.most)
+
+    def note(self, kind: StepKind, rows: int, seconds: float) -> None:
+        """Learn from a step that used the `number` of threads."""
+        if self._is_fixed:
+            return
+        now = self._clock()
+        choice = self._choice(kind, rows)
+        self._look(now)
+        work = float(rows ** _GROWTH[kind])
+        if choice.trial is not None:
+            choice.trial.times.add(seconds, work)
+            self._judge(choice, choice.trial, now)
+            return
+        choice.times.add(seconds, work)
+        _learn(choice.usual, choice.now_used, seconds / work)
+        if choice.times.are_enough:
+            self._consider(choice, now)
+
+    def _choice(self, kind: StepKind, rows: int) -> _Choice:
+        key = kind, rows.bit_length()
+        choice = self._choices.get(key)
+        if choice is None:
+            latest = self._latest.get(kind)
+            choice = self._choices[key] = _Choice(None if latest is None else latest.wish)
+        self._latest[kind] = choice
+        return choice
+
+    def _look(self, now: float) -> None:
+        if now - self._looked_at >= _LOOK_EVERY_S:
+            self._looked_at = now
+            self._load = self._read_load()
+
+    def _consider(self, choice: _Choice, now: float) -> None:
+        """Begin a trial if there is a reason for one."""
+        threads, load = choice.now_used, self._load
+        cost = choice.times.cost
+        if threads > 1 and choice.down.is_over(now, cost):
+            is_slower = cost > _SLOWER * choice.usual[threads]
+            if is_slower or (load is not None and load.others > _OTHERS_WANT):
+                choice.trial = _Trial(self._fewer(threads), cost)
+                return
+        if threads < self.most and choice.up.is_over(now, cost):
+            is_free = load is not None and load.cores - load.others - threads >= _FREE_ENOUGH
+            if is_free or now - choice.last_up >= (_TRY_BLINDLY_S if load is None else _TRY_ANYWAY_S):
+                choice.trial = _Trial(self._more(threads), cost)
+
+    def _fewer(self, threads: int) -> int:
+        if self._load is None:
+            return max(1, threads // 2)
+        return max(1, min(threads - 1, round(threads - self._load.others)))
+
+    def _more(self, threads: int) -> int:
+        free = 0.0 if self._load is None else self._load.cores - self._load.others - threads
+        return min(self.most, threads + max(1, round(free)))
+
+    def _judge(self, choice: _Choice, trial: _Trial, now: float) -> None:
+        """End a trial when its result is clear."""
+        is_up = trial.threads > choice.now_used
+        wait = choice.up if is_up else choice.down
+        cost = trial.times.cost
+        is_hopeless = len(trial.times) >= 2 and cost > _HOPELESS * trial.reference
+        if not is_hopeless and not trial.times.are_enough:
+            return
+        if is_up:
+            choice.last_up = now
+        if cost < _FASTER * trial.reference:
+            choice.wish = None if trial.threads >= self.most else trial.threads
+            _learn(choice.usual, trial.threads, cost)
+            choice.stay(trial.threads)
+            choice.up.reset(now)
+            choice.down.reset(now)
+        else:
+            choice.stay(choice.now_used)
+            wait.fail(now, trial.reference)
+
+
+def _learn(usual: dict[int, float], threads: int, cost: float) -> None:
+    """Follow a lower cost at once, a higher one slowly: a context that grows, not a disturbance."""
+    known = usual.get(threads)
+    if known is None or cost < known:
+        usual[threads] = cost
+    else:
+        usual[threads] = known + 0.01 * (cost - known)
