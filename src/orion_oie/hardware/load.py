@@ -39,6 +39,15 @@ class CoreLoadMeter:
         self._own_time = own_time
         self._last: tuple[float, float, float] | None = None
 
+    @property
+    def is_supported(self) -> bool:
+        """False on systems that do not tell how busy their cores are."""
+        try:
+            self._idle_time()
+        except (OSError, ValueError, IndexError):
+            return False
+        return True
+
     def read(self) -> CoreLoad | None:
         """The load since the last call. None after the first call, after a long or a very short
         time, and on systems that do not tell it."""

@@ -408,7 +408,8 @@ def _thread_choice(load: LoadCommand) -> ThreadChoice:
     """The choice of threads for a model. With layers on a GPU, it would measure the GPU."""
     if load.gpu_layers or not load.is_adaptive:
         return ThreadChoice(load.threads, is_fixed=True)
-    return ThreadChoice(load.threads, CoreLoadMeter().read)
+    meter = CoreLoadMeter()
+    return ThreadChoice(load.threads, meter.read if meter.is_supported else None)
 
 
 def _release_pages(load: LoadCommand) -> None:

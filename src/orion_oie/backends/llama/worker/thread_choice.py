@@ -9,8 +9,8 @@ module compares:
     others leave cores free              -> try more threads
 
 A trial takes a few steps. The number that needs less time for the same work stays; after a trial
-without success the next one waits longer. Each kind and size of steps has a number of its own: a
-large batch loses less by a missing core than a small one. The host's share is the upper bound.
+without success the next one waits longer. Each kind of steps has a number of its own: a large batch
+loses less by a missing core than a small one. The host's share is the upper bound.
 
 Decides from times that it is given; computes nothing and calls nothing native.
 """
@@ -25,6 +25,7 @@ from orion_oie.hardware.load import CoreLoad
 
 StepKind = Literal["decode", "prefill", "embed"]
 
+_LARGE_ROWS = 64  # and more: a batch of long prompts only
 _LOOK_EVERY_S = 0.2
 _ENOUGH_STEPS = 4  # for a comparison,
 _ENOUGH_S = 0.1  # or less of them that took so long
@@ -32,12 +33,12 @@ _STEPS_KEPT = 8
 _SLOWER = 1.25  # than usual: worth a trial
 _FASTER = 0.97  # than the number before: worth to stay
 _HOPELESS = 1.4  # a trial that is so much slower ends after two steps
-_OTHERS_WANT = 0.4  # cores: less is the noise of a machine that does nothing else
-_FREE_ENOUGH = 0.6  # cores: another thread would find a place
+_MISSING = -0.4  # cores that threads would have to share; less is noise
+_FREE = 0.6  # cores: another thread would find a place
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_UP_S = 2.0
 _LONGEST_WAIT_DOWN_S = 16.0
-_TRY_ANYWAY_S = 8.0  # although others seem to use all other cores
+_TRY_ANYWAY_S = 10.0  # although others seem to use all other cores
 _TRY_BLINDLY_S = 2.0  # if nothing tells what others use
 # Decoding reads the weights once for all rows, so its time grows more slowly than the rows.
 _GROWTH: dict[StepKind, float] = {"decode": 0.7, "prefill": 1.0, "embed": 1.0}
@@ -102,32 +103,32 @@ class _Trial:
 
 @dataclass
 class _Choice:
-    """The state for one kind and size of steps. `wish` None is all that the host allows; `usual`
+    """The state for one kind of steps. `wish` None is all that the host allows; `usual`
     is the cost with a number of threads when nothing disturbs it."""
 
-    wish: int | None
-    now_used: int = 0
+    wish: int | None = None
+    threads: int = 0
     times: _Times = field(default_factory=lambda: _Times(_STEPS_KEPT))
     usual: dict[int, float] = field(default_factory=dict)
     trial: _Trial | None = None
     up: _Wait = field(default_factory=lambda: _Wait(_LONGEST_WAIT_UP_S))
     down: _Wait = field(default_factory=lambda: _Wait(_LONGEST_WAIT_DOWN_S))
-    last_up: float = 0.0
 
     def stay(self, threads: int) -> None:
-        self.now_used = threads
+        self.threads = threads
         self.times = _Times(_STEPS_KEPT)
         self.trial = None
 
 
 class ThreadChoice:
-    """Chooses between 1 and `most` threads. `read_load` measures the load since its last call, None
-    where nothing tells it; `clock` gives seconds. With `is_fixed` it always takes `most`."""
+    """Chooses between 1 and `most` threads. `read_load` measures the load since its last call; it
+    is None where nothing tells the load. `clock` gives seconds. With `is_fixed` the choice is
+    always `most`."""
 
     def __init__(
         self,
         most: int,
-        read_load: Callable[[], CoreLoad | None] = lambda: None,
+        read_load: Callable[[], CoreLoad | None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
         *,
         is_fixed: bool = False,
@@ -137,9 +138,9 @@ class ThreadChoice:
         self._read_load = read_load
         self._clock = clock
         self._load: CoreLoad | None = None
-        self._looked_at = 0.0
-        self._choices: dict[tuple[StepKind, int], _Choice] = {}
-        self._latest: dict[StepKind, _Choice] = {}
+        self._looked_at = -1.0
+        self._tried_more_at = clock()
+        self._choices: dict[tuple[StepKind, bool], _Choice] = {}
 
     def number(self, kind: StepKind, rows: int) -> int:
         """The number for the next step, of so many rows."""
@@ -147,12 +148,12 @@ class ThreadChoice:
             return self.most
         choice = self._choice(kind, rows)
         allowed = self.most if choice.wish is None else min(choice.wish, self.most)
-        if choice.now_used != allowed:  # the host's share was changed
+        if choice.threads != allowed:  # the host's share was changed
             choice.stay(allowed)
         return allowed if choice.trial is None else min(choice.trial.threads, self.most)
 
     def note(self, kind: StepKind, rows: int, seconds: float) -> None:
-        """Learn from a step that used the `number` of threads."""
+        """Learn from a step that used this `number`."""
         if self._is_fixed:
             return
         now = self._clock()
@@ -164,57 +165,48 @@ class ThreadChoice:
             self._judge(choice, choice.trial, now)
             return
         choice.times.add(seconds, work)
-        _learn(choice.usual, choice.now_used, seconds / work)
+        _learn(choice.usual, choice.threads, seconds / work)
         if choice.times.are_enough:
             self._consider(choice, now)
 
     def _choice(self, kind: StepKind, rows: int) -> _Choice:
-        key = kind, rows.bit_length()
-        choice = self._choices.get(key)
-        if choice is None:
-            latest = self._latest.get(kind)
-            choice = self._choices[key] = _Choice(None if latest is None else latest.wish)
-        self._latest[kind] = choice
-        return choice
+        return self._choices.setdefault((kind, rows >= _LARGE_ROWS), _Choice())
 
     def _look(self, now: float) -> None:
-        if now - self._looked_at >= _LOOK_EVERY_S:
-            self._looked_at = now
+        if self._read_load is not None and now - self._looked_at >= _LOOK_EVERY_S:
             self._load = self._read_load()
+            # Without an answer, the worker was idle for long: ask again soon.
+            self._looked_at = now if self._load is not None else now - 0.7 * _LOOK_EVERY_S
+
+    def _free_cores(self, threads: int) -> float | None:
+        """The cores that are left beside others and so many threads; negative when there are too
+        few, None when nobody knows."""
+        return None if self._load is None else self._load.cores - self._load.others - threads
 
     def _consider(self, choice: _Choice, now: float) -> None:
         """Begin a trial if there is a reason for one."""
-        threads, load = choice.now_used, self._load
-        cost = choice.times.cost
+        threads, cost = choice.threads, choice.times.cost
+        free = self._free_cores(threads)
         if threads > 1 and choice.down.is_over(now, cost):
             is_slower = cost > _SLOWER * choice.usual[threads]
-            if is_slower or (load is not None and load.others > _OTHERS_WANT):
-                choice.trial = _Trial(self._fewer(threads), cost)
+            if is_slower or (free is not None and free < _MISSING):
+                fewer = threads // 2 if free is None else min(threads - 1, round(threads + free))
+                choice.trial = _Trial(max(1, fewer), cost)
                 return
         if threads < self.most and choice.up.is_over(now, cost):
-            is_free = load is not None and load.cores - load.others - threads >= _FREE_ENOUGH
-            if is_free or now - choice.last_up >= (_TRY_BLINDLY_S if load is None else _TRY_ANYWAY_S):
-                choice.trial = _Trial(self._more(threads), cost)
-
-    def _fewer(self, threads: int) -> int:
-        if self._load is None:
-            return max(1, threads // 2)
-        return max(1, min(threads - 1, round(threads - self._load.others)))
-
-    def _more(self, threads: int) -> int:
-        free = 0.0 if self._load is None else self._load.cores - self._load.others - threads
-        return min(self.most, threads + max(1, round(free)))
+            patience_s = _TRY_BLINDLY_S if self._read_load is None else _TRY_ANYWAY_S
+            is_free = free is not None and free >= _FREE
+            if is_free or now - self._tried_more_at >= patience_s:
+                more = 1 if free is None else max(1, round(free))
+                choice.trial = _Trial(min(self.most, threads + more), cost)
+                self._tried_more_at = now
 
     def _judge(self, choice: _Choice, trial: _Trial, now: float) -> None:
         """End a trial when its result is clear."""
-        is_up = trial.threads > choice.now_used
-        wait = choice.up if is_up else choice.down
         cost = trial.times.cost
         is_hopeless = len(trial.times) >= 2 and cost > _HOPELESS * trial.reference
         if not is_hopeless and not trial.times.are_enough:
             return
-        if is_up:
-            choice.last_up = now
         if cost < _FASTER * trial.reference:
             choice.wish = None if trial.threads >= self.most else trial.threads
             _learn(choice.usual, trial.threads, cost)
@@ -222,8 +214,9 @@ class ThreadChoice:
             choice.up.reset(now)
             choice.down.reset(now)
         else:
-            choice.stay(choice.now_used)
+            wait = choice.up if trial.threads > choice.threads else choice.down
             wait.fail(now, trial.reference)
+            choice.stay(choice.threads)
 
 
 def _learn(usual: dict[int, float], threads: int, cost: float) -> None:
