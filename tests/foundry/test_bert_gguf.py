@@ -20,6 +20,7 @@ from orion_oie import ModelRegistry, OrionInferenceEngine
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
 from orion_oie.backends.llama.worker.embedder import Embedder
+from orion_oie.backends.llama.worker.thread_choice import ThreadChoice
 from orion_oie.cancellation import CancelScope
 from orion_oie.cli.main import main
 from orion_oie.errors import (
@@ -227,7 +228,9 @@ def test_a_tiny_model_embeds(tiny: Path, tmp_path: Path) -> None:
     """llama.cpp loads it, in each quantization; numbers without a piece have a place."""
     for quantization in ("f32", "f16", "q8_0"):
         file = write_bert_gguf(tiny, tmp_path / "tiny.gguf", quantization=quantization)
-        model = Embedder((file,), threads=1, context_length=None, on_progress=lambda _f: None)
+        model = Embedder(
+            (file,), threads=ThreadChoice(1), context_length=None, on_progress=lambda _f: None
+        )
         vectors = model.embed(["a cat", "cat.", "ab"])
         model.close()
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

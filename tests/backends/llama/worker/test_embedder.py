@@ -26,6 +26,7 @@ from orion_oie.backends.llama.worker.embedder import (
     BATCH_TOKENS,
     Embedder,
 )
+from orion_oie.backends.llama.worker.thread_choice import ThreadChoice
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
     ContextOverflowError,
@@ -96,7 +97,10 @@ def open_model() -> Iterator[Open]:
 
 def opened(*files: Path, context_length: int | None = None) -> Embedder:
     return Embedder(
-        files, threads=2, context_length=context_length, on_progress=lambda fraction: None
+        files,
+        threads=ThreadChoice(2),
+        context_length=context_length,
+        on_progress=lambda fraction: None,
     )
 
 
@@ -379,7 +383,9 @@ def test_a_model_of_several_files_loads(open_model: Open, tmp_path: Path) -> Non
 def test_loading_reports_progress(tiny_model: Path) -> None:
     """Fractions grow, up to the whole."""
     seen: list[float] = []
-    embedder = Embedder([tiny_model], threads=1, context_length=None, on_progress=seen.append)
+    embedder = Embedder(
+        [tiny_model], threads=ThreadChoice(1), context_length=None, on_progress=seen.append
+    )
     embedder.close()
     assert seen == sorted(seen)
     assert seen[-1] == 1.0

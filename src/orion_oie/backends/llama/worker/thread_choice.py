@@ -36,6 +36,7 @@ _HOPELESS = 1.4  # a trial that is so much slower ends after two steps
 _MISSING = -0.4  # cores that threads would have to share; less is noise
 _FREE = 0.6  # cores: another thread would find a place
 _FIRST_WAIT_S = 0.25
+_WAIT_FOR_TRIAL = 8  # times its length: what trials cost stays small where steps are long
 _LONGEST_WAIT_UP_S = 2.0
 _LONGEST_WAIT_DOWN_S = 16.0
 _TRY_ANYWAY_S = 10.0  # although others seem to use all other cores
@@ -60,7 +61,12 @@ class _Times:
 
     @property
     def are_enough(self) -> bool:
-        return len(self._costs) >= _ENOUGH_STEPS or sum(self._seconds) >= _ENOUGH_S
+        return len(self._costs) >= _ENOUGH_STEPS or self.seconds >= _ENOUGH_S
+
+    @property
+    def seconds(self) -> float:
+        """The sum of the steps that are kept."""
+        return sum(self._seconds)
 
     @property
     def cost(self) -> float:
@@ -80,24 +86,34 @@ class _Wait:
     until: float = 0.0
     next_s: float = _FIRST_WAIT_S
     failed_at_cost: float = 0.0
+    failures: int = 0
 
     def is_over(self, now: float, cost: float) -> bool:
         return now >= self.until or 0 < _SLOWER * self.failed_at_cost < cost
 
-    def fail(self, now: float, cost: float) -> None:
-        self.until, self.failed_at_cost = now + self.next_s, cost
+    def step(self, threads: int) -> int:
+        """The step upwards when nothing tells how many cores are free: double, or else one more."""
+        return 1 if self.failures % 2 else threads
+
+    def fail(self, now: float, cost: float, trial_s: float) -> None:
+        wait_s = max(self.next_s, _WAIT_FOR_TRIAL * trial_s)
+        self.until, self.failed_at_cost = now + wait_s, cost
         self.next_s = min(self.longest_s, self.next_s * 2)
+        self.failures += 1
 
     def reset(self, now: float) -> None:
+        self.failures = 0
         self.until, self.next_s, self.failed_at_cost = now + _FIRST_WAIT_S, _FIRST_WAIT_S, 0.0
 
 
 @dataclass
 class _Trial:
-    """Another number of threads, measured against the cost of the one before."""
+    """Another number of threads, measured against the cost of the one before. `is_free`: more
+    threads, for which there are cores."""
 
     threads: int
     reference: float
+    is_free: bool = False
     times: _Times = field(default_factory=lambda: _Times(_ENOUGH_STEPS))
 
 
@@ -197,8 +213,8 @@ class ThreadChoice:
             patience_s = _TRY_BLINDLY_S if self._read_load is None else _TRY_ANYWAY_S
             is_free = free is not None and free >= _FREE
             if is_free or now - self._tried_more_at >= patience_s:
-                more = 1 if free is None else max(1, round(free))
-                choice.trial = _Trial(min(self.most, threads + more), cost)
+                more = choice.up.step(threads) if free is None else max(1, round(free))
+                choice.trial = _Trial(min(self.most, threads + more), cost, is_free=is_free)
                 self._tried_more_at = now
 
     def _judge(self, choice: _Choice, trial: _Trial, now: float) -> None:
@@ -207,7 +223,7 @@ class ThreadChoice:
         is_hopeless = len(trial.times) >= 2 and cost > _HOPELESS * trial.reference
         if not is_hopeless and not trial.times.are_enough:
             return
-        if cost < _FASTER * trial.reference:
+        if cost < (1.0 if trial.is_free else _FASTER) * trial.reference:
             choice.wish = None if trial.threads >= self.most else trial.threads
             _learn(choice.usual, trial.threads, cost)
             choice.stay(trial.threads)
@@ -215,7 +231,7 @@ class ThreadChoice:
             choice.down.reset(now)
         else:
             wait = choice.up if trial.threads > choice.threads else choice.down
-            wait.fail(now, trial.reference)
+            wait.fail(now, trial.reference, trial.times.seconds)
             choice.stay(choice.threads)
 
 
