@@ -32,7 +32,7 @@ from orion_oie import (
     OrionInferenceEngine,
     ServingConfig,
 )
-from orion_oie.backends.llama.host.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend, LoaderSettings
 from orion_oie.backends.llama.host.threads import (
     Member,
     ThreadAllocator,
@@ -108,7 +108,7 @@ def engine_of(
     """An engine with the models of these agents loaded and warm."""
     backend = None
     if allocator is not None:
-        backend = LlamaBackend()
+        backend = LlamaBackend(LoaderSettings(is_adaptive=False))
         backend._threads = allocator
     config = EngineConfig(
         serving=ServingConfig(context_length=CONTEXT, slots=1),

@@ -65,6 +65,7 @@ LOAD = LoadCommand(
     slots=4,
     context_length=2048,
     threads=2,
+    is_adaptive=True,
     host_cache_bytes=None,
     is_embedding=False,
     prompt_format=PromptFormat(user_prefix="<u>", assistant_prefix="<a>"),

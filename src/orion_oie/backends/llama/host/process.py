@@ -150,10 +150,11 @@ def _end(worker: WorkerProcess) -> None:
 
 def environment() -> dict[str, str]:
     """The environment in which a child imports the same modules as this process, llama.cpp prints
-    no backtraces, and its threads wait for each other without spinning for long."""
+    no backtraces and its threads do not spin for long, and numpy starts no threads."""
     paths = [path or os.getcwd() for path in sys.path]
     fixed = {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"}
-    return {"GOMP_SPINCOUNT": _SPINS, **os.environ, **fixed}
+    own = {"GOMP_SPINCOUNT": _SPINS, "OPENBLAS_NUM_THREADS": "1"}
+    return {**own, **os.environ, **fixed}
 
 
 def beginning_of(output: BinaryIO) -> str:

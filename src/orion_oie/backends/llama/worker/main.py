@@ -21,6 +21,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -433,11 +434,21 @@ def _as_orion(error: Exception) -> OrionError:
 
 
 def _share_cores(nice: int, cores: set[int]) -> None:
-    """Before any other thread is started: each thread has a niceness and an affinity of its own,
-    and inherits them."""
-    os.nice(nice)
-    if cores:
-        os.sched_setaffinity(0, cores)
+    """Each thread has a niceness and an affinity of its own, and passes them on to those that it
+    starts. Imports have started some already."""
+    for thread in _threads() if nice or cores else ():
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + nice)
+            if cores:
+                os.sched_setaffinity(thread, cores)
+
+
+def _threads() -> list[int]:
+    """The threads of this process, by the numbers that the system gives them."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/task")]
+    except OSError:  # not Linux, where the process is a unit
+        return [0]
 
 
 def main() -> None:
