@@ -188,6 +188,81 @@ def _fresh(file: str, settings: dict[str, int]) -> Ask:
     return ask
 
 
+AskAll = Callable[[list[Conversation], int], int]
+"""Answers conversations together and returns the number of tokens in all."""
+
+
+def _bare(file: str, settings: dict[str, int]) -> AskAll:
+    """llama_decode in a loop: all prompts are computed, then one token of each answer in every
+    batch, the most probable one. No queue, no cache, no text."""
+    import ctypes
+
+    import llama_cpp as lc
+    import numpy as np
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    lc.llama_backend_init()
+    model = lc.llama_model_load_from_file(file.encode(), lc.llama_model_default_params())
+    vocab = lc.llama_model_get_vocab(model)
+    size, end = lc.llama_vocab_n_tokens(vocab), lc.llama_vocab_eos(vocab)
+    template = lc.llama_model_chat_template(model, None).decode()
+    form = Jinja2ChatFormatter(template, eos_token="", bos_token="")
+    params = lc.llama_context_default_params()
+    params.n_ctx = settings["context"]
+    params.n_batch = params.n_ubatch = 512
+    params.n_seq_max = settings["slots"]
+    params.kv_unified = True
+    params.n_threads = params.n_threads_batch = settings["threads"]
+    context = lc.llama_init_from_model(model, params)
+    batch = lc.llama_batch_init(512, 0, 1)
+
+    def tokens_of(conversation: Conversation) -> list[int]:
+        text = form(messages=conversation).prompt.encode()
+        buffer = (lc.llama_token * (len(text) + 8))()
+        count = lc.llama_tokenize(vocab, text, len(text), buffer, len(buffer), True, True)
+        return list(buffer[:count])
+
+    def decode(rows: list[tuple[int, int, int, bool]]) -> list[int]:
+        """The next tokens, in the order of the rows that ask for one."""
+        batch.n_tokens = len(rows)
+        for index, (token, position, sequence, is_wanted) in enumerate(rows):
+            batch.token[index], batch.pos[index] = token, position
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+            batch.logits[index] = is_wanted
+        if lc.llama_decode(context, batch) != 0:
+            raise RuntimeError("llama_decode failed")
+        wanted = [index for index, row in enumerate(rows) if row[3]]
+        logits = ctypes.cast(lc.llama_get_logits(context), ctypes.POINTER(ctypes.c_float))
+        table = np.ctypeslib.as_array(logits, shape=(len(wanted), size))
+        return [int(token) for token in table.argmax(axis=1)]
+
+    def ask_all(conversations: list[Conversation], max_tokens: int) -> int:
+        lc.llama_memory_clear(lc.llama_get_memory(context), True)
+        prompts = [tokens_of(conversation) for conversation in conversations]
+        rows = [
+            (token, position, sequence, position == len(prompt) - 1)
+            for sequence, prompt in enumerate(prompts)
+            for position, token in enumerate(prompt)
+        ]
+        firsts = [token for at in range(0, len(rows), 512) for token in decode(rows[at : at + 512])]
+        running = {
+            sequence: (token, len(prompt))
+            for sequence, (token, prompt) in enumerate(zip(firsts, prompts, strict=True))
+            if token != end
+        }
+        total = len(running)
+        for _ in range(max_tokens - 1):
+            if not running:
+                break
+            step = [(token, at, sequence, True) for sequence, (token, at) in running.items()]
+            found = zip(step, decode(step), strict=True)
+            running = {row[2]: (token, row[1] + 1) for row, token in found if token != end}
+            total += len(running)
+        return total
+
+    return ask_all
+
+
 _KINDS = {"llama": _llama, "xllamacpp": _xllamacpp, "fresh": _fresh}
 
 
@@ -195,12 +270,17 @@ def main() -> None:
     kind, file, settings = sys.argv[1:]
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what native code prints must not mix with the answers
-    ask = _KINDS[kind](file, json.loads(settings))
+    ask_all = _bare(file, json.loads(settings)) if kind == "bare" else None
+    ask = None if ask_all else _KINDS[kind](file, json.loads(settings))
     print("{}", file=out, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if "memory" in request:
             answer = {"bytes": private_bytes(os.getpid())}
+        elif ask is None:
+            started = time.perf_counter()
+            tokens = ask_all(request["conversations"], request["max_tokens"])
+            answer = {"seconds": time.perf_counter() - started, "tokens": tokens, "firsts": []}
         else:
             answer = run_all(ask, **request)
         print(json.dumps(answer), file=out, flush=True)

@@ -1,5 +1,6 @@
-"""Many requests at once: the engine against `llama_cpp.Llama` behind a lock and against llama.cpp's
-own server loop (the xllamacpp wheel), in one run, in turn, on the same file and threads.
+"""Many requests at once: the engine against `llama_cpp.Llama` behind a lock, llama.cpp's own server
+loop (the xllamacpp wheel) and llama_decode in a loop, in one run, in turn, on the same file and
+threads.
 
 Needs the smollm2 and bench extras.
 """
@@ -24,6 +25,7 @@ AGENT = "conversation"
 MODEL = "smollm2-135m-instruct"
 MAX_TOKENS = 64
 CONTEXT = 8192
+BARE = {16: 0.95, 32: 0.95}  # the bars against llama_decode in a loop
 LADDER = {1: 1.4, 4: 2.0, 8: 2.8, 16: 3.5, 32: 3.5}  # the bars against Llama
 END_TOKEN = 2
 FORMS = [
@@ -58,7 +60,7 @@ class Size:
 
 
 FULL = Size(
-    rounds=3,
+    rounds=5,
     levels=tuple(LADDER),
     least_requests=6,
     agents=4,
@@ -149,7 +151,7 @@ def in_turn(runs: dict[str, Run], turn: int) -> list[str]:
 def measure_ladder(size: Size) -> list[Row]:
     """Tokens per second at several numbers of requests at once."""
     rows = []
-    with systems(max(LADDER), ("llama", "xllamacpp")) as (runs, _engine, _peers):
+    with systems(max(LADDER), ("llama", "xllamacpp", "bare")) as (runs, _engine, _peers):
         speeds: dict[tuple[str, int], list[float]] = {}
         for turn, level in itertools.product(range(size.rounds), size.levels):
             # A single request is short: several of them, one after the other.
@@ -162,7 +164,11 @@ def measure_ladder(size: Size) -> list[Row]:
         for level in size.levels:
             ours = speeds["engine", level]
             rows.append(row(f"{level} at once, engine", ours, "tokens/s"))
-            for name, bar in (("llama", LADDER[level]), ("xllamacpp", 1.0)):
+            for name, bar in (
+                ("llama", LADDER[level]),
+                ("xllamacpp", 1.0),
+                ("bare", BARE.get(level)),
+            ):
                 theirs = speeds[name, level]
                 ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
                 rows.append(row(f"{level} at once, {name}", theirs, "tokens/s"))
