@@ -1,4 +1,5 @@
-"""What a shared embedding service saves in memory, how exact its cache is, and what a hit costs.
+"""What a shared embedding service saves in memory, how exact its cache is, what a hit costs, and
+how long a short text takes beside `llama_cpp.Llama.embed`.
 
 all-MiniLM-L6-v2, in worker processes (f16 GGUF, made here) and in sentence-transformers. Memory is
 counted in pages, each once, whoever shares it (pss). Private memory alone (uss) leaves out shared
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 from _report import Row, options, report, row
+from llama_cpp import Llama
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
@@ -35,6 +37,10 @@ from minilm import minilm_folder, write_minilm
 
 MEMORY_BAR = 0.4
 COSINE_BAR = 1e-3
+SPEED_BAR = 1.15
+NOT_COUNTED = 3
+TENS = range(10)
+SHORT_TOKENS = 18
 USERS = ("router", "memory", "application")
 INFO = ModelInfo(model_id="minilm", variant="f16", name="MiniLM", version="2", license="apache-2.0")
 CACHE_ENTRIES = 200
@@ -254,6 +260,40 @@ def timings(service: EmbeddingService, rounds: int) -> list[Row]:
     ]
 
 
+def beside_llama_cpp(file: Path, embedder: GGUFEmbedder, turns: int) -> list[Row]:
+    """One short text: a worker, and llama-cpp-python in this process, in turns of ten calls. The
+    first calls of a turn do not count: the threads of the other one still spin for work."""
+    peer = Llama(str(file), embedding=True, verbose=False)
+    texts = [f"What should one know of old clocks and the night train to Paris, {n}?" for n in TENS]
+    lengths = {len(peer.tokenize(text.encode())) for text in texts}
+    if lengths != {SHORT_TOKENS}:
+        raise SystemExit(f"the texts have {lengths} tokens, not {SHORT_TOKENS}")
+    scope = CancelScope()
+    ways: dict[str, Callable[[str], Any]] = {
+        "a worker": lambda text: embedder.embed([text], scope),
+        "Llama.embed": peer.embed,
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(turns):
+        for way, embed in ways.items():
+            for number, text in enumerate(texts):
+                started = time.perf_counter()
+                embed(text)
+                if number >= NOT_COUNTED:
+                    times[way].append((time.perf_counter() - started) * 1e3)
+    peer.close()
+    rows = [
+        row(f"one text of {SHORT_TOKENS} tokens, {way}", times[way], "ms", higher_is_better=False)
+        for way in ways
+    ]
+    quotient = rows[0].value / rows[1].value
+    each = [ours / theirs for ours, theirs in zip(*times.values(), strict=True)]
+    spread = f"of medians; each pair {min(each):.3g} to {max(each):.3g}, n={len(each)}"
+    name = f"one text of {SHORT_TOKENS} tokens, a worker / Llama.embed"
+    is_met = quotient <= SPEED_BAR
+    return [*rows, Row(name, quotient, "", SPEED_BAR, False, is_met, spread)]
+
+
 def main() -> int:
     arguments = options("What the shared embedding service saves")
     is_quick = arguments.quick
@@ -266,6 +306,7 @@ def main() -> int:
             rows += cosine_errors(4 if is_quick else 40, service.embed(SENTENCES))
             rows += hit_rates(5_000 if is_quick else 50_000)
             rows += timings(service, 100 if is_quick else 1000)
+            rows += beside_llama_cpp(file, embedders[0], 20 if is_quick else 100)
     return report(rows, arguments.json)
 
 

@@ -190,6 +190,34 @@ def test_a_file_given_in_small_pieces_reads_the_same(good: bytes, monkeypatch) -
     assert len(source.asked) > 100
 
 
+@pytest.mark.parametrize("read_bytes", [64, 1000, 1 << 20])
+@pytest.mark.parametrize("odd", [b"", b"\0" * 20, b"a" * 63, b"b" * 64, b"\n" * 256, b"c" * 70_000])
+def test_strings_of_all_lengths_are_stepped_over(odd: bytes, read_bytes: int, monkeypatch) -> None:
+    """Few or many, wherever in the array one of another length is."""
+    set_read_sizes(monkeypatch, read_bytes, read_bytes)
+    for count in (1, 63, 64, 65, 150):
+        for place in {0, count // 2, count - 1}:
+            strings = [b"token-%d" % n for n in range(count)]
+            strings[place] = odd
+            array = pack("<IQ", STRING, count) + b"".join(map(text, strings))
+            found = parse(image([key("tokens", ARRAY, array), key("last", U8, b"\x07")]))
+            assert found.metadata["last"] == 7
+            assert found.array_length("tokens") == count
+
+
+@pytest.mark.parametrize("high", range(1, 8))
+def test_each_byte_of_a_length_counts(high: int) -> None:
+    """A length whose low byte alone would fit is refused, in each place of a group."""
+    for place in range(0, 70, 3):
+        strings = [text(b"token-%d" % n) for n in range(70)]
+        length = bytearray(strings[place][:8])
+        length[high] = 0xFF
+        strings[place] = bytes(length) + strings[place][8:]
+        array = pack("<IQ", STRING, 70) + b"".join(strings)
+        with pytest.raises(ModelCorruptError, match=rf"string {place} of the value of 'tokens' "):
+            parse(image([key("tokens", ARRAY, array), key("last", U8, b"\x07")]))
+
+
 def test_numeric_arrays_are_stepped_over_unread(monkeypatch) -> None:
     """The bytes of a numeric array are never asked for."""
     set_read_sizes(monkeypatch, 64, 64)

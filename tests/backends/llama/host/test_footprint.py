@@ -451,7 +451,7 @@ def test_room_for_a_long_text_is_given_back(tmp_path: Path) -> None:
     """After texts of 500 tokens, of which each needs 60 MB, a worker takes what it took before."""
     model = loaded(LlamaBackend(), spec_of(write_minilm(tmp_path / "m.gguf"), is_embedding=True))
     try:
-        model.embed(["hello world"], CancelScope())
+        model.embed(["hello world " * 60, "hello world"], CancelScope())
         before = resident_bytes(model)
         for words in (200, 500, 300):
             model.embed(["hello world " * 30] * 3 + ["cat " * words], CancelScope())

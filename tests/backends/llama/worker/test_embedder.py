@@ -21,11 +21,8 @@ from orion_oie.backends.llama.host.loader import (
     LlamaBackend,
     LoaderSettings,
 )
-from orion_oie.backends.llama.worker.embedder import (
-    BATCH_TEXTS,
-    BATCH_TOKENS,
-    Embedder,
-)
+from orion_oie.backends.llama.worker.embedder import BATCH_TOKENS, Embedder
+from orion_oie.backends.llama.worker.text_context import BATCH_TEXTS, SHORT_TOKENS
 from orion_oie.backends.llama.worker.thread_choice import ThreadChoice
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import (
@@ -173,6 +170,32 @@ def test_a_text_gets_the_same_vector_alone_and_in_company(minilm: Embedder) -> N
     np.testing.assert_allclose(together[::-1], minilm.embed(TEXTS[::-1]), atol=1e-3)
 
 
+def test_short_and_long_texts_take_turns(minilm: Embedder) -> None:
+    """Whichever context is there or was there before: on both sides of each size."""
+    sizes = [1, SHORT_TOKENS - 1, SHORT_TOKENS, BATCH_TOKENS, BATCH_TOKENS + 1, 400]
+    texts = ["cat " * (size - 2) for size in sizes]
+    together = minilm.embed(texts)
+    assert_same(together, one_by_one(minilm, texts))
+    assert_same(together[::-1], one_by_one(minilm, texts[::-1]))
+
+
+@pytest.mark.parametrize("words", [3, 30])
+def test_batches_of_fewer_tokens_than_a_tile_do_without_flash_attention(
+    words: int, minilm: Embedder, minilm_file: Path, open_model: Open,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A vector is that of exact attention; flash attention rounds to 16 bits."""
+    init = lc.llama_init_from_model
+
+    def exact(model: Any, params: Any) -> Any:
+        params.flash_attn_type = lc.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        return init(model, params)
+
+    monkeypatch.setattr(lc, "llama_init_from_model", exact)
+    text = "red green " * words
+    np.testing.assert_array_equal(minilm.embed([text]), open_model(minilm_file).embed([text]))
+
+
 def test_no_text_gives_no_row(minilm: Embedder) -> None:
     """An empty list is a list."""
     assert minilm.embed([]).shape == (0, 384)
@@ -297,23 +320,27 @@ def test_texts_share_steps(
     assert sizes == [BATCH_TEXTS, 2 * half, 2 * half, half, BATCH_TOKENS + 1]
 
 
-def fail_steps(patch: pytest.MonkeyPatch, model: Embedder, code: int) -> None:
-    """Have llama.cpp's call fail with a code: no input makes it."""
-    patch.setattr(model, "_compute", lambda context, batch: code)
+def fail_steps(patch: pytest.MonkeyPatch, code: int) -> None:
+    """Have llama.cpp's calls fail with a code: no input makes them."""
+    for call in ("llama_decode", "llama_encode"):
+        patch.setattr(lc, call, lambda context, batch: code)
 
 
+@pytest.mark.parametrize("text", ["hello", "hello " * 100])
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_a_failed_step_is_an_error_and_no_end(
-    open_model: Open, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    kind: str, text: str, open_model: Open, minilm_file: Path, tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """The code of llama.cpp is told; afterwards the model embeds as before."""
-    model = open_model(tiny_model)
-    before = model.embed(["hello"])
+    model = open_model(minilm_file if kind == "encoder" else tiny_model)
+    before = model.embed([text])
     with monkeypatch.context() as patch:
-        fail_steps(patch, model, -3)
+        fail_steps(patch, -3)
         with pytest.raises(WorkerError, match="code -3") as caught:
-            model.embed(["hello"])
+            model.embed([text])
     assert caught.value.details == {"code": -3}
-    assert_same(model.embed(["hello"]), before)
+    assert_same(model.embed([text]), before)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
@@ -358,7 +385,7 @@ def test_a_context_that_cannot_be_made_is_an_error(
     model = open_model(tiny_model)
     with monkeypatch.context() as patch:
         patch.setattr(lc, "llama_init_from_model", lambda model, params: None)
-        with pytest.raises(WorkerError, match="texts of 1000 tokens"):
+        with pytest.raises(WorkerError, match="texts of 1024 tokens"):
             model.embed(["A" * 1000])
     assert model.embed(["A"]).shape == (1, 64)
 

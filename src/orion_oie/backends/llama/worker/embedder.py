@@ -1,23 +1,28 @@
 """Unit vectors of texts, from an embedding model. Runs in a worker only.
 
-One `Embedder` is weights plus one context, for encoders (BERT and its like) and for decoders that
+One `Embedder` is weights plus contexts, for encoders (BERT and its like) and for decoders that
 were trained to embed. One thread owns it and makes all calls. It embeds whole texts: it truncates
 none, adds no instruction, and caches nothing.
 """
 
 import ctypes
+import math
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import llama_cpp as lc
 import numpy as np
 from numpy.typing import NDArray
 
 from orion_oie.backends.base import DEFAULT_CONTEXT_LENGTH
-from orion_oie.backends.llama.worker.native import load_weights
+from orion_oie.backends.llama.worker.native import device, load_weights
+from orion_oie.backends.llama.worker.text_context import (
+    BATCH_TEXTS,
+    SHORT_TOKENS,
+    TextContext,
+)
 from orion_oie.backends.llama.worker.thread_choice import ThreadChoice
 from orion_oie.errors import (
     ContextOverflowError,
@@ -31,9 +36,7 @@ from orion_oie.schemas.validation import encoded
 # faster. llama.cpp reserves memory for the logits of each token, wanted or not: the cost of a batch
 # grows with its length times the vocabulary, and that of a context with its texts times that.
 BATCH_TOKENS = 128
-BATCH_TEXTS = 16
 
-_BATCH_OK = 0
 _META_LENGTH = 256
 
 
@@ -42,8 +45,8 @@ class Embedder:
 
     `dimensions` is the length of a vector; `max_tokens` that of the longest text, special tokens
     included. `context_length` None takes the model's own, at most `DEFAULT_CONTEXT_LENGTH`; the
-    length that the model was trained for is never exceeded. `on_progress` gets the fraction that
-    is loaded.
+    length that the model was trained for is never exceeded. `threads` chooses the number of threads
+    for each batch; `on_progress` gets the fraction that is loaded.
 
     Raises `ModelCorruptError` when llama.cpp cannot load the files, `ModelError` for a reranker.
     """
@@ -59,10 +62,8 @@ class Embedder:
     ) -> None:
         lc.llama_backend_init()
         self.threads = threads
-        self._context_threads = 0
-        self._context: Any = None
-        self._batch: Any = None
-        self._capacity = 0
+        self._contexts: dict[int, TextContext] = {}  # by capacity: a short one and another one
+        self._has_short = False
         self._model = load_weights(files, on_progress, gpu_layers)
         try:
             self._pooling = self._choose_pooling(files[0])
@@ -73,7 +74,10 @@ class Embedder:
                 context_length or DEFAULT_CONTEXT_LENGTH,
                 int(lc.llama_model_n_ctx_train(self._model)),
             )
-            self._reserve(1)
+            # Others than encoders may compute logits, for which each context reserves memory.
+            is_on_gpu = gpu_layers > 0 and device() == "gpu"
+            self._has_short = not (self._context_for(1).has_memory or is_on_gpu)
+            self._context_for(1)
         except BaseException:
             self.close()
             raise
@@ -97,52 +101,35 @@ class Embedder:
         length = lc.llama_model_meta_val_str(self._model, key.encode(), buffer, _META_LENGTH)
         return buffer.value.decode("utf-8", "replace") if length > 0 else ""
 
-    # -- the context, as large as the longest text that is being embedded
+    # -- contexts, as large as the longest text that is being embedded
 
-    def _reserve(self, tokens: int) -> None:
-        """Make sure that the context takes a text of this many tokens in one batch.
+    def _context_for(self, tokens: int) -> TextContext:
+        """A context that takes this many tokens in one batch.
 
         A text cannot be split over several batches: its attention is bidirectional, and pooling
         covers one batch. A context for the longest text would cost gigabytes with some models, so
         it is made for such a text and freed after it: making a context takes milliseconds.
         """
-        wanted = BATCH_TOKENS
-        while wanted < tokens:
-            wanted *= 2
-        capacity = max(BATCH_TOKENS, min(wanted, self.max_tokens))
-        if self._context and capacity <= self._capacity:
-            return
-        self._free_context()
-        params = lc.llama_context_default_params()
-        params.n_ctx = params.n_batch = params.n_ubatch = capacity
-        params.n_seq_max = BATCH_TEXTS
-        self._context_threads = self.threads.most
-        params.n_threads = params.n_threads_batch = self._context_threads
-        params.embeddings = True
-        params.pooling_type = self._pooling
-        # One text may fill the whole cache; otherwise each would get an equal part of it.
-        params.kv_unified = True
-        self._context = lc.llama_init_from_model(self._model, params)
-        if not self._context:
-            raise WorkerError(
-                f"llama.cpp cannot make a context for texts of {tokens} tokens; "
-                "its reasons are in the worker's log"
+        if tokens < SHORT_TOKENS and self._has_short:
+            capacity = SHORT_TOKENS
+        else:
+            wanted = BATCH_TOKENS
+            while wanted < tokens:
+                wanted *= 2
+            capacity = max(BATCH_TOKENS, min(wanted, self.max_tokens))
+        context = self._contexts.get(capacity)
+        if context is None:
+            if capacity > SHORT_TOKENS:
+                self._free_contexts(SHORT_TOKENS)
+            context = self._contexts[capacity] = TextContext(
+                self._model, capacity, pooling=self._pooling, threads=self.threads.most
             )
-        self._capacity = capacity
-        self._batch = lc.llama_batch_init(capacity, 0, 1)
-        self._memory = lc.llama_get_memory(self._context)
-        # llama_encode crashes on a decoder. llama.cpp reports BERT as a decoder without an encoder;
-        # it is recognized by its missing memory.
-        is_encoder = self._memory is None or lc.llama_model_has_encoder(self._model)
-        self._compute = lc.llama_encode if is_encoder else lc.llama_decode
+        return context
 
-    def _free_context(self) -> None:
-        if self._batch is not None:
-            lc.llama_batch_free(self._batch)
-            self._batch = None
-        if self._context:
-            lc.llama_free(self._context)
-            self._context = None
+    def _free_contexts(self, longest: int = 0) -> None:
+        """Free the contexts for more than `longest` tokens."""
+        for capacity in [capacity for capacity in self._contexts if capacity > longest]:
+            self._contexts.pop(capacity).free()
 
     # -- embedding
 
@@ -160,16 +147,13 @@ class Embedder:
             raise WorkerError("the embedding model was closed")
         rows = [self._tokens(text, index) for index, text in enumerate(texts)]
         vectors = np.zeros((len(rows), self.dimensions), np.float32)
-        if rows:
-            self._reserve(max(map(len, rows)))
         try:
             for chosen in _batches([len(row) for row in rows]):
                 if is_cancelled():
                     return None
                 vectors[chosen] = self._run([rows[index] for index in chosen])
         finally:
-            if self._capacity > BATCH_TOKENS:
-                self._free_context()
+            self._free_contexts(BATCH_TOKENS)
         return vectors
 
     def _tokens(self, text: str, index: int) -> list[int]:
@@ -205,57 +189,22 @@ class Embedder:
 
     def _run(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """The vectors of one batch; each text is a separate sequence."""
-        self._fill(rows)
-        if self._memory is not None:
-            lc.llama_memory_clear(self._memory, False)
         tokens = sum(map(len, rows))
-        threads = self.threads.number("embed", tokens)
-        if threads != self._context_threads:
-            self._context_threads = threads
-            lc.llama_set_n_threads(self._context, threads, threads)
+        context = self._context_for(tokens)
+        context.use_threads(self.threads.number("embed", tokens))
         started = time.perf_counter()
-        code = self._compute(self._context, self._batch)
-        if code != _BATCH_OK:
-            self._free_context()  # its state is unknown; the next call makes a new one
-            raise WorkerError(
-                f"llama.cpp failed to embed a batch of {len(rows)} texts (code {code}); "
-                "its reasons are in the worker's log",
-                code=code,
-            )
-        self.threads.note("embed", tokens, time.perf_counter() - started)
-        # In double precision: the square of a large value exceeds the range of single.
-        vectors = np.array([self._vector(index) for index in range(len(rows))], np.float64)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not (np.isfinite(lengths).all() and lengths.all()):
-            self._free_context()  # a NaN stays in the memory and spreads
-            raise WorkerError(
-                "the model's answer has no direction: it is zero, or not a number; "
-                "its file may be damaged"
-            )
-        return np.asarray(vectors / lengths, np.float32)
-
-    def _fill(self, rows: Sequence[Sequence[int]]) -> None:
-        batch = self._batch
-        index = 0
-        for sequence, row in enumerate(rows):
-            for position, token in enumerate(row):
-                batch.token[index] = token
-                batch.pos[index] = position
-                batch.n_seq_id[index] = 1
-                batch.seq_id[index][0] = sequence
-                batch.logits[index] = True  # pooling wants all of them
-                index += 1
-        batch.n_tokens = index
-
-    def _vector(self, sequence: int) -> NDArray[np.float32]:
-        pooled = lc.llama_get_embeddings_seq(self._context, sequence)
-        if not pooled:
-            raise WorkerError(f"llama.cpp has no embedding for text {sequence} of the batch")
-        return np.array(np.ctypeslib.as_array(pooled, (self.dimensions,)), np.float32)
+        try:
+            pooled = context.pooled(rows)
+            self.threads.note("embed", tokens, time.perf_counter() - started)
+            return _unit(pooled)
+        except WorkerError:
+            # Its state is unknown: a NaN stays in the memory and spreads.
+            self._contexts.pop(context.capacity).free()
+            raise
 
     def close(self) -> None:
         """Free the model. Idempotent."""
-        self._free_context()
+        self._free_contexts()
         if self._model:
             lc.llama_model_free(self._model)
             self._model = None
@@ -276,3 +225,19 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         tokens += lengths[index]
     if batch:
         yield batch
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows with unit length. Raises `WorkerError` for one without a direction."""
+    # In double precision: the square of a large value exceeds the range of single. After a batch,
+    # no code is in the processor's cache: numpy's norm would cost 0.1 ms.
+    wide = vectors.astype(np.float64)
+    for row in wide:
+        length = math.hypot(*row.tolist())
+        if not 0 < length < math.inf:
+            raise WorkerError(
+                "the model's answer has no direction: it is zero, or not a number; "
+                "its file may be damaged"
+            )
+        row /= length
+    return wide.astype(np.float32)

@@ -149,7 +149,6 @@ class Worker:
             name="prepare",
             daemon=True,
         ).start()
-        gc.freeze()  # what exists now stays: collections need not look at it
         self._send_loaded(load, generator.model.context_length)
         self._serve(generator)
 
@@ -210,6 +209,7 @@ class Worker:
         return on_progress
 
     def _send_loaded(self, load: LoadCommand, context_length: int) -> None:
+        gc.freeze()  # what exists now stays: collections need not look at it
         device = native.device() if load.gpu_layers else "cpu"
         self._send(LoadedReport(context_length, load.threads, device))
 
