@@ -1,4 +1,4 @@
-"""The process that holds one loaded model: `python -m orion_oie.backends.llama.worker.main FD`.
+"""The process that holds one loaded model: `python -m orion_oie.backends.llama.worker.main FD PID`.
 
 Three threads: the main one owns the model and runs the batches, one reads commands, one turns
 conversations into tokens. An embedding model needs the first two. A model may be loaded while its
@@ -103,8 +103,10 @@ _Item = Command | _Prepared | _Rejected | _NewContext
 class Worker:
     """Connects the three threads."""
 
-    def __init__(self, connection: "Connection[Any, Any]") -> None:
+    def __init__(self, connection: "Connection[Any, Any]", host_pid: int | None = None) -> None:
         self._connection = connection
+        # Given by the host: by now, it may be gone.
+        self._host_pid = os.getppid() if host_pid is None else host_pid
         self._send_lock = threading.Lock()
         self._load_command: queue.SimpleQueue[LoadCommand] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -112,7 +114,6 @@ class Worker:
         self._preparing: set[int] = set()
         self._cancelled: set[int] = set()  # texts to embed; the inbox orders other cancels
         self._abort = native.AbortFlag()
-        self._parent = os.getppid()
 
     def run(self) -> None:
         """Load the model that the first command names, then serve until a `CloseCommand`."""
@@ -333,7 +334,7 @@ class Worker:
 
     def _await_message(self) -> None:
         while not self._connection.poll(_PARENT_CHECK_S):
-            if os.getppid() != self._parent:
+            if os.getppid() != self._host_pid:
                 os._exit(0)
 
     def _accept(self, command: Command) -> None:
@@ -424,8 +425,10 @@ def main() -> None:
     """Entry point of the process."""
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
-    Worker(connection).run()
+    descriptor, host_pid = map(int, sys.argv[1:])
+    os.set_inheritable(descriptor, False)  # a process that a driver starts would keep it open
+    connection: Connection[Any, Any] = Connection(descriptor)
+    Worker(connection, host_pid).run()
     # Freeing a context that other threads may still use is not worth the risk.
     os._exit(0)
 
