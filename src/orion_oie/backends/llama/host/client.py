@@ -363,10 +363,10 @@ class LlamaModel:
 
     def close(self, timeout_s: float = 10.0) -> None:
         """See `LocalModel.close`. Takes some seconds longer for a process that outlives SIGKILL. In
-        a callback of a worker it ends the process, and does not wait for the end: that comes after
-        the callback."""
+        a callback of a worker it ends the process, and does not wait for the end, which comes after
+        the callback. In a fork of the host it does nothing."""
         self._is_closing = True
-        if _here.is_reader:
+        if _here.is_reader or not self._process.is_ours:
             self.kill()
             return
         if timeout_s > 0:

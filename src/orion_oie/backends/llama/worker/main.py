@@ -333,9 +333,11 @@ class Worker:
             os._exit(1)
 
     def _await_message(self) -> None:
-        while not self._connection.poll(_PARENT_CHECK_S):
+        while True:
             if os.getppid() != self._host_pid:
                 os._exit(0)
+            if self._connection.poll(_PARENT_CHECK_S):
+                return
 
     def _accept(self, command: Command) -> None:
         match command:
