@@ -35,6 +35,7 @@ from orion_oie.errors import (
     WorkerError,
     WorkerTimeoutError,
 )
+from orion_oie.pool.closing import close_all
 from orion_oie.schemas.loading import LoadProgress
 
 GO_ON = job("Go on.", max_tokens=1900)
@@ -269,6 +270,15 @@ def test_it_reads_nothing_while_much_is_sent(watched: Watched, tiny_model: Path)
     assert running.ends_within(BOUND_S)
     assert isinstance(running.error, WorkerTimeoutError)
     assert Running(model.close, 0.0).ends_within(BOUND_S)
+
+
+def test_stopped_workers_are_closed_side_by_side(watched: Watched, tiny_model: Path) -> None:
+    """None takes the time of another, and each is gone."""
+    models = [watched.load(tiny_model, context_length=256) for _ in range(3)]
+    for model in models:
+        os.kill(model.pid, signal.SIGSTOP)
+    assert Running(close_all, models, 0.2).ends_within(BOUND_S)
+    assert all(is_gone(model.pid) for model in models)
 
 
 # -- who ends what waits
@@ -597,16 +607,12 @@ def test_a_host_with_the_systems_own_sigpipe(tiny_model: Path) -> None:
 
 def test_a_worker_whose_host_died_before_it_looked() -> None:
     """It was started by a process that is gone, and a fork of that holds the socket: it ends."""
+    gone = subprocess.Popen(["/bin/true"])
+    gone.wait(BOUND_S)
     ours, theirs = socket.socketpair()
     with ours, theirs:
+        command = [sys.executable, "-m", "orion_oie.backends.llama.worker.main"]
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "orion_oie.backends.llama.worker.main",
-                str(theirs.fileno()),
-                "1",
-            ],
-            pass_fds=[theirs.fileno()],
+            [*command, str(theirs.fileno()), str(gone.pid)], pass_fds=[theirs.fileno()]
         )
         assert process.wait(3 * BOUND_S) == 0

@@ -105,8 +105,9 @@ class Worker:
 
     def __init__(self, connection: "Connection[Any, Any]", host_pid: int | None = None) -> None:
         self._connection = connection
-        # Given by the host: by now, it may be gone.
-        self._host_pid = os.getppid() if host_pid is None else host_pid
+        # Given by the host: it may be gone by now, or have started this through a script.
+        self._parent = os.getppid()
+        self._host_pid = self._parent if host_pid is None else host_pid
         self._send_lock = threading.Lock()
         self._load_command: queue.SimpleQueue[LoadCommand] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -334,7 +335,7 @@ class Worker:
 
     def _await_message(self) -> None:
         while True:
-            if os.getppid() != self._host_pid:
+            if os.getppid() != self._parent or not _is_there(self._host_pid):
                 os._exit(0)
             if self._connection.poll(_PARENT_CHECK_S):
                 return
@@ -421,6 +422,16 @@ def _as_orion(error: Exception) -> OrionError:
     if isinstance(error, OrionError):
         return error
     return WorkerError(f"the worker met {described(error)}")
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def main() -> None:
