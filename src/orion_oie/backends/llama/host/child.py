@@ -61,9 +61,8 @@ class Child:
             left_s = ends_at - time.monotonic()
             if left_s <= 0:
                 return False
-            descriptor = self._descriptor
             # A debugger may keep a dead process from us for a while: no busy waiting.
-            if descriptor is None or (wait_for_any(left_s, descriptor) and not self.has_ended()):
+            if self._await_end(left_s) and not self.has_ended():
                 time.sleep(min(left_s, _LOOK_S))
         return True
 
@@ -87,6 +86,14 @@ class Child:
         if descriptor is not None:
             os.close(descriptor)
 
+    def _await_end(self, timeout_s: float) -> bool:
+        """Wait until it may have ended; True at once where the system does not notify."""
+        if self._descriptor is None:
+            return True
+        poll = select.poll()  # `select` cannot take descriptors above 1023
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1e3))
+
     def _look(self) -> None:
         try:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -96,16 +103,6 @@ class Child:
             self._has_ended = True
             self.exit_code = None if status is None else os.waitstatus_to_exitcode(status)
             self._process.returncode = self.exit_code or 0  # so that it never waits for the pid
-
-
-def wait_for_any(timeout_s: float | None, *descriptors: int) -> frozenset[int]:
-    """Wait until some descriptors are readable or hung up, and return these; none after
-    `timeout_s`."""
-    poll = select.poll()  # `select` cannot take descriptors above 1023
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    found = poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1e3)
-    return frozenset(descriptor for descriptor, _event in found)
 
 
 def signal_name(number: int) -> str:

@@ -6,6 +6,7 @@ messages.
 """
 
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import BinaryIO
 
-from orion_oie.backends.llama.host.child import Child, wait_for_any
+from orion_oie.backends.llama.host.child import Child
 from orion_oie.errors import WorkerError
 
 KILLED_GRACE_S = 5.0
@@ -44,6 +45,11 @@ class WorkerProcess(Child):
         self._socket = ours
         self._output = output
         self._inbox = bytearray()
+        self._sources = select.poll()  # of messages, and of the end
+        self._sources.register(ours, select.POLLIN)
+        self._look_ms = None if self.descriptor is not None else _LOOK_S * 1e3
+        if self.descriptor is not None:
+            self._sources.register(self.descriptor, select.POLLIN)
 
     def send_bytes(self, message: bytes) -> None:
         """Write a message; blocks while the worker reads nothing. Raises `OSError` when it reads no
@@ -63,9 +69,11 @@ class WorkerProcess(Child):
         return message
 
     def await_bytes(self, timeout_s: float) -> None:
-        """Wait for the begin of a message, or the end of the process."""
-        with suppress(OSError, ValueError):  # its socket was closed meanwhile
-            wait_for_any(timeout_s, *self._sources())
+        """Wait for the beginning of a message, on any thread."""
+        poll = select.poll()  # the receiver's cannot be shared
+        with suppress(ValueError):  # the socket was closed meanwhile
+            poll.register(self._socket, select.POLLIN)
+            poll.poll(timeout_s * 1e3)
 
     def kill(self) -> None:
         """End the process, and its messages, also if another process has a copy of its socket.
@@ -102,26 +110,17 @@ class WorkerProcess(Child):
             return data.decode("utf-8", "replace").strip()
         return ""
 
-    def _sources(self) -> tuple[int, ...]:
-        descriptor = self.descriptor
-        own = self._socket.fileno()
-        return (own,) if descriptor is None else (own, descriptor)
-
     def _received(self) -> bytes:
         """More bytes; none when no more can come."""
-        is_over = False
+        own = self._socket.fileno()
         while True:
-            try:
-                return self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                if is_over:  # it ended before this look: all that it wrote was here
-                    return b""
-            own, *watched = self._sources()
-            found = wait_for_any(None if watched else _LOOK_S, own, *watched)
-            if own in found:
-                continue
-            is_over = self.has_ended()
-            if found and not is_over:  # a debugger keeps it from us: no busy waiting
+            found = self._sources.poll(self._look_ms)
+            if any(descriptor == own for descriptor, _event in found):
+                with suppress(BlockingIOError):
+                    return self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+            elif self.has_ended():  # it ended before this look: all that it wrote would be here
+                return b""
+            elif found:  # a debugger keeps it from us: no busy waiting
                 time.sleep(_LOOK_S)
 
     def _taken(self) -> bytes | None:
@@ -138,8 +137,7 @@ class WorkerProcess(Child):
             _, size = _LONG_SIZE.unpack_from(inbox)
         if len(inbox) < start + size:
             return None
-        with memoryview(inbox) as view, view[start : start + size] as part:
-            message = bytes(part)
+        message = bytes(memoryview(inbox)[start : start + size])
         del inbox[: start + size]
         return message
 
