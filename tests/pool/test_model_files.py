@@ -1,11 +1,12 @@
 """What was seen of the files of models is kept for a while, and looked at again in time."""
 
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import Clock, config_with, registry_with
+from helpers import BOUND_S, Clock, Running, config_with, registry_with, wait_until
 
 from orion_oie import ModelCorruptError, ModelNotFoundError
 from orion_oie.backends.base import Footprint, LoadSpec
@@ -21,6 +22,7 @@ class World:
         self.clock = Clock()
         self.read: list[str] = []
         self.error: ModelCorruptError | None = None
+        self.on_read: Callable[[], object] = lambda: None
         self.registry = registry_with(folder, {"conversation": ["a", "b"]}, missing=missing)
         self.files = ModelFiles(
             self.registry,
@@ -32,6 +34,7 @@ class World:
 
     def footprint(self, spec: LoadSpec) -> Footprint:
         self.read.append(spec.info.model_id)
+        self.on_read()
         if self.error is not None:
             raise self.error
         return Footprint(1000, 0, 0, 0)
@@ -55,6 +58,26 @@ def test_a_look_is_kept_for_its_time(make: Callable[..., World]) -> None:
     assert world.read == ["a", "a"]
     world.files.of("a", 0.0)
     assert world.read == ["a"] * 3
+
+
+def test_a_slow_look_does_not_replace_a_later_one(make: Callable[..., World]) -> None:
+    """A thread that was held up while it looked must not bring back what it saw."""
+    world = make()
+    looking, go_on = threading.Event(), threading.Event()
+
+    def be_slow() -> None:
+        if len(world.read) == 1:
+            looking.set()
+            assert go_on.wait(BOUND_S)
+
+    world.on_read = be_slow
+    slow = Running(world.files.of, "a")
+    wait_until(looking.is_set)
+    world.clock.tick(1.0)
+    later = world.files.of("a")
+    go_on.set()
+    assert slow.join() is later
+    assert world.files.of("a", math.inf) is later
 
 
 def test_a_look_says_what_there_is(make: Callable[..., World], tmp_path: Path) -> None:

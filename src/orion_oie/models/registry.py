@@ -9,7 +9,7 @@ import os
 import threading
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from orion_oie.errors import (
     InvalidRequestError,
     ModelError,
     ModelNotFoundError,
+    OrionError,
     RegistryError,
     UnknownAgentError,
 )
@@ -78,15 +79,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chains:
-    """The chains of agents that were asked for, in one state of the registry."""
+class _State:
+    """All that a change replaces, at once."""
 
     data: RegistryFile
-    by_agent: dict[str, tuple[ChainLink, ...]]
+    asked_for: frozenset[str] = frozenset()  # named by an address, which asks for their files, too
+    names: Mapping[str, str] = field(default_factory=dict)  # the models that addresses stand for
+    chains: dict[str, tuple[ChainLink, ...]] = field(default_factory=dict)  # as they were asked for
+
+    @property
+    def models(self) -> Mapping[str, ModelSpec]:
+        return ChainMap(self.data.models, self.data.custom_models)
+
+    def with_data(self, data: RegistryFile) -> "_State":
+        """The same with other content."""
+        return replace(self, data=data, chains={})
 
 
 class ModelRegistry:
-    """Agents, models and providers. Changes are seen by the next request. Thread-safe.
+    """Agents, models and providers. Changes are seen by the next request. Thread-safe: changes
+    follow one another, and who reads sees all of a change or nothing of it.
 
     base: the folder at which relative paths start. beneath: the registry that `data` extends, as
     JSON. packaged: the packaged agents, for a registry that builds on them.
@@ -99,18 +111,17 @@ class ModelRegistry:
         beneath: Raw | None = None,
         packaged: Mapping[str, AgentSpec] = MappingProxyType({}),
     ) -> None:
-        self._data = data
+        self._state = _State(data)
         self._base = Path(os.path.abspath(base))
         self._beneath = beneath
         self._packaged = dict(packaged)
-        self._chains = _Chains(data, {})
+        # Held by those who change the state, never while a file or a hub is looked at.
         self._lock = threading.RLock()
-        # Models that were named by an address: the address asks for their files, too.
-        self._asked_for: frozenset[str] = frozenset()
-        self._names: Mapping[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        state = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        state["_state"] = replace(self._state, chains={})  # threads add to it
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -144,40 +155,32 @@ class ModelRegistry:
 
     def copy(self) -> "ModelRegistry":
         """A registry of the same content, whose changes do not reach this one."""
-        other = ModelRegistry(self._data, self._base, self._beneath, self._packaged)
-        other._asked_for, other._names = self._asked_for, self._names
+        state = self._state
+        other = ModelRegistry(state.data, self._base, self._beneath, self._packaged)
+        other._state = state.with_data(state.data)
         return other
 
     @property
     def agents(self) -> Mapping[str, AgentSpec]:
-        return self._data.agents
+        return self._state.data.agents
 
     @property
     def models(self) -> Mapping[str, ModelSpec]:
         """All models, the custom ones included."""
-        return ChainMap(self._data.models, self._data.custom_models)
+        return self._state.models
 
     @property
     def providers(self) -> Mapping[str, ProviderSpec]:
-        return self._data.providers
+        return self._state.data.providers
 
     @property
     def data(self) -> RegistryFile:
         """The whole registry."""
-        return self._data
+        return self._state.data
 
     def agent(self, agent_id: str) -> AgentSpec:
         """An agent by id. Raises `UnknownAgentError` with the closest name."""
-        try:
-            return self._data.agents[agent_id]
-        except KeyError:
-            hint = did_you_mean(agent_id, self._data.agents)
-            known = ", ".join(sorted(self._data.agents))
-            raise UnknownAgentError(
-                f"there is no agent '{agent_id}'{hint}; known are {known}",
-                agent_id=agent_id,
-                known=sorted(self._data.agents),
-            ) from None
+        return _agent_of(self._state.data, agent_id)
 
     def model(self, model_id: str) -> ModelSpec:
         """A model by id. Raises `ModelNotFoundError` with the closest name."""
@@ -204,27 +207,26 @@ class ModelRegistry:
     def chain(self, agent_id: str) -> tuple[ChainLink, ...]:
         """The models that may answer for an agent, best first, each once: see `resolve`. Looks at
         no file. Raises `UnknownAgentError`."""
-        chains = self._chains
-        if chains.data is not self._data:  # the registry was changed
-            chains = self._chains = _Chains(self._data, {})
-        known = chains.by_agent.get(agent_id)
+        state = self._state
+        known = state.chains.get(agent_id)
         if known is None:
             links: dict[str, ChainLink] = {}
-            for link in self._links(agent_id):
+            for link in self._links(state.data, agent_id):
                 links.setdefault(link.model_id, link)
-            known = chains.by_agent[agent_id] = tuple(links.values())
+            known = state.chains[agent_id] = tuple(links.values())
         return known
 
     def find_source(self, name: str) -> tuple[str, str, SourceSpec]:
         """The model, variant and source that a name stands for: the primary model of an agent, the
         first variant of a model, or `MODEL@VARIANT`. Raises `ModelNotFoundError` with the closest
         name."""
+        state = self._state
+        agents, models = state.data.agents, state.models
         model_id, _, variant = name.partition("@")
-        if model_id in self._data.agents and not variant:
-            model_id = self._data.agents[model_id].models.primary
-        models = self.models
+        if model_id in agents and not variant:
+            model_id = agents[model_id].models.primary
         if model_id not in models:
-            hint = did_you_mean(name, [*self._data.agents, *models])
+            hint = did_you_mean(name, [*agents, *models])
             raise ModelNotFoundError(f"there is no agent and no model '{name}'{hint}", name=name)
         variants = models[model_id].variants
         variant = variant or next(iter(variants))
@@ -246,7 +248,8 @@ class ModelRegistry:
     def add_agent(self, agent_id: str, agent: AgentSpec | Mapping[str, Any]) -> None:
         """Register an agent, or replace one. Raises `RegistryError` and changes nothing if the
         registry would become wrong."""
-        self._change("agents", agent_id, agent)
+        with self._lock:
+            self._state = _changed(self._state, "agents", agent_id, agent)
 
     def update_agent(self, agent_id: str, **fields: Any) -> None:
         """Change single fields of an agent: `update_agent("code", system_prompt="Be brief.")`.
@@ -260,21 +263,22 @@ class ModelRegistry:
             changes = {name: _as_json(value) for name, value in fields.items()}
             # One level down, as in a file: `models` are the agent's.
             after = merged({"agent": before}, {"agent": changes})["agent"]
-            self._change("agents", agent_id, after)
+            self._state = _changed(self._state, "agents", agent_id, after)
 
     def remove_agent(self, agent_id: str) -> None:
         """Remove an agent. Raises `UnknownAgentError`, and `RegistryError`, changing nothing, if
         another agent falls back to it or it is the last one."""
         with self._lock:
-            self.agent(agent_id)
-            rest = {key: spec for key, spec in self._data.agents.items() if key != agent_id}
-            data = self._data.model_copy(update={"agents": rest})
+            state = self._state
+            _agent_of(state.data, agent_id)
+            rest = {key: spec for key, spec in state.data.agents.items() if key != agent_id}
+            data = state.data.model_copy(update={"agents": rest})
             problems = broken_references(data)
             if problems:
                 raise RegistryError(
                     f"agent '{agent_id}' cannot be removed: {'; '.join(problems)}", problems
                 )
-            self._data = data
+            self._state = state.with_data(data)
 
     def add_gguf(
         self,
@@ -296,18 +300,23 @@ class ModelRegistry:
         """
         if agent is not None:
             self.agent(agent)
-        model_id = self.name_source(path, model_id=id, prompt_format=prompt_format)
-        if agent is not None:
-            self.update_agent(agent, models={"primary": model_id}, fallback_agent=None)
+        form = _checked_format(prompt_format)
+        named = self._named(path, None)
+        with self._lock:
+            before = self._state
+            model_id = self._register(path, named, id, form)
+            if agent is not None:
+                try:
+                    self.update_agent(agent, models={"primary": model_id}, fallback_agent=None)
+                except OrionError:  # it was removed meanwhile
+                    self._state = before
+                    raise
         return model_id
 
     def add_model(self, model_id: str, model: ModelSpec | Mapping[str, Any]) -> None:
         """Register a custom model, or replace one. Raises `RegistryError` like `add_agent`."""
-        if model_id in self._data.models:
-            raise RegistryError(
-                f"'{model_id}' is one of the registry's own models; choose another id"
-            )
-        self._change("custom_models", model_id, model)
+        with self._lock:
+            self._state = self._with_model(model_id, model)
 
     def name_source(
         self,
@@ -325,28 +334,40 @@ class ModelRegistry:
         for a `model_id` that cannot be taken.
         """
         form = _checked_format(prompt_format)
-        known = self._names.get(source) if isinstance(source, str) else None
-        if known is not None and known in self.models and model_id is None and form is None:
+        state = self._state
+        known = state.names.get(source) if isinstance(source, str) else None
+        if known is not None and known in state.models and model_id is None and form is None:
             return known  # a repository is not asked again
         named = self._named(source, cache)
+        with self._lock:
+            return self._register(source, named, model_id, form)
+
+    def _register(
+        self,
+        source: Source,
+        named: Named,
+        model_id: str | None,
+        form: PromptFormat | Literal["plain"] | None,
+    ) -> str:
+        """The id of the model that a source stands for, registered if it is new. Needs the lock."""
         if model_id is None and form is None:
             same = self._with_file(named.source)
             if same is not None:
                 return same
-        spec = named.spec(form)
-        with self._lock:
-            wanted = model_id or named.model_id
-            if model_id is None and wanted in self.models:
-                if not _has_source(self.models[wanted], named.source):
-                    wanted = distinct(wanted, named.source)
-                known_spec = self.models.get(wanted)
-                if known_spec is not None and form is None and _is_up_to_date(known_spec, spec):
-                    return wanted
-            self.add_model(wanted, spec)
-            if named.source.is_remote:
-                self._asked_for |= {wanted}
-            if named.source.hub is not None and isinstance(source, str):
-                self._names = {**self._names, source: wanted}
+        spec, models = named.spec(form), self.models
+        wanted = model_id or named.model_id
+        if model_id is None and wanted in models:
+            if not _has_source(models[wanted], named.source):
+                wanted = distinct(wanted, named.source)
+            known_spec = models.get(wanted)
+            if known_spec is not None and form is None and _is_up_to_date(known_spec, spec):
+                return wanted
+        state = self._with_model(wanted, spec)
+        if named.source.is_remote:
+            state = replace(state, asked_for=state.asked_for | {wanted})
+        if named.source.hub is not None and isinstance(source, str):
+            state = replace(state, names={**state.names, source: wanted})
+        self._state = state
         return wanted
 
     def model_named(self, name: Source, cache: "ModelCache | None" = None) -> NamedModel:
@@ -372,7 +393,7 @@ class ModelRegistry:
 
     def is_asked_for(self, model_id: str) -> bool:
         """True for a model that was named by a remote address: that asks for its files, too."""
-        return model_id in self._asked_for
+        return model_id in self._state.asked_for
 
     def answering_with(self, name: Source, cache: "ModelCache | None" = None) -> "ModelRegistry":
         """A copy in which every agent answers with one model, and with no other. Raises like
@@ -382,22 +403,24 @@ class ModelRegistry:
         if variant is not None:
             spec = other.model(model_id)
             only = spec.model_copy(update={"variants": {variant: spec.variants[variant]}})
-            section = "models" if model_id in other._data.models else "custom_models"
-            entries = {**getattr(other._data, section), model_id: only}
-            other._data = other._data.model_copy(update={section: entries})
+            data = other._state.data
+            section = "models" if model_id in data.models else "custom_models"
+            entries = {**getattr(data, section), model_id: only}
+            other._state = other._state.with_data(data.model_copy(update={section: entries}))
         models = AgentModels(primary=model_id)
         agents = {
             agent_id: spec.model_copy(update={"models": models, "fallback_agent": None})
             for agent_id, spec in other.agents.items()
         }
-        other._data = other._data.model_copy(update={"agents": agents})
+        data = other._state.data.model_copy(update={"agents": agents})
+        other._state = other._state.with_data(data)
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the registry. The file is either the old one or the complete new one. Of a registry
         that extends another one, only the differences are written."""
         path = Path(path)
-        raw = as_json(self._data)
+        raw = as_json(self._state.data)
         if path.absolute().parent != self._base:
             raw = with_absolute_paths(raw, self._base)
         if self._beneath is not None:
@@ -423,26 +446,26 @@ class ModelRegistry:
             **{key: value for key, value in schema.items() if key != "title"},
         }
 
-    def _links(self, agent_id: str) -> Iterator[ChainLink]:
+    def _links(self, data: RegistryFile, agent_id: str) -> Iterator[ChainLink]:
         visited: set[str] = set()
         current: str | None = agent_id
         while current is not None and current not in visited:
             visited.add(current)
-            spec = self.agent(current)
+            spec = _agent_of(data, current)
             is_own = current == agent_id
             yield ChainLink(current, spec.models.primary, "primary" if is_own else "fallback")
             if spec.models.lite is not None:
                 yield ChainLink(current, spec.models.lite, "lite" if is_own else "fallback")
             for model_id in spec.models.fallback:
                 yield ChainLink(current, model_id, "fallback")
-            current = spec.fallback_agent or self._implied_fallback(current)
+            current = spec.fallback_agent or self._implied_fallback(data, current)
 
-    def _implied_fallback(self, agent_id: str) -> str | None:
+    def _implied_fallback(self, data: RegistryFile, agent_id: str) -> str | None:
         """The agent that a packaged one falls back to without a word. Where somebody chose models
         of their own, nothing else answers unless they wrote it down."""
-        packaged, spec = self._packaged.get(agent_id), self._data.agents[agent_id]
+        packaged, spec = self._packaged.get(agent_id), data.agents[agent_id]
         is_as_packaged = packaged is not None and packaged.models == spec.models
-        return CONVERSATION if is_as_packaged and CONVERSATION in self._data.agents else None
+        return CONVERSATION if is_as_packaged and CONVERSATION in data.agents else None
 
     def variants(self, model_id: str, cache: "ModelCache | None" = None) -> list[VariantState]:
         """The variants of a model, with their files. Raises `ModelNotFoundError`."""
@@ -482,19 +505,41 @@ class ModelRegistry:
             raise InvalidRequestError(f"model: a text or a path is needed, got {source!r}")
         found = named_source(source if isinstance(source, str) else Path(text), cache)
         if found is None:
-            raise not_found(text, self.models, self._data.agents)
+            raise not_found(text, self.models, self.agents)
         return found
 
-    def _change(self, section: str, key: str, value: object) -> None:
-        with self._lock:
-            raw = self._data.model_dump(mode="json", exclude_defaults=True)
-            raw.setdefault(section, {})[key] = _as_json(value)
-            checked = checked_registry(raw, f"{section}.{key}", [])
-            # What did not change stays the same objects, so that comparisons are quick; and a spec
-            # keeps what JSON leaves out, the signature of an address.
-            entry = value if isinstance(value, Spec) else getattr(checked, section)[key]
-            entries = {**getattr(self._data, section), key: entry}
-            self._data = self._data.model_copy(update={section: entries})
+    def _with_model(self, model_id: str, model: object) -> _State:
+        """The state with a custom model, new or in place of another. Raises `RegistryError`."""
+        if model_id in self._state.data.models:
+            raise RegistryError(
+                f"'{model_id}' is one of the registry's own models; choose another id"
+            )
+        return _changed(self._state, "custom_models", model_id, model)
+
+
+def _agent_of(data: RegistryFile, agent_id: str) -> AgentSpec:
+    try:
+        return data.agents[agent_id]
+    except KeyError:
+        known = sorted(data.agents)
+        raise UnknownAgentError(
+            f"there is no agent '{agent_id}'{did_you_mean(agent_id, data.agents)}; known are "
+            f"{', '.join(known)}",
+            agent_id=agent_id,
+            known=known,
+        ) from None
+
+
+def _changed(state: _State, section: str, key: str, value: object) -> _State:
+    """The state with an entry, new or in place of another. Raises `RegistryError`."""
+    raw = state.data.model_dump(mode="json", exclude_defaults=True)
+    raw.setdefault(section, {})[key] = _as_json(value)
+    checked = checked_registry(raw, f"{section}.{key}", [])
+    # What did not change stays the same objects, so that comparisons are quick; and a spec keeps
+    # what JSON leaves out, the signature of an address.
+    entry = value if isinstance(value, Spec) else getattr(checked, section)[key]
+    entries = {**getattr(state.data, section), key: entry}
+    return state.with_data(state.data.model_copy(update={section: entries}))
 
 
 def _as_json(value: object) -> object:

@@ -5,6 +5,6 @@ candidate (a model in its variant), files (the files of models as last seen), en
 memory_manager (budget, sizes and memory pressure of an engine), budget, preloader (loads ahead of
 need), background (loads for later requests).
 
-eviction and prediction decide for these, and change nothing. sizes and footprint_ledger know how
-much memory a model takes.
+eviction and prediction decide for these, and change nothing. closing ends several models. sizes and
+footprint_ledger know how much memory a model takes.
 """

@@ -105,7 +105,7 @@ class ModelFiles:
             or look.model is not model
             or (max_age_s != math.inf and self._clock() - look.at_s >= max_age_s)
         ):
-            look = self._look(model_id, model, look)
+            look = self._look(model_id, model)
         return look
 
     def are_recent(self, looks: Iterable[Look]) -> bool:
@@ -125,16 +125,19 @@ class ModelFiles:
             except OSError as error:
                 _logger.warning("the files of %s cannot be checked: %s", model_id, error)
 
-    def _look(self, model_id: str, model: ModelSpec, last: Look | None) -> Look:
+    def _look(self, model_id: str, model: ModelSpec) -> Look:
         at_s = self._clock()
         seen = tuple(
             self._seen(model_id, model, state)
             for state in self._registry.variants(model_id, self._cache)
         )
-        is_news = last is None or last.model is not model or last.variants != seen
-        # The same object where nothing is new: comparisons are quick.
-        look = Look(model_id, model, seen if last is None or is_news else last.variants, at_s)
         with self._lock:
+            last = self._looks.get(model_id)
+            if last is not None and last.model is model and last.at_s > at_s:
+                return last  # another thread looked later, and was faster
+            is_news = last is None or last.model is not model or last.variants != seen
+            # The same object where nothing is new: comparisons are quick.
+            look = Look(model_id, model, seen if last is None or is_news else last.variants, at_s)
             self._looks[model_id] = look
             self._revision += is_news  # after the look: who sees the number sees what is new
         return look

@@ -49,6 +49,7 @@ from orion_oie.telemetry.events import MemoryPressure, MemoryRelieved, MemoryTro
 
 _EVERYTHING = 2**62
 _STALE_S = 2.0
+_LAST_SAVE_S = 1.0
 
 
 class MemoryManager:
@@ -126,7 +127,7 @@ class MemoryManager:
         """Stop watching, and save the measurements."""
         self._is_closed = True
         self.monitor.stop()
-        self._ledger.save()
+        self._ledger.save(_LAST_SAVE_S)
 
     # -- before a load
 

@@ -19,6 +19,7 @@ from orion_oie.backends.base import (
 )
 from orion_oie.cancellation import CancelScope
 from orion_oie.errors import EngineClosedError, InsufficientMemoryError, RequestCancelledError
+from orion_oie.pool.closing import close_all
 from orion_oie.pool.entries import (
     LEAST_RELOAD_S,
     Entry,
@@ -40,6 +41,7 @@ from orion_oie.schemas.loading import (
     OnProgress,
 )
 from orion_oie.schemas.stats import ResidentModel
+from orion_oie.telemetry.callbacks import call_safely
 
 Load = Callable[[LoadSpec, CancelScope, OnProgress], LocalModel]
 
@@ -140,29 +142,16 @@ class ModelPool:
 
     def unload(self, key: str) -> bool:
         """Free an idle model; False when it is not loaded or in use."""
-        with self._changed:
-            entry = self._entries.get(key)
-            if entry is None or entry.model is None or entry.is_in_use or entry.is_dead:
-                return False
-            entry.is_leaving = True
-        try:
-            entry.model.close()
-        finally:
-            with self._changed:
-                if self._entries.get(key) is entry:
-                    del self._entries[key]
-                self._changed.notify_all()
-            self._on_changed()
-        return True
+        return bool(self._free([key]))
 
     def relieve(self, wanted_bytes: int) -> list[str]:
         """Free idle models until `wanted_bytes` are freed, or none is idle; returns their keys."""
         with self._changed:
             self._drop_dead()
             keys = choose_relief(self._as_residents(), wanted_bytes)
-        freed = [key for key in keys if self.unload(key)]
+        freed = self._free(keys)
         for key in freed:
-            self._on_evicted(key)
+            call_safely(self._on_evicted, key)
         return freed
 
     def trim(self) -> list[str]:
@@ -291,11 +280,34 @@ class ModelPool:
             entries = list(self._entries.values())
             self._entries.clear()
             self._changed.notify_all()
-        for entry in entries:
-            entry.scope.cancel(EngineClosedError("the engine was shut down during a load"))
-        for entry in entries:
-            if entry.model is not None:
-                entry.model.close(timeout_s)
+        try:
+            for entry in entries:
+                entry.scope.cancel(EngineClosedError("the engine was shut down during a load"))
+        finally:
+            close_all(_models_of(entries), timeout_s)
+
+    def _free(self, keys: Iterable[str]) -> list[str]:
+        """Close the models that are idle, and return their keys."""
+        leaving: dict[str, Entry] = {}
+        with self._changed:
+            for key in keys:
+                entry = self._entries.get(key)
+                if entry is None or entry.model is None or entry.is_in_use or entry.is_dead:
+                    continue
+                entry.is_leaving = True
+                leaving[key] = entry
+        if not leaving:
+            return []
+        try:
+            close_all(_models_of(leaving.values()))
+        finally:
+            with self._changed:
+                for key, entry in leaving.items():
+                    if self._entries.get(key) is entry:
+                        del self._entries[key]
+                self._changed.notify_all()
+            call_safely(self._on_changed)
+        return list(leaving)
 
     def _notify(self) -> None:
         with self._changed:
@@ -433,10 +445,9 @@ class ModelPool:
         model: LocalModel | None = None
         error: BaseException | None = None
         try:
-            for key, victim in removed:
-                if victim.model is not None:
-                    victim.model.close()
-                self._on_evicted(key)
+            close_all(_models_of(victim for _key, victim in removed))
+            for key, _victim in removed:
+                call_safely(self._on_evicted, key)
             with self._changed:
                 entry.displaced_bytes = 0
                 self._changed.notify_all()
@@ -452,9 +463,9 @@ class ModelPool:
                 del self._entries[entry.spec.key]
             is_orphaned = self._is_closed
             self._changed.notify_all()
-        self._on_changed()
         if is_orphaned and model is not None:
-            model.close(0.0)
+            call_safely(model.close, 0.0)
+        call_safely(self._on_changed)
 
     def _await_load(self, entry: Entry, scope: CancelScope, on_progress: OnProgress) -> LocalModel:
         shown: LoadProgress | None = None
@@ -480,7 +491,11 @@ class ModelPool:
             entry.is_leaving = entry.is_leaving or is_abandoned
             is_idle = entry.users == 0
             self._changed.notify_all()
-        if is_idle:
-            self._on_changed()
         if is_abandoned:
             entry.scope.cancel(RequestCancelledError("nobody waits for this load any more"))
+        if is_idle:
+            call_safely(self._on_changed)
+
+
+def _models_of(entries: Iterable[Entry]) -> list[LocalModel]:
+    return [entry.model for entry in entries if entry.model is not None]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -293,7 +293,13 @@ def send_report(connection: "Connection[Any, Any]", report: Report) -> None:
     connection.send_bytes(_encode(report))
 
 
-def receive_report(connection: "Connection[Any, Any]") -> Report:
+class Receiver(Protocol):
+    """The end of a connection that messages come from."""
+
+    def recv_bytes(self) -> bytes: ...
+
+
+def receive_report(connection: Receiver) -> Report:
     """Read one report.
 
     Raises `WorkerError` for a malformed one, EOFError or OSError when the worker is gone.

@@ -35,7 +35,7 @@ def spare_of(backend: LlamaBackend) -> int:
     """The process that waits: no public call names one that no load has taken."""
     wait_until(lambda: backend._spare._spare is not None)
     assert backend._spare._spare is not None
-    return backend._spare._spare[0][0].pid
+    return backend._spare._spare[0].pid
 
 
 def pid_of_a_load(backend: LlamaBackend, path: Path) -> int:
@@ -146,7 +146,7 @@ def test_it_ends_with_its_host(end: signal.Signals) -> None:
         backend.warm_up()
         while backend._spare._spare is None:
             time.sleep(0.01)
-        print(backend._spare._spare[0][0].pid, flush=True)
+        print(backend._spare._spare[0].pid, flush=True)
         time.sleep(60)
         """
     )

@@ -242,7 +242,7 @@ def send_cancel(model: LlamaModel, request_id: int) -> None:
 
 def send_noise(model: LlamaModel, noise: bytes) -> None:
     """Send a worker bytes that no host would."""
-    model._connection.send_bytes(noise)
+    model._process.send_bytes(noise)
 
 
 def await_exit(model: LlamaModel) -> None:

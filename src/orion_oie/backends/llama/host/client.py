@@ -2,7 +2,8 @@
 
 Each loaded model has one process, and a reader and a writer thread in the host. No other thread
 waits for the socket, so a worker that stopped reading delays neither a cancel nor a close. The
-loader decides what to load, and when.
+reader alone ends what waits for the worker, so that no text comes after the end; others only say
+what it is to end with, and kill the process. The loader decides what to load, and when.
 """
 
 import base64
@@ -10,7 +11,6 @@ import contextlib
 import itertools
 import queue
 import signal
-import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +26,8 @@ from orion_oie.backends.base import (
     Occupancy,
     OnText,
 )
-from orion_oie.backends.llama.host.process import (
-    WorkerProcess,
-    beginning_of,
-)
+from orion_oie.backends.llama.host.child import signal_name
+from orion_oie.backends.llama.host.process import KILLED_GRACE_S, WorkerProcess
 from orion_oie.backends.llama.host.threads import ThreadAllocator
 from orion_oie.backends.llama.protocol import (
     CancelCommand,
@@ -74,13 +72,15 @@ from orion_oie.schemas.results import (
     TokenLogprob,
 )
 from orion_oie.schemas.validation import encoded
+from orion_oie.telemetry.callbacks import call_safely
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _LOG_LINES_KEPT = 20
-_DYING_GRACE_S = 1.0
+_DYING_GRACE_S = 1.0  # for a worker that closed its socket
+_BURIAL_S = 2 * _DYING_GRACE_S + KILLED_GRACE_S + 1.0  # the longest that an end takes the reader
 
 OnLog = Callable[[str, str, str], None]
 OnCrash = Callable[[str, WorkerCrashedError], None]
@@ -94,27 +94,38 @@ def _ignore_text(_text: str, _tokens: int) -> None:
 
 
 class _Pending(Generic[AnswerT]):
-    """A request that waits for its worker. Ends once, with an answer or an error."""
+    """A request that waits for its worker. Ends once, on the reader thread."""
 
     def __init__(self, on_text: OnText = _ignore_text) -> None:
         self.on_text = on_text
         self.awake = threading.Event()  # it ended, or it was cancelled
         self.ended = threading.Event()
         self.answer: AnswerT | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
-    def end(self, answer: AnswerT | None = None, error: Exception | None = None) -> None:
+    def end(self, answer: AnswerT | None = None, error: BaseException | None = None) -> None:
         if not self.ended.is_set():
             self.answer, self.error = answer, error
             self.ended.set()
             self.awake.set()
 
 
+class _Here(threading.local):
+    """What the current thread is."""
+
+    is_reader = False
+
+
+_here = _Here()
+
+
 class LlamaModel:
     """A model in a worker process. See `LocalModel`.
 
     `load` must be called first. `on_log(level, line, model_id)` and `on_crash(model_id, error)` are
-    called on the reader thread. `threads` divides the cores among the models that compute.
+    called on the reader thread; what they raise is logged. `threads` divides the cores among the
+    models that compute. Raises `WorkerError` when the system has no threads for it; the process is
+    ended then.
     """
 
     def __init__(
@@ -148,13 +159,20 @@ class LlamaModel:
         self._log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
         self._progress: Callable[[], LoadProgress] = lambda: LoadProgress("initializing")
         self.completion: Future[ModelInfo] = Future()
-        self._process, self._connection, self._output = worker
+        self._process = worker
         name = spec.info.model_id
         self._writer = threading.Thread(
             target=self._write, name=f"orion-writer-{name}", daemon=True
         )
-        self._writer.start()
-        threading.Thread(target=self._read, name=f"orion-reader-{name}", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, name=f"orion-reader-{name}", daemon=True)
+        try:
+            self._writer.start()
+            self._reader.start()
+        except RuntimeError as error:
+            self._outbox.put(None)
+            worker.end(0.0)
+            worker.close()
+            raise WorkerError(f"the system gives no more threads: {error}") from error
 
     # -- the load
 
@@ -193,14 +211,18 @@ class LlamaModel:
         self._send(CompleteCommand(tuple(files)))
 
     def fail(self, error: OrionError) -> None:
-        """End the process, and fail everything that waits for it with `error`."""
-        self._die(error)
+        """End the process, and fail everything that waits for it with `error`. Returns at once."""
+        with self._lock:
+            self._death = self._death or error
         self._process.kill()
 
     def on_exit(self, callback: Callable[[], None]) -> None:
         """Call `callback` once when the process has ended, or now if it has already."""
-        self._on_exit = callback
-        if self._exited.is_set():
+        with self._lock:
+            has_exited = self._exited.is_set()
+            if not has_exited:
+                self._on_exit = callback
+        if has_exited:
             callback()
 
     @property
@@ -296,6 +318,11 @@ class LlamaModel:
     ) -> AnswerT:
         """Send the command of a new request, and wait for its answer."""
         scope.check()
+        if threading.current_thread() is self._reader:
+            raise WorkerError(
+                f"a callback of {self._spec.key} asks it something: its answer could not come "
+                "before the callback returns; ask on another thread"
+            )
         with self._lock:
             if self._death is not None:
                 raise self._death
@@ -316,7 +343,8 @@ class LlamaModel:
         try:
             pending.awake.wait()
             if not pending.ended.wait(self._cancel_grace_s):
-                self._give_up()
+                self.fail(self._stuck_error())
+                pending.ended.wait(_BURIAL_S)
         except BaseException:
             on_cancel()  # the caller was interrupted: nobody wants the answer
             raise
@@ -326,36 +354,39 @@ class LlamaModel:
                 self._pending.pop(request_id, None)
         if pending.error is not None:
             raise pending.error
+        if not pending.ended.is_set() and self._death is not None:  # a callback holds the reader
+            raise self._death
         if pending.answer is None:
             scope.check()
             raise WorkerError(f"{self._spec.key} ended a request without an answer")
         return pending.answer
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """See `LocalModel.close`."""
-        with self._lock:
-            self._is_closing = True
+        """See `LocalModel.close`. Takes some seconds longer for a process that outlives SIGKILL. In
+        a callback of a worker it ends the process, and does not wait for the end, which comes after
+        the callback. In a fork of the host it does nothing."""
+        self._is_closing = True
+        if _here.is_reader or not self._process.is_ours:
+            self.kill()
+            return
         if timeout_s > 0:
             self._send(CloseCommand())
         if not self._exited.wait(timeout_s):
             self.kill()
-            self._exited.wait()
+            self._exited.wait(_BURIAL_S)
 
     def kill(self) -> None:
-        """End the process at once, without waiting and without taking locks."""
+        """End the process at once, without waiting. May be called from anywhere."""
         self._is_closing = True
         self._process.kill()
 
-    def _give_up(self) -> None:
-        """The worker did not confirm a cancel in time: it is stuck in native code."""
-        self._die(
-            WorkerTimeoutError(
-                f"worker {self.pid} of {self._spec.key} did not confirm a cancel within "
-                f"{self._cancel_grace_s:g} s and was ended",
-                pid=self.pid,
-            )
+    def _stuck_error(self) -> WorkerTimeoutError:
+        """The error for a worker that is stuck in native code."""
+        return WorkerTimeoutError(
+            f"worker {self.pid} of {self._spec.key} did not confirm a cancel within "
+            f"{self._cancel_grace_s:g} s and was ended",
+            pid=self.pid,
         )
-        self._process.kill()
 
     def _send(self, command: Command) -> None:
         """Hand a command to the writer thread; returns at once."""
@@ -366,38 +397,30 @@ class LlamaModel:
     def _write(self) -> None:
         try:
             while (message := self._outbox.get()) is not None:
-                self._connection.send_bytes(message)
-        except OSError:
-            return  # the worker is gone; the reader thread ends everything that waits
+                self._process.send_bytes(message)
+        except OSError:  # it reads no more: the reader thread ends it, and everything that waits
+            self._process.hang_up()
 
     # -- reader thread
 
     def _read(self) -> None:
+        _here.is_reader = True
         try:
             while True:
-                self._dispatch(receive_report(self._connection))
+                self._dispatch(receive_report(self._process))
         except (EOFError, OSError):
             pass  # the worker is gone
         except WorkerError as error:  # a malformed report
-            self._die(
+            self.fail(
                 WorkerError(f"worker {self.pid} of {self._spec.key}: {error.message}", pid=self.pid)
             )
-            self._process.kill()
         except Exception as error:
-            self._die(
+            self.fail(
                 WorkerError(f"worker {self.pid} of {self._spec.key} was not understood: {error!r}")
             )
-            self._process.kill()
             raise
         finally:
             self._finish()
-
-    def _exit_code(self) -> int:
-        try:
-            return self._process.wait(_DYING_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
 
     def _dispatch(self, report: Report) -> None:
         match report:
@@ -411,7 +434,7 @@ class LlamaModel:
                 self._why_no_gate, self._device = why_no_gate, device
                 self._hello.set()
             case LoadingReport(fraction):
-                self._on_loading(fraction)
+                call_safely(self._on_loading, fraction)
             case LoadedReport(context_length, threads, device):
                 facts = {"context_length": context_length, "threads": threads, "device": device}
                 self._info = self._info.model_copy(update=facts)
@@ -419,7 +442,7 @@ class LlamaModel:
             case CompletedReport(wire):
                 if wire is not None:
                     line = f"it keeps its first context: {wire.message}"
-                    self._on_log("warning", line, self._spec.info.model_id)
+                    self._log("warning", line)
                 self.complete()
             case FailedReport(wire):
                 error = error_from_wire(wire)
@@ -428,7 +451,10 @@ class LlamaModel:
                 self._load_ended.set()
             case LogReport(level, line):
                 self._log_lines.append(line)
-                self._on_log(level, line, self._spec.info.model_id)
+                self._log(level, line)
+
+    def _log(self, level: str, line: str) -> None:
+        call_safely(self._on_log, level, line, self._spec.info.model_id)
 
     def _on_step(self, step: StepReport) -> None:
         for request_id, text, tokens in step.texts:
@@ -450,34 +476,46 @@ class LlamaModel:
     def _deliver(self, request_id: int, pending: _Pending[Any], text: str, tokens: int) -> None:
         try:
             pending.on_text(text, tokens)
-        except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
+        except BaseException as error:  # noqa: BLE001 (the caller's code may raise anything)
             pending.end(error=error)
             self._send(CancelCommand(request_id))
 
     def _finish(self) -> None:
-        code = self._exit_code()
-        output = beginning_of(self._output)
-        crash = None
-        # A worker that could not load reports that and ends: this is no crash.
-        is_expected = self._is_closing or self._death or self._load_error
-        if not is_expected:
-            crash = self._crash_error(code, output)
-        self._die(crash or EngineClosedError(f"{self._spec.key} was unloaded"))
-        self._outbox.put(None)
-        self._writer.join()
-        self._connection.close()
-        self._output.close()
-        self._exited.set()
-        self._on_exit()
+        crash, is_gone = None, True
+        try:
+            is_gone = self._process.end(_DYING_GRACE_S)
+            # A worker that could not load reports that and ends: this is no crash.
+            if not (self._is_closing or self._death or self._load_error):
+                crash = self._crash_error()
+        finally:
+            self._end_all(crash or EngineClosedError(f"{self._spec.key} was unloaded"))
+            self._outbox.put(None)
+            self._process.hang_up()
+            self._writer.join(_DYING_GRACE_S)
+            self._process.close()
+            with self._lock:
+                self._exited.set()
+            call_safely(self._on_exit)
+        if not is_gone:
+            self._log("error", _outlived(self.pid))
         if crash is not None:
-            self._on_crash(self._spec.info.model_id, crash)
+            call_safely(self._on_crash, self._spec.info.model_id, crash)
 
-    def _crash_error(self, code: int, output: str) -> WorkerCrashedError:
-        name = signal.Signals(-code).name if code < 0 else None
-        how = f"by {name}" if name else f"with exit code {code}"
+    def _crash_error(self) -> WorkerCrashedError:
+        process, output = self._process, self._process.said()
+        code, name = process.exit_code, None
+        if process.was_killed and code in (None, -signal.SIGKILL):
+            code, how = None, "closed its connection and was ended"
+        elif code is None:
+            how = "died; its exit status is not known: this program ignores SIGCHLD or took it"
+        elif code < 0:
+            name = signal_name(-code)
+            how = f"died by {name}"
+        else:
+            how = f"died with exit code {code}"
         said = f", saying: {output.splitlines()[0][:300]}" if output else ""
         return WorkerCrashedError(
-            f"worker {self.pid} of {self._spec.key} died {how}{said}",
+            f"worker {self.pid} of {self._spec.key} {how}{said}",
             pid=self.pid,
             exit_code=code,
             signal=name,
@@ -485,26 +523,31 @@ class LlamaModel:
             log=list(self._log_lines),
         )
 
-    def _die(self, error: OrionError) -> None:
+    def _end_all(self, error: OrionError) -> None:
+        """End everything that waits, with `error` unless another one was given before."""
         with self._lock:
-            if self._death is None:
-                self._death = error
+            death = self._death = self._death or error
             waiting = list(self._pending.values())
         for pending in waiting:
-            pending.end(error=self._death)
+            pending.end(error=death)
         if not self._load_ended.is_set():
-            self._load_error = self._load_error or self._death
+            self._load_error = self._load_error or death
             self._load_ended.set()
         self._hello.set()
-        self.complete(self._death)
+        self.complete(death)
 
     def complete(self, error: OrionError | None = None) -> None:
         """Make `completion` done, unless it is. Its callbacks may be the application's code: they
-        get a thread of their own, because this one may have to deliver what they wait for."""
-        if not self.completion.done():
+        get a thread of their own if there is one, because this one may have to deliver what they
+        wait for."""
+        if self.completion.done():
+            return
+        try:
             threading.Thread(
                 target=self._complete, args=(error,), name="orion-complete", daemon=True
             ).start()
+        except RuntimeError:  # the system gives no more
+            call_safely(self._complete, error)
 
     def _complete(self, error: OrionError | None) -> None:
         with contextlib.suppress(InvalidStateError):  # another thread was faster
@@ -512,6 +555,13 @@ class LlamaModel:
                 self.completion.set_result(self._info)
             else:
                 self.completion.set_exception(error)
+
+
+def _outlived(pid: int) -> str:
+    return (
+        f"worker {pid} did not end within {KILLED_GRACE_S:g} s of SIGKILL: it hangs in the kernel, "
+        "and its memory is not free yet"
+    )
 
 
 def _completion(done: Done) -> Completion:

@@ -125,7 +125,8 @@ class LlamaBackend:
         )
         self._process_bytes = PROCESS_BYTES
         self._is_process_measured = False
-        self._models: weakref.WeakSet[LlamaModel] = weakref.WeakSet()
+        # By process. Not a set: one that another thread changes cannot be copied.
+        self._models: weakref.WeakValueDictionary[int, LlamaModel] = weakref.WeakValueDictionary()
 
     def load(self, spec: LoadSpec, scope: CancelScope, on_progress: OnProgress) -> LlamaModel:
         """See `LocalBackend.load`. Headers are checked before any native code reads the files."""
@@ -162,8 +163,10 @@ class LlamaBackend:
     def kill_all(self) -> None:
         """See `LocalBackend.kill_all`."""
         self._spare.kill()
-        for model in list(self._models):
-            model.kill()
+        for reference in self._models.valuerefs():
+            model = reference()
+            if model is not None:
+                model.kill()
 
     def _use(self, spec: LoadSpec) -> Use:
         return Use(
@@ -190,7 +193,7 @@ class LlamaBackend:
             self._on_log,
             self._on_crash,
         )
-        self._models.add(model)
+        self._models[model.pid] = model
         if self._spare.is_over:  # `kill_all` ran before it was added
             model.kill()
         return model
@@ -235,7 +238,6 @@ class LlamaBackend:
         scope.check()
         self._cache.note_use(spec.files)
         read_ahead(spec.files, forward_order(headers, self._sharding(spec)).runs)
-        model = self._new_model(spec)
         total = sum(header.file_size for header in headers)
         progress = LoadProgress(
             "loading_shard",
@@ -249,28 +251,33 @@ class LlamaBackend:
             shards = int(fraction * progress.shards)
             on_progress(replace(progress, fraction=fraction, shards_loaded=shards))
 
-        on_loading(0.0)
-        if not self._is_process_measured:
-            self._await_idle(model, scope)
-        gpu_layers, gpu_note = self._gpu_layers(spec, headers, model, scope)
-        command = self._load_command(spec, headers, spec.files, gpu_layers=gpu_layers)
-        timeout_s = self._settings.load_timeout_s
-        try:
-            model.load(headers, command, scope, timeout_s, on_loading)
-        except OrionError as error:
-            if scope.error is not None or not gpu_layers:
-                raise
-            gpu_note = f"the GPU could not be used, it is on the CPU: {error.message}"
-            self._on_log("warning", gpu_note, spec.info.model_id)
+        with contextlib.ExitStack() as undo:
             model = self._new_model(spec)
-            model.load(headers, replace(command, gpu_layers=0), scope, timeout_s, on_loading)
-        progress = replace(progress, note="; ".join(filter(None, [note, gpu_note])))
-        done = replace(progress, phase="complete", fraction=1.0, shards_loaded=progress.shards)
-        on_progress(replace(done, phase="ready"))
-        model.show_progress(lambda: done)
-        with contextlib.suppress(InvalidStateError):  # the worker died meanwhile
-            model.completion.set_result(model.info)
-        on_progress(done)
+            undo.callback(model.kill)
+            on_loading(0.0)
+            if not self._is_process_measured:
+                self._await_idle(model, scope)
+            gpu_layers, gpu_note = self._gpu_layers(spec, headers, model, scope)
+            command = self._load_command(spec, headers, spec.files, gpu_layers=gpu_layers)
+            timeout_s = self._settings.load_timeout_s
+            try:
+                model.load(headers, command, scope, timeout_s, on_loading)
+            except OrionError as error:
+                if scope.error is not None or not gpu_layers:
+                    raise
+                gpu_note = f"the GPU could not be used, it is on the CPU: {error.message}"
+                self._on_log("warning", gpu_note, spec.info.model_id)
+                model = self._new_model(spec)
+                undo.callback(model.kill)
+                model.load(headers, replace(command, gpu_layers=0), scope, timeout_s, on_loading)
+            progress = replace(progress, note="; ".join(filter(None, [note, gpu_note])))
+            done = replace(progress, phase="complete", fraction=1.0, shards_loaded=progress.shards)
+            on_progress(replace(done, phase="ready"))
+            model.show_progress(lambda: done)
+            with contextlib.suppress(InvalidStateError):  # the worker died meanwhile
+                model.completion.set_result(model.info)
+            on_progress(done)
+            undo.pop_all()
         return model
 
     def _gpu_layers(
@@ -426,7 +433,11 @@ class LlamaBackend:
                 on_progress(done)
 
         model.on_exit(lambda: _end(fetching))
-        threading.Thread(target=follow, name="orion-arriving", daemon=True).start()
+        try:
+            threading.Thread(target=follow, name="orion-arriving", daemon=True).start()
+        except RuntimeError as error:
+            model.kill()
+            raise WorkerError(f"the system gives no more threads: {error}") from error
 
 
 def _identity(file: Path) -> _FileIdentity:
@@ -461,7 +472,8 @@ def read_ahead(files: Sequence[Path], runs: Sequence[Run]) -> None:
                     length = min(_READ_AHEAD_BYTES, end - at)
                     os.posix_fadvise(handles[number], at, length, os.POSIX_FADV_WILLNEED)
 
-    threading.Thread(target=advise, name="orion-read-ahead", daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # no thread for it: the worker reads by itself
+        threading.Thread(target=advise, name="orion-read-ahead", daemon=True).start()
 
 
 def _end(fetching: CancelScope) -> None:

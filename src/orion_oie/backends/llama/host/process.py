@@ -5,21 +5,24 @@ inherits the socket as an open descriptor, so that it has no address. The client
 messages.
 """
 
-import contextlib
 import os
+import select
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from orion_oie.backends.llama.host.child import Child
 from orion_oie.errors import WorkerError
 
+KILLED_GRACE_S = 5.0
 _OUTPUT_BYTES_SHOWN = 2000
 # Turns of a loop before a thread of OpenMP that waits gives its core away; some 50 us. The default,
 # 300,000, lets all threads spin for as long as another program has the core of one of them: beside
@@ -27,8 +30,122 @@ _OUTPUT_BYTES_SHOWN = 2000
 # 100 a lone sequence is a third slower, because the threads sleep within each step.
 _SPINS = "1000"
 _MAX_START_S = 5.0
+_LOOK_S = 0.2  # where the system does not notify of the end of a process
+_READ_BYTES = 64 << 10
 
-WorkerProcess = tuple["subprocess.Popen[bytes]", "Connection[Any, Any]", BinaryIO]
+# The messages of `multiprocessing.connection`, which the worker uses: a size, then as many bytes. A
+# size that needs more than 31 bits comes after a -1.
+_SIZE, _LONG_SIZE = struct.Struct("!i"), struct.Struct("!iQ")
+_LONGEST = 0x7FFFFFFF
+# A write to a dead worker must not end a host that restored the default action of SIGPIPE.
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class WorkerProcess(Child):
+    """The process of a worker, and the messages to and from it. One thread receives, one sends."""
+
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", ours: socket.socket, output: BinaryIO
+    ) -> None:
+        super().__init__(process)
+        self._socket = ours
+        self._output = output
+        self._inbox = bytearray()
+        self._sources = select.poll()  # of messages, and of the end
+        self._sources.register(ours, select.POLLIN)
+        self._look_ms = None if self.descriptor is not None else _LOOK_S * 1e3
+        if self.descriptor is not None:
+            self._sources.register(self.descriptor, select.POLLIN)
+
+    def send_bytes(self, message: bytes) -> None:
+        """Write a message; blocks while the worker reads nothing. Raises `OSError` when it reads no
+        more, or was killed."""
+        size = len(message)
+        head = _SIZE.pack(size) if size <= _LONGEST else _LONG_SIZE.pack(-1, size)
+        self._socket.sendall(head + message, _NO_SIGNAL)
+
+    def recv_bytes(self) -> bytes:
+        """Wait for the next message. Raises `EOFError` when there is none and none can come: the
+        process has ended, or was killed, or has closed its socket."""
+        while (message := self._taken()) is None:
+            data = self._received()
+            if not data:
+                raise EOFError
+            self._inbox += data
+        return message
+
+    def await_bytes(self, timeout_s: float) -> None:
+        """Wait for the beginning of a message, on any thread."""
+        poll = select.poll()  # the receiver's cannot be shared
+        with suppress(ValueError):  # the socket was closed meanwhile
+            poll.register(self._socket, select.POLLIN)
+            poll.poll(timeout_s * 1e3)
+
+    def kill(self) -> None:
+        """End the process, and its messages, also if another process has a copy of its socket.
+        Returns at once."""
+        super().kill()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the messages: what has arrived can still be received, and a thread that sends gets
+        an error."""
+        if self.is_ours:  # it would end the messages of the host that forked, too
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def end(self, grace_s: float) -> bool:
+        """Wait for its end, and after `grace_s` kill it. False when it is still there after that:
+        it hangs in the kernel, and keeps its memory."""
+        if self.wait(grace_s):
+            return True
+        self.kill()
+        return self.wait(KILLED_GRACE_S)
+
+    def close(self) -> None:
+        """Give back its descriptors. No thread may be sending or receiving."""
+        self.hang_up()
+        self._socket.close()
+        self._output.close()
+        super().close()
+
+    def said(self) -> str:
+        """The beginning of its output, which names an assertion or a signal."""
+        with suppress(OSError):
+            data = os.pread(self._output.fileno(), _OUTPUT_BYTES_SHOWN, 0)
+            return data.decode("utf-8", "replace").strip()
+        return ""
+
+    def _received(self) -> bytes:
+        """More bytes; none when no more can come."""
+        own = self._socket.fileno()
+        while True:
+            found = self._sources.poll(self._look_ms)
+            if any(descriptor == own for descriptor, _event in found):
+                with suppress(BlockingIOError):
+                    return self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+            elif self.has_ended():  # it ended before this look: all that it wrote would be here
+                return b""
+            elif found:  # a debugger keeps it from us: no busy waiting
+                time.sleep(_LOOK_S)
+
+    def _taken(self) -> bytes | None:
+        """The first message, if all of it is here."""
+        inbox = self._inbox
+        if len(inbox) < _SIZE.size:
+            return None
+        start = _SIZE.size
+        (size,) = _SIZE.unpack_from(inbox)
+        if size == -1:
+            if len(inbox) < _LONG_SIZE.size:
+                return None
+            start = _LONG_SIZE.size
+            _, size = _LONG_SIZE.unpack_from(inbox)
+        if len(inbox) < start + size:
+            return None
+        message = bytes(memoryview(inbox)[start : start + size])
+        del inbox[: start + size]
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +158,7 @@ class Priority:
 
 
 def start_worker(priority: Priority = Priority()) -> WorkerProcess:
-    """Start a worker; returns the process, the connection to it, and the file that collects its
-    output. Raises `WorkerError` when it cannot be started."""
+    """Start a worker. Raises `WorkerError` when it cannot be started."""
     if os.name != "posix":
         raise WorkerError("workers need a POSIX system; on Windows use WSL")
     if not sys.executable:
@@ -54,24 +170,26 @@ def start_worker(priority: Priority = Priority()) -> WorkerProcess:
 
 
 def _spawn(priority: Priority) -> WorkerProcess:
-    ours, theirs = socket.socketpair()
-    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed when the worker has ended)
-    # -P and an explicit path: the worker imports the same modules as this process, not files of the
-    # working directory. A session of its own: Ctrl-C reaches the host only.
-    command = [sys.executable, "-P", "-X", "faulthandler"]
-    command += ["-m", "orion_oie.backends.llama.worker.main", str(theirs.fileno())]
-    command += [str(priority.nice), ",".join(map(str, priority.cores or ()))]
-    process = subprocess.Popen(
-        command,
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        start_new_session=True,
-        env=environment(),
-    )
+    with ExitStack() as opened:
+        ours, theirs = map(opened.enter_context, socket.socketpair())
+        output = opened.enter_context(tempfile.TemporaryFile())
+        # -P and an explicit path: the worker imports the same modules as this process, not files of
+        # the working directory. A session of its own: Ctrl-C reaches the host only.
+        command = [sys.executable, "-P", "-X", "faulthandler"]
+        command += ["-m", "orion_oie.backends.llama.worker.main", str(theirs.fileno())]
+        command += [str(os.getpid()), str(priority.nice), ",".join(map(str, priority.cores or ()))]
+        process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=environment(),
+        )
+        opened.pop_all()
     theirs.close()
-    return process, Connection(ours.detach()), output
+    return WorkerProcess(process, ours, output)
 
 
 class SpareWorker:
@@ -98,7 +216,7 @@ class SpareWorker:
         if spare is not None:
             worker, inherited = spare
             # Its environment may be out of date.
-            if worker[0].poll() is None and inherited == environment():
+            if not worker.has_ended() and inherited == environment():
                 return worker
             _end(worker)
         return start_worker(self._priority)
@@ -108,9 +226,10 @@ class SpareWorker:
         is short."""
         check = self._has_spare_memory
         if check is not None and self._spare is None and not self._is_over.is_set():
-            threading.Thread(
-                target=self._start, args=(delay_s, check), name="orion-spare", daemon=True
-            ).start()
+            with suppress(RuntimeError):  # no thread for it: the next load waits a little longer
+                threading.Thread(
+                    target=self._start, args=(delay_s, check), name="orion-spare", daemon=True
+                ).start()
 
     def _start(self, delay_s: float, has_spare_memory: Callable[[], bool]) -> None:
         if self._is_over.wait(delay_s) or not has_spare_memory():
@@ -118,12 +237,11 @@ class SpareWorker:
         with self._starting():
             with self._lock:
                 if self._spare is None and not self._is_over.is_set():
-                    with contextlib.suppress(WorkerError):  # the next `take` raises it
+                    with suppress(WorkerError):  # the next `take` raises it
                         self._spare = start_worker(self._priority), environment()
                 spare = self._spare
             if spare is not None:
-                with contextlib.suppress(OSError, ValueError):  # it was ended meanwhile
-                    spare[0][1].poll(_MAX_START_S)  # until its hello arrives; nothing is read
+                spare[0].await_bytes(_MAX_START_S)  # until its hello arrives; nothing is read
         if self._is_over.is_set():  # meanwhile
             self.kill()
 
@@ -141,11 +259,8 @@ class SpareWorker:
 
 
 def _end(worker: WorkerProcess) -> None:
-    process, connection, output = worker
-    process.kill()
-    process.wait()
-    connection.close()
-    output.close()
+    worker.end(0.0)
+    worker.close()
 
 
 def environment() -> dict[str, str]:
@@ -155,9 +270,3 @@ def environment() -> dict[str, str]:
     fixed = {"PYTHONPATH": os.pathsep.join(paths), "GGML_NO_BACKTRACE": "1"}
     own = {"GOMP_SPINCOUNT": _SPINS, "OPENBLAS_NUM_THREADS": "1"}
     return {**own, **os.environ, **fixed}
-
-
-def beginning_of(output: BinaryIO) -> str:
-    """The beginning of a worker's output, which names an assertion or a signal."""
-    output.seek(0)
-    return output.read(_OUTPUT_BYTES_SHOWN).decode("utf-8", "replace").strip()

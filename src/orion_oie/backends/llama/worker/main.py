@@ -1,6 +1,6 @@
 """The process that holds one loaded model:
 
-    python -m orion_oie.backends.llama.worker.main DESCRIPTOR NICE CORES
+    python -m orion_oie.backends.llama.worker.main DESCRIPTOR HOST_PID NICE CORES
 
 Three threads: the main one owns the model and runs the batches, one reads commands, one turns
 conversations into tokens. An embedding model needs the first two. A model may be loaded while its
@@ -108,8 +108,11 @@ _Item = Command | _Prepared | _Rejected | _NewContext
 class Worker:
     """Connects the three threads."""
 
-    def __init__(self, connection: "Connection[Any, Any]") -> None:
+    def __init__(self, connection: "Connection[Any, Any]", host_pid: int | None = None) -> None:
         self._connection = connection
+        # Given by the host: it may be gone by now, or have started this through a script.
+        self._parent = os.getppid()
+        self._host_pid = self._parent if host_pid is None else host_pid
         self._send_lock = threading.Lock()
         self._load_command: queue.SimpleQueue[LoadCommand] = queue.SimpleQueue()
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -117,7 +120,6 @@ class Worker:
         self._preparing: set[int] = set()
         self._cancelled: set[int] = set()  # texts to embed; the inbox orders other cancels
         self._abort = native.AbortFlag()
-        self._parent = os.getppid()
 
     def run(self) -> None:
         """Load the model that the first command names, then serve until a `CloseCommand`."""
@@ -337,9 +339,11 @@ class Worker:
             os._exit(1)
 
     def _await_message(self) -> None:
-        while not self._connection.poll(_PARENT_CHECK_S):
-            if os.getppid() != self._parent:
+        while True:
+            if os.getppid() != self._parent or not _is_there(self._host_pid):
                 os._exit(0)
+            if self._connection.poll(_PARENT_CHECK_S):
+                return
 
     def _accept(self, command: Command) -> None:
         match command:
@@ -451,14 +455,26 @@ def _threads() -> list[int]:
         return [0]
 
 
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def main() -> None:
     """Entry point of the process."""
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    descriptor, nice, cores = sys.argv[1:]
+    descriptor, host_pid, nice, cores = sys.argv[1:]
     _share_cores(int(nice), {int(core) for core in cores.split(",") if core})
+    # A process that a driver starts would keep it open.
+    os.set_inheritable(int(descriptor), False)
     connection: Connection[Any, Any] = Connection(int(descriptor))
-    Worker(connection).run()
+    Worker(connection, int(host_pid)).run()
     # Freeing a context that other threads may still use is not worth the risk.
     os._exit(0)
 
