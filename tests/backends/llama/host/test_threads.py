@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orion_oie.backends.base import LoadSpec
-from orion_oie.backends.llama.host.loader import LlamaBackend
+from orion_oie.backends.llama.host.loader import LlamaBackend, LoaderSettings
 from orion_oie.backends.llama.host.threads import (
     ThreadAllocator,
     divide_cores,
@@ -118,7 +118,7 @@ def test_a_core_is_left_to_what_is_loaded() -> None:
 
 def test_a_stream_leaves_a_core_to_a_load(tiny_model: Path) -> None:
     """A real worker that answers is told while another model is loaded beside it."""
-    backend = LlamaBackend()
+    backend = LlamaBackend(LoaderSettings(is_adaptive=False))
     spec = LoadSpec(INFO, (tiny_model,))
     model = backend.load(spec, CancelScope(), lambda _progress: None)
     seen: set[int] = set()
@@ -141,7 +141,7 @@ def test_a_stream_leaves_a_core_to_a_load(tiny_model: Path) -> None:
 
 def test_two_real_workers_share_the_cores(tiny_model: Path) -> None:
     """Workers that answer at the same time have half of the cores each; alone, all of them."""
-    backend = LlamaBackend()
+    backend = LlamaBackend(LoaderSettings(is_adaptive=False))
     specs = [LoadSpec(INFO.model_copy(update={"model_id": name}), (tiny_model,)) for name in "ab"]
     models = [backend.load(spec, CancelScope(), lambda _progress: None) for spec in specs]
     try:
