@@ -135,7 +135,7 @@ class Batcher:
             held_cells=len(held),
             silent_cells=self._kv.cells.used - len(held),
             host_cache_bytes=self._kv.host_cache.used_bytes,
-            threads=self._model.threads,
+            threads=self.threads.number("decode", max(1, len(self._running))),
         )
 
     def step(self) -> StepOutput:
