@@ -1,8 +1,8 @@
 """Draws how the engine follows other programs that use the cores, as an SVG.
 
 Above, the speed of the answers over time; below, the threads that computed them. In the grey spans,
-another process used a core. Reads a JSON file that `benchmarks/beside.py --data FILE` wrote; measures
-nothing itself. Times are in seconds:
+another process used a core. Reads a JSON file that `benchmarks/beside.py --data FILE` wrote, and
+measures nothing itself. Times are in seconds:
 
     {"tokens": [0.1], "threads": [[0.1, 2]], "came": [2.0], "went": [8.0]}
 
