@@ -37,7 +37,7 @@ class Delivery(Generic[T]):
         self._take = take
         self._on_error = on_error
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call the library, anywhere
         self._changed = threading.Condition(self._lock)
         self._items: deque[T] = deque()
         self._put = self._done = self._lost = 0

@@ -18,7 +18,7 @@ class CallbackLine:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()  # reentrant: a signal handler may call the library
         self._waiting: deque[Callable[[], None]] = deque()
         self._running: set[int] = set()  # threads
         self._is_starting = False

@@ -17,7 +17,7 @@ class CallbackThreads:
     """Runs each job at once, on an idle thread or on a new one. Jobs must not raise."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call the library, anywhere
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._idle = 0  # threads that wait, less the jobs that are on their way to them
 

@@ -89,9 +89,8 @@ class RequestHandle:
     def result(self, timeout: float | None = None) -> InferenceResult:
         """Wait for the answer, and until `on_event` has got all of it; raises the request's error,
         or `TimeoutError` after `timeout` seconds, which leaves the request running."""
-        request = self._request
-        if self._owner_pid is None and not request.feeds:  # the most frequent case
-            return request.future.result(timeout)
+        if self._is_plain:
+            return self._request.future.result(timeout)
         with self._reading():
             if wait_for_futures(self._ends(), timeout).not_done:
                 raise TimeoutError
@@ -210,6 +209,11 @@ class RequestHandle:
 
     # -- the end
 
+    @property
+    def _is_plain(self) -> bool:
+        """True for a request that nobody reads piece by piece, the most frequent case."""
+        return self._owner_pid is None and not self._request.feeds
+
     def _ends(self) -> list[Future[Any]]:
         """The ends of the request and of its feeds, but of one on this thread."""
         feeds = [feed.ended for feed in self._request.feeds if not feed.is_own]
@@ -231,6 +235,9 @@ class RequestHandle:
         from orion_oie.engine.loop import until_done
 
         try:
+            if self._is_plain:
+                await until_done(self._request.future)
+                return self._request.future.result()
             with self._reading():
                 for end in self._ends():
                     await until_done(end)

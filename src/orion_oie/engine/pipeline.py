@@ -7,6 +7,7 @@ Text is sanitized piece by piece as it comes. Each decision is made elsewhere: i
 the router, the queue and the pool.
 """
 
+import logging
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
+from orion_oie.callbacks import host_log
 from orion_oie.callbacks.delivery import Delivery
 from orion_oie.cancellation import DeadlineTimer
 from orion_oie.config import EngineConfig
@@ -321,7 +323,11 @@ class Pipeline:
             answer = self._chain.run(request, routed)
             self._finish(request, routed, answer, queue_ms)
         except BaseException as error:  # noqa: BLE001 (it must reach the caller, not this thread)
-            self._end(request, error)
+            try:
+                self._end(request, error)
+            except BaseException as bug:  # noqa: BLE001 (the request has ended, others are to come)
+                text = "the end of request %s was not complete"
+                host_log.log(logging.ERROR, text, request.id, error=bug)
 
     def _finish(self, request: Request, routed: Routed, answer: Answer, queue_ms: float) -> None:
         stream, completion, candidate = request.stream, answer.completion, answer.candidate

@@ -42,7 +42,7 @@ class EventLog:
 
         self._recent: deque[Event] = deque(maxlen=capacity)
         self._subscriptions: tuple[Delivery[Event], ...] = ()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._log_content = log_content
         self._failures = self._lost_before = 0
         self._has_logging_failed = False
