@@ -263,7 +263,8 @@ def evicted(file: Path, work: Path, rounds: int) -> list[Row]:
             for turn in range(rounds + 1):
                 started = time.perf_counter()
                 handle = engine.stream("Hello!", max_tokens=4, temperature=0.0)
-                next(iter(handle))
+                events = iter(handle)
+                next(events)
                 took = time.perf_counter() - started
                 result = handle.result()
                 time.sleep(1.5)

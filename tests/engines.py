@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Running, config_with, registry_with, wait_until
+from helpers import BOUND_S, Running, config_with, registry_with, wait_until
 from internals import busy_of, set_idle_exit, set_timer_idle_exit
 
 from orion_oie import (
@@ -93,6 +93,11 @@ def settle(engine: OrionInferenceEngine) -> None:
     wait_until(lambda: busy_of(parts(engine).queue) == 0)
     loads = parts(engine).background._loads
     wait_until(lambda: all(load.done() for load in list(loads.values())))
+
+
+def delivered(engine: OrionInferenceEngine) -> None:
+    """Wait until subscribers and the log have everything that was published."""
+    assert parts(engine).events.flush(BOUND_S)
 
 
 def one_at_a_time() -> dict[str, int]:

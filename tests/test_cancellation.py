@@ -8,6 +8,7 @@ import pytest
 from helpers import BOUND_S, no_more_threads, run_all, wait_until
 from internals import at_idle_timeout, set_timer_idle_exit
 
+from orion_oie.callbacks import host_log
 from orion_oie.cancellation import CancelScope, DeadlineTimer
 from orion_oie.errors import DeadlineExceededError, OrionError, RequestCancelledError
 
@@ -137,6 +138,7 @@ def test_a_failing_callback_does_not_silence_the_others(caplog: pytest.LogCaptur
     scope.on_cancel(lambda: seen.append("told"))
     assert scope.cancel(error()) is True
     assert seen == ["told"]
+    assert host_log.flush(BOUND_S)
     assert "broken callback" in caplog.text
 
 

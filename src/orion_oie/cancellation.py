@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from orion_oie.callbacks import host_log
 from orion_oie.errors import DeadlineExceededError, OrionError
 
 _IDLE_EXIT_S = 5.0
@@ -43,9 +44,8 @@ class CancelScope:
         for callback in callbacks:
             try:
                 callback()
-            except Exception:
-                # The other callbacks must still run, and the cancelling thread must not fail.
-                logging.getLogger("orion_oie").exception("a cancel callback failed")
+            except Exception as failure:  # noqa: BLE001 (its own code, and others must still run)
+                host_log.log(logging.ERROR, "a cancel callback failed", error=failure)
         return True
 
     def check(self) -> None:

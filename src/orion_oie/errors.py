@@ -48,9 +48,17 @@ class OrionError(Exception):
         self.details = details
 
 
+def message_of(error: BaseException) -> str:
+    """The message of an error; of a class whose text fails, a remark on that."""
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 (a class of the application)
+        return f"<it has no text: {type(failure).__name__}>"
+
+
 def described(error: BaseException) -> str:
     """The type and the message of an error, in one line of a log or of a receipt."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {message_of(error)}"
 
 
 class OrionWarning(UserWarning):

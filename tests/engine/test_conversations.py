@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import LONG
+from engines import LONG, delivered
 from helpers import BOUND_S, Running, one_model_registry, run_all, wait_until
 
 from orion_oie import (
@@ -410,6 +410,7 @@ def test_a_subscriber_may_use_the_chat(engine) -> None:
     engine.subscribe(lambda _event: lengths.append(len(chat.history)))
     Running(chat.ask, "one").join()
     Running(lambda: list(chat.stream("two"))).join()
+    delivered(engine)
     assert {0, 2} <= set(lengths)
 
 
@@ -511,6 +512,7 @@ def test_a_long_conversation_is_trimmed(tiny_model: Path, caplog: pytest.LogCapt
         assert len(chat.notes) == len({*dropped} - {0})
         note = f"was not shown the oldest {dropped[-1]} messages"
         assert note in chat.notes[-1]
+        delivered(engine)
         assert note in caplog.text
         assert "and so on" not in caplog.text
         with pytest.raises(ContextOverflowError):

@@ -129,6 +129,7 @@ def test_a_done_callback_sees_the_ended_request(make_engine) -> None:
     late: list[bool] = []
     handle.add_done_callback(lambda h: late.append(h.done()))
     assert seen == [(TEXT, TEXT)]
+    wait_until(lambda: late)
     assert late == [True]
 
 

@@ -10,7 +10,7 @@ import signal
 import threading
 
 import pytest
-from engines import LONG, TEXT, ended, names, one_at_a_time, outcomes, parts
+from engines import LONG, TEXT, delivered, ended, names, one_at_a_time, outcomes, parts
 from helpers import BOUND_S, Held, Running, no_more_threads, wait_until
 from internals import deadlines_of
 
@@ -40,6 +40,7 @@ def test_one_request_as_events(make_engine) -> None:
     engine.subscribe(events.append)
     handle = engine.submit("Hello?")
     handle.result()
+    delivered(engine)
     assert [event.name for event in events if event.name != "model.loading"] == [
         "request.received",
         "request.state",
@@ -97,12 +98,12 @@ def test_the_last_event_is_there_when_the_answer_is(make_engine) -> None:
     held = Held(FakeAnswer(TEXT), FakeAnswer("", error=WorkerTimeoutError("stuck")))
     engine = make_engine({"*": held})
     last: list[str] = []
-    for query in ("Hello?", "And now?"):
+    for count, query in enumerate(("Hello?", "And now?"), 1):
         held.let_go.clear()
         handle = engine.submit(query)
         handle.add_done_callback(lambda _handle: last.append(names(engine)[-1]))
         held.let_go.set()
-        ended(handle)
+        wait_until(lambda count=count: len(last) == count)
     assert last == ["request.succeeded", "request.failed"]
 
 
@@ -150,6 +151,7 @@ def test_a_subscriber_hears_until_it_leaves(make_engine) -> None:
     leave()
     heard = len(first)
     engine.infer("Hello?")
+    delivered(engine)
     assert len(first) == heard > 0
     assert len(second) > heard
 
@@ -161,7 +163,10 @@ def test_a_failing_subscriber_harms_nobody(make_engine) -> None:
     engine.subscribe(lambda event: 1 / 0)
     engine.subscribe(lambda event: heard.append(event.name))
     assert engine.infer("Hello?").content == TEXT
-    assert heard[-1] == "request.succeeded"
+    delivered(engine)
+    assert "request.succeeded" in heard
+    assert heard.count("callback.failed") == 1
+    wait_until(lambda: engine.stats().callback_errors == len(heard))
 
 
 def test_a_subscriber_may_call_the_engine(make_engine) -> None:
@@ -178,6 +183,7 @@ def test_a_subscriber_may_call_the_engine(make_engine) -> None:
 
     leave = engine.subscribe(on_event)
     assert Running(engine.infer, "Hello?").join().content == TEXT
+    wait_until(lambda: answers)
     assert answers[0].result(BOUND_S).content == TEXT
 
 
@@ -207,7 +213,9 @@ def ask_secretly(engine: OrionInferenceEngine) -> None:
     ]
     for handle in handles:
         ended(handle)
-    assert sum(handle.state is RequestState.SUCCESS for handle in handles) <= 1
+    delivered(engine)
+    # A splitter is asked by those who read, and nobody reads; `fail` may come too late.
+    assert sum(handle.state is RequestState.SUCCESS for handle in handles) in (1, 2)
 
 
 def secretive(job: GenerationJob) -> FakeAnswer:

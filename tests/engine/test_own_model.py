@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Running, config_with
+from helpers import BOUND_S, Running, config_with
 from tiny import write_tiny_llama
 
 from orion_oie import (
     AgentModels,
     AgentSpec,
     DigestMismatchError,
+    Event,
     InvalidRequestError,
     ModelCorruptError,
     ModelError,
@@ -572,6 +574,25 @@ def test_a_context_that_the_model_does_not_have(own: Path) -> None:
     assert model is not None
     assert model.context_length == 512
     assert any("100000 was asked for" in line for line in lines)
+
+
+@pytest.mark.parametrize("sign", ["100000 was asked for", "loading_shard"])
+def test_a_subscriber_may_close_what_it_hears_of(own: Path, sign: str) -> None:
+    """A line of the log or a step of the load: the thread that reads the worker's messages goes on,
+    and sees it end."""
+    engine = engine_with(own, context_length=100_000)
+    closed = threading.Event()
+
+    def close(event: Event) -> None:
+        if sign in str(event.fields):
+            engine.shutdown(0.0)
+            closed.set()
+
+    engine.subscribe(close)
+    handle = engine.submit("Hello?", **NOISE)
+    assert closed.wait(BOUND_S)
+    with pytest.raises(OrionError):
+        handle.result(BOUND_S)
 
 
 # Base models

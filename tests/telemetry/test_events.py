@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+from helpers import BOUND_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -183,6 +184,7 @@ def test_subscribers_see_content_only_when_asked_for(kind: type[Event], log_cont
     log = EventLog(1, log_content=log_content)
     log.subscribe(seen.append)
     log.publish(event)
+    assert log.flush(BOUND_S)
     expected = event if log_content else redacted(event)
     assert seen == [expected]
     assert log.export()[0].items() >= expected.fields.items()

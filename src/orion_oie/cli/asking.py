@@ -188,22 +188,29 @@ def engine_for(
 
 
 @contextlib.contextmanager
-def progress(engine: OrionInferenceEngine, *, is_shown: bool = True) -> Iterator[LoadDisplay]:
-    """A display of the loads of an engine, on the standard error."""
+def progress(
+    engine: OrionInferenceEngine, *, is_shown: bool = True
+) -> Iterator[Callable[[], None]]:
+    """A display of the loads of an engine, on the standard error. Gives the function that ends
+    it."""
     with LoadDisplay() as display:
-        end = engine.subscribe(display.show) if is_shown else None
+        end = engine.subscribe(display.show) if is_shown else lambda: None
+
+        def close() -> None:
+            end()  # what happened before is shown
+            display.close()
+
         try:
-            yield display
+            yield close
         finally:
-            if end is not None:
-                end()
+            close()
 
 
-def print_answer(handle: "RequestHandle", display: LoadDisplay) -> InferenceResult:
+def print_answer(handle: "RequestHandle", close_display: Callable[[], None]) -> InferenceResult:
     """Print an answer as it comes. What follows begins on a line of its own."""
     try:
         for event in handle:
-            display.close()  # the terminal belongs to the answer now
+            close_display()  # the terminal belongs to the answer now
             click.echo(event.text, nl=False)
     finally:
         if handle.text and not handle.text.endswith("\n"):

@@ -193,10 +193,10 @@ class _Talk:
 
     def _ask(self, question: str) -> None:
         with (
-            progress(self.engine) as display,
+            progress(self.engine) as close_display,
             self.talk.stream(question, **self.options) as handle,
         ):
-            result = print_answer(handle, display)
+            result = print_answer(handle, close_display)
         for note in [*notes(result), *self.talk.notes]:
             if note not in self.said:
                 self.said.add(note)

@@ -110,12 +110,12 @@ def run(
         strategy="sequential" if sequential else "progressive",
         lite_first=False,  # no second question follows, for the full model to answer
     )
-    with made as engine, progress(engine, is_shown=not quiet) as display:
+    with made as engine, progress(engine, is_shown=not quiet) as close_display:
         if is_json:
             print_json(engine.infer(question, **options).model_dump(mode="json"))
             return
         with engine.stream(question, **options) as handle:
-            result = print_answer(handle, display)
+            result = print_answer(handle, close_display)
     if not quiet:
         for note in notes(result):
             print_note(f"note: {note}")

@@ -18,9 +18,9 @@ Start = Callable[[], Awaitable[RequestHandle]]
 class AnswerStream(AsyncIterator[TokenEvent]):
     """The events of an answer: `async for event in stream`, and `await stream.result()` after it.
 
-    The request ends when the stream is closed, when the loop over it is left and nobody has it any
-    more, and when a task is cancelled that waits for it. `async with stream:` closes it at the end
-    of the block.
+    The request ends when the stream is closed, when the loop over it is left, when nobody has it
+    any more, and when a task is cancelled that waits for it. In a block `async with stream:` a loop
+    may be left and another one goes on; the end of the block closes the stream.
     """
 
     def __init__(self, handle: RequestHandle | Start) -> None:
@@ -29,7 +29,7 @@ class AnswerStream(AsyncIterator[TokenEvent]):
         self._handle = handle if isinstance(handle, RequestHandle) else None
         self._beginning = asyncio.Lock()
         self._events: AsyncIterator[TokenEvent] | None = None
-        self._is_closed = False
+        self._is_closed = self._is_in_block = False
 
     @property
     def handle(self) -> RequestHandle:
@@ -62,24 +62,30 @@ class AnswerStream(AsyncIterator[TokenEvent]):
             async with self._handle:
                 pass
 
-    def __aiter__(self) -> "AnswerStream":
-        return self
+    def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        return _Loop(self)
 
     async def __anext__(self) -> TokenEvent:
         if self._is_closed:
             raise StopAsyncIteration
         if self._events is None:
-            self._events = aiter(await self.started())
+            self._events = (await self.started()).events()
         try:
             return await anext(self._events)
         except StopAsyncIteration:
             raise
-        except BaseException:  # a cancelled task too
+        except BaseException as error:  # a cancelled task too
             if self._handle is not None:
-                self._handle.cancel()
+                self._handle.give_up(error)
             raise
 
+    def leave(self) -> None:
+        """A loop was left: the request ends soon, unless a block has the stream."""
+        if self._events is not None and self._handle is not None and not self._is_in_block:
+            self._handle.abandon()  # `on_event` may have the handle too
+
     async def __aenter__(self) -> "AnswerStream":
+        self._is_in_block = True
         return self
 
     async def __aexit__(
@@ -88,11 +94,25 @@ class AnswerStream(AsyncIterator[TokenEvent]):
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        self._is_in_block = False
         await self.aclose()
 
     def __del__(self) -> None:
-        if self._events is not None and self._handle is not None:
-            self._handle.abandon()  # `on_event` may have the handle too
+        self._is_in_block = False
+        self.leave()
 
     def __repr__(self) -> str:
         return f"<AnswerStream of {self._handle or 'a request that has not begun'}>"
+
+
+class _Loop(AsyncIterator[TokenEvent]):
+    """One loop over a stream. Python tells nobody that a loop was left, but drops this then."""
+
+    def __init__(self, stream: AnswerStream) -> None:
+        self._stream = stream
+
+    async def __anext__(self) -> TokenEvent:
+        return await anext(self._stream)
+
+    def __del__(self) -> None:
+        self._stream.leave()

@@ -16,6 +16,7 @@ from orion_oie.config import EngineConfig
 from orion_oie.embeddings.shared import SharedEmbeddings
 from orion_oie.engine.availability import WantedModels
 from orion_oie.engine.breaker import BreakerBoard
+from orion_oie.engine.calls import Calls
 from orion_oie.engine.chain import ModelChain
 from orion_oie.engine.loading import guarded_load, pull
 from orion_oie.engine.observer import Observer
@@ -53,6 +54,7 @@ class Parts:
     collected."""
 
     events: EventLog
+    calls: Calls
     counters: Counters
     breakers: BreakerBoard
     deadlines: DeadlineTimer
@@ -90,6 +92,7 @@ def build(
     """All parts of one engine, by a `resolved` configuration."""
     # Events, counts and breakers
     events = EventLog(config.logs.max_events, log_content=config.logs.include_content)
+    calls = Calls(events)
     counters = Counters()
     breakers = BreakerBoard(config.breaker, clock, partial(_report_breaker, events))
     deadlines = DeadlineTimer()
@@ -167,11 +170,13 @@ def build(
         deadlines=deadlines,
         counters=counters,
         events=events,
+        calls=calls,
         feedback_on=_feedback_on(config, registry),
     )
     events.publish(EngineStarted(version=__version__, pid=os.getpid()))
     return Parts(
         events=events,
+        calls=calls,
         counters=counters,
         breakers=breakers,
         deadlines=deadlines,

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orion_oie.callbacks import host_log
 from orion_oie.engine.answer_stream import AnswerStream
 from orion_oie.engine.chat_file import ChatFile
-from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.loop import until_done
 from orion_oie.engine.turn_line import TurnLine
 from orion_oie.errors import InvalidRequestError, UnknownAgentError
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from orion_oie.engine.turn_line import Place
     from orion_oie.schemas.results import InferenceResult, TokenEvent
 
-_logger = logging.getLogger("orion_oie")
 _OWN_OPTIONS = ("conversation_history", "session_id")
 
 
@@ -121,7 +120,7 @@ class Chat:
         """Ask and iterate over the answer while it is written, see `OrionInferenceEngine.stream`.
 
         The history gets the turn when the answer is complete. It stays as it was if the request
-        fails or is cancelled, as by leaving a `with` block early or dropping the handle.
+        fails or is cancelled, as by leaving a loop or a `with` block early, or dropping the handle.
         """
         merged = self._merged(options)
         how = {"chunk_by": chunk_by, "typewriter_delay": typewriter_delay, "on_event": on_event}
@@ -267,7 +266,7 @@ class Chat:
         view = handle.view()  # whoever drops the handle ends the request
         with self._lock:
             self._turn = _Turn(question, view, place)
-        view.add_done_callback(lambda _view: self._settle())
+        view.at_end(self._settle)
         return handle
 
     def _settle(self) -> None:
@@ -279,8 +278,9 @@ class Chat:
             if turn is None or not turn.handle.done():
                 return
             self._turn = None
-            if turn.handle.state is RequestState.SUCCESS:
-                note = self._take(turn.question, turn.handle.result())
+            answer = turn.handle.answer
+            if answer is not None:
+                note = self._take(turn.question, answer)
         self._report(note)
         self._line.leave(turn.place)
 
@@ -307,7 +307,7 @@ class Chat:
 
     def _report(self, note: str) -> None:
         if note:
-            _logger.warning("%s: %s", self._session_id, note)
+            host_log.log(logging.WARNING, "%s: %s", self._session_id, note)
 
     # -- options
 

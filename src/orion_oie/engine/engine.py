@@ -42,6 +42,9 @@ if TYPE_CHECKING:  # imported with the first engine: see `build.py`
     from orion_oie.telemetry.event_log import Subscriber
 
 
+_CALLS_S = 1.0  # how long a shutdown waits at least for the last callbacks
+
+
 class OrionInferenceEngine:
     """Answers questions with local models, each in a process of its own.
 
@@ -131,10 +134,12 @@ class OrionInferenceEngine:
 
         chunk_by: "token", "word", "sentence" or a `orion_oie.engine.streaming.Splitter`.
         typewriter_delay: pause in seconds after each piece that a reader takes.
+            A function is called on the thread of each reader.
         on_event: called with every `TokenEvent`, on a thread of its own; if it raises, the
-        request ends.
+        request ends. `result()`, the end of a `with` block and `close` wait until it has all text.
 
-        Leave a `with` block, or drop the handle, and the request ends. Raises at once what is
+        Leave a loop or a `with` block, or drop the handle, and the request ends: see
+        `RequestHandle`. Raises at once what is
         wrong with the request: `InvalidRequestError` and its kin, `QueueFullError`,
         `EngineClosedError`. The rest is raised by the handle.
         """
@@ -226,8 +231,13 @@ class OrionInferenceEngine:
     # -- what happens, and how it goes
 
     def subscribe(self, callback: Subscriber) -> Callable[[], None]:
-        """Call `callback(event)` for every event, on the thread that publishes it: it must be
-        quick. Returns the function that ends the subscription."""
+        """Call `callback(event)` for every event, one at a time and in order, on a thread of its
+        own: it may ask the engine, and wait, and holds back its own events alone. It may hear of an
+        event a little later than it happens; `close` waits for it, a second at most. When ten
+        thousand events wait, the oldest are lost (`stats().lost_events`).
+
+        Returns the function that ends the subscription: the events of before come through first,
+        unless that takes longer than a second; after it no call begins."""
         return self._parts.events.subscribe(callback)
 
     def export_logs(self) -> list[dict[str, Any]]:
@@ -246,6 +256,7 @@ class OrionInferenceEngine:
             parts.counters.snapshot(),
             parts.preloader.stats(),
             parts.embeddings.stats(),
+            parts.events,
         )
 
     def memory_history(self) -> list[MemorySample]:
@@ -273,7 +284,9 @@ class OrionInferenceEngine:
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Refuse new requests, fail the waiting ones, give running ones `timeout` seconds, then
-        end them, and end all workers. None takes `EngineConfig.shutdown_timeout_s`. Idempotent.
+        end them, and end all workers. Every `on_event` gets what was written if it takes no longer
+        than that; subscribers and done callbacks have a second. None takes
+        `EngineConfig.shutdown_timeout_s`. Idempotent.
 
         Raises `InvalidRequestError` for a timeout that is no such number.
         """
@@ -299,8 +312,10 @@ class OrionInferenceEngine:
         parts.memory.pool.close(timeout)
         parts.backend.kill_all()
         parts.pipeline.wait_for_none(self.config.serving.cancel_grace_s)
+        parts.calls.wait(max(timeout, _CALLS_S))
         self._finalizer.detach()
         parts.pipeline.report_closed()
+        parts.events.flush(_CALLS_S)
 
     def close(self) -> None:
         """`shutdown` with the configured timeout."""

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Any
 
 from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import Request
-from orion_oie.errors import InvalidRequestError, RequestCancelledError, described
+from orion_oie.errors import InvalidRequestError, OrionError, RequestCancelledError, described
 from orion_oie.schemas.results import InferenceResult, ModelInfo, Receipt, StreamStats, TokenEvent
 
 _LEAVING_S = 10.0  # longer than a worker has to confirm a cancellation, if nobody changed that
@@ -28,13 +28,17 @@ class RequestHandle:
     As a context manager it cancels on exit what has not ended by then, and waits for that end, ten
     seconds at most.
 
-    A request that `stream` began ends when nobody has its handle, or an iterator of it, any more.
-    Whoever waits for its result, and callbacks, have the handle.
+    A request that `stream` began ends when nobody reads it any more: when a loop over it is left
+    early, by `break`, an exception or `close()` of its iterator, and when nobody has its handle.
+    Others may still read it: another loop, `on_event`, whoever waits for its result; and a `with`
+    block over the handle lasts to its own end. Then it goes on. To leave a loop and have the result
+    later, ask with `submit`.
     """
 
     def __init__(self, request: Request, *, is_owner: bool = False) -> None:
         self._request = request
         self._owner_pid = os.getpid() if is_owner else None
+        self._block = object()  # a `with` block, among the readers
 
     @property
     def id(self) -> str:
@@ -83,9 +87,14 @@ class RequestHandle:
         return self._request.future.done()
 
     def result(self, timeout: float | None = None) -> InferenceResult:
-        """Wait for the answer; raises the request's error, or `TimeoutError` after `timeout`
-        seconds, which leaves the request running."""
-        return self._request.future.result(timeout)
+        """Wait for the answer, and until `on_event` has got all of it; raises the request's error,
+        or `TimeoutError` after `timeout` seconds, which leaves the request running."""
+        if self._is_plain:
+            return self._request.future.result(timeout)
+        with self._reading():
+            if wait_for_futures(self._ends(), timeout).not_done:
+                raise TimeoutError
+            return self._result()
 
     def cancel(self) -> bool:
         """End the request wherever it is; False when it had ended before."""
@@ -96,42 +105,125 @@ class RequestHandle:
         return RequestHandle(self._request)
 
     def add_done_callback(self, callback: Callable[["RequestHandle"], Any]) -> None:
-        """Call `callback(handle)` when the request has ended, on the thread that ends it."""
-        self._request.future.add_done_callback(lambda _future: callback(self))
+        """Call `callback(handle)` when the request has ended, on a thread that nothing else needs:
+        it may ask the engine, and wait. Callbacks begin in their order, none waits for another, and
+        256 run at the same time at most. What one raises is published as `callback.failed`."""
+        request = self._request
+        request.future.add_done_callback(
+            lambda _future: request.calls.call(callback, self, request_id=request.id)
+        )
+
+    def at_end(self, act: Callable[[], None]) -> None:
+        """Call `act` when the request has ended, on the thread that ends it, which has other things
+        to do: for code of the library that returns at once and raises nothing."""
+        self._request.future.add_done_callback(lambda _future: act())
 
     def feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
         """Call `on_event` with every event, on a thread of its own; if it raises, the request
         ends with `InvalidRequestError`."""
-        threading.Thread(
-            target=self._feed, args=(on_event,), name="orion-events", daemon=True
-        ).start()
+        request = self._request
+        feed = request.calls.feed(lambda: self._feed(on_event))
+        request.feeds = (*request.feeds, feed)
+        request.readers.add(feed)
+        feed.ended.add_done_callback(lambda _ended: request.readers.discard(feed))
 
     def _feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
-        events = iter(self._request.stream)
+        request = self._request
+        events = iter(self)
         while True:
             try:
-                event = next(events)
-            except StopIteration:
+                event = next(events, None)
+            except BaseException:  # noqa: BLE001 (the request's own error: result() raises it)
                 return
-            except Exception:  # noqa: BLE001 (the request's own error: result() raises it)
+            if event is None:
                 return
             try:
                 on_event(event)
-            except Exception as error:  # noqa: BLE001 (the caller's code may raise anything)
+            except BaseException as error:  # noqa: BLE001 (code of the application)
                 failure = InvalidRequestError(f"on_event raised {described(error)}")
                 failure.__cause__ = error
-                self._request.scope.cancel(failure)
+                request.scope.cancel(failure)
+                request.calls.note_failure("on_event", on_event, error, request_id=request.id)
                 return
 
-    # The frames of both iterators have the handle: see __del__.
+    # -- who reads. The frames of iterators have the handle: see __del__.
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Count as a reader of the request while the block runs."""
+        reader = object()
+        self._request.readers.add(reader)
+        try:
+            yield
+        finally:
+            self._request.readers.discard(reader)
+
+    def _leave(self, error: BaseException) -> None:
+        """End the request if its last reader leaves it before the end of the text."""
+        if isinstance(error, OrionError):
+            self.give_up(error)
+        elif self._request.readers or self._owner_pid is None:
+            return
+        elif isinstance(error, GeneratorExit):
+            self.abandon()
+        else:
+            self.cancel()
+
+    def give_up(self, error: BaseException) -> None:
+        """End the request for what a reader of its text has met: a splitter that fails, or an
+        interruption. Nothing happens if it has ended."""
+        if self.done():
+            return
+        if isinstance(error, OrionError):
+            self._request.scope.cancel(error)
+        else:
+            self.cancel()
 
     def __iter__(self) -> Iterator[TokenEvent]:
-        yield from self._request.stream
+        try:
+            with self._reading():
+                yield from self._request.stream
+        except BaseException as error:
+            self._leave(error)
+            raise
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        async with contextlib.aclosing(self._request.stream.__aiter__()) as events:
-            async for event in events:
-                yield event
+        try:
+            with self._reading():
+                async with contextlib.aclosing(self.events()) as events:
+                    async for event in events:
+                        yield event
+        except BaseException as error:
+            self._leave(error)
+            raise
+
+    def events(self) -> AsyncGenerator[TokenEvent, None]:
+        """The events for a reader that ends the request itself when it leaves: `AnswerStream`."""
+        return self._request.stream.__aiter__()
+
+    @property
+    def answer(self) -> InferenceResult | None:
+        """The answer if it is there; None before, and if there is none. Waits for nothing."""
+        future = self._request.future
+        return future.result() if future.done() and future.exception() is None else None
+
+    # -- the end
+
+    @property
+    def _is_plain(self) -> bool:
+        """True for a request that nobody reads piece by piece, the most frequent case."""
+        return self._owner_pid is None and not self._request.feeds
+
+    def _ends(self) -> list[Future[Any]]:
+        """The ends of the request and of its feeds, but of one on this thread."""
+        feeds = [feed.ended for feed in self._request.feeds if not feed.is_own]
+        return [self._request.future, *feeds]
+
+    def _result(self) -> InferenceResult:
+        """The result of a request that has ended. Raises its error, or that of a splitter."""
+        result = self._request.future.result()
+        self._request.stream.check_cut()
+        return result
 
     def __await__(self) -> Generator[Any, None, InferenceResult]:
         return self._wait().__await__()
@@ -140,15 +232,22 @@ class RequestHandle:
         # With asyncio, a tenth of the library's import time; only asynchronous callers need it.
         from asyncio import CancelledError
 
-        from orion_oie.engine.loop import wait_for
+        from orion_oie.engine.loop import until_done
 
         try:
-            return await wait_for(self._request.future)
+            if self._is_plain:
+                await until_done(self._request.future)
+                return self._request.future.result()
+            with self._reading():
+                for end in self._ends():
+                    await until_done(end)
+                return self._result()
         except CancelledError:
             self.cancel()
             raise
 
     def __enter__(self) -> "RequestHandle":
+        self._request.readers.add(self._block)
         return self
 
     def __exit__(
@@ -157,15 +256,18 @@ class RequestHandle:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        self._request.readers.discard(self._block)
         self.cancel()
-        wait_for_futures([self._request.future], _LEAVING_S)
+        wait_for_futures(self._ends(), _LEAVING_S)
 
     async def __aenter__(self) -> "RequestHandle":
-        return self
+        return self.__enter__()
 
     async def __aexit__(self, *_: object) -> None:
+        self._request.readers.discard(self._block)
         self.cancel()
-        if self.done():
+        ends = self._ends()
+        if all(end.done() for end in ends):
             return
         from asyncio import timeout
 
@@ -173,10 +275,12 @@ class RequestHandle:
 
         with contextlib.suppress(TimeoutError):
             async with timeout(_LEAVING_S):
-                await until_done(self._request.future)
+                for end in ends:
+                    await until_done(end)
 
     def __del__(self) -> None:
-        self.abandon()
+        if not self._request.readers:
+            self.abandon()
 
     def abandon(self) -> None:
         """Cancel a request that `stream` began, soon and without waiting: for destructors, which

@@ -27,6 +27,7 @@ from orion_oie.schemas.stats import (
     RequestCounts,
     ResidentModel,
 )
+from orion_oie.telemetry.event_log import EventLog
 
 
 class Observer:
@@ -54,6 +55,7 @@ class Observer:
         requests: RequestCounts,
         prediction: PredictionStats,
         embeddings: EmbeddingStats | None,
+        events: EventLog,
     ) -> EngineStats:
         """The statistics of all parts."""
         models = {key: _model_stats(one) for key, one in self._memory.pool.residents().items()}
@@ -69,6 +71,8 @@ class Observer:
             breakers=self._breakers.stats(),
             hardware=machine.detect([stats.model.device for stats in models.values()]),
             embeddings=embeddings,
+            callback_errors=events.failures,
+            lost_events=events.lost,
         )
 
     def health(self, live: Sequence[Request]) -> Health:

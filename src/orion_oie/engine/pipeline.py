@@ -7,16 +7,21 @@ Text is sanitized piece by piece as it comes. Each decision is made elsewhere: i
 the router, the queue and the pool.
 """
 
+import logging
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
+from orion_oie.callbacks import host_log
+from orion_oie.callbacks.delivery import Delivery
 from orion_oie.cancellation import DeadlineTimer
 from orion_oie.config import EngineConfig
 from orion_oie.engine.availability import WantedModels
+from orion_oie.engine.calls import Calls
 from orion_oie.engine.chain import ModelChain
 from orion_oie.engine.costs import cost_of
 from orion_oie.engine.handle import RequestHandle
@@ -30,8 +35,10 @@ from orion_oie.errors import (
     EngineClosedError,
     InvalidRequestError,
     OrionError,
+    OrionWarning,
     RequestCancelledError,
     described,
+    message_of,
 )
 from orion_oie.guardrails import requests
 from orion_oie.models.choices import NamedModel
@@ -59,6 +66,7 @@ from orion_oie.telemetry.events import (
 )
 
 _KNOWN_AGENTS = 256
+_NOTES_S = 1.0  # how long a route waits for the router to take note of the answers before
 
 FeedbackOn = Callable[[str, Route], Callable[[str], None] | None]
 """Makes the function that takes feedback on the route of a question; None if none is kept."""
@@ -88,6 +96,7 @@ class Pipeline:
         deadlines: DeadlineTimer,
         counters: Counters,
         events: EventLog,
+        calls: Calls,
         feedback_on: FeedbackOn,
     ) -> None:
         self._registry = registry
@@ -105,7 +114,9 @@ class Pipeline:
         self._deadlines = deadlines
         self._counters = counters
         self._events = events
+        self._calls = calls
         self._feedback_on = feedback_on
+        self._notes = _notes_to(router, events)
         # The handle of a request that has ended must not keep the pipeline.
         self._report_state = partial(_report_state, events)
         self._random = random.Random()  # seeded by the system
@@ -139,7 +150,9 @@ class Pipeline:
         """
         stream = TextStream(splitter_of(chunk_by), typewriter_delay_s=typewriter_delay_s)
         request_id = f"{self._random.getrandbits(48):012x}"
-        request = Request(request_id, stream, self._report_state, is_streamed=is_streamed)
+        request = Request(
+            request_id, stream, self._report_state, self._calls, is_streamed=is_streamed
+        )
         self._live.add(request)
         try:
             self._counters.count("received")
@@ -148,7 +161,7 @@ class Pipeline:
             checked = self._check(request, query, options)
             routed = self._route(request, checked)
             agent_id = routed.route.agent_id
-            self._stand_ins.announce(agent_id, routed.candidates)
+            self._announce(agent_id, routed.candidates)
             self._enqueue(request, routed)
         except Exception as error:  # also a bug in a router
             self._end(request, error)
@@ -243,7 +256,19 @@ class Pipeline:
             # Half of the request's time at most: the rest is for its answer.
             limit_s=None if options.deadline is None else options.deadline / 2,
         )
+        if options.session_id is not None:
+            self._notes.flush(_NOTES_S)  # of the turns before
         return self._router.route(query, self._registry.agents, context)
+
+    def _announce(self, agent_id: str, candidates: tuple[Candidate, ...]) -> None:
+        """Warn of a stand-in. Warnings that are errors end the request; a hook that fails does
+        not."""
+        try:
+            self._stand_ins.announce(agent_id, candidates)
+        except OrionWarning:
+            raise
+        except Exception as error:  # noqa: BLE001 (code of the application)
+            self._events.note_failure("warning hook", warnings.showwarning, error)
 
     def _candidates(
         self, agent_id: str, options: RequestOptions, *, is_fresh: bool = False
@@ -298,7 +323,11 @@ class Pipeline:
             answer = self._chain.run(request, routed)
             self._finish(request, routed, answer, queue_ms)
         except BaseException as error:  # noqa: BLE001 (it must reach the caller, not this thread)
-            self._end(request, error)
+            try:
+                self._end(request, error)
+            except BaseException as bug:  # noqa: BLE001 (the request has ended, others are to come)
+                text = "the end of request %s was not complete"
+                host_log.log(logging.ERROR, text, request.id, error=bug)
 
     def _finish(self, request: Request, routed: Routed, answer: Answer, queue_ms: float) -> None:
         stream, completion, candidate = request.stream, answer.completion, answer.candidate
@@ -333,38 +362,44 @@ class Pipeline:
         )
         result.take_feedback(self._feedback_on(routed.checked.query, routed.route))
         self._note_turn(request, candidate.agent_id)
-        request.lifecycle.move("succeed")
-        self._counters.answered(candidate.agent_id, completion.usage)
-        self._forget(request)
-        self._events.publish(
-            RequestSucceeded(
-                request_id=request.id,
-                agent_id=result.agent_id,
-                model_id=result.model_id,
-                completion_tokens=result.usage.completion_tokens,
-                total_ms=round(result.timings.total_ms, 1),
-                content=result.content,
+        try:
+            request.lifecycle.move("succeed")
+            self._counters.answered(candidate.agent_id, completion.usage)
+            self._events.publish(
+                RequestSucceeded(
+                    request_id=request.id,
+                    agent_id=result.agent_id,
+                    model_id=result.model_id,
+                    completion_tokens=result.usage.completion_tokens,
+                    total_ms=round(result.timings.total_ms, 1),
+                    content=result.content,
+                )
             )
-        )
-        request.succeed(result, answer.model)
+        finally:
+            self._let_go(request, lambda: request.succeed(result, answer.model))
         self._preloader.consider(routed.route.agent_id, options.session_id)
 
     # -- the end of a request without an answer
 
     def _end(self, request: Request, error: BaseException) -> None:
-        """End a request without an answer."""
+        """End a request without an answer, unless it has ended."""
+        if request.future.done():  # what follows an answer has failed: it is given
+            self._report_end(request.id, error, is_cancelled=False)
+            return
         is_cancelled = isinstance(error, RequestCancelledError)
         route = request.account.route
-        if route is not None and request.stream.has_text and request.stream.is_observed:
-            self._note_turn(request, route.agent_id)  # the beginning of the answer was read
-        request.lifecycle.move("cancel" if is_cancelled else "fail")
-        if is_cancelled:
-            self._counters.count("cancelled")
-        else:
-            self._counters.failed(error)
-        self._forget(request)
-        self._report_end(request.id, error, is_cancelled=is_cancelled)
-        request.fail(error)
+        try:
+            if route is not None and request.stream.has_text and request.stream.is_observed:
+                self._note_turn(request, route.agent_id)  # the beginning of the answer was read
+            if not request.lifecycle.state.is_final:  # it ended while its success was reported
+                request.lifecycle.move("cancel" if is_cancelled else "fail")
+            if is_cancelled:
+                self._counters.count("cancelled")
+            else:
+                self._counters.failed(error)
+            self._report_end(request.id, error, is_cancelled=is_cancelled)
+        finally:
+            self._let_go(request, lambda: request.fail(error))
 
     def _report_end(self, request_id: str, error: BaseException, *, is_cancelled: bool) -> None:
         if is_cancelled:
@@ -373,7 +408,7 @@ class Pipeline:
         level: Level = "info" if isinstance(error, OrionError) else "error"
         text, shown = None, described(error)
         if type(error) is InvalidRequestError or not isinstance(error, OrionError):
-            text, shown = str(error), type(error).__name__  # the message may quote the caller
+            text, shown = message_of(error), type(error).__name__  # it may quote the caller
         self._events.publish(
             RequestFailed(request_id=request_id, error=shown, text=text, level=level)
         )
@@ -381,13 +416,17 @@ class Pipeline:
     def _note_turn(self, request: Request, agent_id: str) -> None:
         """Report the agent of a conversation to the router."""
         if request.session_id is not None and self._session_router is not None:
-            self._session_router.note(request.session_id, agent_id)
+            self._notes.put((request.session_id, agent_id))
 
-    def _forget(self, request: Request) -> None:
-        request.leave()
-        if request.has_deadline:
-            self._deadlines.forget(request.scope)
-        self._live.discard(request)
+    def _let_go(self, request: Request, end: Callable[[], None]) -> None:
+        """Give back the place of a request, and end it, whatever fails on the way."""
+        try:
+            request.leave()
+            if request.has_deadline:
+                self._deadlines.forget(request.scope)
+        finally:
+            self._live.discard(request)
+            end()
 
 
 class LiveRequests:
@@ -436,6 +475,17 @@ def _route_by_name(agent_id: str) -> Route:
 def serve(queued: Queued) -> None:
     """Answer a request by its own pipeline. The threads of a queue refer to nothing else."""
     queued.serve(queued)
+
+
+def _notes_to(router: Router, events: EventLog) -> Delivery[tuple[str, str]]:
+    """Takes a session and its agent, for a router that notes them: code of the application, which
+    must keep no request from its end."""
+
+    def note(turn: tuple[str, str]) -> None:
+        if isinstance(router, SessionRouter):
+            router.note(*turn)
+
+    return Delivery(note, lambda error: events.note_failure("router note", router, error))
 
 
 def _report_state(events: EventLog, request_id: str, old: RequestState, new: RequestState) -> None:

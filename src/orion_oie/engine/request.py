@@ -11,6 +11,7 @@ receipt will report. Every request has one writer at a time: the caller's thread
 then the serving thread (or the thread that takes it back out of the queue).
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,7 +19,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from orion_oie.backends.base import Completion
+from orion_oie.callbacks import threads
 from orion_oie.cancellation import CancelScope
+from orion_oie.engine.calls import Calls, Feed
 from orion_oie.engine.lifecycle import RequestLifecycle, RequestState
 from orion_oie.engine.streaming import TextStream
 from orion_oie.pool.candidate import Candidate
@@ -101,7 +104,8 @@ class Request:
     `is_streamed` is False when nobody reads the answer before it is complete. `target` is the key
     of the model that it waits for or uses, empty before it is known. `is_queued` is True once
     another thread may end it. `on_state(request_id, old, new)` is called after each change of its
-    state; the handle keeps it as long as the application keeps the handle.
+    state; the handle keeps it, and `calls`, as long as the application keeps the handle. `readers`
+    are those who take the text or wait for the end, `feeds` those of them on threads of their own.
     """
 
     def __init__(
@@ -109,11 +113,15 @@ class Request:
         request_id: str,
         stream: TextStream,
         on_state: Callable[[str, RequestState, RequestState], None],
+        calls: Calls,
         *,
         is_streamed: bool,
     ) -> None:
         self.id = request_id
         self.stream = stream
+        self.calls = calls
+        self.readers: set[object] = set()
+        self.feeds: tuple[Feed, ...] = ()
         self.is_streamed = is_streamed
         self.scope = CancelScope()
         self.lifecycle = RequestLifecycle(partial(on_state, request_id))
@@ -164,9 +172,11 @@ class Request:
                 error.__traceback__
             )
         self.account.finish_reason = None  # there is no answer, whatever the backend said of it
-        self.receipt = self.account.receipt(self.id, self.lifecycle.state_ms())
-        self.future.set_exception(error)
-        self._end_loading(error)
+        try:
+            self.receipt = self.account.receipt(self.id, self.lifecycle.state_ms())
+        finally:
+            self.future.set_exception(error)
+            self._end_loading(error)
 
     def complete_loading(self) -> Future[ModelInfo]:
         """A future that is done when the request has ended, and with it all loads that it began."""
@@ -177,8 +187,12 @@ class Request:
             future = self._complete_loading = Future()
             future.set_running_or_notify_cancel()  # nobody may cancel it
             end = self._loading_end
-        if end is not None:
-            _forward(end, future)
+        if end is None:
+            return future
+        if end[0] is None or end[0].done():
+            _complete(future, _ended(end))  # nobody had it before, so it has no callbacks
+        else:
+            _complete_after(future, end)
         return future
 
     def _end_loading(self, otherwise: ModelInfo | BaseException) -> None:
@@ -186,7 +200,7 @@ class Request:
             end = self._loading_end = self.account.loading, otherwise
             future = self._complete_loading
         if future is not None:
-            _forward(end, future)
+            _complete_after(future, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,20 +243,35 @@ class Answer:
     completion: Completion
 
 
-def _forward(end: _LoadingEnd, target: Future[ModelInfo]) -> None:
-    """Complete `target` as the load completes; without a load, at once, with the rest of `end`."""
+def _ended(end: _LoadingEnd) -> ModelInfo | BaseException:
+    """The model whose load has ended, or the error; without a load, the rest of `end`."""
     loading, otherwise = end
+    return otherwise if loading is None else loading.exception() or loading.result()
 
-    def copy(ended: Future[ModelInfo]) -> None:
-        error = ended.exception()
-        if error is not None:
-            target.set_exception(error)
+
+def _complete(target: Future[ModelInfo], ended: ModelInfo | BaseException) -> None:
+    with contextlib.suppress(BaseException):  # of a callback, which comes after the result
+        if isinstance(ended, BaseException):
+            target.set_exception(ended)
         else:
-            target.set_result(ended.result())
+            target.set_result(ended)
 
-    if loading is not None:
-        loading.add_done_callback(copy)
-    elif isinstance(otherwise, BaseException):
-        target.set_exception(otherwise)
+
+def _complete_after(target: Future[ModelInfo], end: _LoadingEnd) -> None:
+    """Complete `target` when the load ends. Its callbacks are code of the application, so nothing
+    else runs on the thread that completes it."""
+
+    def complete() -> None:
+        _complete(target, _ended(end))
+
+    def complete_aside() -> None:
+        try:
+            threads.run(complete)
+        except RuntimeError:  # the system gives no thread: better here than never
+            complete()
+
+    loading, _otherwise = end
+    if loading is None:
+        complete_aside()
     else:
-        target.set_result(otherwise)
+        loading.add_done_callback(lambda _loading: complete_aside())

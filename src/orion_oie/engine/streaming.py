@@ -1,7 +1,8 @@
 """The text of one answer for its readers: cut into pieces, kept and replayed.
 
 `TextStream` has one writer (the engine) and any number of readers, each of which sees every event
-from the start. Splitters decide how text is cut; they never change it.
+from the start. Splitters decide how text is cut; they never change it. The writer applies its own;
+one of the application is called by each reader, on the reader's thread, and delays nobody else.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from orion_oie.errors import InvalidRequestError, described
@@ -82,6 +83,44 @@ def cut(splitter: Splitter, text: str) -> tuple[list[str], str]:
     return pieces, rest
 
 
+class ReaderCut:
+    """Cuts the events of a stream anew, for one reader, with a splitter of the application."""
+
+    def __init__(self, splitter: Splitter) -> None:
+        self._splitter = splitter
+        self._held = ""
+        self._count = 0
+        self._elapsed_ms = 0.0
+
+    def cut(self, event: TokenEvent) -> list[TokenEvent]:
+        """The pieces that an event completes; raises like `cut`."""
+        self._elapsed_ms = event.elapsed_ms
+        if event.kind == "restart":
+            self._held = ""
+            return self._numbered([""], "restart")
+        pieces, self._held = cut(self._splitter, self._held + event.text)
+        return self._numbered(pieces)
+
+    def cut_all(self, events: Sequence[TokenEvent]) -> list[TokenEvent]:
+        """The pieces that these events complete."""
+        return [piece for event in events for piece in self.cut(event)]
+
+    def rest(self) -> list[TokenEvent]:
+        """What the splitter still holds back."""
+        held, self._held = self._held, ""
+        return self._numbered([held] if held else [])
+
+    def _numbered(
+        self, pieces: list[str], kind: Literal["text", "restart"] = "text"
+    ) -> list[TokenEvent]:
+        first = self._count
+        self._count += len(pieces)
+        return [
+            TokenEvent(piece, first + offset, self._elapsed_ms, kind)
+            for offset, piece in enumerate(pieces)
+        ]
+
+
 def checked_delay(seconds: float) -> float:
     """The pause of a typewriter. Raises `InvalidRequestError` unless it is a number from 0 on."""
     if isinstance(seconds, bool) or not (
@@ -112,7 +151,9 @@ class TextStream:
         typewriter_delay_s: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._splitter = splitter
+        is_own = any(splitter is one for one in _SPLITTERS.values())
+        self._splitter = splitter if is_own else split_tokens
+        self._readers_splitter = None if is_own else splitter
         self._delay_s = checked_delay(typewriter_delay_s)
         self._clock = clock
         self._started_at = clock()
@@ -142,7 +183,7 @@ class TextStream:
             self._first_at = now
         self._last_at = now
         self._held += text
-        pieces, self._held = cut(self._splitter, self._held)
+        pieces, self._held = self._splitter(self._held)
         self._append(pieces, now)
 
     def restart(self) -> None:
@@ -250,8 +291,22 @@ class TextStream:
             speed = (tokens - 1) / span if span > 0 else None
         return StreamStats(tokens, self.first_text_ms, speed)
 
+    def check_cut(self) -> None:
+        """Raise `InvalidRequestError` if a splitter of the application fails on the text so far."""
+        own_cut = self._reader_cut()
+        if own_cut is not None:
+            with self._lock:
+                events = list(self._events)
+            own_cut.cut_all(events)
+
+    def _reader_cut(self) -> "ReaderCut | None":
+        return None if self._readers_splitter is None else ReaderCut(self._readers_splitter)
+
     def __iter__(self) -> Iterator[TokenEvent]:
+        """Raises what the stream was closed with, `InvalidRequestError` for a splitter of the
+        application that fails."""
         index = 0
+        own_cut = self._reader_cut()
         while True:
             with self._lock:
                 self._is_observed = True
@@ -261,15 +316,18 @@ class TextStream:
                     self._changed.wait()
                 ready = self._events[index:]
                 error = self._error
-            if not ready:
-                if error is not None:
-                    raise error
-                return
+            is_over = not ready
+            index += len(ready)
+            if own_cut is not None:
+                ready = own_cut.rest() if is_over else own_cut.cut_all(ready)
             for event in ready:
                 yield event
                 if self._delay_s:
                     time.sleep(self._delay_s)
-            index += len(ready)
+            if is_over:
+                if error is not None:
+                    raise error
+                return
 
     async def __aiter__(self) -> AsyncGenerator[TokenEvent, None]:
         import asyncio  # a tenth of the library's import time; only asynchronous callers need it
@@ -288,21 +346,26 @@ class TextStream:
             self._wakers.add(waker)
         try:
             index = 0
+            own_cut = self._reader_cut()
             while True:
                 with self._lock:
                     changed.clear()
                     ready = self._events[index:]
                     is_closed, error = self._is_closed, self._error
+                is_over = is_closed and not ready
+                is_waiting = not ready and not is_closed
+                index += len(ready)
+                if own_cut is not None:
+                    ready = own_cut.rest() if is_over else own_cut.cut_all(ready)
                 for event in ready:
                     yield event
                     if self._delay_s:
                         await asyncio.sleep(self._delay_s)
-                index += len(ready)
-                if not ready and is_closed:
+                if is_over:
                     if error is not None:
                         raise error
                     return
-                if not ready:
+                if is_waiting:
                     await changed.wait()
         finally:
             with self._lock:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orion_oie.backends.base import Footprint, LoadSpec
+from orion_oie.callbacks import host_log
 from orion_oie.config import EngineConfig
 from orion_oie.errors import OrionError, described
 from orion_oie.models.choices import VariantState
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # slow to import, and needed for fetching only
     from orion_oie.models.downloads.cache import ModelCache
 
 LOOK_AGAIN_S = 5.0
-_logger = logging.getLogger("orion_oie")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,8 @@ class ModelFiles:
             except OrionError:  # the registry has it no more
                 self._looks.pop(model_id, None)
             except OSError as error:
-                _logger.warning("the files of %s cannot be checked: %s", model_id, error)
+                text = "the files of %s cannot be checked: %s"
+                host_log.log(logging.WARNING, text, model_id, error)
 
     def _look(self, model_id: str, model: ModelSpec) -> Look:
         at_s = self._clock()

@@ -169,7 +169,9 @@ class EmbeddingStats(Schema):
 
 class EngineStats(Schema):
     """Statistics of an engine. stand_ins: answers that another model than the wanted one gave.
-    embeddings: None before the first embedding."""
+    embeddings: None before the first embedding. callback_errors: calls to code of the application
+    (subscribers, done callbacks, `on_event`, logging) that raised. lost_events: events that were
+    not handed to a subscriber because thousands waited for it."""
 
     requests: RequestCounts
     stand_ins: int = 0
@@ -181,6 +183,8 @@ class EngineStats(Schema):
     breakers: dict[str, BreakerStats]
     hardware: Hardware
     embeddings: EmbeddingStats | None = None
+    callback_errors: int = 0
+    lost_events: int = 0
 
 
 class Health(Schema):

@@ -78,6 +78,34 @@ class EngineClosed(Event):
     name = "engine.closed"
 
 
+CallbackKind = Literal[
+    "subscriber", "done callback", "on_event", "router note", "warning hook", "logging"
+]
+"""Kinds of code of the application that an engine calls."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackFailed(Event):
+    """Published when code of the application raised that the engine called. For a subscriber, and
+    for the application's logging, only the first time. `engine.stats().callback_errors` counts
+    all."""
+
+    name = "callback.failed"
+    default_level = "error"
+
+    kind: CallbackKind
+    """Kind of code: `subscriber`, `done callback`, `on_event`, `router note`, `warning hook` or
+    `logging` (a handler or a filter)."""
+    callback: str
+    """Name of the function, or of its class."""
+    error: str
+    """Type of what it raised."""
+    where: str
+    """File, line and function that raised it."""
+    text: Content
+    """Message of what it raised."""
+
+
 # -- requests
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from orion_oie.callbacks import host_log
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry.events import Event, ModelFetched, ModelLoadFailed, ModelLoading
@@ -110,8 +111,8 @@ class LoadDisplay:
     def _run(self) -> None:
         try:
             self._draw()
-        except Exception:  # a fault of the display must not affect the load
-            logging.getLogger("orion_oie").debug("the display of loads ended", exc_info=True)
+        except Exception as error:  # noqa: BLE001 (a fault of the display must not affect the load)
+            host_log.log(logging.DEBUG, "the display of loads ended", error=error)
             with self._lock:
                 self._is_closed = True
 

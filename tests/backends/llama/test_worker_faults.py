@@ -44,7 +44,7 @@ def worker_pid(engine: OrionInferenceEngine) -> int:
 
 def begun(engine: OrionInferenceEngine, **options: object) -> RequestHandle:
     """A long request whose first text has been seen by its caller."""
-    handle = engine.stream(LONG, max_tokens=1800, **options)
+    handle = engine.submit(LONG, max_tokens=1800, **options)
     next(iter(handle))
     return handle
 
@@ -175,7 +175,8 @@ from helpers import one_model_registry
 from orion_oie import OrionInferenceEngine
 engine = OrionInferenceEngine(one_model_registry(Path({model!r})))
 handle = engine.stream("Go on and on.", max_tokens=1900)
-next(iter(handle))
+events = iter(handle)
+next(events)
 pid = next(iter(engine.stats().models.values())).pid
 print(pid, flush=True)
 """
