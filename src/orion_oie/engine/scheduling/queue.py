@@ -19,7 +19,8 @@ from typing import Generic, TypeVar
 
 from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.lines import Lines, Waiting
-from orion_oie.engine.scheduling.policy import Decision, History, Settings, choose, order, why
+from orion_oie.engine.scheduling.history import History, Settings
+from orion_oie.engine.scheduling.policy import Decision, choose, order, why
 from orion_oie.engine.scheduling.seats import Mutex, Seat
 from orion_oie.errors import EngineClosedError, QueueFullError
 from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
