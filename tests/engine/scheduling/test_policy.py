@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orion_oie.engine.scheduling.fairness import Shares
-from orion_oie.engine.scheduling.lines import Line, Lines, Waiting
 from orion_oie.engine.scheduling.history import History, Settings
+from orion_oie.engine.scheduling.lines import Line, Lines, Waiting
 from orion_oie.engine.scheduling.policy import Decision, choose, order, why
 from orion_oie.schemas.availability import Availability, ModelState
 

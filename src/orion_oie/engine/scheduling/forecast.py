@@ -175,4 +175,3 @@ def stretch(
         history.note_models(models, now, its_load)
         loaded = loaded or its_load
     return [one for _, _, one in rows], loaded
-

@@ -129,5 +129,3 @@ def _hold(group: Group[W], holds: dict[str, str]) -> None:
     if group.availability.blockers:
         for key in group.availability.displaced:
             holds.setdefault(key, group.model)
-
-
