@@ -1,17 +1,15 @@
 """Reads the statistics and the health of an engine from its parts. Changes nothing."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from orion_oie.config import EngineConfig
-from orion_oie.engine.availability import WantedModels
 from orion_oie.engine.breaker import BreakerBoard
+from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import Queued, Request
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.engine.stand_ins import StandIns
-from orion_oie.engine.watchdog import (
-    Activity,
-    stuck,
-)
+from orion_oie.engine.watchdog import IDLE_S, Activity, idle, stuck
 from orion_oie.errors import EngineClosedError
 from orion_oie.hardware import machine, probe
 from orion_oie.hardware.pressure import PressureLevel
@@ -36,14 +34,12 @@ class Observer:
         self,
         config: EngineConfig,
         memory: MemoryManager,
-        wanted: WantedModels,
         queue: RequestQueue[Queued],
         breakers: BreakerBoard,
         stand_ins: StandIns,
     ) -> None:
         self._config = config
         self._memory = memory
-        self._wanted = wanted
         self._queue = queue
         self._breakers = breakers
         self._stand_ins = stand_ins
@@ -92,7 +88,19 @@ class Observer:
         if self._memory.monitor.level >= PressureLevel.HIGH:
             reasons += self._memory.monitor.recommendations()
         reasons += self._stand_ins.reasons()
-        return reasons + stuck(self._activities(live), self._config.serving.stuck_after_s)
+        return reasons + self._standstill(live)
+
+    def _standstill(self, live: Sequence[Request]) -> list[str]:
+        """The reasons that requests make no progress, if any makes none."""
+        stuck_after_s = self._config.serving.stuck_after_s
+        quiet_s = max((one.lifecycle.quiet_s() for one in live), default=0.0)
+        if quiet_s < min(stuck_after_s, IDLE_S):
+            return []
+        activities = self._activities(live)
+        idle_s = min(self._memory.pool.idle_s(), self._queue.quiet_s() if self._queue else math.inf)
+        waiting = [one for one in activities if one.is_waiting and one.quiet_s >= IDLE_S]
+        longest = max(waiting, key=lambda one: one.quiet_s, default=None)
+        return idle(len(waiting), idle_s, longest) + stuck(activities, stuck_after_s)
 
     def _memory_stats(self, models: Mapping[str, ModelStats]) -> MemoryStats:
         system = probe.system_memory()
@@ -113,22 +121,23 @@ class Observer:
 
     def _activities(self, live: Sequence[Request]) -> list[Activity]:
         residents = self._memory.pool.residents()
-        waiting = {one.item.request: one for one in self._queue.waiting()}
+        delays = {queued.request: delay for queued, delay in self._queue.delays().items()}
         activities = []
         for request in live:
-            queued = waiting.get(request)
-            key = queued.model if queued is not None else request.target
-            found = None if queued is None else self._wanted.availability(queued.model)
+            delay, state = delays.get(request), request.lifecycle.state
+            key = delay.model if delay is not None else request.target
             resident = residents.get(key)
+            is_in_pool = state is RequestState.LOADING_AGENT and resident is None
             activities.append(
                 Activity(
                     request_id=request.id,
-                    state="the queue" if queued is not None else request.lifecycle.state.value,
+                    state="the queue" if delay is not None else state.value,
                     quiet_s=request.lifecycle.quiet_s(),
                     model=key or None,
                     pid=None if resident is None else resident.pid,
-                    why="" if queued is None else queued.reason,
-                    blockers=frozenset() if found is None else found.blockers,
+                    why="" if delay is None else delay.reason,
+                    blockers=frozenset() if delay is None else delay.blockers,
+                    is_waiting=delay is not None or is_in_pool,
                 )
             )
         return activities

@@ -23,8 +23,8 @@ class Mutex(RLock):  # type: ignore[misc] # it is final for type checkers only
     comes in between.
     """
 
-    def __enter__(self) -> bool:
-        was_owned = self._is_owned()
+    def __enter__(self) -> bool:  # type: ignore[override]
+        was_owned = self._is_owned()  # type: ignore[attr-defined]
         try:
             for _ in range(_TRIES):
                 if self.acquire(blocking=False):
@@ -32,7 +32,7 @@ class Mutex(RLock):  # type: ignore[misc] # it is final for type checkers only
                 time.sleep(0)
             return self.acquire()
         except BaseException:
-            if not was_owned and self._is_owned():  # the interrupt came after it was taken
+            if not was_owned and self._is_owned():  # type: ignore[attr-defined] # the interrupt came after it was taken
                 self.release()
             raise
 
