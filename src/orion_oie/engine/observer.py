@@ -1,7 +1,8 @@
 """Reads the statistics and the health of an engine from its parts. Changes nothing."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from heapq import nlargest
+from operator import itemgetter
 
 from orion_oie.config import EngineConfig
 from orion_oie.engine.breaker import BreakerBoard
@@ -25,6 +26,8 @@ from orion_oie.schemas.stats import (
     RequestCounts,
     ResidentModel,
 )
+
+_NAMED = 20  # at most that many requests are named one by one
 
 
 class Observer:
@@ -93,14 +96,21 @@ class Observer:
     def _standstill(self, live: Sequence[Request]) -> list[str]:
         """The reasons that requests make no progress, if any makes none."""
         stuck_after_s = self._config.serving.stuck_after_s
-        quiet_s = max((one.lifecycle.quiet_s() for one in live), default=0.0)
-        if quiet_s < min(stuck_after_s, IDLE_S):
+        quiet = [(one.lifecycle.quiet_s(), one) for one in live]
+        of_note = [pair for pair in quiet if pair[0] >= min(stuck_after_s, IDLE_S)]
+        idle_s = self._idle_s()
+        number = sum(quiet_s >= stuck_after_s for quiet_s, _ in of_note)
+        if not of_note or (not number and idle_s < IDLE_S):
             return []
-        activities = self._activities(live)
-        idle_s = min(self._memory.pool.idle_s(), self._queue.quiet_s() if self._queue else math.inf)
-        waiting = [one for one in activities if one.is_waiting and one.quiet_s >= IDLE_S]
-        longest = max(waiting, key=lambda one: one.quiet_s, default=None)
-        return idle(len(waiting), idle_s, longest) + stuck(activities, stuck_after_s)
+        named = nlargest(_NAMED, of_note, key=itemgetter(0))
+        activities = self._activities(live, {one for _, one in named})
+        more = max(0, number - _NAMED)
+        return idle(activities, idle_s) + stuck(activities, stuck_after_s, more)
+
+    def _idle_s(self) -> float:
+        """Seconds for which nothing was run or loaded, and nothing left the queue."""
+        idle_s = self._memory.pool.idle_s()
+        return min(idle_s, self._queue.quiet_s()) if len(self._queue) else idle_s
 
     def _memory_stats(self, models: Mapping[str, ModelStats]) -> MemoryStats:
         system = probe.system_memory()
@@ -119,12 +129,15 @@ class Observer:
             recommendations=self._memory.monitor.recommendations(),
         )
 
-    def _activities(self, live: Sequence[Request]) -> list[Activity]:
+    def _activities(self, live: Sequence[Request], named: Set[Request]) -> list[Activity]:
+        """What some requests do, and those that do not wait in the queue."""
         residents = self._memory.pool.residents()
         delays = {queued.request: delay for queued, delay in self._queue.delays().items()}
         activities = []
         for request in live:
             delay, state = delays.get(request), request.lifecycle.state
+            if delay is not None and request not in named:
+                continue
             key = delay.model if delay is not None else request.target
             resident = residents.get(key)
             is_in_pool = state is RequestState.LOADING_AGENT and resident is None

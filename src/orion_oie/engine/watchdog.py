@@ -5,7 +5,6 @@ Deadlines end requests; this explains those that have none.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import nlargest
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,39 +24,36 @@ class Activity:
     is_waiting: bool = False
 
 
-NAMED = 20
-"""At most that many requests are named one by one."""
-
 IDLE_S = 2.0
 """Nothing may run or load for that long while requests wait."""
 
 
-def idle(waiting: int, idle_s: float, longest: Activity | None) -> list[str]:
-    """A sentence if requests wait although nothing at all runs or loads: something is wrong then,
-    whatever they wait for. `longest` is one of them."""
-    if not waiting or longest is None or idle_s < IDLE_S:
+def idle(activities: Iterable[Activity], idle_s: float) -> list[str]:
+    """A sentence if a request waits although nothing at all runs or loads: something is wrong then,
+    whatever it waits for."""
+    waiting = [one for one in activities if one.is_waiting and one.quiet_s >= IDLE_S]
+    if not waiting or idle_s < IDLE_S:
         return []
-    what = "a request waits" if waiting == 1 else f"{waiting} requests wait"
+    longest = max(waiting, key=lambda one: one.quiet_s)
     why = f", because {longest.why}" if longest.why else ""
     return [
-        f"{what} although nothing has run or loaded for {idle_s:.0f} s: {longest.request_id} waits "
-        f"for {longest.model or 'a model'}{why}"
+        f"request {longest.request_id} waits for {longest.model or 'a model'} although nothing has "
+        f"run or loaded for {idle_s:.0f} s{why}"
     ]
 
 
-def stuck(activities: Iterable[Activity], stuck_after_s: float) -> list[str]:
+def stuck(activities: Iterable[Activity], stuck_after_s: float, more: int = 0) -> list[str]:
     """A sentence for each request without progress for `stuck_after_s`, with its blockers, the
-    longest first; of very many, one for all but the first."""
+    longest first. `more` are that quiet, and not among them."""
     activities = list(activities)
-    quiet = [one for one in activities if one.quiet_s >= stuck_after_s]
-    named = nlargest(NAMED, quiet, key=lambda one: one.quiet_s)
+    quiet = sorted((a for a in activities if a.quiet_s >= stuck_after_s), key=lambda a: -a.quiet_s)
     users: dict[str, list[str]] = {}
     for one in activities:
         if not one.why and one.model is not None:
             users.setdefault(one.model, []).append(one.request_id)
-    sentences = [_sentence(one, users) for one in named]
-    if len(quiet) > NAMED:
-        sentences.append(f"{len(quiet) - NAMED} more requests have made no progress for as long")
+    sentences = [_sentence(one, users) for one in quiet]
+    if more:
+        sentences.append(f"{more} more requests have made no progress for {stuck_after_s:g} s")
     return sentences
 
 

@@ -54,9 +54,11 @@ class Rest:
         """The number of the oldest that is left when only the last one is left."""
         return self._seqs[-1]
 
-    def until(self, seq: int) -> list[_Row]:
-        """What is served as long as the oldest that is left is not newer than `seq`."""
-        ours = slice(self._at, bisect_right(self._seqs, seq, self._at))
+    def until(self, seq: int, most: int) -> list[_Row]:
+        """What is served as long as the oldest that is left is not newer than `seq`: `most` of
+        it."""
+        end = bisect_right(self._seqs, seq, self._at)
+        ours = slice(self._at, min(end, self._at + most))
         return list(zip(self._seqs[ours], self._oldest[ours], self._requests[ours], strict=True))
 
     def number_before(self, seq: int) -> int:
@@ -82,19 +84,24 @@ class _Run:
 
     @classmethod
     def of(
-        cls, may_run: Sequence[Group[Rest]], is_choice: Callable[[Group[Rest], bool], bool]
+        cls,
+        may_run: Sequence[Group[Rest]],
+        is_choice: Callable[[Group[Rest], bool], bool],
+        most: int,
     ) -> "_Run":
-        """The run of groups that may be served. `is_choice(group, is_first)`: serving the first, or
-        the last one of a group may change who is next."""
+        """The run of groups that may be served, of `most` requests. `is_choice(group, is_first)`:
+        serving the first, or the last one of a group may change who is next."""
         equals = [group for group in may_run if group.rank[:2] == may_run[0].rank[:2]]
         firsts = [group.oldest.seq for group in equals if is_choice(group, True)]
         lasts = [group.line.last_seq for group in equals if is_choice(group, False)]
         until = min([*firsts, *lasts], default=max(group.line.last_seq for group in equals))
-        rows = [row for group in equals for row in group.line.until(until)]
+        rows = [row for group in equals for row in group.line.until(until, most)]
         if len(equals) > 1:
             rows.sort(key=itemgetter(0))
+        del rows[most:]
         if until in firsts:  # the same one may stay the oldest
-            rows = rows[: 1 + next(n for n, row in enumerate(rows) if row[0] == until)]
+            first = next((number for number, row in enumerate(rows, 1) if row[0] == until), most)
+            del rows[first:]
         return cls(equals, rows)
 
     def keys(self, others: Sequence[Group[Rest]], settings: Settings) -> list[float]:
@@ -132,27 +139,31 @@ def stretch(
     history: History,
     now: float,
     settings: Settings,
+    most: int,
 ) -> tuple[list[Waiting], str | None]:
     """The requests that are served next, in order, and the model that is loaded for the last one.
-    Takes them from `rests`, the lines of each priority, and notes them in `history`."""
+    Takes them from `rests`, the lines of each priority, and notes them in `history`. It looks at
+    `most` requests of each priority."""
     holds: dict[str, str] = {}
     classes = classes_of(rests, later, history, now, settings)
     plans = [runnable(groups, holds, history, now, settings) for groups in classes]
     plans = sorted(filter(None, plans), key=lambda groups: -groups[0].line.priority)
     every = [group for groups in classes for group in groups]
     overdue = {group.model for group in every if group.is_overdue and group.unserved_since < now}
-    # What is held back depends on the order of the classes, which changes as they are served.
-    is_choice_each = bool(holds) and len(classes) > 1
+    oldest: set[int] = set()
+    if holds and len(classes) > 1:
+        # What is held back depends on the order of the classes, so on the oldest of each.
+        oldest = {min(group.oldest.seq for group in groups) for groups in classes}
 
     def is_choice(group: Group[Rest], is_first: bool) -> bool:
         if is_first:
             is_load = group.availability.is_loadable
-            return is_choice_each or is_load or group.model in overdue
+            return is_load or group.model in overdue or group.oldest.seq in oldest
         return history.is_in_turn(group.model, now, settings.turn_s)
 
     if not plans:
         raise RuntimeError("nothing can be served although nothing is full or blocked")
-    runs = [_Run.of(may_run, is_choice) for may_run in plans]
+    runs = [_Run.of(may_run, is_choice, most) for may_run in plans]
     if len(runs) == 1:
         numbers, rows = [len(runs[0].rows)], list(runs[0].rows)
     else:

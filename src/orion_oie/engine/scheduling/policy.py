@@ -89,14 +89,19 @@ def order(
         return _step_by_step(Lines(lines), later, history, now, settings)
     classes = [[Rest(line, history) for line in its_lines] for its_lines in lines.classes()]
     ordered: list[Waiting] = []
+    most = _LEAST
     while classes:
-        served, loaded = stretch(classes, later, history, now, settings)
+        served, loaded = stretch(classes, later, history, now, settings, most)
+        most = max(_LEAST, 2 * len(served))
         ordered += served
         if loaded is not None:
             _load(loaded, later)
         left = ([rest for rest in rests if len(rest)] for rests in classes)
         classes = [rests for rests in left if rests]
     return ordered
+
+
+_LEAST = 64  # requests to look at: more while stretches are long, so that few are looked at twice
 
 
 def _is_entangled(lines: Lines) -> bool:
