@@ -115,8 +115,8 @@ class RequestQueue(Generic[T]):
     Neither `serve` nor `availability_of` should raise: that ends a thread, as any error does. Both
     are called with no lock held, and the threads hold nothing else.
 
-    A call that is interrupted changes nothing, or all: if `put` raises, the item does not wait; it
-    may be served already.
+    A call that is interrupted (Ctrl-C) has done nothing, or all. If `put` raises, the item does not
+    wait, unless the interrupt came after everything: then it may be served, and be taken back.
     """
 
     def __init__(
@@ -205,8 +205,7 @@ class RequestQueue(Generic[T]):
                 raise
 
     def remove(self, item: T) -> bool:
-        """Take back an item that is still waiting; False when it is not. If it is interrupted, the
-        item still waits."""
+        """Take back an item that is still waiting; False when it is not."""
         with self._lock:
             self._mend()
             seq = self._seq_of.get(id(item))
