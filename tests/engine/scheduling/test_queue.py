@@ -1047,7 +1047,7 @@ def test_what_waits_for_its_model_takes_no_thread_from_others(gate, late) -> Non
     """However many requests wait for models that come late or never, as many as ever are served by
     models in memory."""
     models = Models(a=Availability(READY), **dict.fromkeys("bcd", late))
-    queue = queue_for(gate, models, max_threads=2)
+    queue = queue_for(gate, models, max_threads=2, per_model=2)
     put_all(queue, "bcdbcd")
     wait_until(lambda: gate.running >= 1)
     put_all(queue, "aa")

@@ -261,7 +261,9 @@ class RequestQueue(Generic[T]):
                     return position
         self._foresee()
         with self._lock:
-            return None if self._forecast is None else self._forecast.position(seq)
+            forecast = self._forecast
+            position = None if forecast is None else forecast.position(seq)
+        return position
 
     def waiting(self) -> list[WaitingItem[T]]:
         """The waiting items, in the order in which they would be served now, with their reasons."""
@@ -331,7 +333,8 @@ class RequestQueue(Generic[T]):
         """The models whose availability is needed."""
         with self._lock:
             self._mend()
-            return self._to_ask()
+            models = self._to_ask()
+        return models
 
     # -- how much may wait
 
