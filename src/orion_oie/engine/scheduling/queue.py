@@ -263,7 +263,7 @@ class RequestQueue(Generic[T]):
         with self._lock:
             forecast = self._forecast
             position = None if forecast is None else forecast.position(seq)
-        return position
+        return position  # noqa: RET504 (an interrupt between a call and the end of a `with`)
 
     def waiting(self) -> list[WaitingItem[T]]:
         """The waiting items, in the order in which they would be served now, with their reasons."""
@@ -334,7 +334,7 @@ class RequestQueue(Generic[T]):
         with self._lock:
             self._mend()
             models = self._to_ask()
-        return models
+        return models  # noqa: RET504 (see `position`)
 
     # -- how much may wait
 
