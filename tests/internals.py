@@ -56,7 +56,7 @@ def callbacks_of(scope: CancelScope) -> Sequence[Callable[[], None]]:
 
 def deadlines_of(timer: DeadlineTimer) -> Sequence[object]:
     """The deadlines that a timer still watches: only its threads show it in public."""
-    return list(timer._pending)
+    return list(timer._of_scope)
 
 
 def at_idle_timeout(

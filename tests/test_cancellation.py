@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from helpers import BOUND_S, no_more_threads, run_all, wait_until
-from internals import at_idle_timeout, set_timer_idle_exit
+from internals import at_idle_timeout, deadlines_of, set_timer_idle_exit
 
 from orion_oie.callbacks import host_log
 from orion_oie.cancellation import CancelScope, DeadlineTimer
@@ -340,3 +340,85 @@ def test_at_most_one_timer_thread_runs(timer_threads: Threads) -> None:
     for scope in scopes:
         timer.forget(scope)
     wait_until(lambda: timer_threads() == 0)
+
+
+def test_the_timer_runs_nobodys_code() -> None:
+    """Callbacks run on another thread than the one that watches the deadlines."""
+    timer = DeadlineTimer()
+    names: list[str] = []
+    for _ in range(3):
+        scope = CancelScope()
+        scope.on_cancel(lambda: names.append(threading.current_thread().name))
+        timer.watch(scope, 0.001)
+    wait_until(lambda: len(names) == 3)
+    assert "orion-deadlines" not in names
+
+
+def test_slow_callbacks_delay_no_deadline() -> None:
+    """While the callbacks of others do not return, deadlines fire, and their callbacks run."""
+    timer = DeadlineTimer()
+    let_go = threading.Event()
+    slow = [CancelScope() for _ in range(3)]
+    try:
+        for scope in slow:
+            scope.on_cancel(lambda: let_go.wait(3 * BOUND_S))
+            timer.watch(scope, 0.001)
+        wait_until(lambda: all(scope.error for scope in slow))
+        told = threading.Event()
+        after = CancelScope()
+        after.on_cancel(told.set)
+        timer.watch(after, 0.001)
+        assert told.wait(BOUND_S)
+        assert not let_go.is_set()
+    finally:
+        let_go.set()
+
+
+def test_a_failing_callback_of_a_deadline_stops_no_other() -> None:
+    """The callbacks of one scope all run, on the thread that ends it, too."""
+    timer = DeadlineTimer()
+    scope, told = CancelScope(), threading.Event()
+
+    def callback() -> None:
+        raise RuntimeError("broken callback")
+
+    scope.on_cancel(callback)
+    scope.on_cancel(told.set)
+    timer.watch(scope, 0.001)
+    assert told.wait(BOUND_S)
+
+
+def test_without_a_thread_for_callbacks_the_error_is_set() -> None:
+    """While the system gives no more threads, requests see that their time is up; their callbacks
+    run as soon as it gives one."""
+    timer = DeadlineTimer()
+    first = CancelScope()
+    timer.watch(first, FAR_S)  # starts the timer
+    scope, told = CancelScope(), threading.Event()
+    scope.on_cancel(told.set)
+    with no_more_threads():
+        timer.watch(scope, 0.001)
+        wait_until(lambda: scope.error)
+        assert not told.is_set()
+    assert told.wait(BOUND_S)
+    timer.forget(first)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_many_forgotten_deadlines_are_not_kept(order: int) -> None:
+    """What is forgotten, in any order, is let go; the others still fire."""
+    timer = DeadlineTimer()
+    scopes = [CancelScope() for _ in range(2000)]
+    for number, scope in enumerate(scopes):
+        timer.watch(scope, FAR_S + number)
+    gone = [weakref.ref(scope) for scope in scopes[1:]]
+    kept = scopes[0]
+    for scope in scopes[1:][::order]:
+        timer.forget(scope)
+    del scope, scopes
+    assert deadlines_of(timer) == [kept]
+    assert all(reference() is None for reference in gone)
+    near = CancelScope()
+    timer.watch(near, NEAR_S)
+    wait_until(lambda: near.error)
+    timer.forget(kept)

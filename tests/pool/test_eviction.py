@@ -1,5 +1,7 @@
 """Who must go: never the busy, never too many, always the longest unused."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -201,3 +203,33 @@ def test_many_models_are_decided_quickly() -> None:
     assert gone >= 100
     sizes = [one.size_bytes for one in residents if one.key in victims]
     assert gone - min(sizes) < 100
+
+
+def all_compared(residents: list[Resident], limits: Limits, size: int) -> list[str] | None:
+    """The oracle: of all sets, the smallest sufficient one of the least loss, then size."""
+    newest = max((one.last_used for one in residents), default=0.0)
+    idle = sorted((r for r in residents if r.can_go), key=lambda r: (r.last_used, r.key))
+    held = sum(one.size_bytes for one in residents)
+    ranked = [
+        (
+            len(some),
+            sum(one.reload_s / (1.0 + newest - one.last_used) for one in some),
+            sum(one.size_bytes for one in some),
+            some,
+        )
+        for number in range(len(idle) + 1)
+        for some in itertools.combinations(idle, number)
+        if len(residents) - number + 1 <= (limits.models or 99)
+        and held - sum(one.size_bytes for one in some) + size <= (limits.memory_bytes or 10**9)
+    ]
+    best = min(ranked, key=lambda rank: rank[:3], default=None)
+    return None if best is None else [one.key for one in best[3]]
+
+
+@given(residents=sized_lists, size=sizes, budget=st.integers(1, 120), models=st.integers(1, 10))
+def test_it_is_the_best_of_all_sets(
+    residents: list[Resident], size: int, budget: int, models: int
+) -> None:
+    """Looking at sets of one size only finds what looking at all of them finds."""
+    limits = Limits(models, budget)
+    assert choose_victims(residents, limits, size) == all_compared(residents, limits, size)

@@ -199,7 +199,7 @@ def build(
             events,
             partial(pull, registry, cache, files, config, events),
         ),
-        observer=Observer(config, memory, wanted, queue, breakers, stand_ins),
+        observer=Observer(config, memory, queue, breakers, stand_ins),
         pipeline=pipeline,
     )
 

@@ -7,13 +7,14 @@ asynchronous use are views of the same handle.
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
+from functools import partial
 from types import TracebackType
 from typing import Any
 
+from orion_oie.engine.abandoned import streams
 from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import Request
 from orion_oie.errors import InvalidRequestError, OrionError, RequestCancelledError, described
@@ -39,6 +40,8 @@ class RequestHandle:
         self._request = request
         self._owner_pid = os.getpid() if is_owner else None
         self._block = object()  # a `with` block, among the readers
+        if is_owner:
+            streams.expect()
 
     @property
     def id(self) -> str:
@@ -279,24 +282,22 @@ class RequestHandle:
                     await until_done(end)
 
     def __del__(self) -> None:
-        if not self._request.readers:
-            self.abandon()
+        if self._owner_pid == os.getpid():
+            streams.note(None if self._request.readers else self._ending(), is_gone=True)
 
     def abandon(self) -> None:
         """Cancel a request that `stream` began, soon and without waiting: for destructors, which
         run anywhere, also under a lock of the engine."""
+        streams.note(self._ending(), is_gone=False)
+
+    def _ending(self) -> Callable[[], object] | None:
+        """The call that ends a request whose stream is abandoned; None if there is none to end."""
         is_ending = self.state.is_final or self._request.scope.error is not None
         if self._owner_pid is None or is_ending or sys.is_finalizing():
-            return
+            return None
         if self._owner_pid != os.getpid():
-            return  # a fork has copies of the handles, and the requests belong to its parent
-        with contextlib.suppress(RuntimeError):  # no thread, no cancel: it ends by itself then
-            threading.Thread(
-                target=_cancel,
-                args=(self._request, "was cancelled: nobody reads it any more"),
-                name="orion-abandoned",
-                daemon=True,
-            ).start()
+            return None  # a fork has copies of the handles, and the requests belong to its parent
+        return partial(_cancel, self._request, "was cancelled: nobody reads it any more")
 
     def __repr__(self) -> str:
         return f"<RequestHandle {self.id} {self.state.value} {self.progress:.0f}%>"

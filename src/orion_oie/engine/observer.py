@@ -1,17 +1,16 @@
 """Reads the statistics and the health of an engine from its parts. Changes nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from heapq import nlargest
+from operator import itemgetter
 
 from orion_oie.config import EngineConfig
-from orion_oie.engine.availability import WantedModels
 from orion_oie.engine.breaker import BreakerBoard
+from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import Queued, Request
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.engine.stand_ins import StandIns
-from orion_oie.engine.watchdog import (
-    Activity,
-    stuck,
-)
+from orion_oie.engine.watchdog import IDLE_S, Activity, idle, stuck
 from orion_oie.errors import EngineClosedError
 from orion_oie.hardware import machine, probe
 from orion_oie.hardware.pressure import PressureLevel
@@ -29,6 +28,8 @@ from orion_oie.schemas.stats import (
 )
 from orion_oie.telemetry.event_log import EventLog
 
+_NAMED = 20  # at most that many requests are named one by one
+
 
 class Observer:
     """Reads the state of an engine's parts. `live` are the requests that have not ended."""
@@ -37,14 +38,12 @@ class Observer:
         self,
         config: EngineConfig,
         memory: MemoryManager,
-        wanted: WantedModels,
         queue: RequestQueue[Queued],
         breakers: BreakerBoard,
         stand_ins: StandIns,
     ) -> None:
         self._config = config
         self._memory = memory
-        self._wanted = wanted
         self._queue = queue
         self._breakers = breakers
         self._stand_ins = stand_ins
@@ -96,7 +95,26 @@ class Observer:
         if self._memory.monitor.level >= PressureLevel.HIGH:
             reasons += self._memory.monitor.recommendations()
         reasons += self._stand_ins.reasons()
-        return reasons + stuck(self._activities(live), self._config.serving.stuck_after_s)
+        return reasons + self._standstill(live)
+
+    def _standstill(self, live: Sequence[Request]) -> list[str]:
+        """The reasons that requests make no progress, if any makes none."""
+        stuck_after_s = self._config.serving.stuck_after_s
+        quiet = [(one.lifecycle.quiet_s(), one) for one in live]
+        of_note = [pair for pair in quiet if pair[0] >= min(stuck_after_s, IDLE_S)]
+        idle_s = self._idle_s()
+        number = sum(quiet_s >= stuck_after_s for quiet_s, _ in of_note)
+        if not of_note or (not number and idle_s < IDLE_S):
+            return []
+        named = nlargest(_NAMED, of_note, key=itemgetter(0))
+        activities = self._activities(live, {one for _, one in named})
+        more = max(0, number - _NAMED)
+        return idle(activities, idle_s) + stuck(activities, stuck_after_s, more)
+
+    def _idle_s(self) -> float:
+        """Seconds for which nothing was run or loaded, and nothing left the queue."""
+        idle_s = self._memory.pool.idle_s()
+        return min(idle_s, self._queue.quiet_s()) if len(self._queue) else idle_s
 
     def _memory_stats(self, models: Mapping[str, ModelStats]) -> MemoryStats:
         system = probe.system_memory()
@@ -115,24 +133,28 @@ class Observer:
             recommendations=self._memory.monitor.recommendations(),
         )
 
-    def _activities(self, live: Sequence[Request]) -> list[Activity]:
+    def _activities(self, live: Sequence[Request], named: Set[Request]) -> list[Activity]:
+        """What some requests do, and those that do not wait in the queue."""
         residents = self._memory.pool.residents()
-        waiting = {one.item.request: one for one in self._queue.waiting()}
+        delays = {queued.request: delay for queued, delay in self._queue.delays().items()}
         activities = []
         for request in live:
-            queued = waiting.get(request)
-            key = queued.model if queued is not None else request.target
-            found = None if queued is None else self._wanted.availability(queued.model)
+            delay, state = delays.get(request), request.lifecycle.state
+            if delay is not None and request not in named:
+                continue
+            key = delay.model if delay is not None else request.target
             resident = residents.get(key)
+            is_in_pool = state is RequestState.LOADING_AGENT and resident is None
             activities.append(
                 Activity(
                     request_id=request.id,
-                    state="the queue" if queued is not None else request.lifecycle.state.value,
+                    state="the queue" if delay is not None else state.value,
                     quiet_s=request.lifecycle.quiet_s(),
                     model=key or None,
                     pid=None if resident is None else resident.pid,
-                    why="" if queued is None else queued.reason,
-                    blockers=frozenset() if found is None else found.blockers,
+                    why="" if delay is None else delay.reason,
+                    blockers=frozenset() if delay is None else delay.blockers,
+                    is_waiting=delay is not None or is_in_pool,
                 )
             )
         return activities

@@ -68,6 +68,11 @@ class Entry:
         return model.load_progress.phase in ("ready", "complete")
 
     @property
+    def is_complete(self) -> bool:
+        """True when nothing of it is on its way any more."""
+        return self.model is not None and self.model.completion.done()
+
+    @property
     def is_free(self) -> bool:
         """True when all of it is in memory, it writes text, and it takes one more request."""
         is_usable = not self.is_leaving and not self.spec.is_embedding
@@ -80,8 +85,8 @@ class Entry:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A place in the line for memory. Nobody has to wait behind a patient ticket. A ticket with
-    `may_evict` does not wait itself."""
+    """A place in the line for memory. Nobody has to wait behind a patient ticket, nor behind one
+    that waits for the machine (`pressed_since`). A ticket with `may_evict` does not wait itself."""
 
     is_patient: bool
     may_evict: Collection[str] | None = None

@@ -6,13 +6,13 @@ again, divided by how long ago it was used. With equal load times, the least rec
 evicted.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 from orion_oie.schemas.availability import Availability, ModelState
 
-# Above this many, a set is built step by step: comparing all of them would be 2^12 = 4,096 sets.
+# Above this many, a set is built step by step: of 12, at most 924 sets of one size are compared.
 _COMPARED_AT_MOST = 12
 
 
@@ -102,23 +102,36 @@ def _smallest_set(residents: Sequence[Resident], count: int, freed_bytes: int) -
     if len(idle) < count or sum(r.size_bytes for r in idle) < freed_bytes:
         return None
     newest = max(r.last_used for r in residents)
-    many = len(idle) > _COMPARED_AT_MOST
-    sets = [_built(idle, count, freed_bytes, newest)] if many else _all_sets(idle, count)
-    best: tuple[int, float, int] | None = None
-    chosen: Sequence[Resident] = ()
-    for candidate in sets:
-        if best is not None and len(candidate) > best[0]:
-            break  # sets come in order of their size
-        size = sum(r.size_bytes for r in candidate)
-        rank = len(candidate), sum(_loss(r, newest) for r in candidate), size
-        if size >= freed_bytes and (best is None or rank < best):
-            best, chosen = rank, candidate
+    if len(idle) > _COMPARED_AT_MOST:
+        chosen = _built(idle, count, freed_bytes, newest)
+    else:
+        chosen = _best(idle, _fewest(idle, count, freed_bytes), freed_bytes, newest)
     return [resident.key for resident in chosen]
 
 
-def _all_sets(idle: Sequence[Resident], count: int) -> Iterator[Sequence[Resident]]:
-    for number in range(max(1, count), len(idle) + 1):
-        yield from combinations(idle, number)
+def _fewest(idle: Sequence[Resident], count: int, freed_bytes: int) -> int:
+    """The size of the smallest sufficient set: that of the largest models."""
+    number = left_bytes = 0
+    for number, size_bytes in enumerate(sorted((r.size_bytes for r in idle), reverse=True), 1):
+        left_bytes += size_bytes
+        if number >= count and left_bytes >= freed_bytes:
+            break
+    return number
+
+
+def _best(
+    idle: Sequence[Resident], number: int, freed_bytes: int, newest: float
+) -> Sequence[Resident]:
+    """Of the sufficient sets of that size, the one of the least loss, then of the least size."""
+    best: tuple[float, int] | None = None
+    chosen: Sequence[tuple[Resident, float]] = ()
+    for candidate in combinations([(r, _loss(r, newest)) for r in idle], number):
+        size_bytes = sum(r.size_bytes for r, _ in candidate)
+        if size_bytes >= freed_bytes:
+            rank = sum(loss for _, loss in candidate), size_bytes
+            if best is None or rank < best:
+                best, chosen = rank, candidate
+    return [resident for resident, _ in chosen]
 
 
 def _built(
@@ -127,15 +140,19 @@ def _built(
     """A sufficient set without a superfluous member: the models of the least loss, less those that
     the others make unnecessary."""
     chosen: list[Resident] = []
+    held_bytes = 0
     for resident in sorted(idle, key=lambda r: _loss(r, newest)):
-        if len(chosen) >= count and sum(r.size_bytes for r in chosen) >= freed_bytes:
+        if len(chosen) >= count and held_bytes >= freed_bytes:
             break
         chosen.append(resident)
+        held_bytes += resident.size_bytes
+    number, unneeded = len(chosen), set()
     for resident in sorted(chosen, key=lambda r: r.size_bytes):
-        others = [r for r in chosen if r is not resident]
-        if len(others) >= count and sum(r.size_bytes for r in others) >= freed_bytes:
-            chosen = others
-    return sorted(chosen, key=lambda r: r.last_used)
+        if number <= count or held_bytes - resident.size_bytes < freed_bytes:
+            continue
+        number, held_bytes = number - 1, held_bytes - resident.size_bytes
+        unneeded.add(resident.key)
+    return sorted((r for r in chosen if r.key not in unneeded), key=lambda r: r.last_used)
 
 
 def _loss(resident: Resident, newest: float) -> float:

@@ -35,7 +35,7 @@ from orion_oie.pool.eviction import (
     choose_relief,
     choose_victims,
 )
-from orion_oie.schemas.availability import READY, Availability, ModelState
+from orion_oie.schemas.availability import ARRIVING, READY, Availability, ModelState
 from orion_oie.schemas.loading import (
     LoadProgress,
     OnProgress,
@@ -82,10 +82,13 @@ class ModelPool:
         self._pressure_wait_s = pressure_wait_s
         self._patience_s = patience_s
         self._waiting_for_memory: list[Ticket] = []
-        self._changed = threading.Condition()
+        # `with` takes this lock, not the condition: an interrupt cannot come in between.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._entries: dict[str, Entry] = {}
         self._pinned: set[str] = set()
         self._uses = 0
+        self._active_at = time.monotonic()
         self._is_closed = False
 
     @contextmanager
@@ -129,7 +132,7 @@ class ModelPool:
     def borrow(self) -> Iterator[LocalModel | None]:
         """Hold the largest model that could generate at once; None when there is none. Loads and
         evicts nothing, and does not wait."""
-        with self._changed:
+        with self._lock:
             free = [entry for entry in self._entries.values() if entry.is_free]
             entry = max(free, key=lambda one: one.size_bytes, default=None)
             if entry is not None:
@@ -146,7 +149,7 @@ class ModelPool:
 
     def relieve(self, wanted_bytes: int) -> list[str]:
         """Free idle models until `wanted_bytes` are freed, or none is idle; returns their keys."""
-        with self._changed:
+        with self._lock:
             self._drop_dead()
             keys = choose_relief(self._as_residents(), wanted_bytes)
         freed = self._free(keys)
@@ -162,27 +165,29 @@ class ModelPool:
 
     def pin(self, key: str) -> None:
         """Never evict a model, from when it is loaded until `unpin`."""
-        with self._changed:
+        with self._lock:
             self._pinned.add(key)
 
     def unpin(self, key: str) -> None:
         """Let a model be evicted again."""
-        with self._changed:
+        with self._lock:
             self._pinned.discard(key)
             self._changed.notify_all()
         self._on_changed()
 
     def availability(self, key: str, size_bytes: int) -> Availability:
         """The availability of a model of this size now; the queue itself detects FULL."""
-        with self._changed:
-            self._drop_dead()
+        with self._lock:
             entry = self._entries.get(key)
-            if entry is not None and not entry.is_leaving:
-                return READY
+            if entry is not None and not entry.is_leaving and not entry.is_dead:
+                return READY if entry.is_complete else ARRIVING
             if not self._has_memory():
                 return Availability(ModelState.SHORT)
+            self._drop_dead()
             residents, limits = self._as_residents(), self._limits()
-            settled = self._as_residents(is_settled=True)
+            settled = residents
+            if any(one.displaced_bytes for one in self._entries.values()):
+                settled = self._as_residents(is_settled=True)
         found = availability_of(residents, limits, size_bytes)
         if found.state is not ModelState.IMPOSSIBLE:
             return found
@@ -193,13 +198,13 @@ class ModelPool:
 
     def longest_unused_first(self, keys: Iterable[str]) -> list[str]:
         """The keys in the order in which their models would be evicted."""
-        with self._changed:
+        with self._lock:
             used = {key: entry.last_used for key, entry in self._entries.items()}
         return sorted(keys, key=lambda key: (used.get(key, 0), key))
 
     def note_answer(self, key: str) -> None:
         """Note that a model has answered: its memory is that of a model in use from now on."""
-        with self._changed:
+        with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
                 entry.has_answered = True
@@ -207,17 +212,13 @@ class ModelPool:
     def settled(self) -> dict[str, bool]:
         """The completely loaded models (a load takes more memory), by key, with True for those that
         have answered."""
-        with self._changed:
+        with self._lock:
             entries = list(self._entries.items())
-        return {
-            key: entry.has_answered
-            for key, entry in entries
-            if entry.model is not None and entry.model.completion.done()
-        }
+        return {key: entry.has_answered for key, entry in entries if entry.is_complete}
 
     def spec(self, key: str) -> LoadSpec | None:
         """The spec that a model was loaded by; None when it is not in memory."""
-        with self._changed:
+        with self._lock:
             entry = self._entries.get(key)
             return None if entry is None else entry.spec
 
@@ -235,7 +236,7 @@ class ModelPool:
 
     def note_size(self, key: str, measured_bytes: int) -> None:
         """Raise the reserved size of a model to the measured one."""
-        with self._changed:
+        with self._lock:
             entry = self._entries.get(key)
             if entry is not None and measured_bytes > entry.size_bytes:
                 entry.size_bytes = measured_bytes
@@ -243,7 +244,7 @@ class ModelPool:
     @property
     def reserved_bytes(self) -> int:
         """The bytes that all models in memory, or being loaded, may take together."""
-        with self._changed:
+        with self._lock:
             self._drop_dead()
             return sum(resident.size_bytes for resident in self._as_residents())
 
@@ -253,29 +254,37 @@ class ModelPool:
 
     def is_ready(self, key: str) -> bool:
         """True when all of a model is in memory: it answers at once."""
-        with self._changed:
+        with self._lock:
             entry = self._entries.get(key)
         return entry is not None and entry.is_ready
 
     def residents(self) -> dict[str, ResidentModel]:
         """The models in memory or being loaded, by key."""
-        with self._changed:
-            return {
-                key: ResidentModel(
-                    model=entry.model.info if entry.model else entry.spec.info,
-                    pid=entry.model.pid if entry.model else None,
-                    users=entry.users,
-                    is_loading=entry.is_loading,
-                    is_pinned=key in self._pinned,
-                    reserved_bytes=entry.size_bytes,
-                )
-                for key, entry in self._entries.items()
-                if entry.is_loading or (entry.model is not None and entry.model.is_alive())
-            }
+        with self._lock:
+            entries, pinned = list(self._entries.items()), set(self._pinned)
+        return {
+            key: ResidentModel(
+                model=entry.model.info if entry.model else entry.spec.info,
+                pid=entry.model.pid if entry.model else None,
+                users=entry.users,
+                is_loading=entry.is_loading,
+                is_pinned=key in pinned,
+                reserved_bytes=entry.size_bytes,
+            )
+            for key, entry in entries
+            if entry.is_loading or (entry.model is not None and entry.model.is_alive())
+        }
+
+    def idle_s(self) -> float:
+        """Seconds since anything was used or loaded; 0 while anything is."""
+        with self._lock:
+            if any(entry.is_in_use or entry.is_loading for entry in self._entries.values()):
+                return 0.0
+            return time.monotonic() - self._active_at
 
     def close(self, timeout_s: float) -> None:
         """Stop all loads and free all models; those in use fail with `EngineClosedError`."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             entries = list(self._entries.values())
             self._entries.clear()
@@ -289,7 +298,7 @@ class ModelPool:
     def _free(self, keys: Iterable[str]) -> list[str]:
         """Close the models that are idle, and return their keys."""
         leaving: dict[str, Entry] = {}
-        with self._changed:
+        with self._lock:
             for key in keys:
                 entry = self._entries.get(key)
                 if entry is None or entry.model is None or entry.is_in_use or entry.is_dead:
@@ -301,7 +310,7 @@ class ModelPool:
         try:
             close_all(_models_of(leaving.values()))
         finally:
-            with self._changed:
+            with self._lock:
                 for key, entry in leaving.items():
                     if self._entries.get(key) is entry:
                         del self._entries[key]
@@ -310,11 +319,11 @@ class ModelPool:
         return list(leaving)
 
     def _notify(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _known_size(self, key: str) -> int | None:
-        with self._changed:
+        with self._lock:
             entry = self._entries.get(key)
             return None if entry is None else entry.size_bytes
 
@@ -327,13 +336,14 @@ class ModelPool:
            waited for memory for too long.
         2. It is not, and the machine has no memory: wait for some, but not for ever.
         3. It is not, and the idle models to evict for it are known: if this ticket is the first in
-           line, begin the load.
+           line, begin the load. Patient tickets stand behind all others, and not in each other's
+           way.
         4. Otherwise wait for a change: a load or a use that ends, or a place in the line.
 
         Dead models do not count. A ticket that may not wait, or may not evict so much, is refused.
         """
         line = self._waiting_for_memory
-        with self._changed:
+        with self._lock:
             try:
                 while True:
                     if self._is_closed:
@@ -348,7 +358,7 @@ class ModelPool:
                         if self._has_memory():
                             ticket.pressed_since = None
                             victims = self._victims(spec, size_bytes)
-                            if victims is not None and line[0] is ticket:
+                            if victims is not None and self._is_first(ticket):
                                 check_leave(spec, ticket, victims)
                                 return self._begin_load(spec, size_bytes, victims), True
                         else:
@@ -377,7 +387,9 @@ class ModelPool:
 
     def _check_patience(self, spec: LoadSpec, ticket: Ticket) -> None:
         now = time.monotonic()
-        ticket.pressed_since = ticket.pressed_since or now
+        if ticket.pressed_since is None:
+            ticket.pressed_since = now
+            self._changed.notify_all()  # nobody waits behind it any more
         if now - ticket.pressed_since > self._pressure_wait_s:
             raise InsufficientMemoryError(
                 f"the machine is about to run out of memory, and had none for {spec.key} for "
@@ -385,9 +397,16 @@ class ModelPool:
                 model=spec.key,
             )
 
+    def _is_first(self, ticket: Ticket) -> bool:
+        """True when no other ticket goes before this one."""
+        impatient = next((one for one in self._waiting_for_memory if not one.is_patient), None)
+        return impatient is ticket or (impatient is None and ticket.is_patient)
+
     def _must_wait_behind_others(self, ticket: Ticket) -> bool:
-        """True when an earlier request has waited for memory for too long."""
-        oldest = next((other for other in self._waiting_for_memory if not other.is_patient), None)
+        """True when an earlier request has waited for models to become idle for too long."""
+        line = self._waiting_for_memory
+        waiting = (one for one in line if not one.is_patient and one.pressed_since is None)
+        oldest = next(waiting, None)
         if oldest is None:
             return False
         return oldest.since < ticket.since and time.monotonic() - oldest.since > self._patience_s
@@ -438,7 +457,7 @@ class ModelPool:
 
     def _run_load(self, entry: Entry, removed: list[tuple[str, Entry]]) -> None:
         def on_progress(progress: LoadProgress) -> None:
-            with self._changed:
+            with self._lock:
                 entry.progress = progress
                 self._changed.notify_all()
 
@@ -448,7 +467,7 @@ class ModelPool:
             close_all(_models_of(victim for _key, victim in removed))
             for key, _victim in removed:
                 call_safely(self._on_evicted, key)
-            with self._changed:
+            with self._lock:
                 entry.displaced_bytes = 0
                 self._changed.notify_all()
             started = time.monotonic()
@@ -456,12 +475,13 @@ class ModelPool:
             entry.reload_s = max(LEAST_RELOAD_S, round(time.monotonic() - started))
         except BaseException as caught:  # noqa: BLE001 (handed to those who wait for the load)
             error = caught
-        with self._changed:
+        with self._lock:
             entry.model, entry.error = model, error
             entry.is_leaving = False  # it may have completed although nobody waited any more
             if error is not None and self._entries.get(entry.spec.key) is entry:
                 del self._entries[entry.spec.key]
             is_orphaned = self._is_closed
+            self._active_at = time.monotonic()
             self._changed.notify_all()
         if is_orphaned and model is not None:
             call_safely(model.close, 0.0)
@@ -470,7 +490,7 @@ class ModelPool:
     def _await_load(self, entry: Entry, scope: CancelScope, on_progress: OnProgress) -> LocalModel:
         shown: LoadProgress | None = None
         while True:
-            with self._changed:
+            with self._lock:
                 while entry.is_loading and entry.progress is shown and scope.error is None:
                     self._changed.wait()
                 scope.check()
@@ -483,9 +503,10 @@ class ModelPool:
                 on_progress(shown)
 
     def _leave(self, entry: Entry) -> None:
-        with self._changed:
+        with self._lock:
             entry.users -= 1
             self._uses += 1
+            self._active_at = time.monotonic()
             entry.last_used = self._uses
             is_abandoned = entry.users == 0 and entry.is_loading
             entry.is_leaving = entry.is_leaving or is_abandoned

@@ -26,12 +26,13 @@ class Availability:
     `victims` are the idle models that have to be unloaded for it; empty if there is enough memory.
     `blockers` of a BLOCKED model are those in use that have to go as well, once they are idle. As
     long as these are in use, the same ones must be named each time: else none of them is awaited to
-    the end.
+    the end. `is_arriving`: a READY model is not all in memory yet, and its requests wait for it.
     """
 
     state: ModelState
     victims: frozenset[str] = frozenset()
     blockers: frozenset[str] = frozenset()
+    is_arriving: bool = False
 
     @property
     def displaced(self) -> frozenset[str]:
@@ -50,4 +51,5 @@ _TRIED = frozenset(
 )
 
 READY = Availability(ModelState.READY)
+ARRIVING = Availability(ModelState.READY, is_arriving=True)
 UNKNOWN = Availability(ModelState.UNKNOWN)

@@ -1,8 +1,11 @@
 """The lines of waiting requests hold what a plain list would, in the same order."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orion_oie.engine.scheduling.fairness import AgentShares
 from orion_oie.engine.scheduling.lines import Lines, Waiting
 
 requests = st.builds(
@@ -28,12 +31,20 @@ def check(lines: Lines, plain: list[Waiting]) -> None:
             assert list(line) == own
             assert len(line) == len(own)
             assert line.oldest == own[0]
-            assert line.flows() == list(dict.fromkeys(one.flow for one in own))
-            for flow in line.flows():
-                assert line.oldest_of(flow) == next(one for one in own if one.flow == flow)
+            flows = list(dict.fromkeys(one.flow for one in own))
+            assert line.is_one_flow == (len(flows) == 1)
+            by_flow = {
+                (agent, session): requests
+                for agent, sessions in line.flows().items()
+                for session, requests in sessions.items()
+            }
+            assert by_flow == {flow: [one for one in own if one.flow == flow] for flow in flows}
+            assert line.fairest(AgentShares()) == own[0]
     for model in models:
-        assert set(lines.flows(model)) == {one.flow for one in plain if one.model == model}
-    assert lines.flows("nobody's") == []
+        asked = Counter(one.flow for one in plain if one.model == model)
+        askers = lines.askers(model)
+        assert asked == {(a, s): number for a, own in askers.items() for s, number in own.items()}
+    assert lines.askers("nobody's") == {}
 
 
 @given(st.lists(st.tuples(requests, st.integers(0, 20)), max_size=40))

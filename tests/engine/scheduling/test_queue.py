@@ -1034,3 +1034,93 @@ def test_places_are_counted() -> None:
     assert judged(flight, a=blocked("b"))["a"].state is FULL
     flight.end("a")
     assert judged(flight, a=blocked("b"))["a"] == blocked("b")
+
+
+# Threads of those that wait for a model
+
+
+ARRIVING = Availability(READY, is_arriving=True)
+
+
+@pytest.mark.parametrize("late", [ARRIVING, Availability(LOADABLE), UNKNOWN])
+def test_what_waits_for_its_model_takes_no_thread_from_others(gate, late) -> None:
+    """However many requests wait for models that come late or never, as many as ever are served by
+    models in memory."""
+    models = Models(a=Availability(READY), **dict.fromkeys("bcd", late))
+    queue = queue_for(gate, models, max_threads=2, per_model=2)
+    put_all(queue, "bcdbcd")
+    wait_until(lambda: gate.running >= 1)
+    put_all(queue, "aa")
+    wait_until(lambda: gate.names.count("a") == 2)
+    assert gate.running <= 4
+    gate.opened.set()
+    wait_until(lambda: len(gate.served) == 8)
+
+
+def test_what_waits_for_its_model_is_counted() -> None:
+    """Until the model is shown to be in memory, or its requests end."""
+    flight = InFlight(per_model=3)
+    flight.begin("a", ARRIVING, now=0.0)
+    flight.begin("a", ARRIVING, now=0.0)
+    flight.begin("b", loadable(), now=0.0)
+    flight.begin("b", Availability(READY), now=0.0)  # as far as it is known, b is being loaded
+    flight.begin("c", Availability(READY), now=0.0)
+    assert flight.arriving == 4
+    flight.settle({"a": ARRIVING}, now=0.01)
+    assert flight.arriving == 4
+    flight.settle({"a": Availability(READY)}, now=0.02)
+    assert flight.arriving == 2
+    for model in "aab":
+        flight.end(model)
+    assert flight.arriving == 1
+    flight.end("b")
+    assert flight.arriving == 0
+
+
+def test_a_bug_in_serving_does_not_end_the_queue(gate, monkeypatch) -> None:
+    """An error while it serves is reported as any of a thread; another thread serves what waits,
+    and the place of the lost one is free."""
+    problems: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: problems.append(told.exc_type))
+    served: list[object] = []
+
+    def serve(item: Item) -> None:
+        gate(item)
+        if item.name == "bad":
+            raise ZeroDivisionError
+        served.append(item.name)
+
+    queue = OneModelQueue(serve, limit=9, concurrency=1)
+    for name in ("bad", "good", "bad", "last"):
+        queue.put(Item(name))
+    gate.opened.set()
+    wait_until(lambda: served == ["good", "last"])
+    assert problems == [ZeroDivisionError] * 2
+    assert busy_of(queue) == 0
+
+
+def test_positions_follow_what_happens(gate) -> None:
+    """As requests leave, come and overtake, each position is that in the order of the moment."""
+    queue = busy_queue(gate)
+    items = [Item(number) for number in range(6)]
+    for item in items:
+        queue.put(item)
+    assert [queue.position(item) for item in items] == [1, 2, 3, 4, 5, 6]
+    queue.remove(items[2])
+    assert [queue.position(item) for item in items] == [1, 2, None, 3, 4, 5]
+    urgent = Item("urgent")
+    queue.put(urgent, priority=3)
+    assert queue.position(urgent) == 1
+    assert [queue.position(item) for item in items] == [2, 3, None, 4, 5, 6]
+    assert queue.position(Item("stranger")) is None
+    assert queue.close() == [urgent, *items[:2], *items[3:]]
+    assert queue.position(urgent) is None
+
+
+def test_a_second_close_returns_nothing_twice(gate) -> None:
+    """What one call of close returned is returned by no other."""
+    queue = busy_queue(gate)
+    item = Item()
+    queue.put(item)
+    assert queue.close() == [item]
+    assert queue.close() == []

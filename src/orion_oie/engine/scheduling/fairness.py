@@ -2,12 +2,31 @@
 
 Start-time fair queueing in two levels. It counts requests, not how long they take, and keeps no
 requests: callers pass who asks and who was served.
+
+`Shares` is the rule; `Turns` finds the next of many flows without looking at all of them, and
+`merged` the whole order of some that nobody else disturbs.
 """
 
-from collections.abc import Iterable
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import accumulate
+from typing import Generic, Protocol, TypeVar
 
 
-class Shares:
+class Numbered(Protocol):
+    """Something that came at a time: a lower number came first."""
+
+    @property
+    def seq(self) -> int: ...
+
+
+F = TypeVar("F", bound=Hashable)
+N = TypeVar("N", bound=Numbered)
+
+
+class Shares(Generic[F]):
     """The shares of some flows. Each has a virtual time, which advances by one when it is served.
 
     A flow that was idle comes back at the common clock, not before it: idle time is not saved up.
@@ -17,21 +36,27 @@ class Shares:
 
     def __init__(self) -> None:
         self._clock = 0.0
-        self._ends: dict[str | None, float] = {}
+        self._ends: dict[F, float] = {}
 
-    def copy(self) -> "Shares":
+    def copy(self) -> "Shares[F]":
         """An independent copy."""
-        new = Shares()
+        new = Shares[F]()
         new._clock, new._ends = self._clock, dict(self._ends)
         return new
 
-    def start(self, flow: str | None) -> float:
-        """The virtual time of a flow: the least is next."""
-        return max(self._clock, self._ends.get(flow, 0.0))
+    @property
+    def clock(self) -> float:
+        """The common clock."""
+        return self._clock
 
-    def serve(self, flow: str | None, flows: int) -> None:
+    def end(self, flow: F) -> float:
+        """The virtual time at which the latest service of a flow ends. The flow starts then, or at
+        the clock: the least start is next, and of equals the flow with the oldest request."""
+        return self._ends.get(flow, 0.0)
+
+    def serve(self, flow: F, flows: int) -> None:
         """A flow is served, one of `flows` that ask."""
-        start = self.start(flow)
+        start = max(self._clock, self.end(flow))
         self._ends[flow] = start + 1
         self._clock = max(start, self._clock + 1 / (flows + 1))
         if len(self._ends) > 2 * flows + 16:  # those behind the clock are as good as new
@@ -42,32 +67,146 @@ class AgentShares:
     """The shares of agents, and of the sessions of each; a session may be None."""
 
     def __init__(self) -> None:
-        self._agents = Shares()
-        self._sessions: dict[str, Shares] = {}
+        self.agents: Shares[str] = Shares()
+        self._sessions: dict[str, Shares[str | None]] = {}
 
     def copy(self) -> "AgentShares":
         """An independent copy."""
         new = AgentShares()
-        new._agents = self._agents.copy()
+        new.agents = self.agents.copy()
         new._sessions = {agent: shares.copy() for agent, shares in self._sessions.items()}
         return new
 
-    def next_of(self, asking: Iterable[tuple[str, str | None]]) -> tuple[str, str | None]:
-        """The (agent, session) pair whose turn it is; of equals, the first."""
-        pairs = dict.fromkeys(asking)
-        if len(pairs) == 1:
-            return next(iter(pairs))
-        agent = min(dict.fromkeys(agent for agent, _ in pairs), key=self._agents.start)
-        sessions = self._sessions.get(agent) or Shares()
-        own = (session for other, session in pairs if other == agent)
-        return agent, min(own, key=sessions.start)
+    def sessions(self, agent: str) -> Shares[str | None]:
+        """The shares of the sessions of an agent."""
+        return self._sessions.setdefault(agent, Shares())
 
-    def serve(
-        self, served: tuple[str, str | None], asking: Iterable[tuple[str, str | None]]
-    ) -> None:
-        """One of those who ask is served."""
-        agent, session = served
-        pairs = {served, *asking}
-        self._agents.serve(agent, len({other for other, _ in pairs}))
-        own = sum(other == agent for other, _ in pairs)
-        self._sessions.setdefault(agent, Shares()).serve(session, own)
+    def serve(self, agent: str, session: str | None, agents: int, sessions: int) -> None:
+        """A session is served, one of `sessions` of its agent, which is one of `agents`."""
+        self.agents.serve(agent, agents)
+        self.sessions(agent).serve(session, sessions)
+
+
+class Turns(Generic[F]):
+    """The flows that wait, the one whose turn it is at hand: a step costs O(log n).
+
+    head: the number of the oldest request of a flow, None if it has none. It only grows as long as
+    the flow waits.
+
+    Nothing is updated when a flow is served or its oldest request leaves: what was noted of it then
+    is too early, comes up in time, and is put right.
+    """
+
+    def __init__(self, head: Callable[[F], int | None]) -> None:
+        self._head = head
+        self._shares: Shares[F] | None = None  # by which it is sorted
+        self._noted: dict[F, None] = {}
+        self._at_clock: list[tuple[int, F]] = []  # a heap of those that start at the clock
+        self._ahead: list[tuple[float, int, F]] = []  # and of those that start later
+
+    def add(self, flow: F) -> None:
+        """Note that a flow waits that did not before."""
+        head = self._head(flow)
+        if flow not in self._noted and head is not None:
+            self._noted[flow] = None
+            heappush(self._at_clock, (head, flow))
+
+    def next(self, shares: Shares[F]) -> F:
+        """The flow whose turn it is by these shares. Raises `LookupError` if none waits."""
+        if len(self._noted) == 1:
+            flow = next(iter(self._noted))
+            if self._head(flow) is not None:
+                return flow
+        if shares is not self._shares:
+            self._sort_anew(shares)
+        while True:
+            clock = shares.clock
+            while self._ahead and self._ahead[0][0] <= clock:
+                _, seq, flow = heappop(self._ahead)
+                heappush(self._at_clock, (seq, flow))
+            if self._at_clock:
+                seq, flow = self._at_clock[0]
+                end = shares.end(flow)
+                if self._head(flow) == seq and end <= clock:
+                    return flow
+                heappop(self._at_clock)
+            elif self._ahead:
+                noted_end, seq, flow = self._ahead[0]
+                end = shares.end(flow)
+                if self._head(flow) == seq and end == noted_end:
+                    return flow
+                heappop(self._ahead)
+            else:
+                raise LookupError("no flow waits")
+            self._place(flow, end, clock)
+
+    def _sort_anew(self, shares: Shares[F]) -> None:
+        self._shares = shares
+        self._ahead.clear()
+        heads = [(self._head(flow), flow) for flow in self._noted]
+        self._at_clock = [(head, flow) for head, flow in heads if head is not None]
+        self._noted = {flow: None for _, flow in self._at_clock}
+        heapify(self._at_clock)
+
+    def _place(self, flow: F, end: float, clock: float) -> None:
+        head = self._head(flow)
+        if head is None:
+            del self._noted[flow]
+        elif end <= clock:
+            heappush(self._at_clock, (head, flow))
+        else:
+            heappush(self._ahead, (end, head, flow))
+
+
+def oldest_left(requests: Sequence[N]) -> list[int]:
+    """For each place in an order, the number of the oldest request from there on."""
+    left = list(accumulate((one.seq for one in reversed(requests)), min))
+    left.reverse()
+    return left
+
+
+def merged(flows: Mapping[F, Sequence[N]], shares: Shares[F]) -> Sequence[N]:
+    """All requests of some flows, each in its own order, in the order in which they are served by
+    these shares while no other comes. Leaves the shares as they are."""
+    if len(flows) == 1:
+        return next(iter(flows.values()))
+    clock, number = shares.clock, len(flows)
+    at_clock: list[tuple[int, int]] = []  # a heap: the oldest request, and the number of the flow
+    later: list[tuple[float, int, int]] = []
+    for index, (flow, requests) in enumerate(flows.items()):
+        end, seq = shares.end(flow), min(one.seq for one in requests)
+        if end <= clock:
+            at_clock.append((seq, index))
+        else:
+            later.append((end, seq, index))
+    heapify(at_clock)
+    ahead = deque(sorted(later))  # what is served is put at its end, and keeps it sorted
+    lefts = [zip(requests, oldest_left(requests)[1:], strict=False) for requests in flows.values()]
+    lasts = [requests[-1] for requests in flows.values()]
+    order: list[N] = []
+    step = 1 / (number + 1)
+    while number:
+        while ahead and ahead[0][0] <= clock:
+            _, seq, index = ahead.popleft()
+            heappush(at_clock, (seq, index))
+        if at_clock:
+            seq, index = heappop(at_clock)
+            start = clock
+        else:
+            start, seq, index = ahead.popleft()
+        both = next(lefts[index], None)
+        clock += step
+        if clock < start:
+            clock = start
+        if both is None:
+            order.append(lasts[index])
+            number -= 1
+            step = 1 / (number + 1)
+        else:
+            order.append(both[0])
+            entry = (start + 1, both[1], index)
+            if ahead and entry < ahead[-1]:  # both end at the same time: the older request is first
+                insort(ahead, entry)
+            else:
+                ahead.append(entry)
+    return order

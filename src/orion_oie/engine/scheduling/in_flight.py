@@ -30,11 +30,22 @@ class InFlight:
         self._running: Counter[str] = Counter()
         self._loads: dict[str, _Load] = {}  # by model, until the pool shows it
         self._dispatched_at: dict[str, float] = {}  # of the latest one, while it may not show
+        self._arriving: Counter[str] = Counter()  # those that wait for their model
 
     @property
     def loads(self) -> list[str]:
         """Models dispatched to be loaded that the pool does not show yet."""
         return list(self._loads)
+
+    @property
+    def arriving(self) -> int:
+        """The number of requests that wait for the load of their model, as far as the pool shows
+        it."""
+        return self._arriving.total()
+
+    def must_arrive(self, model: str, found: Availability) -> bool:
+        """True when a request for a model of this availability waits for a load."""
+        return found.is_loadable or found.is_arriving or model in self._loads
 
     def places(self, model: str) -> int:
         """The number of further requests for a model that may be served."""
@@ -44,19 +55,30 @@ class InFlight:
         """A request for a model of this availability is dispatched."""
         self._running[model] += 1
         self._dispatched_at[model] = now
+        if self.must_arrive(model, found):
+            self._arriving[model] += 1
         if found.is_loadable and found.state is not ModelState.UNKNOWN:
             self._loads[model] = _Load(now, found.victims)
 
     def end(self, model: str) -> None:
         """A request for a model has ended."""
         self._running[model] -= 1
+        if self._arriving[model] > self._running[model]:
+            self._arriving[model] -= 1
+        if not self._arriving[model]:
+            del self._arriving[model]
         if not self._running[model]:
             del self._running[model]
             self._dispatched_at.pop(model, None)
             self._loads.pop(model, None)
 
     def settle(self, shown: Mapping[str, Availability], now: float) -> None:
-        """Forget loads that the pool shows, and whatever is older than `SETTLE_S`."""
+        """Forget loads that the pool shows, and whatever is older than `SETTLE_S`; note what has
+        arrived."""
+        for model in list(self._arriving):
+            found = shown.get(model, UNKNOWN)
+            if found.state is ModelState.READY and not found.is_arriving:
+                del self._arriving[model]
         for model, load in list(self._loads.items()):
             is_seen = not shown.get(model, UNKNOWN).is_loadable
             if is_seen or now - load.began_at >= SETTLE_S:

@@ -7,6 +7,11 @@ nothing and has no lock.
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+from orion_oie.engine.scheduling.fairness import AgentShares, Turns
+
+K = TypeVar("K")
 
 Flow = tuple[str, str | None]
 """An agent and one of its sessions; all requests without a session are one session."""
@@ -29,6 +34,35 @@ class Waiting:
         return self.agent, self.session
 
 
+class _AgentLine:
+    """The requests of one agent in a line."""
+
+    def __init__(self) -> None:
+        self.requests: OrderedDict[int, Waiting] = OrderedDict()
+        self.sessions: dict[str | None, OrderedDict[int, Waiting]] = {}
+        self.turns: Turns[str | None] = Turns(self._head)
+
+    def _head(self, session: str | None) -> int | None:
+        requests = self.sessions.get(session)
+        return None if requests is None else next(iter(requests))
+
+    def add(self, one: Waiting) -> None:
+        self.requests[one.seq] = one
+        requests = self.sessions.get(one.session)
+        if requests is None:
+            self.sessions[one.session] = OrderedDict({one.seq: one})
+            self.turns.add(one.session)
+        else:
+            requests[one.seq] = one
+
+    def remove(self, one: Waiting) -> None:
+        del self.requests[one.seq]
+        requests = self.sessions[one.session]
+        del requests[one.seq]
+        if not requests:
+            del self.sessions[one.session]
+
+
 class Line:
     """The requests of one priority for one model."""
 
@@ -36,12 +70,18 @@ class Line:
         self.priority = priority
         self.model = model
         self._requests: OrderedDict[int, Waiting] = OrderedDict()
-        self._flows: dict[Flow, OrderedDict[int, Waiting]] = {}
+        self._agents: dict[str, _AgentLine] = {}
+        self._turns: Turns[str] = Turns(self._head)
+
+    def _head(self, agent: str) -> int | None:
+        own = self._agents.get(agent)
+        return None if own is None else next(iter(own.requests))
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def __iter__(self) -> Iterator[Waiting]:
+        """The requests, oldest first."""
         return iter(self._requests.values())
 
     @property
@@ -49,28 +89,43 @@ class Line:
         """The request that came first."""
         return next(iter(self._requests.values()))
 
-    def flows(self) -> list[Flow]:
-        """The flows that wait, in the order of their oldest requests."""
-        if len(self._flows) == 1:
-            return list(self._flows)
-        return sorted(self._flows, key=lambda flow: next(iter(self._flows[flow])))
+    @property
+    def is_one_flow(self) -> bool:
+        """True when all come from one session of one agent."""
+        return len(self._agents) == 1 and all(len(a.sessions) == 1 for a in self._agents.values())
 
-    def oldest_of(self, flow: Flow) -> Waiting:
-        """The request of a flow that came first."""
-        return next(iter(self._flows[flow].values()))
+    def flows(self) -> dict[str, dict[str | None, list[Waiting]]]:
+        """The requests by agent and session, oldest first."""
+        return {
+            agent: {session: list(requests.values()) for session, requests in own.sessions.items()}
+            for agent, own in self._agents.items()
+        }
+
+    def fairest(self, shares: AgentShares) -> Waiting:
+        """The request whose turn it is by these shares."""
+        agent = self._turns.next(shares.agents)
+        own = self._agents[agent]
+        session = own.turns.next(shares.sessions(agent))
+        return next(iter(own.sessions[session].values()))
 
     def add(self, one: Waiting) -> None:
         """Put a request that came after the others at the end."""
         self._requests[one.seq] = one
-        self._flows.setdefault(one.flow, OrderedDict())[one.seq] = one
+        own = self._agents.get(one.agent)
+        if own is None:
+            own = self._agents[one.agent] = _AgentLine()
+            own.add(one)
+            self._turns.add(one.agent)
+        else:
+            own.add(one)
 
     def remove(self, one: Waiting) -> None:
         """Take a request out."""
         del self._requests[one.seq]
-        flow = self._flows[one.flow]
-        del flow[one.seq]
-        if not flow:
-            del self._flows[one.flow]
+        own = self._agents[one.agent]
+        own.remove(one)
+        if not own.requests:
+            del self._agents[one.agent]
 
 
 class Lines:
@@ -79,6 +134,7 @@ class Lines:
     def __init__(self, requests: Iterable[Waiting] = ()) -> None:
         self._classes: dict[int, dict[str, Line]] = {}
         self._counts: dict[str, int] = {}
+        self._askers: dict[str, dict[str, dict[str | None, int]]] = {}
         for one in sorted(requests, key=lambda one: one.seq):
             self.add(one)
 
@@ -99,12 +155,9 @@ class Lines:
         """The lines of each priority."""
         return (lines.values() for lines in self._classes.values())
 
-    def flows(self, model: str) -> list[Flow]:
-        """The flows that wait for a model, in any priority."""
-        lines = [lines[model] for lines in self._classes.values() if model in lines]
-        if len(lines) == 1:
-            return lines[0].flows()
-        return list(dict.fromkeys(flow for line in lines for flow in line.flows()))
+    def askers(self, model: str) -> Mapping[str, Mapping[str | None, int]]:
+        """The number of requests for a model, in any priority, by agent and session."""
+        return self._askers.get(model, {})
 
     def add(self, one: Waiting) -> None:
         """Put a request that came after the others at the end of its line."""
@@ -114,6 +167,8 @@ class Lines:
             line = lines[one.model] = Line(one.priority, one.model)
         line.add(one)
         self._counts[one.model] = self._counts.get(one.model, 0) + 1
+        sessions = self._askers.setdefault(one.model, {}).setdefault(one.agent, {})
+        sessions[one.session] = sessions.get(one.session, 0) + 1
 
     def remove(self, one: Waiting) -> None:
         """Take a request out of its line."""
@@ -124,6 +179,17 @@ class Lines:
             del lines[one.model]
             if not lines:
                 del self._classes[one.priority]
-        self._counts[one.model] -= 1
-        if not self._counts[one.model]:
-            del self._counts[one.model]
+        agents = self._askers[one.model]
+        sessions = agents[one.agent]
+        _take_one(self._counts, one.model)
+        _take_one(sessions, one.session)
+        if not sessions:
+            del agents[one.agent]
+            if not agents:
+                del self._askers[one.model]
+
+
+def _take_one(counts: dict[K, int], key: K) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

@@ -4,22 +4,31 @@
 availability of the models. The queue loads nothing and knows nothing of memory. A thread without
 work ends after a while, so an idle engine has none.
 
+Threads that wait for a model to arrive do not count towards their limit, and have one of their own:
+so requests for models that come late, or never, take no thread from requests for models in memory.
+
+What waits is one dictionary, changed in one step: `_waiting`. The lines are made from it anew if an
+interrupt (Ctrl-C) tore them.
+
 At any time at most one thread decides, with no lock held while it asks for the availability of the
 models. While something waits there is such a thread, unless all of them are busy. When it finds
 nothing that can be served, it waits for news; a thread that has just served a request takes its
 place, decides at once, and gives the place back: so a served request costs no switch of threads.
 """
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from orion_oie.engine.scheduling.history import History, Settings
 from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.lines import Lines, Waiting
-from orion_oie.engine.scheduling.policy import Decision, History, Settings, choose, order, why
+from orion_oie.engine.scheduling.policy import Decision, choose, order, why
 from orion_oie.engine.scheduling.seats import Mutex, Seat
 from orion_oie.errors import EngineClosedError, QueueFullError
 from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
@@ -30,6 +39,8 @@ _IDLE_EXIT_S = 5.0
 _RECHECK_S = 1.0  # the time between two decisions if no change is reported
 _FRESH_S = 0.005  # how long an answer about the models serves for further decisions
 _SMOOTHING = 0.2  # weight of the latest service time in the mean
+# The order of what waits is kept for a while if it took long to find, for its share of the time.
+_LONG_S, _SHARE, _KEPT_S = 1e-3, 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,15 @@ class WaitingItem(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class Delay:
+    """The reason that an item waits, a sentence, and the models that have to become idle first."""
+
+    model: str
+    reason: str
+    blockers: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Service:
     """One item being served."""
 
@@ -52,17 +72,51 @@ class _Service:
     began_at: float
 
 
+@dataclass(slots=True)
+class _Forecast:
+    """The places of requests in the order of a moment, and those of which left since. It is of a
+    number of changes, and took some time to make. Seconds of `time.monotonic`."""
+
+    places: dict[int, int]
+    changes: int
+    took_s: float
+    made_at: float
+    gone: list[int] = field(default_factory=list)
+
+    def is_of_use(self, changes: int) -> bool:
+        """True while it is exact, or would take too much time to be made again."""
+        age_s = time.monotonic() - self.made_at
+        if changes == self.changes:
+            return age_s < _KEPT_S
+        return self.took_s > _LONG_S and age_s < min(_KEPT_S, self.took_s / _SHARE)
+
+    def leave(self, seq: int) -> None:
+        """A request leaves."""
+        place = self.places.pop(seq, None)
+        if place is not None:
+            insort(self.gone, place)
+
+    def position(self, seq: int) -> int | None:
+        """The position of a request, 1 for the next; None for one that came later."""
+        place = self.places.get(seq)
+        return None if place is None else place + 1 - bisect_left(self.gone, place)
+
+
 class RequestQueue(Generic[T]):
-    """Runs `serve(item)` for every item: at most `max_threads` at the same time, `per_model` of
-    them for one model. `limit` items may wait beside those that are about to be served.
+    """Runs `serve(item)` for every item: at most `max_threads` at the same time, and as many that
+    wait for their model to arrive; `per_model` of them for one model. `limit` items may wait beside
+    those that are about to be served.
 
     availability_of: the availability of a model; None if unknown, which counts as loadable. It need
         not count running requests: the queue detects FULL itself. Whatever changes its answers
         calls `notify`.
     turn_s, aging_s: see `policy.Settings`. clock: seconds.
 
-    Neither `serve` nor `availability_of` should raise. Both are called with no lock held, and the
-    threads hold nothing else.
+    Neither `serve` nor `availability_of` should raise: that ends a thread, as any error does. Both
+    are called with no lock held, and the threads hold nothing else.
+
+    A call that is interrupted (Ctrl-C) has done nothing, or all. If `put` raises, the item does not
+    wait, unless the interrupt came after everything: then it may be served, and be taken back.
     """
 
     def __init__(
@@ -86,9 +140,11 @@ class RequestQueue(Generic[T]):
         self._lock = Mutex()
         self._changes = self._ends = 0
         self._arrivals = 0
-        self._lines = Lines()
         self._waiting: dict[int, tuple[Waiting, T]] = {}
         self._seq_of: dict[int, int] = {}  # by the identity of the item
+        self._lines = Lines()
+        self._is_torn = False  # the two may not be made of what waits
+        self._forecast: _Forecast | None = None
         self._in_flight = InFlight(per_model)
         self._history = History()
         self._news = object()  # another one for each change of availability that is reported
@@ -97,7 +153,9 @@ class RequestQueue(Generic[T]):
         self._availability: dict[str, Availability] = {}  # at the last decision, as its holds
         self._decision = Decision(None, "", {})
         self._mean_service_s: float | None = None
+        self._active_at = clock()
         self._threads = self._idle = self._busy = 0
+        self._coming: set[Seat] = set()  # of threads that were started and do not count yet
         self._free_seats: list[Seat] = []  # of threads that wait for work, the last one on top
         self._decider: Seat | None = None
         self._waking: Seat | None = None  # is woken to decide, and has not done so yet
@@ -121,45 +179,64 @@ class RequestQueue(Generic[T]):
         served, an estimate of the time until there is a place.
         """
         with self._lock:
+            self._mend()
             if self._is_closed:
                 raise EngineClosedError("the engine was shut down")
             waiting = len(self._waiting) - self._about_to_run()
             if waiting >= self._limit:
                 raise self._full(waiting)
-            if not self._idle and self._threads < self._max_threads:
+            if not self._idle and not self._coming and self._threads < self._thread_limit():
                 self._start_thread()
+            now = self._clock()
+            if not self._waiting:
+                self._active_at = now
             self._arrivals += 1
-            one = Waiting(self._arrivals, model, agent, session, priority, self._clock())
-            self._lines.add(one)
-            self._waiting[one.seq] = (one, item)
-            self._seq_of[id(item)] = one.seq
-            self._note_change()
+            one = Waiting(self._arrivals, model, agent, session, priority, now)
+            try:
+                self._is_torn = True
+                self._waiting[one.seq] = (one, item)
+                self._seq_of[id(item)] = one.seq
+                self._lines.add(one)
+                self._is_torn = False
+                self._note_change()
+            except BaseException:  # an interrupt
+                self._waiting.pop(one.seq, None)
+                self._is_torn = True
+                raise
 
     def remove(self, item: T) -> bool:
         """Take back an item that is still waiting; False when it is not."""
         with self._lock:
+            self._mend()
             seq = self._seq_of.get(id(item))
             if seq is None:
                 return False
-            self._pop(seq)
-            self._note_change()  # it may have held others back
+            waiting = self._waiting[seq]
+            try:
+                self._pop(seq)
+                self._note_change()  # it may have held others back
+            except BaseException:  # an interrupt
+                self._waiting[seq] = waiting
+                self._is_torn = True
+                raise
             return True
 
     def close(self) -> list[T]:
-        """Refuse new items and return those that will not be served, in their order."""
+        """Refuse new items and return those that will not be served, in their order. If it is
+        interrupted, they are returned by the next call."""
         with self._lock:
             self._is_closed = True
-            left, self._waiting = self._waiting, {}
-            lines, self._lines = self._lines, Lines()
-            self._seq_of.clear()
             self._changes += 1
             for seat in self._free_seats:
                 seat.wake()
             if self._decider is not None:
                 self._decider.wake()
-            availability, history, now = self._availability, self._history.copy(), self._clock()
-        ordered = order(lines, availability, history, now, self._settings)
-        return [left[one.seq][1] for one in ordered]
+            self._mend()
+            left = {one.seq: item for one, item in self._waiting.values()}
+            ordered = self._order(self._availability)
+            rest = [left[one.seq] for one in ordered]
+            self._waiting, self._is_torn = {}, True
+            return rest
 
     def notify(self) -> None:
         """Decide again: the availability of a model has changed. May be called with locks held
@@ -172,33 +249,92 @@ class RequestQueue(Generic[T]):
 
     def position(self, item: T) -> int | None:
         """The place of a waiting item, 1 for the next; None when it does not wait. An estimate: it
-        ignores durations and later arrivals."""
-        return next((one.position for one in self.waiting() if one.item is item), None)
+        ignores durations and later arrivals. Where very many wait, it is up to a second old."""
+        with self._lock:
+            self._mend()
+            seq, forecast = self._seq_of.get(id(item)), self._forecast
+            if seq is None:
+                return None
+            if forecast is not None and forecast.is_of_use(self._changes):
+                position = forecast.position(seq)
+                if position is not None:
+                    return position
+        self._foresee()
+        with self._lock:
+            forecast = self._forecast
+            position = None if forecast is None else forecast.position(seq)
+        return position  # noqa: RET504 (an interrupt between a call and the end of a `with`)
 
     def waiting(self) -> list[WaitingItem[T]]:
         """The waiting items, in the order in which they would be served now, with their reasons."""
-        with self._lock:
-            models = self._to_ask()
-        shown = self._ask(models)
-        with self._lock:
-            now, history, settings = self._clock(), self._history.copy(), self._settings
-            items = {seq: both for seq, both in self._waiting.items() if both[0].model in shown}
-            availability = self._in_flight.judge(shown, {one.model for one, _ in items.values()})
-            limit_reached = self._busy >= self._max_threads
-        lines = Lines(one for one, _ in items.values())
-        decision = choose(lines, availability, history, now, settings)
-        running = f"{self._max_threads} requests are served, which is the limit"
+        ordered, delays = self._foresee(), self.delays()
+        now = self._clock()
+        listed = [(one, item, delays[item]) for one, item in ordered if item in delays]
         return [
             WaitingItem(
-                items[one.seq][1],
+                item,
                 one.model,
                 one.priority,
                 position,
                 max(0.0, now - one.arrived_at),
-                running if limit_reached else why(one, availability, decision),
+                delay.reason,
             )
-            for position, one in enumerate(order(lines, availability, history, now, settings), 1)
+            for position, (one, item, delay) in enumerate(listed, 1)
         ]
+
+    def delays(self) -> dict[T, Delay]:
+        """The reasons that the waiting items wait."""
+        shown = self._ask(list(self._lines_now()))
+        with self._lock:
+            self._mend()
+            availability = self._in_flight.judge(shown, self._lines.counts)
+            decision = choose(
+                self._lines, availability, self._history, self._clock(), self._settings
+            )
+            waiting = list(self._waiting.values())
+            is_limit_reached = self._running() >= self._max_threads
+        limit = f"{self._max_threads} requests are served, which is the limit"
+        by_model: dict[str, Delay] = {}
+        delays: dict[T, Delay] = {}
+        for one, item in waiting:
+            delay = by_model.get(one.model)
+            if delay is None or one == decision.pick:
+                reason = limit if is_limit_reached else why(one, availability, decision)
+                blockers = availability.get(one.model, UNKNOWN).blockers
+                delay = Delay(one.model, reason, blockers)
+                if one != decision.pick:
+                    by_model[one.model] = delay
+            delays[item] = delay
+        return delays
+
+    def quiet_s(self) -> float:
+        """Seconds since something was put into the empty queue, or was taken to be served, or
+        ended; 0 while nothing waits."""
+        with self._lock:
+            return max(0.0, self._clock() - self._active_at) if self._waiting else 0.0
+
+    def _foresee(self) -> list[tuple[Waiting, T]]:
+        """What waits, in its order, which is kept as the forecast."""
+        shown = self._ask(list(self._lines_now()))
+        with self._lock:
+            self._mend()
+            began_at = time.monotonic()
+            items = {one.seq: item for one, item in self._waiting.values()}
+            ordered = self._order(self._in_flight.judge(shown, self._lines.counts))
+            places = {one.seq: place for place, one in enumerate(ordered)}
+            made_at = time.monotonic()
+            self._forecast = _Forecast(places, self._changes, made_at - began_at, made_at)
+        return [(one, items[one.seq]) for one in ordered]
+
+    def _order(self, availability: Mapping[str, Availability]) -> list[Waiting]:
+        return order(self._lines, availability, self._history, self._clock(), self._settings)
+
+    def _lines_now(self) -> Sequence[str]:
+        """The models whose availability is needed."""
+        with self._lock:
+            self._mend()
+            models = self._to_ask()
+        return models  # noqa: RET504 (see `position`)
 
     # -- how much may wait
 
@@ -206,7 +342,7 @@ class RequestQueue(Generic[T]):
         """The number of items that free threads are about to take, which need no place."""
         if len(self._waiting) < self._limit:
             return 0
-        free = self._max_threads - self._busy
+        free = max(0, self._max_threads - self._running())
         wanted = self._lines.counts.items()
         return min(free, sum(min(n, self._places(model)) for model, n in wanted))
 
@@ -231,16 +367,48 @@ class RequestQueue(Generic[T]):
             **details,
         )
 
-    # -- the threads. One that was started counts as idle until it has taken something.
+    # -- the threads. One that counts is idle until it has taken something.
+
+    def _running(self) -> int:
+        """The number of items that are served by models in memory."""
+        return self._busy - self._in_flight.arriving
+
+    def _thread_limit(self) -> int:
+        """How many threads there may be now."""
+        return self._max_threads + min(self._max_threads, self._in_flight.arriving)
 
     def _start_thread(self) -> None:
-        name = f"orion-request-{self._threads + 1}"
+        name = f"orion-request-{self._threads + len(self._coming) + 1}"
         seat = Seat()
-        threading.Thread(
-            target=_run, args=(self._next, self._serve, seat), name=name, daemon=True
-        ).start()
-        self._threads += 1
-        self._idle += 1
+        run = (self._enter, self._next, self._lose, self._serve, seat)
+        try:
+            self._coming.add(seat)
+            threading.Thread(target=_run, args=run, name=name, daemon=True).start()
+        except BaseException:  # if it comes all the same, it counts from then on
+            self._coming.discard(seat)
+            raise
+
+    def _enter(self, seat: Seat) -> None:
+        """Count a thread, which has begun."""
+        with self._lock:
+            self._coming.discard(seat)
+            self._threads += 1
+            self._idle += 1
+
+    def _lose(self, ended: _Service | None) -> None:
+        """Count a thread no more, which ends by an error, and have another one go on."""
+        with self._lock:
+            self._mend()
+            if ended is not None:
+                self._note_end(ended)
+                self._threads -= 1
+                self._idle -= 1
+                self._note_change()
+            else:
+                self._threads -= 1
+                self._idle -= 1
+                self._changes += 1
+                self._wake_one()  # none is started: it might end in the same way
 
     def _note_change(self) -> None:
         """Have a decision made on what has changed."""
@@ -248,20 +416,32 @@ class RequestQueue(Generic[T]):
         if self._decider is not None:
             if self._decider.awaits_news:
                 self._decider.wake()
-        elif self._waiting:
+        else:
+            self._have_decided()
+
+    def _have_decided(self) -> None:
+        """Have a thread decide, if something waits: one that waits for work, or a new one."""
+        if not self._waiting:
+            return
+        if self._free_seats:
             self._wake_one()
+        elif not self._idle and not self._coming and self._threads < self._thread_limit():
+            # If the system gives none, one that serves comes back and goes on.
+            with contextlib.suppress(RuntimeError):
+                self._start_thread()
 
     def _wake_one(self) -> None:
         """Wake a thread that waits for work, unless one is on its way."""
         if self._waking is None and self._free_seats:
+            self._free_seats[-1].wake()  # first: an interrupt behind it does no harm
             self._waking = self._free_seats.pop()
-            self._waking.wake()
 
     def _next(self, seat: Seat, ended: _Service | None) -> tuple[T, _Service] | None:
         """The next item; None when the thread should end. `ended` is what it has served."""
         relieved: Seat | None = None
         while True:
             with self._lock:
+                self._mend()
                 if ended is not None:
                     relieved, ended = self._take_place(seat, ended), None
                 if self._decider is not seat and not self._await_work(seat):
@@ -280,11 +460,9 @@ class RequestQueue(Generic[T]):
             except BaseException:  # a bug: it ends this thread, and must not end the queue
                 with self._lock:
                     self._decider = None
-                    self._threads -= 1
-                    self._idle -= 1
-                    self._note_change()  # another thread goes on
                 raise
             with self._lock:
+                self._mend()
                 # A request that began and ended meanwhile may have evicted a model shown as ready.
                 if self._ends == ends:
                     self._shown, self._shown_at, self._shown_news = shown, self._clock(), news
@@ -339,7 +517,8 @@ class RequestQueue(Generic[T]):
         try:
             return seat.sleep(timeout_s)
         finally:
-            self._lock.acquire()
+            self._lock.take()
+            self._mend()
             if self._waking is seat:
                 self._waking = None
 
@@ -370,13 +549,8 @@ class RequestQueue(Generic[T]):
             self._free_seats.remove(relieved)
             relieved.awaits_news = True
             self._decider = relieved
-        elif self._free_seats:
-            self._wake_one()
-        elif not self._idle and self._threads < self._max_threads:
-            try:
-                self._start_thread()
-            except RuntimeError:  # the system gives none: this thread comes back and goes on
-                return
+        else:
+            self._have_decided()
 
     def _note_end(self, ended: _Service) -> None:
         service_s = max(0.0, self._clock() - ended.began_at)
@@ -384,6 +558,7 @@ class RequestQueue(Generic[T]):
         self._mean_service_s = mean_s + _SMOOTHING * (service_s - mean_s)
         self._busy -= 1
         self._idle += 1
+        self._active_at = self._clock()
         if self._in_flight.loads:
             self._shown_at = -math.inf  # the models that it evicted may be shown as ready
         self._in_flight.end(ended.model)
@@ -413,9 +588,13 @@ class RequestQueue(Generic[T]):
         self._in_flight.settle(shown, now)
         wanted = self._lines.counts
         self._availability = self._in_flight.judge(shown, [m for m in wanted if m in shown])
-        later = {model: _NOT_ASKED for model in wanted if model not in shown}
+        excluded = [model for model in wanted if model not in shown or self._is_beyond(model)]
         self._decision = choose(
-            self._lines, {**self._availability, **later}, self._history, now, self._settings
+            self._lines,
+            {**self._availability, **dict.fromkeys(excluded, _EXCLUDED)},
+            self._history,
+            now,
+            self._settings,
         )
         pick = self._decision.pick
         if pick is None:
@@ -427,26 +606,56 @@ class RequestQueue(Generic[T]):
         self._in_flight.begin(pick.model, found, now)
         self._idle -= 1
         self._busy += 1
+        self._active_at = now
         return self._pop(pick.seq), _Service(pick.model, now)
 
+    def _is_beyond(self, model: str) -> bool:
+        """True when no thread may serve a model now: there is a limit to those for models in
+        memory, and one to those that wait for their model."""
+        if self._in_flight.must_arrive(model, self._availability[model]):
+            return self._in_flight.arriving >= self._max_threads
+        return self._running() >= self._max_threads
+
     def _pop(self, seq: int) -> T:
+        """Take an item out of all that waits."""
+        self._is_torn = True
         one, item = self._waiting.pop(seq)
-        self._lines.remove(one)
         del self._seq_of[id(item)]
+        self._lines.remove(one)
+        self._is_torn = False
+        if self._forecast is not None:
+            self._forecast.leave(seq)
         return item
 
+    def _mend(self) -> None:
+        """Make anew what an interrupt tore."""
+        if self._is_torn:
+            self._seq_of = {id(item): seq for seq, (_one, item) in self._waiting.items()}
+            self._lines = Lines(one for one, _item in self._waiting.values())
+            self._forecast = None
+            self._is_torn = False
 
-_NOT_ASKED = Availability(ModelState.FULL)  # keeps a model out of this decision
+
+_EXCLUDED = Availability(ModelState.FULL)  # keeps a model out of this decision
 
 
 def _run(
+    enter: Callable[[Seat], None],
     next_item: Callable[[Seat, _Service | None], tuple[T, _Service] | None],
+    lose: Callable[[_Service | None], None],
     serve: Callable[[T], None],
     seat: Seat,
 ) -> None:
+    enter(seat)
     ended: _Service | None = None
-    while (taken := next_item(seat, ended)) is not None:
-        item, ended = taken
-        del taken
-        serve(item)
-        del item
+    served: _Service | None = None
+    try:
+        while (taken := next_item(seat, ended)) is not None:
+            item, served = taken
+            del taken
+            serve(item)
+            ended, served = served, None
+            del item
+    except BaseException:
+        lose(served)
+        raise

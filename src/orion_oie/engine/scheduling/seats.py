@@ -6,34 +6,37 @@ Both are made so that threads of one interpreter stop each other as little as po
 import contextlib
 import threading
 import time
+from _thread import RLock
+
+_TRIES = 200
 
 
-class Mutex:
-    """A reentrant lock that only a thread which runs Python takes.
+class Mutex(RLock):  # type: ignore[misc] # it is final for type checkers only
+    """A reentrant lock for `with`, which only a thread that runs Python takes, if it can.
 
     A thread that blocks in `RLock.acquire` gets the lock before it has the interpreter's own. Until
     it has both, all others that need the lock stop, and block in their turn: a convoy, in which
-    each request changes threads several times. So a thread tries, and lets others run in between.
-    The lock is never held for longer than a decision takes.
+    each request changes threads several times. So a thread tries, and lets others run in between;
+    where somebody has the lock for longer than that, it blocks all the same.
+
+    An interrupt (Ctrl-C) leaves it as it was: `__exit__` is that of the lock, in C, and nothing
+    comes in between.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
+    def __enter__(self) -> bool:  # type: ignore[override]
+        was_owned = self._is_owned()  # type: ignore[attr-defined]
+        try:
+            for _ in range(_TRIES):
+                if self.acquire(blocking=False):
+                    return True
+                time.sleep(0)
+            return self.acquire()
+        except BaseException:
+            if not was_owned and self._is_owned():  # type: ignore[attr-defined] # the interrupt came after it was taken
+                self.release()
+            raise
 
-    def acquire(self) -> None:
-        """Take the lock, as soon as it is free."""
-        while not self._lock.acquire(blocking=False):
-            time.sleep(0)
-
-    def release(self) -> None:
-        """Give the lock back."""
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    take = __enter__
 
 
 class Seat:

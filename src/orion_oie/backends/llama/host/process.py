@@ -207,7 +207,10 @@ class SpareWorker:
         self._starting = starting
         self._lock = threading.Lock()
         self._spare: tuple[WorkerProcess, dict[str, str]] | None = None
-        self._is_over = threading.Event()
+        self._is_over = False
+        # Free once it is over. No event: that has a lock, and `kill` may come from a destructor.
+        self._over = threading.Lock()
+        self._over.acquire()
 
     def take(self) -> WorkerProcess:
         """The spare worker if there is one, else a new one. Raises `WorkerError`."""
@@ -225,34 +228,39 @@ class SpareWorker:
         """Start a spare worker after a delay, on a thread of its own, unless there is one or memory
         is short."""
         check = self._has_spare_memory
-        if check is not None and self._spare is None and not self._is_over.is_set():
+        if check is not None and self._spare is None and not self._is_over:
             with suppress(RuntimeError):  # no thread for it: the next load waits a little longer
                 threading.Thread(
                     target=self._start, args=(delay_s, check), name="orion-spare", daemon=True
                 ).start()
 
     def _start(self, delay_s: float, has_spare_memory: Callable[[], bool]) -> None:
-        if self._is_over.wait(delay_s) or not has_spare_memory():
+        if self._over.acquire(timeout=delay_s):
+            self._over.release()  # for the others that wait
+            return
+        if not has_spare_memory():
             return
         with self._starting():
             with self._lock:
-                if self._spare is None and not self._is_over.is_set():
+                if self._spare is None and not self._is_over:
                     with suppress(WorkerError):  # the next `take` raises it
                         self._spare = start_worker(self._priority), environment()
                 spare = self._spare
             if spare is not None:
                 spare[0].await_bytes(_MAX_START_S)  # until its hello arrives; nothing is read
-        if self._is_over.is_set():  # meanwhile
+        if self._is_over:  # meanwhile
             self.kill()
 
     @property
     def is_over(self) -> bool:
         """True after `kill`."""
-        return self._is_over.is_set()
+        return self._is_over
 
     def kill(self) -> None:
         """End the spare worker, for good. Takes no lock, so it may be called from anywhere."""
-        self._is_over.set()
+        self._is_over = True
+        with suppress(RuntimeError):  # it is free already
+            self._over.release()
         spare, self._spare = self._spare, None
         if spare is not None:
             _end(spare[0])
