@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from orion_oie.errors import DeadlineExceededError, OrionError
+from orion_oie.threads import start_thread
 
 _IDLE_EXIT_S = 5.0
 
@@ -86,7 +87,7 @@ class DeadlineTimer:
         entry = (time.monotonic() + deadline_s, next(self._order), scope, deadline_s)
         with self._condition:
             if not self._running:
-                threading.Thread(target=self._run, name="orion-deadlines", daemon=True).start()
+                start_thread(self._run, "orion-deadlines")
                 self._running = True
             heapq.heappush(self._pending, entry)
             self._condition.notify()

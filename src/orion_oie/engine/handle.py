@@ -7,17 +7,16 @@ asynchronous use are views of the same handle.
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for_futures
 from types import TracebackType
 from typing import Any
 
 from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import Request
-from orion_oie.errors import InvalidRequestError, RequestCancelledError, described
+from orion_oie.errors import InvalidRequestError, RequestCancelledError, WorkerError, described
 from orion_oie.schemas.results import InferenceResult, ModelInfo, Receipt, StreamStats, TokenEvent
+from orion_oie.threads import is_main, is_nested, start_thread, unbroken
 
 _LEAVING_S = 10.0  # longer than a worker has to confirm a cancellation, if nobody changed that
 
@@ -31,6 +30,8 @@ class RequestHandle:
     A request that `stream` began ends when nobody has its handle, or an iterator of it, any more.
     Whoever waits for its result, and callbacks, have the handle.
     """
+
+    _owner_pid: int | None = None  # for the destructor of one that was not made to the end
 
     def __init__(self, request: Request, *, is_owner: bool = False) -> None:
         self._request = request
@@ -88,8 +89,15 @@ class RequestHandle:
         return self._request.future.result(timeout)
 
     def cancel(self) -> bool:
-        """End the request wherever it is; False when it had ended before."""
-        return not self.done() and _cancel(self._request, "was cancelled")
+        """End the request wherever it is; False when it had ended before.
+
+        In the handler of a signal it begins that, and returns."""
+        if self.done():
+            return False
+        if not is_main():
+            return _cancel(self._request, "was cancelled")
+        cancelling = unbroken(lambda: _cancel(self._request, "was cancelled"), "orion-cancel")
+        return is_nested() or cancelling.result()
 
     def view(self) -> "RequestHandle":
         """A handle of the same request that does not keep it going when nobody has this one."""
@@ -101,10 +109,8 @@ class RequestHandle:
 
     def feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
         """Call `on_event` with every event, on a thread of its own; if it raises, the request
-        ends with `InvalidRequestError`."""
-        threading.Thread(
-            target=self._feed, args=(on_event,), name="orion-events", daemon=True
-        ).start()
+        ends with `InvalidRequestError`. Raises `WorkerError` when the system gives no thread."""
+        start_thread(lambda: self._feed(on_event), "orion-events")
 
     def _feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
         events = iter(self._request.stream)
@@ -158,7 +164,8 @@ class RequestHandle:
         _traceback: TracebackType | None,
     ) -> None:
         self.cancel()
-        wait_for_futures([self._request.future], _LEAVING_S)
+        with contextlib.suppress(TimeoutError):
+            self._request.future.exception(_LEAVING_S)
 
     async def __aenter__(self) -> "RequestHandle":
         return self
@@ -181,18 +188,18 @@ class RequestHandle:
     def abandon(self) -> None:
         """Cancel a request that `stream` began, soon and without waiting: for destructors, which
         run anywhere, also under a lock of the engine."""
-        is_ending = self.state.is_final or self._request.scope.error is not None
-        if self._owner_pid is None or is_ending or sys.is_finalizing():
+        if self._owner_pid is None or sys.is_finalizing():
+            return
+        if self.state.is_final or self._request.scope.error is not None:
             return
         if self._owner_pid != os.getpid():
             return  # a fork has copies of the handles, and the requests belong to its parent
-        with contextlib.suppress(RuntimeError):  # no thread, no cancel: it ends by itself then
-            threading.Thread(
-                target=_cancel,
-                args=(self._request, "was cancelled: nobody reads it any more"),
-                name="orion-abandoned",
-                daemon=True,
-            ).start()
+        request = self._request
+        with contextlib.suppress(WorkerError):  # no thread, no cancel: it ends by itself then
+            start_thread(
+                lambda: _cancel(request, "was cancelled: nobody reads it any more"),
+                "orion-abandoned",
+            )
 
     def __repr__(self) -> str:
         return f"<RequestHandle {self.id} {self.state.value} {self.progress:.0f}%>"

@@ -8,7 +8,6 @@ thread of its own, as long as somebody waits for it.
 The size of a model, the available memory and the choice of victims are decided elsewhere.
 """
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ from orion_oie.schemas.loading import (
     OnProgress,
 )
 from orion_oie.schemas.stats import ResidentModel
+from orion_oie.threads import Condition, start_thread
 
 Load = Callable[[LoadSpec, CancelScope, OnProgress], LocalModel]
 
@@ -80,7 +80,7 @@ class ModelPool:
         self._pressure_wait_s = pressure_wait_s
         self._patience_s = patience_s
         self._waiting_for_memory: list[Ticket] = []
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._entries: dict[str, Entry] = {}
         self._pinned: set[str] = set()
         self._uses = 0
@@ -413,12 +413,9 @@ class ModelPool:
             displaced_bytes=sum(victim.size_bytes for _key, victim in removed),
             users=1,
         )
-        threading.Thread(
-            target=self._run_load,
-            args=(entry, removed),
-            name=f"orion-load-{spec.info.model_id}",
-            daemon=True,
-        ).start()
+        start_thread(
+            lambda: self._run_load(entry, removed), name=f"orion-load-{spec.info.model_id}"
+        )
         for key in victims:
             del self._entries[key]
         self._entries[spec.key] = entry

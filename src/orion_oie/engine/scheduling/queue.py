@@ -11,7 +11,6 @@ place, decides at once, and gives the place back: so a served request costs no s
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.lines import Lines, Waiting
 from orion_oie.engine.scheduling.policy import Decision, History, Settings, choose, order, why
 from orion_oie.engine.scheduling.seats import Mutex, Seat
-from orion_oie.errors import EngineClosedError, QueueFullError
+from orion_oie.errors import EngineClosedError, QueueFullError, WorkerError
 from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
+from orion_oie.threads import start_thread
 
 T = TypeVar("T")
 
@@ -236,9 +236,8 @@ class RequestQueue(Generic[T]):
     def _start_thread(self) -> None:
         name = f"orion-request-{self._threads + 1}"
         seat = Seat()
-        threading.Thread(
-            target=_run, args=(self._next, self._serve, seat), name=name, daemon=True
-        ).start()
+        next_item, serve = self._next, self._serve
+        start_thread(lambda: _run(next_item, serve, seat), name)
         self._threads += 1
         self._idle += 1
 
@@ -375,7 +374,7 @@ class RequestQueue(Generic[T]):
         elif not self._idle and self._threads < self._max_threads:
             try:
                 self._start_thread()
-            except RuntimeError:  # the system gives none: this thread comes back and goes on
+            except WorkerError:  # the system gives no thread: this one comes back and goes on
                 return
 
     def _note_end(self, ended: _Service) -> None:
