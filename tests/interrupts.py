@@ -31,12 +31,19 @@ def _is_watched(code: CodeType) -> bool:
 
 
 class Interrupted:
-    """Raises `error` at point number `at` of what runs inside, on the thread that entered; without
-    `at` it counts the points. `where` is the place at which it raised."""
+    """Raises an error, or calls a function, at point number `at` of what runs inside, on the thread
+    that entered; without `at` it counts the points. It spares what runs beneath destructors, and beneath files whose path
+    ends with one of `spared`. `where` is the place of that point."""
 
-    def __init__(self, at: int | None = None, error: type[BaseException] = KeyboardInterrupt):
+    def __init__(
+        self,
+        at: int | None = None,
+        act: type[BaseException] | Callable[[], object] = KeyboardInterrupt,
+        spared: tuple[str, ...] = (),
+    ) -> None:
         self.at = at
-        self.error = error
+        self.act = act
+        self.spared = spared
         self.count = 0
         self.where = ""
 
@@ -53,17 +60,21 @@ class Interrupted:
         if event not in ("call", "c_return") or not _is_watched(frame.f_code):
             return
         self.count += 1
-        if self.at is not None and self.count >= self.at and not _is_in_destructor(frame):
+        if self.at is not None and self.count >= self.at and not self._is_spared(frame):
             self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
             sys.setprofile(None)
-            raise self.error
+            if isinstance(self.act, type):
+                raise self.act
+            self.act()
 
-
-def _is_in_destructor(frame: FrameType | None) -> bool:
-    """True beneath a `__del__`: Python reports what is raised there, and goes on."""
-    while frame is not None and frame.f_code.co_name != "__del__":
-        frame = frame.f_back
-    return frame is not None
+    def _is_spared(self, frame: FrameType | None) -> bool:
+        while frame is not None:
+            code = frame.f_code
+            # What is raised beneath a destructor, Python reports and forgets.
+            if code.co_name == "__del__" or code.co_filename.endswith(self.spared):
+                return True
+            frame = frame.f_back
+        return False
 
 
 def points_of(call: Callable[[], object]) -> int:
@@ -75,14 +86,16 @@ def points_of(call: Callable[[], object]) -> int:
 
 class Refusals:
     """While it is entered, the threads of the library are counted as they start, and start number
-    `number` raises `error`, as when the system gives no more."""
+    `number`, and each of a thread called `name`, raises `error`, as when the system gives no
+    more."""
 
     def __init__(
-        self, number: int = 0, error: Callable[[str], BaseException] = RuntimeError
+        self, number: int = 0, error: Callable[[str], BaseException] = RuntimeError, name: str = ""
     ) -> None:
         self.asked = 0
         self._number = number
         self._error = error
+        self._name = name
         self._lock = threading.Lock()
         self._patch = pytest.MonkeyPatch()
 
@@ -98,7 +111,7 @@ class Refusals:
             if thread.name.startswith("orion-"):
                 with self._lock:
                     self.asked += 1
-                    is_refused = self.asked == self._number
+                    is_refused = self.asked == self._number or thread.name == self._name
                 if is_refused:
                     raise self._error("can't start new thread")
             start(thread)

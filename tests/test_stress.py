@@ -2,8 +2,8 @@
 forks, crashes, signals, hooks that raise, refused threads. Whatever happens, each request ends, the
 numbers add up, and nothing is left.
 
-`make stress` runs longer. A failure names its seed, which repeats the draws (not the interleaving
-of threads, so try some times):
+A failure names its seed, which repeats the draws (not the interleaving of threads, so try some
+times), for longer if wanted:
 
     ORION_STRESS_SEED=7 ORION_STRESS_SECONDS=60 pytest tests/test_stress.py
 
@@ -385,7 +385,6 @@ def check_requests(run: Stress) -> None:
     wait_until(lambda: all(handle.done() for handle in run.handles))
     requests = engine.stats().requests
     assert requests.received == requests.succeeded + requests.failed + requests.cancelled
-    assert requests.received > 10
     wait_until(lambda: not any(one.users or one.is_loading for one in models(engine)))
     for agent in run.agents:
         engine.unload(agent)
