@@ -32,8 +32,8 @@ def _is_watched(code: CodeType) -> bool:
 
 class Interrupted:
     """Raises an error, or calls a function, at point number `at` of what runs inside, on the thread
-    that entered; without `at` it counts the points. It spares what runs beneath destructors, and beneath files whose path
-    ends with one of `spared`. `where` is the place of that point."""
+    that entered; without `at` it counts the points. It spares what runs beneath destructors, and
+    beneath files whose path ends with one of `spared`. `where` is the place of that point."""
 
     def __init__(
         self,

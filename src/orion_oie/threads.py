@@ -21,7 +21,8 @@ from orion_oie.errors import WorkerError
 T = TypeVar("T")
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_COMMANDS = os.path.join(_PACKAGE, "cli") + os.sep  # an application of the library, like others
+# The commands are an application of the library, like others.
+_COMMANDS = os.path.join(_PACKAGE, "cli") + os.sep, os.path.join(_PACKAGE, "__main__.py")
 
 
 class Condition:
