@@ -61,7 +61,8 @@ class Stress:
         self.handles: deque[RequestHandle] = deque(maxlen=5000)
         self.made: deque[str] = deque(maxlen=40)
         self.count = itertools.count()
-        self.ends_at = time.monotonic() + SECONDS
+        self.ends_at = 0.0
+        self.before = set(threading.enumerate())
         self.refusals = Refusals()
 
     @property
@@ -365,6 +366,7 @@ def interrupted(run: Stress, chance: random.Random, moves: list[Move], *, forks:
 
 def make_all(run: Stress, moves: list[Move], interruptible: list[Move]) -> None:
     """Moves on all threads until the time is over. Raises what a move should not raise."""
+    run.ends_at = time.monotonic() + SECONDS
     chance = random.Random(run.seed)
     chances = [random.Random(chance.random()) for _ in range(THREADS)]
     threads = [Running(run.moves_of, one, moves) for one in chances]
@@ -415,8 +417,9 @@ def shut_down(run: Stress, chance: random.Random) -> None:
     assert not stats.memory.reserved_bytes
 
 
-def ours() -> list[str]:
-    return [one.name for one in threading.enumerate() if one.name.startswith("orion-")]
+def ours(run: Stress) -> list[str]:
+    new = set(threading.enumerate()) - run.before
+    return [one.name for one in new if one.name.startswith("orion-")]
 
 
 def descriptors() -> int:
@@ -436,7 +439,7 @@ def whole_run(run: Stress, moves: list[Move], interruptible: list[Move]) -> None
         check_requests(run)
         shut_down(run, random.Random(run.seed))
         run.handles.clear()
-        wait_until(lambda: not ours())
+        wait_until(lambda: not ours(run))
     except BaseException as error:
         error.add_note(
             f"repeat with ORION_STRESS_SEED={run.seed}; the last moves: {list(run.made)}"

@@ -215,7 +215,7 @@ def test_a_handler_shuts_down(make_engine: MakeEngine) -> None:
     with handled(signal.SIGTERM, stop):
         sender = Running(send)
         with pytest.raises(EngineClosedError):
-            engine.infer("Hello?")
+            engine.infer("Hello?", max_tokens=4000)
         sender.join()
     engine.shutdown()
     assert returned
