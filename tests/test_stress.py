@@ -36,9 +36,7 @@ from orion_oie.backends.base import GenerationJob
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
 
 SECONDS = float(os.environ.get("ORION_STRESS_SECONDS", "1.5"))
-SEEDS = (
-    [int(os.environ["ORION_STRESS_SEED"])] if "ORION_STRESS_SEED" in os.environ else [1, 2, 3, 4]
-)
+SEEDS = [int(os.environ["ORION_STRESS_SEED"])] if "ORION_STRESS_SEED" in os.environ else [1, 2, 3]
 CHOSEN = os.environ.get("ORION_STRESS_MOVES", "")
 THREADS = 4
 AGENTS = {"writer": ["long", "short"], "sailor": ["short"], "maid": ["third", "long"]}

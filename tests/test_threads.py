@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from helpers import BOUND_S, Running, no_more_threads, wait_until
@@ -71,7 +72,7 @@ def test_no_signal_breaks_it(kind: str) -> None:
             future.done()
 
     count = points_of(use)
-    assert count > 1
+    assert count
     for at in range(1, count + 1):
         with suppress(KeyboardInterrupt), Interrupted(at):
             use()
@@ -93,12 +94,12 @@ def test_a_refused_thread_is_a_typed_error() -> None:
 @pytest.mark.parametrize("start", [run_in_background, unbroken])
 def test_an_interrupted_start_runs_once_at_most(start: object) -> None:
     """Whatever comes out of it is the interruption, and the function runs once or not at all."""
-    calls: list[int] = []
-    count = points_of(lambda: start(lambda: calls.append(0), "test"))
+    count = points_of(lambda: start(lambda: None, "test"))
     for at in range(1, count + 1):
-        calls.clear()
+        calls: list[int] = []
+        call = partial(calls.append, 0)
         with suppress(KeyboardInterrupt), Interrupted(at):
-            start(lambda: calls.append(0), "test").result(BOUND_S)
+            start(call, "test").result(BOUND_S)
         assert len(calls) <= 1
 
 
