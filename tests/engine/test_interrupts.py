@@ -58,7 +58,9 @@ CALLS: dict[str, Callable[[OrionInferenceEngine], object]] = {
     "fail": fail,
     "stream": read,
     "leave": leave,
-    "events": lambda engine: engine.stream("Hello?", on_event=print, **AGENT).result(BOUND_S),
+    "events": lambda engine: engine.stream("Hello?", on_event=lambda _event: None, **AGENT).result(
+        BOUND_S
+    ),
     "cancel": lambda engine: engine.submit("Hello?", **AGENT).cancel(),
     "plan": lambda engine: engine.plan("Hello?", **AGENT),
     "preload": load,
@@ -177,7 +179,7 @@ def test_no_thread_for_on_event(make_engine: MakeEngine) -> None:
     running = engine.submit("Hello?", **AGENT)
     wait_until(lambda: running.text)
     with Refusals(name="orion-events"), pytest.raises(WorkerError, match="no more threads"):
-        engine.stream("Hello?", on_event=print, **AGENT)
+        engine.stream("Hello?", on_event=lambda _event: None, **AGENT)
     running.cancel()
     check(engine)
     assert engine.stats().requests.cancelled == 2
