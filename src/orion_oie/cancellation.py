@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 from orion_oie.errors import DeadlineExceededError, OrionError
-from orion_oie.threads import start_thread
+from orion_oie.threads import Condition, start_thread
 
 _IDLE_EXIT_S = 5.0
 
@@ -77,7 +77,7 @@ class DeadlineTimer:
     """Cancels scopes when their time is up. Its thread runs only while deadlines are pending."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        self._condition = Condition()
         self._pending: list[tuple[float, int, CancelScope, float]] = []
         self._order = itertools.count()
         self._running = False

@@ -28,7 +28,7 @@ AGENT = {"agent": "conversation"}
 STRIDE = int(os.environ.get("ORION_INTERRUPTS_STRIDE", "7"))  # 1 goes through all points
 
 # These are not made for it yet.
-SPARED = ("scheduling/queue.py", "engine/streaming.py", "/cancellation.py")
+SPARED = ("scheduling/queue.py", "engine/streaming.py")
 
 
 def read(engine: OrionInferenceEngine) -> None:
@@ -53,6 +53,7 @@ def load(engine: OrionInferenceEngine) -> None:
 
 CALLS: dict[str, Callable[[OrionInferenceEngine], object]] = {
     "infer": lambda engine: engine.infer("Hello?", **AGENT),
+    "deadline": lambda engine: engine.infer("Hello?", deadline=BOUND_S, **AGENT),
     "route": lambda engine: engine.infer("Hello?"),
     "submit": lambda engine: engine.submit("Hello?", **AGENT),
     "fail": fail,
