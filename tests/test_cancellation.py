@@ -10,7 +10,7 @@ from internals import at_idle_timeout, deadlines_of, set_timer_idle_exit
 
 from orion_oie.callbacks import host_log
 from orion_oie.cancellation import CancelScope, DeadlineTimer
-from orion_oie.errors import DeadlineExceededError, OrionError, RequestCancelledError
+from orion_oie.errors import DeadlineExceededError, OrionError, RequestCancelledError, WorkerError
 
 FAR_S = 600.0
 NEAR_S = 0.02
@@ -310,7 +310,7 @@ def test_a_deadline_that_comes_as_the_thread_gives_up_fires() -> None:
 def test_a_thread_that_cannot_start_is_tried_again() -> None:
     """When the system refuses a thread, that watch fails and the next one starts it."""
     timer = DeadlineTimer()
-    with no_more_threads(), pytest.raises(RuntimeError, match="no more threads"):
+    with no_more_threads(), pytest.raises(WorkerError, match="no more threads"):
         timer.watch(CancelScope(), FAR_S)
     near = CancelScope()
     timer.watch(near, NEAR_S)

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 
 from orion_oie.callbacks import host_log
 from orion_oie.errors import DeadlineExceededError, OrionError
+from orion_oie.threads import Condition, start_thread
 
 _IDLE_EXIT_S = 5.0
 _HURRY_S = 0.05  # after that long behind a slow callback, the next ones get another thread
@@ -98,9 +99,7 @@ class DeadlineTimer:
     """
 
     def __init__(self) -> None:
-        # `with` takes this lock, not the condition: an interrupt cannot come in between.
-        self._lock = threading.RLock()
-        self._condition = threading.Condition(self._lock)
+        self._condition = self._lock = Condition()
         self._pending: list[_Deadline] = []
         self._of_scope: dict[CancelScope, list[_Deadline]] = {}
         self._forgotten = 0  # of those that are pending
@@ -113,7 +112,7 @@ class DeadlineTimer:
         entry = _Deadline(time.monotonic() + deadline_s, next(self._order), scope, deadline_s)
         with self._lock:
             if not self._running:
-                threading.Thread(target=self._run, name="orion-deadlines", daemon=True).start()
+                start_thread(self._run, "orion-deadlines")
                 self._running = True
             self._of_scope.setdefault(scope, []).append(entry)
             heapq.heappush(self._pending, entry)

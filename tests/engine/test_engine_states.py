@@ -24,6 +24,7 @@ from orion_oie import (
     RequestCancelledError,
     RequestState,
     TokenEvent,
+    WorkerError,
     WorkerTimeoutError,
     __version__,
 )
@@ -507,7 +508,7 @@ def test_a_refused_thread_ends_the_request_only(make_engine) -> None:
     engine = make_engine()
     with no_more_threads():
         handle = engine.submit("Hello?")
-    with pytest.raises(RuntimeError, match="no more threads"):
+    with pytest.raises(WorkerError, match="no more threads"):
         handle.result(BOUND_S)
     assert engine.stats().running == engine.stats().waiting == 0
     assert engine.submit("Hello?").result(BOUND_S).content == TEXT

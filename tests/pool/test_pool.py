@@ -21,6 +21,7 @@ from orion_oie.errors import (
     ModelCorruptError,
     RequestCancelledError,
     WorkerCrashedError,
+    WorkerError,
 )
 from orion_oie.pool.entries import Lease
 from orion_oie.pool.pool import ModelPool
@@ -159,7 +160,7 @@ def test_a_refused_thread_leaves_the_pool_as_it_was(world) -> None:
     """When the system gives no thread for a load, acquire fails, nothing is evicted or stuck."""
     pool = pool_of(world, max_models=1)
     use(pool, "a")
-    with no_more_threads(), pytest.raises(RuntimeError, match="no more threads"):
+    with no_more_threads(), pytest.raises(WorkerError, match="no more threads"):
         use(pool, "b")
     assert list(pool.residents()) == ["a@v"]
     assert Running(use, pool, "b").join().is_cold

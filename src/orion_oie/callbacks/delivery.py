@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from orion_oie.callbacks.threads import run
+from orion_oie.errors import WorkerError
+from orion_oie.threads import Condition
 
 T = TypeVar("T")
 
@@ -37,8 +39,7 @@ class Delivery(Generic[T]):
         self._take = take
         self._on_error = on_error
         self._limit = limit
-        self._lock = threading.RLock()  # a signal handler may call the library, anywhere
-        self._changed = threading.Condition(self._lock)
+        self._lock = self._changed = Condition()  # a signal handler may call the library, anywhere
         self._items: deque[T] = deque()
         self._put = self._done = self._lost = 0
         self._is_running = self._is_stopped = False
@@ -91,7 +92,7 @@ class Delivery(Generic[T]):
     def _start(self) -> None:
         try:
             run(self._run)
-        except RuntimeError:  # the system gives no thread: the next item, or `flush`, tries again
+        except WorkerError:  # the system gives no thread: the next item, or `flush`, tries again
             with self._lock:
                 self._is_running = False
 

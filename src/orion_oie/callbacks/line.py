@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable
 
 from orion_oie.callbacks.threads import run
+from orion_oie.errors import WorkerError
+from orion_oie.threads import Condition
 
 LIMIT = 256
 
@@ -18,7 +20,7 @@ class CallbackLine:
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
-        self._changed = threading.Condition()  # reentrant: a signal handler may call the library
+        self._changed = Condition()  # reentrant: a signal handler may call the library
         self._waiting: deque[Callable[[], None]] = deque()
         self._running: set[int] = set()  # threads
         self._is_starting = False
@@ -49,7 +51,7 @@ class CallbackLine:
     def _start(self) -> None:
         try:
             run(self._run)
-        except RuntimeError:  # the system gives no thread: the next callback tries again
+        except WorkerError:  # the system gives no thread: the next callback tries again
             with self._changed:
                 self._is_starting = False
 

@@ -8,6 +8,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from orion_oie.threads import start_thread
+
 Job = Callable[[], None]
 
 _IDLE_EXIT_S = 1.0
@@ -22,16 +24,14 @@ class CallbackThreads:
         self._idle = 0  # threads that wait, less the jobs that are on their way to them
 
     def run(self, job: Job) -> None:
-        """Run a job. Raises `RuntimeError` if the system gives no thread for it."""
+        """Run a job. Raises `WorkerError` if the system gives no thread for it."""
         with self._lock:
             is_taken = self._idle > 0
             self._idle -= is_taken
         if is_taken:
             self._jobs.put(job)
         else:
-            threading.Thread(
-                target=self._work, args=(job,), name="orion-callback", daemon=True
-            ).start()
+            start_thread(lambda: self._work(job), "orion-callback")
 
     def _work(self, job: Job | None) -> None:
         while job is not None:

@@ -6,7 +6,6 @@ model and cuts no text. It imports numpy: import it only when something is to be
 """
 
 import re
-import threading
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Protocol
@@ -26,6 +25,7 @@ from orion_oie.embeddings.vectors import checked, halves, unit_rows
 from orion_oie.errors import EngineClosedError, InvalidRequestError, OrionError
 from orion_oie.schemas.stats import EmbeddingStats
 from orion_oie.schemas.validation import encoded
+from orion_oie.threads import Condition
 
 KEY_BYTES = 16
 _FLOAT16_BYTES = 2
@@ -73,7 +73,7 @@ class EmbeddingService:
         self._embedder = embedder
         self._cache_entries = cache_entries
         self._model_bytes = model_bytes
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._cache: LeastUsedCache[bytes, NDArray[np.float16]] = LeastUsedCache(cache_entries)
         self._pending = PendingTexts(max_batch)
         self._leader: Call | None = None  # the call that computes for all

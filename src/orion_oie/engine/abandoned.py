@@ -11,6 +11,9 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
+from orion_oie.errors import WorkerError
+from orion_oie.threads import start_thread
+
 _IDLE_EXIT_S = 5.0
 
 End = Callable[[], object]
@@ -20,7 +23,8 @@ class AbandonedStreams:
     """The notes of destructors, for the whole process. Thread-safe."""
 
     def __init__(self) -> None:
-        self._notes: SimpleQueue[tuple[End | None, int]] = SimpleQueue()
+        self._notes: SimpleQueue[End] = SimpleQueue()
+        self._gone: SimpleQueue[None] = SimpleQueue()  # wakes nobody
         self._lock = threading.Lock()
         self._streams = 0
         self._is_running = False
@@ -31,14 +35,17 @@ class AbandonedStreams:
         with self._lock:
             self._streams += 1
             if not self._is_running:
-                with contextlib.suppress(RuntimeError):
-                    threading.Thread(target=self._run, name="orion-streams", daemon=True).start()
+                with contextlib.suppress(WorkerError):
+                    start_thread(self._run, "orion-streams")
                     self._is_running = True
 
     def note(self, end: End | None, *, is_gone: bool) -> None:
         """Have a request ended by `end`, if it is given, soon and on another thread; `is_gone`:
         there is one stream less. For destructors."""
-        self._notes.put((end, int(is_gone)))
+        if is_gone:
+            self._gone.put(None)
+        if end is not None:
+            self._notes.put(end)
 
     def _run(self) -> None:
         while self._read_next():
@@ -46,18 +53,24 @@ class AbandonedStreams:
 
     def _read_next(self) -> bool:
         try:
-            end, gone = self._notes.get(timeout=_IDLE_EXIT_S)
+            end = self._notes.get(timeout=_IDLE_EXIT_S)
         except Empty:
             with self._lock:
+                self._streams -= self._taken_gone()
                 self._is_running = self._streams > 0 or not self._notes.empty()
                 return self._is_running
-        with self._lock:
-            self._streams -= gone
-        if end is not None:
-            # It may call anybody, for any time. No thread, no end: it ends by itself then.
-            with contextlib.suppress(RuntimeError):
-                threading.Thread(target=end, name="orion-abandoned", daemon=True).start()
+        # It may call anybody, for any time. No thread, no end: it ends by itself then.
+        with contextlib.suppress(WorkerError):
+            start_thread(end, "orion-abandoned")
         return True
+
+    def _taken_gone(self) -> int:
+        count = 0
+        with contextlib.suppress(Empty):
+            while True:
+                self._gone.get_nowait()
+                count += 1
+        return count
 
 
 streams = AbandonedStreams()

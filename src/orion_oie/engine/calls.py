@@ -7,15 +7,15 @@ its slot. What they raise is counted and published, and goes no further.
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for_futures
 from functools import partial
 from typing import Any
 
 from orion_oie.callbacks import threads
 from orion_oie.callbacks.line import CallbackLine
+from orion_oie.errors import WorkerError
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import CallbackKind
+from orion_oie.threads import Future, wait_for_all
 
 _DONE_CALLBACKS_S = 1.0
 
@@ -55,13 +55,13 @@ class Calls:
         self._line.put(partial(self._call, callback, args, request_id))
 
     def feed(self, read: Callable[[], None]) -> Feed:
-        """Have a stream read on a thread of its own. Raises `RuntimeError` if there is none."""
+        """Have a stream read on a thread of its own. Raises `WorkerError` if there is none."""
         feed = Feed()
         self._feeds.add(feed)
         feed.ended.add_done_callback(lambda _ended: self._feeds.discard(feed))
         try:
             threads.run(partial(feed.run, read))
-        except RuntimeError:
+        except WorkerError:
             self._feeds.discard(feed)
             raise
         return feed
@@ -77,7 +77,7 @@ class Calls:
         little for done callbacks. A callback that calls this does not wait for itself."""
         ends_at = time.monotonic() + timeout_s
         others = [feed.ended for feed in list(self._feeds) if not feed.is_own]
-        wait_for_futures(others, timeout_s)
+        wait_for_all(others, timeout_s)
         left_s = ends_at - time.monotonic()
         self._line.wait(min(max(left_s, 0.0), _DONE_CALLBACKS_S))
 

@@ -6,6 +6,7 @@ Each is a few lines: `pipeline.py` processes requests, `build.py` makes the part
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from orion_oie.config import EngineConfig
 from orion_oie.errors import EngineClosedError, InvalidRequestError, OrionError
 from orion_oie.schemas.base import LONGEST_WAIT_S
 from orion_oie.schemas.units import in_mib
+from orion_oie.threads import is_nested, unbroken
 
 if TYPE_CHECKING:  # imported with the first engine: see `build.py`
     from collections.abc import Callable, Mapping, Sequence
@@ -87,8 +89,10 @@ class OrionInferenceEngine:
             self.registry.agent(agent_id)
         self._parts = build(self.registry, self.config, backend, router, clock)
         self._pid = os.getpid()
-        self._closing = threading.Lock()
-        self._is_closed = False
+        self._is_closed = False  # takes no more calls
+        self._closing_s = math.inf  # the shortest time that a call of shutdown gives
+        self._is_over = False
+        self._ending = threading.Lock()
         # Requests under way refer to the pipeline. When nothing does any more, all workers end.
         self._finalizer = weakref.finalize(self._parts.pipeline, self._parts.backend.kill_all)
 
@@ -141,13 +145,18 @@ class OrionInferenceEngine:
         Leave a loop or a `with` block, or drop the handle, and the request ends: see
         `RequestHandle`. Raises at once what is
         wrong with the request: `InvalidRequestError` and its kin, `QueueFullError`,
-        `EngineClosedError`. The rest is raised by the handle.
+        `EngineClosedError`; with `on_event`, `WorkerError` when the system gives no thread. The
+        rest is raised by the handle.
         """
         handle = self._usable().pipeline.submit(
             query, options, is_read=True, chunk_by=chunk_by, typewriter_delay_s=typewriter_delay
         )
         if on_event is not None:
-            handle.feed(on_event)
+            try:
+                handle.feed(on_event)
+            except BaseException:  # no thread for it, or Ctrl-C
+                handle.cancel()
+                raise
         return handle
 
     async def ainfer(self, query: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
@@ -226,7 +235,8 @@ class OrionInferenceEngine:
 
         Returns False when none was loaded or all were in use.
         """
-        return self._parts.residents.unload(agent_id)
+        residents = self._parts.residents
+        return unbroken(lambda: residents.unload(agent_id), "orion-unload").result()
 
     # -- what happens, and how it goes
 
@@ -253,7 +263,7 @@ class OrionInferenceEngine:
         parts = self._parts
         return parts.observer.stats(
             parts.pipeline.live(),
-            parts.counters.snapshot(),
+            parts.counters.snapshot(parts.pipeline.counts()),
             parts.preloader.stats(),
             parts.embeddings.stats(),
             parts.events,
@@ -286,7 +296,12 @@ class OrionInferenceEngine:
         """Refuse new requests, fail the waiting ones, give running ones `timeout` seconds, then
         end them, and end all workers. Every `on_event` gets what was written if it takes no longer
         than that; subscribers and done callbacks have a second. None takes
-        `EngineConfig.shutdown_timeout_s`. Idempotent.
+        `EngineConfig.shutdown_timeout_s`. Idempotent: a further call waits for the end too, and may
+        shorten the time of running requests.
+
+        An interrupted call, as by Ctrl-C, goes on without its caller. In a callback of the library,
+        and in the handler of a signal that arrived during another call, it begins the end and
+        returns.
 
         Raises `InvalidRequestError` for a timeout that is no such number.
         """
@@ -301,21 +316,30 @@ class OrionInferenceEngine:
             )
         if os.getpid() != self._pid:
             return
-        with self._closing:
-            if self._is_closed:
+        self._is_closed = True
+        self._closing_s = min(self._closing_s, timeout)
+        self._parts.pipeline.hurry(timeout)
+        ending = unbroken(self._end, "orion-shutdown")
+        if not is_nested():
+            ending.result()
+
+    def _end(self) -> None:
+        """End everything, once. Each step may be repeated."""
+        with self._ending:
+            if self._is_over:
                 return
-            self._is_closed = True
-        parts = self._parts
-        parts.pipeline.close(timeout)
-        parts.embeddings.close()
-        parts.memory.close()
-        parts.memory.pool.close(timeout)
-        parts.backend.kill_all()
-        parts.pipeline.wait_for_none(self.config.serving.cancel_grace_s)
-        parts.calls.wait(max(timeout, _CALLS_S))
-        self._finalizer.detach()
-        parts.pipeline.report_closed()
-        parts.events.flush(_CALLS_S)
+            parts = self._parts
+            parts.pipeline.close()
+            parts.embeddings.close()
+            parts.memory.close()
+            parts.memory.pool.close(self._closing_s)
+            parts.backend.kill_all()
+            parts.pipeline.end_all(self.config.serving.cancel_grace_s)
+            parts.calls.wait(max(self._closing_s, _CALLS_S))
+            self._finalizer.detach()
+            parts.pipeline.report_closed()
+            parts.events.flush(_CALLS_S)
+            self._is_over = True
 
     def close(self) -> None:
         """`shutdown` with the configured timeout."""

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
-from concurrent.futures import wait as wait_for_futures
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -19,6 +18,7 @@ from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.request import Request
 from orion_oie.errors import InvalidRequestError, OrionError, RequestCancelledError, described
 from orion_oie.schemas.results import InferenceResult, ModelInfo, Receipt, StreamStats, TokenEvent
+from orion_oie.threads import is_main, is_nested, unbroken, wait_for_all
 
 _LEAVING_S = 10.0  # longer than a worker has to confirm a cancellation, if nobody changed that
 
@@ -35,6 +35,8 @@ class RequestHandle:
     block over the handle lasts to its own end. Then it goes on. To leave a loop and have the result
     later, ask with `submit`.
     """
+
+    _owner_pid: int | None = None  # for the destructor of one that was not made to the end
 
     def __init__(self, request: Request, *, is_owner: bool = False) -> None:
         self._request = request
@@ -95,13 +97,20 @@ class RequestHandle:
         if self._is_plain:
             return self._request.future.result(timeout)
         with self._reading():
-            if wait_for_futures(self._ends(), timeout).not_done:
+            if not wait_for_all(self._ends(), timeout):
                 raise TimeoutError
             return self._result()
 
     def cancel(self) -> bool:
-        """End the request wherever it is; False when it had ended before."""
-        return not self.done() and _cancel(self._request, "was cancelled")
+        """End the request wherever it is; False when it had ended before.
+
+        In the handler of a signal it begins that, and returns."""
+        if self.done():
+            return False
+        if not is_main():
+            return _cancel(self._request, "was cancelled")
+        cancelling = unbroken(lambda: _cancel(self._request, "was cancelled"), "orion-cancel")
+        return is_nested() or cancelling.result()
 
     def view(self) -> "RequestHandle":
         """A handle of the same request that does not keep it going when nobody has this one."""
@@ -123,7 +132,7 @@ class RequestHandle:
 
     def feed(self, on_event: Callable[[TokenEvent], Any]) -> None:
         """Call `on_event` with every event, on a thread of its own; if it raises, the request
-        ends with `InvalidRequestError`."""
+        ends with `InvalidRequestError`. Raises `WorkerError` when the system gives no thread."""
         request = self._request
         feed = request.calls.feed(lambda: self._feed(on_event))
         request.feeds = (*request.feeds, feed)
@@ -261,7 +270,7 @@ class RequestHandle:
     ) -> None:
         self._request.readers.discard(self._block)
         self.cancel()
-        wait_for_futures(self._ends(), _LEAVING_S)
+        wait_for_all(self._ends(), _LEAVING_S)
 
     async def __aenter__(self) -> "RequestHandle":
         return self.__enter__()

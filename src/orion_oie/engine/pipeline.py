@@ -9,7 +9,6 @@ the router, the queue and the pool.
 
 import logging
 import random
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from orion_oie.engine.handle import RequestHandle
 from orion_oie.engine.lifecycle import RequestState
 from orion_oie.engine.planner import Planner
 from orion_oie.engine.request import Answer, Checked, Queued, Request, Routed
+from orion_oie.engine.request_book import Outcome, RequestBook
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.engine.stand_ins import StandIns
 from orion_oie.engine.streaming import ChunkBy, TextStream, splitter_of
@@ -64,6 +64,7 @@ from orion_oie.telemetry.events import (
     RequestStateChanged,
     RequestSucceeded,
 )
+from orion_oie.threads import unbroken
 
 _KNOWN_AGENTS = 256
 _NOTES_S = 1.0  # how long a route waits for the router to take note of the answers before
@@ -120,7 +121,7 @@ class Pipeline:
         # The handle of a request that has ended must not keep the pipeline.
         self._report_state = partial(_report_state, events)
         self._random = random.Random()  # seeded by the system
-        self._live = LiveRequests()
+        self._book: RequestBook[Request] = RequestBook()
 
     @property
     def router(self) -> Router:
@@ -129,7 +130,11 @@ class Pipeline:
 
     def live(self) -> list[Request]:
         """The requests that have not ended."""
-        return self._live.all()
+        return self._book.live()
+
+    def counts(self) -> dict[str, int]:
+        """The numbers of requests that were received, and by outcome."""
+        return self._book.counts()
 
     def submit(
         self,
@@ -143,8 +148,8 @@ class Pipeline:
     ) -> RequestHandle:
         """Check, route and enqueue a request. The handle raises what is wrong with it.
 
-        With `is_read` the caller reads the text: what is wrong is raised here, and the request ends
-        when nobody has the handle any more.
+        With `is_read` the caller reads the text: what is wrong is raised here. Unless `is_streamed`
+        alone, the request ends when nobody has the handle any more.
 
         Raises `EngineClosedError`, and `InvalidRequestError` for a stream that cannot be made.
         """
@@ -153,27 +158,26 @@ class Pipeline:
         request = Request(
             request_id, stream, self._report_state, self._calls, is_streamed=is_streamed
         )
-        self._live.add(request)
         try:
-            self._counters.count("received")
-            shown = query if isinstance(query, str) else f"<{type(query).__name__}>"
-            self._events.publish(RequestReceived(request_id=request_id, query=shown))
-            checked = self._check(request, query, options)
-            routed = self._route(request, checked)
-            agent_id = routed.route.agent_id
-            self._announce(agent_id, routed.candidates)
-            self._enqueue(request, routed)
-        except Exception as error:  # also a bug in a router
-            self._end(request, error)
-            if is_read:
-                raise
-        except BaseException as error:  # Ctrl-C
-            if request.is_queued:  # another thread may be ending it
-                RequestHandle(request).cancel()
-            else:
-                self._end(request, error)
+            self._book.add(request)
+            try:
+                shown = query if isinstance(query, str) else f"<{type(query).__name__}>"
+                self._events.publish(RequestReceived(request_id=request_id, query=shown))
+                checked = self._check(request, query, options)
+                routed = self._route(request, checked)
+                agent_id = routed.route.agent_id
+                self._announce(agent_id, routed.candidates)
+                self._enqueue(request, routed)
+            except Exception as error:  # also a bug in a router
+                self._withdraw(request, error)
+                if is_read:
+                    raise
+            return RequestHandle(request, is_owner=is_read or not is_streamed)
+        except BaseException as error:
+            if not request.future.done():  # Ctrl-C, which may come once more
+                interruption = error
+                unbroken(lambda: self._withdraw(request, interruption), "orion-withdrawn").result()
             raise
-        return RequestHandle(request, is_owner=is_read)
 
     def plan(self, query: str, options: Mapping[str, Any]) -> Plan:
         """The plan of a request. Raises what is wrong with it."""
@@ -189,20 +193,28 @@ class Pipeline:
             images=len(checked.images),
         )
 
-    def close(self, timeout_s: float) -> None:
-        """Refuse new requests, fail the waiting ones, give running ones `timeout_s` seconds, then
-        cancel them."""
+    def hurry(self, timeout_s: float) -> None:
+        """Have `close` give running requests `timeout_s` seconds from now at most. Takes no
+        lock."""
+        self._book.hurry(timeout_s)
+
+    def close(self) -> None:
+        """Refuse new requests, fail the waiting ones, give running ones the time that `hurry`
+        allows, then cancel them."""
         closed = EngineClosedError("the engine was shut down")
-        self._live.close()
+        self._book.close()
         for queued in self._queue.close():
-            self._end(queued.request, closed)
-        self._live.wait_for_none(timeout_s)
-        for request in self._live.all():
+            self._withdraw(queued.request, closed)
+        self._book.drain()
+        for request in self._book.live():
             request.scope.cancel(closed)
 
-    def wait_for_none(self, timeout_s: float) -> None:
-        """Wait until all requests have ended, for `timeout_s` seconds at most."""
-        self._live.wait_for_none(timeout_s)
+    def end_all(self, timeout_s: float) -> None:
+        """Wait until all requests have ended, for `timeout_s` seconds at most, and fail the others:
+        a backend does not let go of them, or signals interrupted the calls that would end them."""
+        self._book.wait_for_none(timeout_s)
+        for request in self._book.live():
+            self._end(request, EngineClosedError("the engine was shut down"))
 
     def report_closed(self) -> None:
         """Publish that the engine was closed."""
@@ -214,8 +226,8 @@ class Pipeline:
         request.lifecycle.move("validate")
         checked = requests.checked_options(dict(options))
         if checked.deadline is not None:
-            self._deadlines.watch(request.scope, checked.deadline)
             request.has_deadline = True
+            self._deadlines.watch(request.scope, checked.deadline)
         request.session_id = checked.session_id
         question = requests.checked_query(query, checked, self._max_query_chars)
         seed = self._random.getrandbits(31) if checked.seed is None else checked.seed
@@ -297,7 +309,6 @@ class Pipeline:
             request.target = self._wanted.announce(target)
         queue = self._queue
         request.enqueue(lambda: queue.position(queued), lambda: self._end_if_waiting(queued))
-        request.is_queued = True
         queue.put(
             queued,
             model=request.target,
@@ -311,12 +322,14 @@ class Pipeline:
     def _end_if_waiting(self, queued: Queued) -> None:
         error = queued.request.scope.error
         if error is not None and self._queue.remove(queued):
-            self._end(queued.request, error)
+            self._withdraw(queued.request, error)
 
     # -- on a serving thread: the chain of models -> finish
 
     def _serve(self, queued: Queued) -> None:
         request, routed = queued.request, queued.routed
+        if not request.claim("serving"):
+            return  # whoever began it was interrupted
         queue_ms = (time.perf_counter() - queued.queued_at) * 1e3
         try:
             request.scope.check()
@@ -376,30 +389,43 @@ class Pipeline:
                 )
             )
         finally:
-            self._let_go(request, lambda: request.succeed(result, answer.model))
+            self._let_go(request, "succeeded", lambda: request.succeed(result, answer.model))
         self._preloader.consider(routed.route.agent_id, options.session_id)
 
     # -- the end of a request without an answer
 
+    def _withdraw(self, request: Request, error: BaseException) -> None:
+        """End a request that is not served. One that is served is cancelled."""
+        if request.claim("withdrawn"):
+            self._end(request, error)
+            return
+        if not isinstance(error, OrionError):  # Ctrl-C
+            text = f"request {request.id} was interrupted: {described(error)}"
+            error = RequestCancelledError(text, request_id=request.id)
+        request.scope.cancel(error)
+
     def _end(self, request: Request, error: BaseException) -> None:
-        """End a request without an answer, unless it has ended."""
-        if request.future.done():  # what follows an answer has failed: it is given
+        """End a request without an answer, unless it has ended. If a signal came in between, do the
+        rest."""
+        if request.future.done() and request.ending is None:
+            # What follows an answer has failed: the answer is given.
             self._report_end(request.id, error, is_cancelled=False)
             return
+        error = request.ending = request.ending or error
         is_cancelled = isinstance(error, RequestCancelledError)
-        route = request.account.route
+        outcome: Outcome = "cancelled" if is_cancelled else "failed"
         try:
-            if route is not None and request.stream.has_text and request.stream.is_observed:
-                self._note_turn(request, route.agent_id)  # the beginning of the answer was read
-            if not request.lifecycle.state.is_final:  # it ended while its success was reported
+            route = request.account.route
+            if not request.lifecycle.state.is_final:
+                if route is not None and request.stream.has_text and request.stream.is_observed:
+                    self._note_turn(request, route.agent_id)  # the beginning of it was read
                 request.lifecycle.move("cancel" if is_cancelled else "fail")
-            if is_cancelled:
-                self._counters.count("cancelled")
-            else:
-                self._counters.failed(error)
-            self._report_end(request.id, error, is_cancelled=is_cancelled)
+            if self._book.end(request, outcome):
+                if not is_cancelled:
+                    self._counters.failed(error)
+                self._report_end(request.id, error, is_cancelled=is_cancelled)
         finally:
-            self._let_go(request, lambda: request.fail(error))
+            self._let_go(request, outcome, lambda: request.fail(error))
 
     def _report_end(self, request_id: str, error: BaseException, *, is_cancelled: bool) -> None:
         if is_cancelled:
@@ -418,53 +444,15 @@ class Pipeline:
         if request.session_id is not None and self._session_router is not None:
             self._notes.put((request.session_id, agent_id))
 
-    def _let_go(self, request: Request, end: Callable[[], None]) -> None:
+    def _let_go(self, request: Request, outcome: Outcome, end: Callable[[], None]) -> None:
         """Give back the place of a request, and end it, whatever fails on the way."""
         try:
             request.leave()
             if request.has_deadline:
                 self._deadlines.forget(request.scope)
         finally:
-            self._live.discard(request)
+            self._book.end(request, outcome)
             end()
-
-
-class LiveRequests:
-    """The requests of one engine that have not ended."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._requests: set[Request] = set()
-        self._is_closed = False
-
-    def all(self) -> list[Request]:
-        """The requests now."""
-        with self._changed:
-            return list(self._requests)
-
-    def add(self, request: Request) -> None:
-        """Add a request. Raises `EngineClosedError` after `close`."""
-        with self._changed:
-            if self._is_closed:
-                raise EngineClosedError("the engine was shut down; make a new one")
-            self._requests.add(request)
-
-    def discard(self, request: Request) -> None:
-        """Remove a request that has ended."""
-        with self._changed:
-            self._requests.discard(request)
-            if not self._requests:
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        """Take no more requests."""
-        with self._changed:
-            self._is_closed = True
-
-    def wait_for_none(self, timeout_s: float) -> None:
-        """Wait until there is none, for `timeout_s` seconds at most."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._requests, timeout_s)
 
 
 @lru_cache(_KNOWN_AGENTS)

@@ -11,10 +11,10 @@ receipt will report. Every request has one writer at a time: the caller's thread
 then the serving thread (or the thread that takes it back out of the queue).
 """
 
+import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -24,6 +24,7 @@ from orion_oie.cancellation import CancelScope
 from orion_oie.engine.calls import Calls, Feed
 from orion_oie.engine.lifecycle import RequestLifecycle, RequestState
 from orion_oie.engine.streaming import TextStream
+from orion_oie.errors import WorkerError
 from orion_oie.pool.candidate import Candidate
 from orion_oie.schemas.requests import RequestOptions
 from orion_oie.schemas.results import (
@@ -37,8 +38,9 @@ from orion_oie.schemas.results import (
     Route,
     VariantReport,
 )
+from orion_oie.threads import Future
 
-_LoadingEnd = tuple[Future[ModelInfo] | None, ModelInfo | BaseException]
+_LoadingEnd = tuple[concurrent.futures.Future[ModelInfo] | None, ModelInfo | BaseException]
 
 _making_futures = threading.Lock()
 
@@ -61,7 +63,7 @@ class Account:
     dropped_turns: int = 0
     removed_characters: int = 0
     finish_reason: FinishReason | None = None
-    loading: Future[ModelInfo] | None = None
+    loading: concurrent.futures.Future[ModelInfo] | None = None
 
     def consider(
         self, candidate: Candidate, outcome: Outcome, reason: str, error: str = ""
@@ -102,8 +104,8 @@ class Request:
     """One request from its call to its end.
 
     `is_streamed` is False when nobody reads the answer before it is complete. `target` is the key
-    of the model that it waits for or uses, empty before it is known. `is_queued` is True once
-    another thread may end it. `on_state(request_id, old, new)` is called after each change of its
+    of the model that it waits for or uses, empty before it is known. `ending` is the error with
+    which it began to end. `on_state(request_id, old, new)` is called after each change of its
     state; the handle keeps it, and `calls`, as long as the application keeps the handle. `readers`
     are those who take the text or wait for the end, `feeds` those of them on threads of their own.
     """
@@ -128,17 +130,22 @@ class Request:
         self.account = Account()
         self.target = ""
         self.has_deadline = False
-        self.is_queued = False
+        self.ending: BaseException | None = None
         self.session_id: str | None = None
         self.receipt: Receipt | None = None
         self.future: Future[InferenceResult] = Future()
-        self.future.set_running_or_notify_cancel()  # nobody may cancel it
         # The first callback: those of the application find the stream ended.
         self.future.add_done_callback(stream.close_after)
         self._complete_loading: Future[ModelInfo] | None = None
         self._loading_end: _LoadingEnd | None = None
         self._position: Callable[[], int | None] | None = None
         self._stop_watching: Callable[[], None] | None = None
+        self._writers: dict[str, str] = {}
+
+    def claim(self, writer: str) -> bool:
+        """Become the one that moves the request on from the queue and ends it: a serving thread, or
+        whoever takes it away from them. True for the first, as often as it asks."""
+        return self._writers.setdefault("writer", writer) == writer  # one step
 
     def enqueue(self, position: Callable[[], int | None], on_cancel: Callable[[], None]) -> None:
         """Note that it waits, at `position()` in the queue. `on_cancel` is called when its scope is
@@ -166,7 +173,7 @@ class Request:
         self._end_loading(model)
 
     def fail(self, error: BaseException) -> None:
-        """Hand the error to those who wait."""
+        """Hand the error to those who wait; once more if a signal came in between."""
         if isinstance(error, StopIteration):  # a coroutine that awaits it would never end
             error = RuntimeError(f"a backend or a router raised {error!r}").with_traceback(
                 error.__traceback__
@@ -175,7 +182,10 @@ class Request:
         try:
             self.receipt = self.account.receipt(self.id, self.lifecycle.state_ms())
         finally:
-            self.future.set_exception(error)
+            if self.future.done():
+                self.stream.close_after(self.future)
+            else:
+                self.future.set_exception(error)
             self._end_loading(error)
 
     def complete_loading(self) -> Future[ModelInfo]:
@@ -185,7 +195,6 @@ class Request:
             if future is not None:
                 return future
             future = self._complete_loading = Future()
-            future.set_running_or_notify_cancel()  # nobody may cancel it
             end = self._loading_end
         if end is None:
             return future
@@ -267,7 +276,7 @@ def _complete_after(target: Future[ModelInfo], end: _LoadingEnd) -> None:
     def complete_aside() -> None:
         try:
             threads.run(complete)
-        except RuntimeError:  # the system gives no thread: better here than never
+        except WorkerError:  # the system gives no thread: better here than never
             complete()
 
     loading, _otherwise = end

@@ -6,15 +6,17 @@ from pathlib import Path
 from orion_oie.cancellation import CancelScope
 from orion_oie.engine.chain import ModelChain
 from orion_oie.engine.stand_ins import StandIns
-from orion_oie.errors import InsufficientMemoryError
+from orion_oie.errors import InsufficientMemoryError, RequestCancelledError, described
 from orion_oie.models.keys import ModelKey
 from orion_oie.models.registry import ModelRegistry
+from orion_oie.pool.candidate import Candidate
 from orion_oie.pool.pool import ModelPool
 from orion_oie.pool.preloader import Preloader
 from orion_oie.pool.variants import VariantSelector
 from orion_oie.schemas.results import ModelInfo
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import PoolUnloaded
+from orion_oie.threads import unbroken
 
 
 class Residents:
@@ -45,8 +47,20 @@ class Residents:
         candidates = self._variants.candidates(agent_id, is_fresh=True)
         self._stand_ins.announce(agent_id, candidates)
         first = self._chain.available(candidates, agent_id)[0]
+        scope = CancelScope()
         try:
-            with self._pool.acquire(first.load_spec, CancelScope()) as lease:
+            return unbroken(lambda: self._load(first, scope, pin=pin), "orion-preload").result()
+        except Exception:
+            raise
+        except BaseException as error:  # Ctrl-C: the load ends if nobody else waits for it
+            reason = RequestCancelledError(f"preload was interrupted by {described(error)}")
+            unbroken(lambda: scope.cancel(reason), "orion-cancel")
+            raise
+
+    def _load(self, first: Candidate, scope: CancelScope, *, pin: bool) -> ModelInfo:
+        try:
+            with self._pool.acquire(first.load_spec, scope) as lease:
+                scope.check()
                 if pin:
                     self._pool.pin(first.key)
                 return lease.model.info

@@ -27,11 +27,11 @@ from orion_oie.errors import (
     OrionError,
     described,
 )
-from orion_oie.pool.background import run_in_background
 from orion_oie.pool.memory_manager import MemoryManager
 from orion_oie.schemas.availability import ModelState
 from orion_oie.telemetry.event_log import EventLog
 from orion_oie.telemetry.events import RouterDegraded
+from orion_oie.threads import run_in_background
 
 if TYPE_CHECKING:
     import numpy as np

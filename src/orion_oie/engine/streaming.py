@@ -8,7 +8,6 @@ one of the application is called by each reader, on the reader's thread, and del
 import contextlib
 import math
 import re
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +17,7 @@ from orion_oie.schemas.results import (
     StreamStats,
     TokenEvent,
 )
+from orion_oie.threads import Condition
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -157,10 +157,7 @@ class TextStream:
         self._delay_s = checked_delay(typewriter_delay_s)
         self._clock = clock
         self._started_at = clock()
-        self._lock = threading.Lock()
-        self._changed: threading.Condition | None = (
-            None  # of that lock, made by the first who waits
-        )
+        self._lock = Condition()
         self._wakers: set[Callable[[], None]] | None = None
         self._events: list[TokenEvent] = []
         self._held = ""
@@ -228,8 +225,7 @@ class TextStream:
 
     def _wake(self) -> None:
         with self._lock:
-            if self._changed is not None:
-                self._changed.notify_all()
+            self._lock.notify_all()
             wakers = list(self._wakers) if self._wakers else ()
         for waker in wakers:
             waker()
@@ -311,9 +307,7 @@ class TextStream:
             with self._lock:
                 self._is_observed = True
                 while index >= len(self._events) and not self._is_closed:
-                    if self._changed is None:
-                        self._changed = threading.Condition(self._lock)
-                    self._changed.wait()
+                    self._lock.wait()
                 ready = self._events[index:]
                 error = self._error
             is_over = not ready

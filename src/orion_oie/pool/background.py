@@ -1,39 +1,15 @@
 """Loads in the background, for later requests."""
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from concurrent.futures import Future
-from typing import TypeVar
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.cancellation import CancelScope
-from orion_oie.errors import WorkerError
 from orion_oie.models.keys import ModelKey
 from orion_oie.pool.pool import ModelPool
 from orion_oie.schemas.results import ModelInfo
-
-T = TypeVar("T")
-
-
-def run_in_background(function: Callable[[], T], name: str) -> "Future[T]":
-    """Call `function` on a daemon thread of this name. The future gets its result or its error, or
-    `WorkerError` if the system has no more threads."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()  # nobody may cancel it
-
-    def run() -> None:
-        try:
-            result = function()
-        except BaseException as error:  # noqa: BLE001 (handed to those who wait)
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    try:
-        threading.Thread(target=run, name=name, daemon=True).start()
-    except RuntimeError as error:
-        future.set_exception(WorkerError(f"the system gives no more threads: {error}"))
-    return future
+from orion_oie.threads import run_in_background
 
 
 class BackgroundLoader:

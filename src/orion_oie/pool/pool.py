@@ -8,7 +8,6 @@ thread of its own, as long as somebody waits for it.
 The size of a model, the available memory and the choice of victims are decided elsewhere.
 """
 
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from orion_oie.schemas.loading import (
 )
 from orion_oie.schemas.stats import ResidentModel
 from orion_oie.telemetry.callbacks import call_safely
+from orion_oie.threads import Condition, start_thread
 
 Load = Callable[[LoadSpec, CancelScope, OnProgress], LocalModel]
 
@@ -82,9 +82,7 @@ class ModelPool:
         self._pressure_wait_s = pressure_wait_s
         self._patience_s = patience_s
         self._waiting_for_memory: list[Ticket] = []
-        # `with` takes this lock, not the condition: an interrupt cannot come in between.
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = self._lock = Condition()
         self._entries: dict[str, Entry] = {}
         self._pinned: set[str] = set()
         self._uses = 0
@@ -444,12 +442,9 @@ class ModelPool:
             displaced_bytes=sum(victim.size_bytes for _key, victim in removed),
             users=1,
         )
-        threading.Thread(
-            target=self._run_load,
-            args=(entry, removed),
-            name=f"orion-load-{spec.info.model_id}",
-            daemon=True,
-        ).start()
+        start_thread(
+            lambda: self._run_load(entry, removed), name=f"orion-load-{spec.info.model_id}"
+        )
         for key in victims:
             del self._entries[key]
         self._entries[spec.key] = entry

@@ -1,6 +1,7 @@
-"""Counts of what an engine did. Events are in `events.py`."""
+"""Counts of what an engine did. Events are in `events.py`, the numbers of requests in its book."""
 
 import threading
+from collections.abc import Mapping
 
 from orion_oie.schemas.results import Usage
 from orion_oie.schemas.stats import RequestCounts
@@ -21,23 +22,24 @@ class Counters:
             self._counts[name] = self._counts.get(name, 0) + amount
 
     def answered(self, agent_id: str, usage: Usage) -> None:
-        """Count a request that an agent answered, with its tokens."""
+        """Count the tokens of a request that an agent answered."""
         with self._lock:
             for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
                 self._counts[name] = self._counts.get(name, 0) + getattr(usage, name)
-            self._counts["succeeded"] = self._counts.get("succeeded", 0) + 1
             self._by_agent[agent_id] = self._by_agent.get(agent_id, 0) + 1
 
     def failed(self, error: BaseException) -> None:
-        """Count a request that ended with an error."""
+        """Count the error that a request ended with."""
         with self._lock:
             name = type(error).__name__
-            self._counts["failed"] = self._counts.get("failed", 0) + 1
             self._errors[name] = self._errors.get(name, 0) + 1
 
-    def snapshot(self) -> RequestCounts:
-        """The current counts."""
+    def snapshot(self, of_requests: Mapping[str, int]) -> RequestCounts:
+        """The current counts, with those of requests by their outcome."""
         with self._lock:
             return RequestCounts(
-                **self._counts, errors=dict(self._errors), by_agent=dict(self._by_agent)
+                **of_requests,
+                **self._counts,
+                errors=dict(self._errors),
+                by_agent=dict(self._by_agent),
             )

@@ -20,7 +20,7 @@ from orion_oie.engine.scheduling import (
 )
 from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.queue import RequestQueue
-from orion_oie.errors import EngineClosedError, QueueFullError
+from orion_oie.errors import EngineClosedError, QueueFullError, WorkerError
 from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
 
 READY, FULL = ModelState.READY, ModelState.FULL
@@ -365,7 +365,7 @@ def test_a_refused_thread_leaves_the_queue_as_it_was(gate) -> None:
     """When the system gives no thread, put fails, keeps nothing, and works again later."""
     queue = OneModelQueue(gate, limit=10, concurrency=1)
     gate.opened.set()
-    with no_more_threads(), pytest.raises(RuntimeError, match="no more threads"):
+    with no_more_threads(), pytest.raises(WorkerError, match="no more threads"):
         queue.put(Item("refused"))
     assert len(queue) == 0
     queue.put(Item("taken"))
@@ -739,7 +739,7 @@ def test_a_refused_thread_while_serving_loses_nothing(gate) -> None:
     queue = busy_queue(gate, concurrency=1)
     set_max_threads(queue, 2)
     with no_more_threads():
-        with pytest.raises(RuntimeError, match="no more threads"):
+        with pytest.raises(WorkerError, match="no more threads"):
             queue.put(Item("refused"))
         gate.opened.set()
         wait_until(lambda: idle_of(queue) == 1)

@@ -18,7 +18,6 @@ place, decides at once, and gives the place back: so a served request costs no s
 
 import contextlib
 import math
-import threading
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +29,9 @@ from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.lines import Lines, Waiting
 from orion_oie.engine.scheduling.policy import Decision, choose, order, why
 from orion_oie.engine.scheduling.seats import Mutex, Seat
-from orion_oie.errors import EngineClosedError, QueueFullError
+from orion_oie.errors import EngineClosedError, QueueFullError, WorkerError
 from orion_oie.schemas.availability import UNKNOWN, Availability, ModelState
+from orion_oie.threads import start_thread
 
 T = TypeVar("T")
 
@@ -383,7 +383,7 @@ class RequestQueue(Generic[T]):
         run = (self._enter, self._next, self._lose, self._serve, seat)
         try:
             self._coming.add(seat)
-            threading.Thread(target=_run, args=run, name=name, daemon=True).start()
+            start_thread(lambda: _run(*run), name)
         except BaseException:  # if it comes all the same, it counts from then on
             self._coming.discard(seat)
             raise
@@ -427,7 +427,7 @@ class RequestQueue(Generic[T]):
             self._wake_one()
         elif not self._idle and not self._coming and self._threads < self._thread_limit():
             # If the system gives none, one that serves comes back and goes on.
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(WorkerError):
                 self._start_thread()
 
     def _wake_one(self) -> None:
