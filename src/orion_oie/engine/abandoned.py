@@ -8,15 +8,22 @@ thread reads it; it runs as long as there are streams.
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from orion_oie.errors import WorkerError
 from orion_oie.threads import start_thread
 
 _IDLE_EXIT_S = 5.0
+_FEW = 1000  # more are swept out at times
 
 End = Callable[[], object]
+
+
+class _Stream(Protocol):
+    def done(self) -> bool: ...
 
 
 class AbandonedStreams:
@@ -24,28 +31,26 @@ class AbandonedStreams:
 
     def __init__(self) -> None:
         self._notes: SimpleQueue[End] = SimpleQueue()
-        self._gone: SimpleQueue[None] = SimpleQueue()  # wakes nobody
         self._lock = threading.Lock()
-        self._streams = 0
+        self._streams: list[weakref.ref[_Stream]] = []
+        self._sweep_at = _FEW
         self._is_running = False
 
-    def expect(self) -> None:
-        """Note that there is one more stream. If the system gives no thread, it is noticed with the
-        next one."""
+    def expect(self, stream: _Stream) -> None:
+        """Have notes read until `stream` is over. If the system gives no thread, they are
+        read with the next one."""
         with self._lock:
-            self._streams += 1
+            self._streams.append(weakref.ref(stream))
+            if len(self._streams) > self._sweep_at:
+                self._sweep()
             if not self._is_running:
                 with contextlib.suppress(WorkerError):
                     start_thread(self._run, "orion-streams")
                     self._is_running = True
 
-    def note(self, end: End | None, *, is_gone: bool) -> None:
-        """Have a request ended by `end`, if it is given, soon and on another thread; `is_gone`:
-        there is one stream less. For destructors."""
-        if is_gone:
-            self._gone.put(None)
-        if end is not None:
-            self._notes.put(end)
+    def note(self, end: End) -> None:
+        """Call `end` soon, on another thread. For destructors."""
+        self._notes.put(end)
 
     def _run(self) -> None:
         while self._read_next():
@@ -56,21 +61,19 @@ class AbandonedStreams:
             end = self._notes.get(timeout=_IDLE_EXIT_S)
         except Empty:
             with self._lock:
-                self._streams -= self._taken_gone()
-                self._is_running = self._streams > 0 or not self._notes.empty()
+                self._sweep()
+                self._is_running = bool(self._streams) or not self._notes.empty()
                 return self._is_running
         # It may call anybody, for any time. No thread, no end: it ends by itself then.
         with contextlib.suppress(WorkerError):
             start_thread(end, "orion-abandoned")
         return True
 
-    def _taken_gone(self) -> int:
-        count = 0
-        with contextlib.suppress(Empty):
-            while True:
-                self._gone.get_nowait()
-                count += 1
-        return count
+    def _sweep(self) -> None:
+        """Forget the streams that are over or gone."""
+        there = ((reference, reference()) for reference in self._streams)
+        self._streams = [ref for ref, stream in there if stream is not None and not stream.done()]
+        self._sweep_at = max(_FEW, 2 * len(self._streams))
 
 
 streams = AbandonedStreams()

@@ -43,7 +43,7 @@ class RequestHandle:
         self._owner_pid = os.getpid() if is_owner else None
         self._block = object()  # a `with` block, among the readers
         if is_owner:
-            streams.expect()
+            streams.expect(self)
 
     @property
     def id(self) -> str:
@@ -291,22 +291,17 @@ class RequestHandle:
                     await until_done(end)
 
     def __del__(self) -> None:
-        if self._owner_pid == os.getpid():
-            streams.note(None if self._request.readers else self._ending(), is_gone=True)
+        if self._owner_pid is not None and not self._request.readers:
+            self.abandon()
 
     def abandon(self) -> None:
         """Cancel a request that `stream` began, soon and without waiting: for destructors, which
         run anywhere, also under a lock of the engine."""
-        streams.note(self._ending(), is_gone=False)
-
-    def _ending(self) -> Callable[[], object] | None:
-        """The call that ends a request whose stream is abandoned; None if there is none to end."""
         is_ending = self.state.is_final or self._request.scope.error is not None
         if self._owner_pid is None or is_ending or sys.is_finalizing():
-            return None
-        if self._owner_pid != os.getpid():
-            return None  # a fork has copies of the handles, and the requests belong to its parent
-        return partial(_cancel, self._request, "was cancelled: nobody reads it any more")
+            return
+        if self._owner_pid == os.getpid():  # a fork has copies of the handles of its parent
+            streams.note(partial(_cancel, self._request, "was cancelled: nobody reads it any more"))
 
     def __repr__(self) -> str:
         return f"<RequestHandle {self.id} {self.state.value} {self.progress:.0f}%>"
