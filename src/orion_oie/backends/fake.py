@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -39,6 +38,7 @@ from orion_oie.schemas.results import (
     ModelInfo,
     Usage,
 )
+from orion_oie.threads import Future
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -73,6 +73,7 @@ from orion_oie.schemas.results import (
 )
 from orion_oie.schemas.validation import encoded
 from orion_oie.telemetry.callbacks import call_safely
+from orion_oie.threads import Future
 
 if TYPE_CHECKING:
     import numpy as np
