@@ -166,8 +166,8 @@ def split_badly(run: Stress, chance: random.Random) -> None:
 
 
 def call_back(run: Stress, chance: random.Random) -> None:
-    """A callback that submits, cancels or raises."""
-    kind = chance.randrange(3)
+    """A callback that submits, asks and waits, cancels or raises."""
+    kind = chance.randrange(4)
 
     def called(handle: RequestHandle) -> None:
         if kind == 0:
@@ -175,6 +175,9 @@ def call_back(run: Stress, chance: random.Random) -> None:
                 run.submit(random.Random(kind))
         elif kind == 1:
             handle.cancel()
+        elif kind == 2:
+            with suppress(OrionError):
+                run.engine.infer("And you?", agent=run.agents[0])
         else:
             raise ValueError("a callback of the application")
 
@@ -182,12 +185,17 @@ def call_back(run: Stress, chance: random.Random) -> None:
 
 
 def subscribe(run: Stress, chance: random.Random) -> None:
-    is_bad = chance.random() < 0.5
+    is_bad, asks = chance.random() < 0.5, chance.random() < 0.5
+    asked: list[bool] = []
 
     def seen(_event: object) -> None:
         if is_bad:
             raise ValueError("a subscriber of the application")
         run.engine.stats()
+        if asks and not asked:
+            asked.append(True)  # each question has events of its own
+            with suppress(OrionError):
+                run.engine.infer("And you?", agent=run.agents[0])
 
     end = run.engine.subscribe(seen)
     try:
