@@ -12,6 +12,13 @@ from orion_oie.backends.llama.host.process import SpareWorker
 from orion_oie.engine.abandoned import AbandonedStreams
 
 
+class Stream:
+    """One that does not end."""
+
+    def done(self) -> bool:
+        return False
+
+
 def within(lock_owner: Callable[[Callable[[], None]], None], call: Callable[[], None]) -> None:
     """Have `call` come while its thread holds a lock; fails if it does not return."""
     Running(lock_owner, call).join()
@@ -50,12 +57,12 @@ def test_a_note_under_the_lock_of_the_notes_is_read() -> None:
     """Garbage may be collected while the notes themselves are changed."""
     streams, told = AbandonedStreams(), threading.Event()
 
-    class Garbage:
+    class Garbage(Stream):
         def __del__(self) -> None:
-            streams.note(told.set, is_gone=True)
+            streams.note(told.set)
 
-    streams.expect()
     kept = [Garbage()]
+    streams.expect(kept[0])
     gone = weakref.ref(kept[0])
     kept.clear()
     assert gone() is None
@@ -65,9 +72,10 @@ def test_a_note_under_the_lock_of_the_notes_is_read() -> None:
 def test_a_slow_end_delays_no_other() -> None:
     """Ending a request may call anybody: the next abandoned stream does not wait for that."""
     streams, let_go, told = AbandonedStreams(), threading.Event(), threading.Event()
+    stream = Stream()
+    streams.expect(stream)
     for end in (lambda: let_go.wait(3 * BOUND_S), told.set):
-        streams.expect()
-        streams.note(end, is_gone=True)
+        streams.note(end)
     assert told.wait(BOUND_S)
     let_go.set()
 

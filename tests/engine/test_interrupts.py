@@ -27,9 +27,6 @@ from orion_oie.backends.fake import FakeAnswer
 AGENT = {"agent": "conversation"}
 STRIDE = int(os.environ.get("ORION_INTERRUPTS_STRIDE", "7"))  # 1 goes through all points
 
-# These are not made for it yet.
-SPARED = ()
-
 
 def read(engine: OrionInferenceEngine) -> None:
     for _event in engine.stream("Hello?", **AGENT):
@@ -96,7 +93,7 @@ def test_at_any_point(make_engine: MakeEngine, name: str, error: type[BaseExcept
     call(engine)
     count = points_of(lambda: call(engine))
     for at in range(1 + len(name) % STRIDE, count + 1, STRIDE):
-        with suppress(error, RuntimeError), Interrupted(at, error, SPARED) as interrupted:
+        with suppress(error, RuntimeError), Interrupted(at, error) as interrupted:
             call(engine)
         if interrupted.where:
             try:
@@ -179,7 +176,8 @@ def test_no_thread_for_on_event(make_engine: MakeEngine) -> None:
     engine.preload("conversation")
     running = engine.submit("Hello?", **AGENT)
     wait_until(lambda: running.text)
-    with Refusals(name="orion-events"), pytest.raises(WorkerError, match="no more threads"):
+    wait_until(lambda: "orion-callback" not in {one.name for one in threading.enumerate()})
+    with Refusals(name="orion-callback"), pytest.raises(WorkerError, match="no more threads"):
         engine.stream("Hello?", on_event=lambda _event: None, **AGENT)
     running.cancel()
     check(engine)

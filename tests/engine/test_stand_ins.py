@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from engines import MakeEngine, ended, outcomes
+from engines import MakeEngine, delivered, ended, outcomes
 
 from orion_oie import (
     EngineConfig,
@@ -246,7 +246,9 @@ def test_the_log_says_what_was_answered(
 ) -> None:
     """At INFO a line has agent, model, tokens and time, and no word of the question."""
     caplog.set_level(logging.INFO)
-    make_engine().infer("a secret question")
+    engine = make_engine()
+    engine.infer("a secret question")
+    delivered(engine)
     (line,) = [r.getMessage() for r in caplog.records if "request.succeeded" in r.getMessage()]
     for fact in ("agent_id=conversation", "model_id=main", "completion_tokens=", "total_ms="):
         assert fact in line

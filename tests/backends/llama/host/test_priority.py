@@ -99,6 +99,7 @@ def test_settings_out_of_range_are_refused(serving: dict[str, object]) -> None:
 
 def test_slots_follow_the_chosen_cores() -> None:
     """Four for each."""
-    config = EngineConfig(serving={"cpu_affinity": (max(os.sched_getaffinity(0)),)})
+    serving = {"cpu_affinity": (max(os.sched_getaffinity(0)),)}
+    config = EngineConfig(serving=serving, loading={"keep_spare_worker": False})
     with OrionInferenceEngine(config=config) as engine:
         assert engine.config.serving.slots == 4

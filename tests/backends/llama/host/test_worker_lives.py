@@ -613,6 +613,6 @@ def test_a_worker_whose_host_died_before_it_looked() -> None:
     with ours, theirs:
         command = [sys.executable, "-m", "orion_oie.backends.llama.worker.main"]
         process = subprocess.Popen(
-            [*command, str(theirs.fileno()), str(gone.pid)], pass_fds=[theirs.fileno()]
+            [*command, str(theirs.fileno()), str(gone.pid), "0", ""], pass_fds=[theirs.fileno()]
         )
         assert process.wait(3 * BOUND_S) == 0
