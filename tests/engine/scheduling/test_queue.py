@@ -376,12 +376,12 @@ def test_a_refused_thread_leaves_the_queue_as_it_was(gate) -> None:
 
 
 def test_close_returns_the_rest_in_order(gate) -> None:
-    """Closing returns what waits, in the order in which it would have been served."""
+    """Closing returns what waits, the oldest first."""
     queue = busy_queue(gate)
     queue.put(Item("b"), 0)
     queue.put(Item("a"), 1)
     queue.put(Item("c"), 0)
-    assert [item.name for item in queue.close()] == ["a", "b", "c"]
+    assert [item.name for item in queue.close()] == ["b", "a", "c"]
     assert len(queue) == 0
     assert queue.close() == []
     gate.opened.set()
@@ -1113,7 +1113,7 @@ def test_positions_follow_what_happens(gate) -> None:
     assert queue.position(urgent) == 1
     assert [queue.position(item) for item in items] == [2, 3, None, 4, 5, 6]
     assert queue.position(Item("stranger")) is None
-    assert queue.close() == [urgent, *items[:2], *items[3:]]
+    assert queue.close() == [*items[:2], *items[3:], urgent]
     assert queue.position(urgent) is None
 
 

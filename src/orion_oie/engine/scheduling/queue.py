@@ -222,7 +222,7 @@ class RequestQueue(Generic[T]):
             return True
 
     def close(self) -> list[T]:
-        """Refuse new items and return those that will not be served, in their order. If it is
+        """Refuse new items and return those that will not be served, the oldest first. If it is
         interrupted, they are returned by the next call."""
         with self._lock:
             self._is_closed = True
@@ -232,9 +232,7 @@ class RequestQueue(Generic[T]):
             if self._decider is not None:
                 self._decider.wake()
             self._mend()
-            left = {one.seq: item for one, item in self._waiting.values()}
-            ordered = self._order(self._availability)
-            rest = [left[one.seq] for one in ordered]
+            rest = [item for _one, item in self._waiting.values()]
             self._waiting, self._is_torn = {}, True
             return rest
 
