@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+
+import psutil
+from helpers import wait_until
 
 COMMAND = [sys.executable, "-m", "orion_oie"]
 BOUND_S = 60.0
@@ -68,6 +72,12 @@ class Terminal:
         """Read until there is any text that was not waited for."""
         while not self.shown.strip():
             assert self._read(), "nothing came"
+
+    def interrupt_prompt(self) -> None:
+        """Ctrl-C at a prompt. Python loses a signal that comes after it has shown the prompt and
+        before it waits for a key, so wait until the process sleeps."""
+        wait_until(lambda: psutil.Process(self.process.pid).status() == psutil.STATUS_SLEEPING)
+        self.process.send_signal(signal.SIGINT)
 
     def end(self) -> tuple[int, str]:
         """Read to the end; returns the exit status and what was shown."""

@@ -192,10 +192,10 @@ def test_ctrl_c_stops_an_answer_and_then_the_chat(shop: Shop, tmp_path: Path) ->
         terminal.process.send_signal(signal.SIGINT)
         terminal.wait_for("stopped; the question is forgotten")
         terminal.wait_for("> ")
-        terminal.process.send_signal(signal.SIGINT)
+        terminal.interrupt_prompt()
         terminal.wait_for("Ctrl-C once more ends the chat.")
         terminal.wait_for("> ")
-        terminal.process.send_signal(signal.SIGINT)
+        terminal.interrupt_prompt()
         status, shown = terminal.end()
     assert status == 130
     assert "Traceback" not in shown
