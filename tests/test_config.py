@@ -28,6 +28,7 @@ NUMBERS: dict[str, tuple[str, list[Any], list[Any]]] = {
         [64, 2**31 - 1],
         [0, 63, 2**32 + 64],
     ),
+    "serving.nice": ("integer >= 0 and <= 19", [0, 19], [-1, 20]),
     "serving.max_queue": ("integer >= 1", [1], [0, -1]),
     "serving.model_turn_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
     "serving.priority_aging_s": ("number > 0 and <= 1000000", [0.001, 1e6], [0, -1, 1e308]),
