@@ -29,7 +29,7 @@ class Machine:
         return CoreLoad(self.cores, self.others)
 
     def seconds(self, threads: int, rows: int = 1) -> float:
-        alone = self.step_s * rows**0.7 * (0.2 + 0.8 / threads)
+        alone = self.step_s * (rows + 0.7) * (0.2 + 0.8 / threads)
         missing = max(0.0, threads + self.others - self.cores)
         shared = 1.0 if threads == 1 else 1 + 2 * missing
         crowd = max(1.0, (1 + self.others) / self.cores)  # the system shares the cores out
@@ -68,6 +68,17 @@ def test_alone_all_cores_are_used_and_nothing_is_tried() -> None:
     machine = Machine()
     machine.noise = 0.1
     assert set(machine.run(60)) == {2}
+
+
+def test_alone_steps_of_all_sizes_are_no_disturbance() -> None:
+    """Small and large batches take turns, as streams come and go."""
+    machine = Machine()
+    machine.noise = 0.1
+    used = []
+    for _ in range(3000):
+        rows = machine.chance.randrange(1, 63)
+        used.append(machine.step("prefill" if machine.chance.random() < 0.5 else "decode", rows))
+    assert used.count(2) > 0.99 * len(used)
 
 
 @pytest.mark.parametrize("tells", [True, False])

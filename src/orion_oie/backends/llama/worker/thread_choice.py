@@ -41,19 +41,20 @@ _LONGEST_WAIT_UP_S = 2.0
 _LONGEST_WAIT_DOWN_S = 16.0
 _TRY_ANYWAY_S = 10.0  # although others seem to use all other cores
 _TRY_BLINDLY_S = 2.0  # if nothing tells what others use
-# Decoding reads the weights once for all rows, so its time grows more slowly than the rows.
-_GROWTH: dict[StepKind, float] = {"decode": 0.7, "prefill": 1.0, "embed": 1.0}
+# What a step costs beside its rows, in rows: 1 to 2 for models of 135 million to 1 billion weights.
+_FIXED_ROWS = 1.5
 
 
 class _Times:
-    """The latest steps with one number of threads, in seconds for each unit of work."""
+    """The latest steps with one number of threads. The cost of a step is what it took, as a
+    multiple of what such a step usually takes."""
 
     def __init__(self, kept: int) -> None:
         self._costs: deque[float] = deque(maxlen=kept)
         self._seconds: deque[float] = deque(maxlen=kept)
 
-    def add(self, seconds: float, work: float) -> None:
-        self._costs.append(seconds / work)
+    def add(self, seconds: float, cost: float) -> None:
+        self._costs.append(cost)
         self._seconds.append(seconds)
 
     def __len__(self) -> int:
@@ -119,13 +120,14 @@ class _Trial:
 
 @dataclass
 class _Choice:
-    """The state for one kind of steps. `wish` None is all that the host allows; `usual`
-    is the cost with a number of threads when nothing disturbs it."""
+    """The state for one kind of steps. `wish` None is all that the host allows. `usual` are the
+    seconds for a row when nothing disturbs, by the number of threads and the order of magnitude of
+    the rows: costs are multiples of those with `threads`, also in a trial of another number."""
 
     wish: int | None = None
     threads: int = 0
     times: _Times = field(default_factory=lambda: _Times(_STEPS_KEPT))
-    usual: dict[int, float] = field(default_factory=dict)
+    usual: dict[tuple[int, int], float] = field(default_factory=dict)
     trial: _Trial | None = None
     up: _Wait = field(default_factory=lambda: _Wait(_LONGEST_WAIT_UP_S))
     down: _Wait = field(default_factory=lambda: _Wait(_LONGEST_WAIT_DOWN_S))
@@ -175,15 +177,19 @@ class ThreadChoice:
         now = self._clock()
         choice = self._choice(kind, rows)
         self._look(now)
-        work = float(rows ** _GROWTH[kind])
-        if choice.trial is not None:
-            choice.trial.times.add(seconds, work)
+        each_s = seconds / (rows + _FIXED_ROWS)
+        like = choice.threads, rows.bit_length()
+        usual_s = choice.usual.get(like)
+        if choice.trial is None:
+            choice.times.add(seconds, each_s / (usual_s or each_s))
+            choice.usual[like] = _learned(usual_s, each_s)
+            if choice.times.are_enough:
+                self._consider(choice, now)
+        elif usual_s is None:
+            choice.stay(choice.threads)  # nothing to compare with: a trial without a result
+        else:
+            choice.trial.times.add(seconds, each_s / usual_s)
             self._judge(choice, choice.trial, now)
-            return
-        choice.times.add(seconds, work)
-        _learn(choice.usual, choice.threads, seconds / work)
-        if choice.times.are_enough:
-            self._consider(choice, now)
 
     def _choice(self, kind: StepKind, rows: int) -> _Choice:
         return self._choices.setdefault((kind, rows >= _LARGE_ROWS), _Choice())
@@ -203,12 +209,11 @@ class ThreadChoice:
         """Begin a trial if there is a reason for one."""
         threads, cost = choice.threads, choice.times.cost
         free = self._free_cores(threads)
-        if threads > 1 and choice.down.is_over(now, cost):
-            is_slower = cost > _SLOWER * choice.usual[threads]
-            if is_slower or (free is not None and free < _MISSING):
-                fewer = threads // 2 if free is None else min(threads - 1, round(threads + free))
-                choice.trial = _Trial(max(1, fewer), cost)
-                return
+        is_disturbed = cost > _SLOWER or (free is not None and free < _MISSING)
+        if is_disturbed and threads > 1 and choice.down.is_over(now, cost):
+            fewer = threads // 2 if free is None else min(threads - 1, round(threads + free))
+            choice.trial = _Trial(max(1, fewer), cost)
+            return
         if threads < self.most and choice.up.is_over(now, cost):
             patience_s = _TRY_BLINDLY_S if self._read_load is None else _TRY_ANYWAY_S
             is_free = free is not None and free >= _FREE
@@ -225,7 +230,6 @@ class ThreadChoice:
             return
         if cost < (1.0 if trial.is_free else _FASTER) * trial.reference:
             choice.wish = None if trial.threads >= self.most else trial.threads
-            _learn(choice.usual, trial.threads, cost)
             choice.stay(trial.threads)
             choice.up.reset(now)
             choice.down.reset(now)
@@ -235,10 +239,8 @@ class ThreadChoice:
             choice.stay(choice.threads)
 
 
-def _learn(usual: dict[int, float], threads: int, cost: float) -> None:
-    """Follow a lower cost at once, a higher one slowly: a context that grows, not a disturbance."""
-    known = usual.get(threads)
-    if known is None or cost < known:
-        usual[threads] = cost
-    else:
-        usual[threads] = known + 0.01 * (cost - known)
+def _learned(usual_s: float | None, each_s: float) -> float:
+    """Follow less at once, and more slowly: that is a context that grows, not a disturbance."""
+    if usual_s is None or each_s < usual_s:
+        return each_s
+    return usual_s + 0.01 * (each_s - usual_s)
