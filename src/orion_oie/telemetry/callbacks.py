@@ -1,10 +1,11 @@
 """Calls of code that belongs to others, by code that must go on whatever they do."""
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
 from typing import ParamSpec
+
+from orion_oie.callbacks import host_log
 
 P = ParamSpec("P")
 
@@ -21,8 +22,6 @@ def call_safely(callback: Callable[P, object], *args: P.args, **kwargs: P.kwargs
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and not isinstance(error, Exception):
             raise
-        # A handler of the log is code of the application as well.
-        with contextlib.suppress(BaseException):
-            logging.getLogger("orion_oie").exception("a callback failed")
+        host_log.log(logging.ERROR, "a callback failed", error=error)
         return False
     return True
