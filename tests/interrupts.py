@@ -92,7 +92,7 @@ class Refusals:
     def __init__(
         self, number: int = 0, error: Callable[[str], BaseException] = RuntimeError, name: str = ""
     ) -> None:
-        self.asked = 0
+        self.asked = self.refused = 0
         self._number = number
         self._error = error
         self._name = name
@@ -112,6 +112,7 @@ class Refusals:
                 with self._lock:
                     self.asked += 1
                     is_refused = self.asked == self._number or thread.name == self._name
+                    self.refused += is_refused
                 if is_refused:
                     raise self._error("can't start new thread")
             start(thread)

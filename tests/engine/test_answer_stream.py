@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from engines import LONG, TEXT, one_at_a_time
-from helpers import BOUND_S, Held, Running, no_more_threads, wait_until
+from helpers import BOUND_S, Held, Running, wait_until
 from internals import set_leaving
+from interrupts import Refusals
 
 from orion_oie import (
     AnswerStream,
@@ -445,8 +446,9 @@ def test_without_a_thread_an_abandoned_request_goes_on(make_engine) -> None:
     handle = engine.stream("Hello?")
     view = handle.view()
     held.wait_for()
-    with no_more_threads():
+    with Refusals(name="orion-abandoned") as refusals:
         del handle
+        wait_until(lambda: refusals.refused)
     held.let_go.set()
     assert view.result(BOUND_S).content == TEXT
 

@@ -5,9 +5,11 @@ import gc
 import threading
 import weakref
 from concurrent.futures import Future
+from contextlib import suppress
 
 import pytest
 from helpers import BOUND_S
+from interrupts import Interrupted
 
 from orion_oie.engine.loop import LoopWaker, wait_for
 
@@ -105,6 +107,26 @@ def test_a_closed_loop_is_no_trouble() -> None:
     loop.close()
     waker.wake(waiter)
     assert not waiter.done()
+
+
+def test_an_interrupted_wake_leaves_the_next_ones_going() -> None:
+    """At every point of it, and of the loop's own part: a loop may be run again."""
+    loop = asyncio.new_event_loop()
+
+    async def wait(at: int | None) -> int:
+        future: Future[int] = Future()
+        with suppress(KeyboardInterrupt), Interrupted(at) as interrupted:
+            loop.call_soon(future.set_result, 1)
+            await wait_for(future)
+        return interrupted.count
+
+    points = loop.run_until_complete(wait(None))
+    assert points > 5
+    for at in range(1, points + 1):
+        with suppress(KeyboardInterrupt):
+            loop.run_until_complete(wait(at))
+        loop.run_until_complete(asyncio.wait_for(wait(None), BOUND_S))
+    loop.close()
 
 
 def test_a_loop_that_is_over_is_let_go() -> None:

@@ -5,6 +5,8 @@ that blocks holds back its own items alone.
 """
 
 import atexit
+import contextlib
+import itertools
 import os
 import threading
 import time
@@ -40,9 +42,12 @@ class Delivery(Generic[T]):
         self._on_error = on_error
         self._limit = limit
         self._lock = self._changed = Condition()  # a signal handler may call the library, anywhere
-        self._items: deque[T] = deque()
-        self._put = self._done = self._lost = 0
-        self._is_running = self._is_stopped = False
+        self._items: deque[tuple[int, T]] = deque()
+        self._numbers = itertools.count()
+        self._current: int | None = None  # the number of the item that `take` has
+        self._lost = 0
+        self._is_stopped = False
+        self._is_coming = False
         self._thread: int | None = None
         _all.add(self)
 
@@ -59,61 +64,69 @@ class Delivery(Generic[T]):
             if len(self._items) >= self._limit:
                 self._items.popleft()
                 self._lost += 1
-                self._done += 1
-            self._items.append(item)
-            self._put += 1
-            if self._is_running:
-                return
-            self._is_running = True
-        self._start()
+            self._items.append((next(self._numbers), item))
+            self._have_handed_on()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until `take` is through with everything that was put before, for `timeout_s` seconds
         at most; False if it is not. A call from within `take` does not wait."""
         with self._lock:
-            if self._done == self._put or self._thread == threading.get_ident():
-                return self._done == self._put
-            wanted = self._put
-            must_start = not self._is_running  # there was no thread for it
-            self._is_running = True
-        if must_start:
-            self._start()
-        with self._lock:
-            return self._changed.wait_for(lambda: self._done >= wanted, timeout_s)
+            last = self._items[-1][0] if self._items else self._current
+            if last is None:
+                return True
+            if self._thread == threading.get_ident():
+                return False
+            self._have_handed_on()
+            return self._changed.wait_for(lambda: self._is_through(last), timeout_s)
 
     def stop(self) -> None:
         """Hand over nothing more: what waits is dropped."""
         with self._lock:
             self._is_stopped = True
-            self._done += len(self._items)
             self._items.clear()
             self._changed.notify_all()
 
-    def _start(self) -> None:
-        try:
-            run(self._run)
-        except WorkerError:  # the system gives no thread: the next item, or `flush`, tries again
-            with self._lock:
-                self._is_running = False
+    def _is_through(self, last: int) -> bool:
+        return (not self._items or self._items[0][0] > last) and (
+            self._current is None or self._current > last
+        )
+
+    def _have_handed_on(self) -> None:
+        """See to it that a thread hands the items on. If the system gives none, the next item or
+        `flush` tries again. So it is after an interrupt: only what is there by then is noted."""
+        if self._items and self._thread is None and not self._is_coming:
+            with contextlib.suppress(WorkerError):
+                run(self._run)
+                self._is_coming = True
 
     def _run(self) -> None:
-        done = 0
-        while True:
+        with self._lock:
+            self._is_coming = False
+            if self._thread is not None:
+                return
+            self._thread = threading.get_ident()
+        try:
+            while self._hand_on_next():
+                pass  # the call returns each time, so that no item is kept
+        finally:
             with self._lock:
-                self._done += done
-                if done:
-                    self._changed.notify_all()
-                if not self._items:
-                    self._is_running, self._thread = False, None
-                    return
-                self._thread = threading.get_ident()
-                item = self._items.popleft()
-            try:
-                self._take(item)
-            except BaseException as error:  # noqa: BLE001 (code of the application)
-                self._on_error(error)
-            del item
-            done = 1
+                self._thread = self._current = None
+                self._changed.notify_all()
+
+    def _hand_on_next(self) -> bool:
+        with self._lock:
+            if self._current is not None:
+                self._current = None
+                self._changed.notify_all()
+            if not self._items:
+                self._thread = None
+                return False
+            self._current, item = self._items.popleft()
+        try:
+            self._take(item)
+        except BaseException as error:  # noqa: BLE001 (code of the application)
+            self._on_error(error)
+        return True
 
 
 _all: "weakref.WeakSet[Delivery[Any]]" = weakref.WeakSet()

@@ -1,5 +1,6 @@
 """Callbacks that need not wait for each other: begun in their order, each on a callback thread."""
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,52 +24,51 @@ class CallbackLine:
         self._changed = Condition()  # reentrant: a signal handler may call the library
         self._waiting: deque[Callable[[], None]] = deque()
         self._running: set[int] = set()  # threads
-        self._is_starting = False
+        self._is_coming = False  # a thread
 
     def put(self, callback: Callable[[], None]) -> None:
         """Call `callback` soon; returns at once."""
         with self._changed:
             self._waiting.append(callback)
-            must_start = self._must_start()
-        if must_start:
-            self._start()
+            self._have_taken()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until all have returned, for `timeout_s` seconds at most; False if they have not. A
         callback that calls this does not wait for itself."""
         own = threading.get_ident()
         with self._changed:
+            self._have_taken()
             return self._changed.wait_for(
                 lambda: not self._waiting and self._running <= {own}, timeout_s
             )
 
-    def _must_start(self) -> bool:
-        """Note that a thread is started, if one is needed."""
-        is_needed = self._waiting and not self._is_starting and len(self._running) < self._limit
-        self._is_starting = self._is_starting or bool(is_needed)
-        return bool(is_needed)
-
-    def _start(self) -> None:
-        try:
-            run(self._run)
-        except WorkerError:  # the system gives no thread: the next callback tries again
-            with self._changed:
-                self._is_starting = False
+    def _have_taken(self) -> None:
+        """See to it that a thread takes the next one. If the system gives none, the next callback
+        tries again. So it is after an interrupt: only what is there by then is noted."""
+        if self._waiting and not self._is_coming and len(self._running) < self._limit:
+            with contextlib.suppress(WorkerError):
+                run(self._run)
+                self._is_coming = True
 
     def _run(self) -> None:
         own = threading.get_ident()
         with self._changed:
-            self._is_starting = False
+            self._is_coming = False
             self._running.add(own)
-        while True:
+        try:
+            while self._call_next():
+                pass  # the call returns each time, so that no callback is kept
+        finally:
             with self._changed:
-                if not self._waiting:
-                    self._running.discard(own)
-                    self._changed.notify_all()
-                    return
-                callback = self._waiting.popleft()
-                must_start = self._must_start()
-            if must_start:
-                self._start()
-            callback()
-            del callback
+                self._running.discard(own)
+                self._changed.notify_all()
+
+    def _call_next(self) -> bool:
+        with self._changed:
+            if not self._waiting:
+                self._running.discard(threading.get_ident())  # before anything else may be put
+                return False
+            callback = self._waiting.popleft()
+            self._have_taken()
+        callback()
+        return True

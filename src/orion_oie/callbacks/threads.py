@@ -4,11 +4,10 @@ They exist only while there is something to do, and a little longer.
 """
 
 import os
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable
 
-from orion_oie.threads import start_thread
+from orion_oie.threads import Condition, start_thread
 
 Job = Callable[[], None]
 
@@ -16,22 +15,24 @@ _IDLE_EXIT_S = 1.0
 
 
 class CallbackThreads:
-    """Runs each job at once, on an idle thread or on a new one. Jobs must not raise."""
+    """Runs each job at once, on an idle thread or on a new one. Jobs must not raise.
+
+    An interrupt of `run` may lose its job, and nothing else.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may call the library, anywhere
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._idle = 0  # threads that wait, less the jobs that are on their way to them
+        self._changed = Condition()
+        self._jobs: deque[Job] = deque()  # each is for one of those who wait
+        self._idle = 0  # threads that wait; they alone count
 
     def run(self, job: Job) -> None:
         """Run a job. Raises `WorkerError` if the system gives no thread for it."""
-        with self._lock:
-            is_taken = self._idle > 0
-            self._idle -= is_taken
-        if is_taken:
-            self._jobs.put(job)
-        else:
-            start_thread(lambda: self._work(job), "orion-callback")
+        with self._changed:
+            if self._idle > len(self._jobs):
+                self._changed.notify()  # first: an interrupt behind it does no harm
+                self._jobs.append(job)
+                return
+        start_thread(lambda: self._work(job), "orion-callback")
 
     def _work(self, job: Job | None) -> None:
         while job is not None:
@@ -41,16 +42,11 @@ class CallbackThreads:
 
     def _next(self) -> Job | None:
         """The next job; None when the thread should end."""
-        with self._lock:
+        with self._changed:
             self._idle += 1
-        try:
-            return self._jobs.get(timeout=_IDLE_EXIT_S)
-        except queue.Empty:
-            with self._lock:
-                if self._idle > 0:
-                    self._idle -= 1
-                    return None
-        return self._jobs.get()  # one is on its way
+            self._changed.wait_for(lambda: bool(self._jobs), _IDLE_EXIT_S)
+            self._idle -= 1
+            return self._jobs.popleft() if self._jobs else None
 
 
 _threads = CallbackThreads()

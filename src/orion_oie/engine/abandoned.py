@@ -31,7 +31,7 @@ class AbandonedStreams:
 
     def __init__(self) -> None:
         self._notes: SimpleQueue[End] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call the library, anywhere
         self._streams: list[weakref.ref[_Stream]] = []
         self._sweep_at = _FEW
         self._is_running = False

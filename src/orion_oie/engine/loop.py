@@ -20,22 +20,29 @@ class LoopWaker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
         self._ended: deque[asyncio.Future[None]] = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call the library, anywhere
         self._is_called = False
 
     def wake(self, waiter: "asyncio.Future[None]") -> None:
         """End a future of the loop soon; may be called by any thread."""
+        loop = self._loop()
         with self._lock:
             self._ended.append(waiter)
-            if self._is_called:
+            if self._is_called or loop is None:
                 return
-            self._is_called = True
-        loop = self._loop()
-        try:
-            if loop is not None:
+            try:
                 loop.call_soon_threadsafe(self._end_all)
-        except RuntimeError:  # the loop was closed while the answer came: nobody waits any more
-            self.forget()
+            except RuntimeError:  # it was closed while the answer came: nobody waits any more
+                self.forget()
+            else:
+                self._is_called = True  # not before: an interrupt may come between the two
+
+    def waiter(self) -> "asyncio.Future[None]":
+        """A new future of the loop; called by its thread."""
+        loop = asyncio.get_running_loop()
+        if self._is_called:  # an interrupt of the loop may have lost the call
+            loop.call_soon(self._end_all)
+        return loop.create_future()
 
     def forget(self) -> None:
         """Let go of all futures: each holds its loop."""
@@ -44,11 +51,12 @@ class LoopWaker:
 
     def _end_all(self) -> None:
         with self._lock:
-            ended, self._ended = self._ended, deque()
             self._is_called = False
-        for waiter in ended:
+        while self._ended:
+            waiter = self._ended[0]
             if not waiter.done():  # it was cancelled
                 waiter.set_result(None)
+            self._ended.popleft()  # here alone, and last: an interrupt loses none
 
 
 _wakers: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopWaker]"
@@ -74,6 +82,6 @@ async def until_done(future: "Future[T]") -> None:
                     if other.is_closed():  # before it could end its futures
                         its_waker.forget()
                 waker = _wakers[loop] = LoopWaker(loop)
-        waiter: asyncio.Future[None] = loop.create_future()
+        waiter = waker.waiter()
         future.add_done_callback(lambda _future: waker.wake(waiter))
         await waiter
