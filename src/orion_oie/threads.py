@@ -7,6 +7,7 @@ done as a whole is done by `unbroken`, on another thread. It knows nothing of wh
 
 import concurrent.futures
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ from orion_oie.errors import WorkerError
 
 T = TypeVar("T")
 
+_LOOK_S = 0.2
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # The commands are an application of the library, like others.
 _COMMANDS = os.path.join(_PACKAGE, "cli") + os.sep, os.path.join(_PACKAGE, "__main__.py")
@@ -57,7 +59,7 @@ class Condition:
         try:
             is_released = True  # no call stands between this and the next step
             self._lock.release()
-            return gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+            return _acquired(gate, timeout)
         finally:
             if is_released:
                 try:
@@ -85,6 +87,21 @@ class Condition:
             self._waiters.popleft().release()
 
     notify = notify_all
+
+
+def _acquired(gate: threading.Lock, timeout: float | None) -> bool:
+    """Take a lock; False after `timeout` seconds.
+
+    A signal ends the wait of the main thread only if it comes during it. One that comes a moment
+    before, or that the system gives to another thread, is seen at the next look.
+    """
+    if not is_main():
+        return gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+    ends_at = math.inf if timeout is None else time.monotonic() + timeout
+    while not gate.acquire(timeout=min(_LOOK_S, max(0.0, ends_at - time.monotonic()))):
+        if time.monotonic() >= ends_at:
+            return False
+    return True
 
 
 class Future(concurrent.futures.Future[T], Generic[T]):

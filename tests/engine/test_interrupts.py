@@ -1,6 +1,7 @@
 """Whatever interrupts a call, each request ends, the numbers add up, and the engine goes on: Ctrl-C
 at any point of it, no more threads, no more memory, a handler of a signal that calls the engine."""
 
+import _thread
 import os
 import signal
 import subprocess
@@ -13,13 +14,15 @@ from typing import Any
 
 import pytest
 from engines import LONG, TEXT, MakeEngine
-from helpers import BOUND_S, Running, wait_until
+from helpers import BOUND_S, Held, Running, wait_until
 from interrupts import Interrupted, Refusals, points_of
 
 from orion_oie import (
+    Chat,
     EngineClosedError,
     OrionError,
     OrionInferenceEngine,
+    RequestCancelledError,
     WorkerError,
 )
 from orion_oie.backends.fake import FakeAnswer
@@ -101,6 +104,70 @@ def test_at_any_point(make_engine: MakeEngine, name: str, error: type[BaseExcept
             except BaseException as caught:
                 caught.add_note(f"{name}, point {at}: {interrupted.where}")
                 raise
+
+
+def ask(chat: Chat) -> None:
+    chat.ask("Hello?")
+
+
+def stream(chat: Chat) -> None:
+    for _event in chat.stream("Hello?"):
+        pass
+
+
+def look(chat: Chat) -> None:
+    with suppress(RequestCancelledError):
+        handle = chat.stream("Hello?")
+        handle.result(BOUND_S)
+    assert chat.history  # it takes the answer
+
+
+@pytest.mark.parametrize("call", [ask, stream, look, Chat.undo, Chat.clear])
+def test_a_chat_at_any_point(make_engine: MakeEngine, call: Callable[[Chat], object]) -> None:
+    """Its next turn comes, and its history has whole turns."""
+    engine = make_engine()
+    chat = engine.chat("conversation")
+    call(chat)
+    count = points_of(lambda: call(chat))
+    for at in range(1, count + 1, STRIDE):
+        with suppress(KeyboardInterrupt, RuntimeError), Interrupted(at) as interrupted:
+            call(chat)
+        before = len(chat.history)
+        try:
+            assert Running(chat.ask, "Hello?").join().content == TEXT
+        except BaseException as caught:
+            caught.add_note(f"point {at}: {interrupted.where}")
+            raise
+        assert len(chat.history) == before + 2
+        roles = [message.role for message in chat.history]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+WAITS: dict[str, Callable[[OrionInferenceEngine], object]] = {
+    "infer": lambda engine: engine.infer("Hello?"),
+    "result": lambda engine: engine.submit("Hello?").result(BOUND_S),
+    "stream": lambda engine: list(engine.stream("Hello?")),
+    "chat": lambda engine: engine.chat().ask("Hello?"),
+    "tokens": lambda engine: list(engine.chat().stream("Hello?")),
+}
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_a_signal_just_before_a_wait_is_seen(make_engine: MakeEngine, name: str) -> None:
+    """It wakes no system call, neither does one that the system hands to another thread; the call
+    looks for it by itself."""
+    held = Held(FakeAnswer(TEXT))
+    engine = make_engine({"*": held})
+
+    def send() -> None:
+        held.wait_for()
+        _thread.interrupt_main()  # only says that there was one
+
+    sender = Running(send)
+    with pytest.raises(KeyboardInterrupt):
+        WAITS[name](engine)
+    held.let_go.set()
+    sender.join()
 
 
 def test_shutdown_at_any_point(make_engine: MakeEngine) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +19,19 @@ from orion_oie.callbacks import host_log
 from orion_oie.engine.answer_stream import AnswerStream
 from orion_oie.engine.chat_file import ChatFile
 from orion_oie.engine.loop import until_done
-from orion_oie.engine.turn_line import TurnLine
+from orion_oie.engine.turn_line import Place, TurnLine
 from orion_oie.errors import InvalidRequestError, UnknownAgentError
 from orion_oie.guardrails.requests import checked_options
 from orion_oie.schemas.requests import Message, RequestOptionsDict
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Unpack
 
     from orion_oie.engine.engine import OrionInferenceEngine
     from orion_oie.engine.handle import RequestHandle
     from orion_oie.engine.streaming import ChunkBy
-    from orion_oie.engine.turn_line import Place
     from orion_oie.schemas.results import InferenceResult, TokenEvent
 
 _OWN_OPTIONS = ("conversation_history", "session_id")
@@ -66,11 +65,10 @@ class Chat:
         self._system_prompt = system_prompt
         self._session_id = f"chat-{uuid.uuid4().hex}"
         self._line = TurnLine()
-        self._lock = threading.Lock()
-        self._messages: list[Message] = []
-        self._notes: list[str] = []
-        self._dropped_turns = 0
+        self._lock = threading.RLock()  # a signal handler may call the library, anywhere
+        self._said = _Said()
         self._turn: _Turn | None = None
+        self._place: Place | None = None  # to be left
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], engine: OrionInferenceEngine) -> Chat:
@@ -85,7 +83,7 @@ class Chat:
             chat = cls(engine, file.agent, file.system_prompt)
         except UnknownAgentError as error:
             raise UnknownAgentError(f"{path}: {error.message}", **error.details) from error
-        chat._messages = list(file.messages)
+        chat._said = _Said(tuple(file.messages))
         return chat
 
     # -- questions
@@ -97,14 +95,16 @@ class Chat:
         from the end of that turn.
         """
         merged = self._merged(options)
-        with self._next_turn():
+        with self._line.place() as place:
+            place.result()
             result = self._engine.infer(question, **self._with_history(merged))
             return self._taken(question, result)
 
     async def aask(self, question: str, **options: Unpack[RequestOptionsDict]) -> InferenceResult:
         """`ask` for asynchronous callers; cancelling the task cancels the request."""
         merged = self._merged(options)
-        async with self._anext_turn():
+        with self._line.place() as place:
+            await until_done(place)
             result = await self._engine.ainfer(question, **self._with_history(merged))
             return self._taken(question, result)
 
@@ -124,8 +124,9 @@ class Chat:
         """
         merged = self._merged(options)
         how = {"chunk_by": chunk_by, "typewriter_delay": typewriter_delay, "on_event": on_event}
-        place = self._line.enter()
+        place = Place()
         try:
+            self._line.enter(place)
             place.result()
             return self._begun(question, how, merged, place)
         except BaseException:  # Ctrl-C too
@@ -147,8 +148,9 @@ class Chat:
         how = {"chunk_by": chunk_by, "typewriter_delay": typewriter_delay, "on_event": on_event}
 
         async def start() -> RequestHandle:
-            place = self._line.enter()
+            place = Place()
             try:
+                self._line.enter(place)
                 await until_done(place)
                 return self._begun(question, how, merged, place)
             except BaseException:  # a cancelled task too
@@ -178,23 +180,20 @@ class Chat:
     def history(self) -> list[Message]:
         """The complete turns, oldest first, a question and its answer each. A copy."""
         self._settle()
-        with self._lock:
-            return list(self._messages)
+        return list(self._said.messages)
 
     @property
     def notes(self) -> list[str]:
         """Remarks on what the model was not shown, oldest first. A copy; the log has them too."""
         self._settle()
-        with self._lock:
-            return list(self._notes)
+        return list(self._said.notes)
 
     @property
     def dropped_turns(self) -> int:
         """The number of oldest messages of the history that the model was not shown for its last
         answer, because they did not fit."""
         self._settle()
-        with self._lock:
-            return self._dropped_turns
+        return self._said.dropped_turns
 
     def undo(self) -> list[Message]:
         """Forget the last turn; returns its question and answer, or an empty list if there is none.
@@ -202,14 +201,15 @@ class Chat:
         Raises `InvalidRequestError` while a question is not answered yet.
         """
         with self._at_rest("undo"):
-            forgotten, self._messages = self._messages[-2:], self._messages[:-2]
-            return forgotten
+            kept, forgotten = self._said.messages[:-2], self._said.messages[-2:]
+            self._said = replace(self._said, messages=kept)
+            return list(forgotten)
 
     def clear(self) -> None:
         """Forget all turns and notes. Raises `InvalidRequestError` while a question is not answered
         yet."""
         with self._at_rest("clear"):
-            self._messages, self._notes, self._dropped_turns = [], [], 0
+            self._said = _Said()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the complete turns, the agent and the system prompt to a JSON file, which is
@@ -220,43 +220,22 @@ class Chat:
     def __repr__(self) -> str:
         self._settle()
         agent = "any agent" if self._agent is None else f"agent '{self._agent}'"
-        count = len(self._messages) // 2
+        count = len(self._said.messages) // 2
         return f"<Chat with {agent}, {count} turn{'' if count == 1 else 's'}>"
 
     # -- one turn after the other
 
     @contextlib.contextmanager
-    def _next_turn(self) -> Iterator[None]:
-        place = self._line.enter()
-        try:
-            place.result()
-            yield
-        finally:
-            self._line.leave(place)
-
-    @contextlib.asynccontextmanager
-    async def _anext_turn(self) -> AsyncIterator[None]:
-        place = self._line.enter()
-        try:
-            await until_done(place)
-            yield
-        finally:
-            self._line.leave(place)
-
-    @contextlib.contextmanager
     def _at_rest(self, what: str) -> Iterator[None]:
         """Keep turns away, and hold the lock, while the block runs."""
         self._settle()
-        place = self._line.enter_if_free()
-        if place is None:
-            raise InvalidRequestError(
-                f"chat.{what}: a question is not answered yet; wait for its answer or cancel it"
-            )
-        try:
+        with self._line.place_if_free() as place:
+            if place is None:
+                raise InvalidRequestError(
+                    f"chat.{what}: a question is not answered yet; wait for its answer or cancel it"
+                )
             with self._lock:
                 yield
-        finally:
-            self._line.leave(place)
 
     def _begun(
         self, question: str, how: Mapping[str, Any], options: RequestOptionsDict, place: Place
@@ -270,43 +249,31 @@ class Chat:
         return handle
 
     def _settle(self) -> None:
-        """Take the answer of a stream that has ended: its reader may be faster than its
-        callback."""
-        note = ""
-        with self._lock:
-            turn = self._turn
-            if turn is None or not turn.handle.done():
-                return
-            self._turn = None
-            answer = turn.handle.answer
-            if answer is not None:
-                note = self._take(turn.question, answer)
-        self._report(note)
-        self._line.leave(turn.place)
+        """Take the answer of a stream that has ended: its reader may be faster than its callback.
 
-    def _take(self, question: str, result: InferenceResult) -> str:
-        """Add a turn, under the lock. Returns what there is to report."""
-        note = ""
-        dropped = result.receipt.dropped_turns
-        if dropped > self._dropped_turns:
-            note = (
-                f"answer {len(self._messages) // 2 + 1}: the context of {result.model_id} is full; "
-                f"it was not shown the oldest {dropped} messages of the conversation"
-            )
-            self._notes.append(note)
-        self._dropped_turns = dropped
-        self._messages.append(Message(role="user", content=question))
-        self._messages.append(Message(role="assistant", content=result.content))
-        return note
+        What an interrupt leaves undone, the next call does.
+        """
+        with self._lock:
+            before, turn = self._said, self._turn
+            after = before
+            if turn is not None and turn.handle.done():
+                if turn.handle.answer is not None:
+                    after = before.after(turn.question, turn.handle.answer)
+                self._said, self._turn, self._place = after, None, turn.place
+            if self._place is not None:
+                self._line.leave(self._place)
+                self._place = None
+        self._report(before, after)
 
     def _taken(self, question: str, result: InferenceResult) -> InferenceResult:
         with self._lock:
-            note = self._take(question, result)
-        self._report(note)
+            before = self._said
+            after = self._said = before.after(question, result)
+        self._report(before, after)
         return result
 
-    def _report(self, note: str) -> None:
-        if note:
+    def _report(self, before: _Said, after: _Said) -> None:
+        for note in after.notes[len(before.notes) :]:
             host_log.log(logging.WARNING, "%s: %s", self._session_id, note)
 
     # -- options
@@ -318,6 +285,7 @@ class Chat:
                 raise InvalidRequestError(
                     f"{name}: a chat has its own; ask the engine itself to bring another one"
                 )
+        self._settle()
         merged: RequestOptionsDict = {
             "agent": self._agent,
             "system_prompt": self._system_prompt,
@@ -327,9 +295,33 @@ class Chat:
         return merged
 
     def _with_history(self, options: RequestOptionsDict) -> RequestOptionsDict:
-        with self._lock:
-            history = list(self._messages)
+        with self._lock:  # a turn whose place was left has been taken
+            history = list(self._said.messages)
         return {**options, "conversation_history": history, "session_id": self._session_id}
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a chat has by some moment. It is replaced in one step."""
+
+    messages: tuple[Message, ...] = ()
+    notes: tuple[str, ...] = ()
+    dropped_turns: int = 0
+
+    def after(self, question: str, result: InferenceResult) -> _Said:
+        """What it has after a turn."""
+        notes = self.notes
+        dropped = result.receipt.dropped_turns
+        if dropped > self.dropped_turns:
+            notes += (
+                f"answer {len(self.messages) // 2 + 1}: the context of {result.model_id} is full; "
+                f"it was not shown the oldest {dropped} messages of the conversation",
+            )
+        turn = (
+            Message(role="user", content=question),
+            Message(role="assistant", content=result.content),
+        )
+        return _Said(self.messages + turn, notes, dropped)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
