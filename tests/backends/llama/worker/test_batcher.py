@@ -88,6 +88,10 @@ class Bench:
                 assert slot.cells == sorted(slot.cells) or not self.model.can_move
         held = {cell for slot in slots_of(batcher) for cell in slot.cells}
         assert kv_of(batcher).cells.used == len(held) <= CONTEXT
+        if self.model.can_move:
+            retired = self.model.slots  # the sequence that holds them in llama.cpp
+            is_any = lc.llama_memory_seq_pos_max(memory_of(self.model), retired) >= 0
+            assert is_any == bool(kv_of(batcher).cells.retired)
 
     def check_answer(self, task: Task) -> None:
         """Each token of a greedy answer is the best one, or as good, for a context of its own."""
@@ -559,8 +563,25 @@ def decode_codes(bench: Bench, monkeypatch: pytest.MonkeyPatch, codes: list[int]
     monkeypatch.setattr(bench.model, "decode", failing)
 
 
-def test_no_room_costs_cached_state_first(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the cache has no room although it should, idle state goes; every task is answered."""
+def test_cells_that_nobody_holds_cost_no_task(bench: Bench) -> None:
+    """Cells are taken in llama.cpp's memory that are free in the books: every task is answered, and
+    then they are free."""
+    batcher = bench.batcher()
+    tasks = [task_of(n, "ab"[n] * 20, max_tokens=180) for n in range(2)]
+    for task in tasks:
+        batcher.add(task)
+    batcher.step()
+    if bench.model.is_rewindable:  # otherwise a sequence takes no cells
+        lost = [(3, at, 2, at == 249) for at in range(250)]
+        assert bench.model.decode(lost) == native.DECODE_OK
+    assert ends(finish(batcher)) == {0: "length", 1: "length"}
+    bench.check_memory(batcher)
+    for task in tasks:
+        bench.check_answer(task)
+
+
+def test_no_room_costs_no_task(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the cache has no room although it should, all states leave it, and come back."""
     batcher = bench.batcher()
     batcher.add(task_of(1, "a" * 100))
     finish(batcher)
@@ -577,20 +598,51 @@ def test_no_room_costs_cached_state_first(bench: Bench, monkeypatch: pytest.Monk
 def test_no_room_at_all_costs_the_largest_task(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without idle state the task that needs most fails, and its neighbours are answered."""
+    """If starting over does not help, the task that needs most fails, and its neighbours are
+    answered."""
     batcher = bench.batcher()
     tasks = [task_of(n, "abc"[n] * 20 * (n + 1)) for n in range(3)]
     for task in tasks:
         batcher.add(task)
     batcher.step()
-    decode_codes(bench, monkeypatch, [native.DECODE_NO_SLOT])
+    decode_codes(bench, monkeypatch, [native.DECODE_NO_SLOT] * 2)
     outputs = finish(batcher, lambda: bench.check_memory(batcher))
     assert ends(outputs) == {
         0: "length",
         1: "length",
-        2: f"the KV cache of {CONTEXT} tokens is full",
+        2: f"llama.cpp has no cells for a batch that fits its KV cache of {CONTEXT} tokens",
     }
     for task in tasks[:2]:
+        bench.check_answer(task)
+
+
+def test_a_prompt_that_was_shared_and_cancelled_leaves_no_cell_behind(tmp_path: Path) -> None:
+    """A task is cancelled when it has nothing but what it shares with another one. It lets go of
+    that in the step in which the other one's cells are moved: they are free afterwards."""
+    path = write_tiny_llama(tmp_path / "t.gguf", context_length=CONTEXT, token_bias=NO_END)
+    bench = Bench(path)
+    batcher = bench.batcher()
+    batcher.add(task_of(0, "z" * 20, max_tokens=1))  # has the lowest cells
+    first = task_of(1, "a" * 200 + "i", max_tokens=2)
+    batcher.add(first)
+    while not first.generated:
+        batcher.step()
+    batcher.add(task_of(2, "a" * 200 + "j"))
+    bench.abort.raise_()
+    batcher.step()
+    bench.abort.lower()
+    batcher.cancel(2)
+    batcher.add(task_of(3, "y" * 5, max_tokens=1))  # takes the slot of the first
+    finish(batcher)
+    batcher.step()  # frees what nobody holds
+    said = "".join(chr(token - 3 + 0x21) for token in first.tokens)
+    tasks = [task_of(4, said, max_tokens=64)]
+    tasks += [task_of(n, "by"[n - 5] * 20, max_tokens=64) for n in (5, 6)]
+    for task in tasks:
+        batcher.add(task)
+    outputs = finish(batcher, lambda: bench.check_memory(batcher))
+    assert ends(outputs) == dict.fromkeys((4, 5, 6), "length")
+    for task in tasks:
         bench.check_answer(task)
 
 

@@ -34,8 +34,13 @@ class CellsBooks(RuleBasedStateMachine):
 
     @rule(sequence=sequences, keep=st.integers(0, 12))
     def retire(self, sequence: int, keep: int) -> None:
-        self.cells.retire(self.held[sequence], keep)
+        given_up = self.held[sequence][keep:]
+        retired_from = self.cells.retire(self.held[sequence], keep)
         del self.expected[sequence][keep:]
+        left = set().union(*self.held)
+        shared = given_up[: retired_from - keep]
+        assert set(shared) <= left
+        assert set(given_up[len(shared) :]) <= self.cells.retired
 
     @rule()
     def free_retired(self) -> None:

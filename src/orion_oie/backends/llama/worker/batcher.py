@@ -88,6 +88,7 @@ class Batcher:
         self._running: list[Running] = []  # in the order in which the tasks were admitted
         self._uses = 0
         self._was_aborted = False
+        self._has_started_over = False  # since the last task that was answered
 
     @property
     def has_work(self) -> bool:
@@ -115,11 +116,7 @@ class Batcher:
     def move_to(self, model: NativeModel, prefix_store: PrefixStore | None) -> None:
         """Go on with another context of the same weights. The states of running tasks are moved
         through the host cache, which is a thousand times as fast as computing them again."""
-        for run in reversed(self._running[:]):
-            self._preempt(run)
-            run.task.is_preempted = False  # no other task took its cells
-        for slot in self._admission.idle_slots():
-            self._kv.offload(slot)
+        self._offload_all()
         self._model = model
         self._kv.move_to(model, prefix_store)
         self._admission = Admission(model, self._slots, self._kv)
@@ -148,7 +145,7 @@ class Batcher:
         5. Decode the batch. Then, by its outcome:
            ok:       advance the tasks by their new tokens;
            aborted:  undo the batch (a cancel arrived; the batch is computed again);
-           no cells: undo the batch, and free cells;
+           no cells: undo the batch, and start over with an empty cache;
            else:     raise `DecodeFailedError`.
         """
         output = StepOutput()
@@ -178,7 +175,7 @@ class Batcher:
             self._undo(scheduled)
         elif code == DECODE_NO_SLOT:
             self._undo(scheduled)
-            self._free_cells(output)
+            self._start_over(output)
         else:
             raise DecodeFailedError(f"llama_decode returned {code}")
         return output
@@ -375,6 +372,7 @@ class Batcher:
 
     def _finish(self, run: Running, reason: FinishReason, output: StepOutput) -> None:
         output.add_done(run.task, reason)
+        self._has_started_over = False
         self._release(run)
 
     def _fail(self, run: Running, error: OrionError, output: StepOutput) -> None:
@@ -400,6 +398,14 @@ class Batcher:
         insort_left(self._waiting, run.task, key=_rank)
         run.task.offloaded = self._kv.offload(run.slot, is_preempted=True)
 
+    def _offload_all(self) -> None:
+        """Empty all slots. Running tasks go back into the queue, to resume as soon as they can."""
+        for run in reversed(self._running[:]):
+            self._preempt(run)
+            run.task.is_preempted = False  # no other task took its cells
+        for slot in self._admission.idle_slots():
+            self._kv.offload(slot)
+
     # -- batches that did not run
 
     def _undo(self, scheduled: list[Scheduled]) -> None:
@@ -408,19 +414,18 @@ class Batcher:
             if not self._model.rewind(part.slot.index, len(part.slot.tokens)):
                 self._kv.clear(part.slot)
 
-    def _free_cells(self, output: StepOutput) -> None:
-        """Make space in a KV cache that is full although it should not be: offload the idle
-        slots, or else fail the longest task."""
-        idle = self._admission.idle_slots()
-        for slot in idle:
-            self._kv.offload(slot)
-        if idle:
-            return
-        longest = max(self._running, key=lambda run: len(run.task.tokens))
-        limit = self._kv.cells.capacity
-        error = WorkerError(f"the KV cache of {limit} tokens is full", limit=limit)
-        self._fail(longest, error, output)
-        self._kv.clear(longest.slot)
+    def _start_over(self, output: StepOutput) -> None:
+        """llama.cpp has fewer cells than the books say, which no task can help: empty its memory
+        and the books, and go on from the host cache. If it had too few right after that, fail the
+        longest task."""
+        if self._has_started_over:
+            longest = max(self._running, key=lambda run: len(run.task.tokens))
+            limit = self._kv.cells.capacity
+            reason = f"llama.cpp has no cells for a batch that fits its KV cache of {limit} tokens"
+            self._fail(longest, WorkerError(reason, limit=limit), output)
+        self._has_started_over = True
+        self._offload_all()
+        self._kv.start_over()
 
 
 def _rank(task: Task) -> int:

@@ -49,19 +49,22 @@ class KVCache:
         prefix_store: PrefixStore | None = None,
     ) -> None:
         self._model = model
-        self._model.clear()
         self._host_cache_bytes = host_cache_bytes
         self._prefix_store = prefix_store
-        self.cells = Cells(model.context_length)
         self.host_cache = HostCache(host_cache_bytes or 0)
+        self.start_over()
 
     def move_to(self, model: NativeModel, prefix_store: PrefixStore | None) -> None:
         """Go on with the empty cache of another context; the slots must be empty. Offloaded states
         stay valid: they fit any context of the same model."""
         self._model = model
-        self._model.clear()
         self._prefix_store = prefix_store
-        self.cells = Cells(model.context_length)
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Empty llama.cpp's memory and the books of its cells; the slots must be empty."""
+        self._model.clear()
+        self.cells = Cells(self._model.context_length)
 
     def append(self, slot: Slot, tokens: Sequence[int]) -> None:
         """Note that the model computed more tokens of a slot."""
@@ -109,11 +112,11 @@ class KVCache:
         self._truncate(slot, 0)
 
     def _truncate(self, slot: Slot, length: int) -> None:
+        retired_from = self.cells.retire(slot.cells, length)
         if self._model.can_move:
-            self._model.retire(slot.index, length)
+            self._model.retire(slot.index, length, retired_from)
         elif length == 0:
             self._model.forget(slot.index)
-        self.cells.retire(slot.cells, length)
         del slot.tokens[length:]
         slot.inexact_tokens = min(slot.inexact_tokens, length)
         if not self._model.can_move:

@@ -58,18 +58,23 @@ class Cells:
         for cell in target:
             self._more_holders[cell] = self._more_holders.get(cell, 0) + 1
 
-    def retire(self, held: list[int], keep: int) -> None:
-        """Take all but the first `keep` cells from a sequence."""
+    def retire(self, held: list[int], keep: int) -> int:
+        """Take all but the first `keep` cells from a sequence. Returns the position from which on
+        they are retired: those before it have other holders, who share a beginning."""
+        retired_from = keep
         for cell in held[keep:]:
             others = self._more_holders.get(cell, 0)
             if others == 0:
                 self.used -= 1
                 self.retired.add(cell)
-            elif others == 1:
+                continue
+            retired_from += 1
+            if others == 1:
                 del self._more_holders[cell]
             else:
                 self._more_holders[cell] = others - 1
         del held[keep:]
+        return retired_from
 
     def free_retired(self) -> None:
         """Free the retired cells."""

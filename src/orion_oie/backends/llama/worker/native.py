@@ -360,9 +360,11 @@ class NativeModel:
         """Forget a whole sequence."""
         lc.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
-    def retire(self, sequence: int, position: int) -> None:
-        """Forget a sequence from `position` on, but keep its cells taken until `free_retired`."""
-        lc.llama_memory_seq_cp(self._memory, sequence, self._retired, position, -1)
+    def retire(self, sequence: int, position: int, retired_from: int) -> None:
+        """Forget a sequence from `position` on, but keep its cells from `retired_from` on taken
+        until `free_retired`. Those before have other holders: taken twice, they would stay where
+        they are when the others are moved."""
+        lc.llama_memory_seq_cp(self._memory, sequence, self._retired, retired_from, -1)
         lc.llama_memory_seq_rm(self._memory, sequence, position, -1)
 
     def free_retired(self) -> None:
