@@ -447,8 +447,8 @@ def test_without_a_thread_an_abandoned_request_goes_on(make_engine) -> None:
     held.wait_for()
     with no_more_threads():
         del handle
-    held.let_go.set()
-    assert view.result(BOUND_S).content == TEXT
+        held.let_go.set()
+        assert view.result(BOUND_S).content == TEXT
 
 
 def test_a_fork_ends_no_request_of_its_parent(tmp_path: Path) -> None:
