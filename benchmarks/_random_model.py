@@ -6,7 +6,9 @@ Writes Q4_0 matrices directly as blocks, nothing is quantized. Not a benchmark i
 import importlib.util
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
@@ -118,13 +120,21 @@ def registry_of(files: dict[str, Path], folder: Path) -> ModelRegistry:
 
 def _copy_tokenizer(source: Path, writer: GGUFWriter) -> int:
     """Copy what makes up a tokenizer; returns the size of its vocabulary in tokens."""
-    for name, value in GGUFReader(source).fields.items():
-        if not name.startswith("tokenizer."):
-            continue
-        kind = value.types[0]
-        items = value.types[-1] if kind is GGUFValueType.ARRAY else None
-        writer.add_key_value(name, value.contents(), kind, sub_type=items)
+    for name, value, kind, items in _tokenizer(source):
+        writer.add_key_value(name, value, kind, sub_type=items)
     return len(writer.kv_data[0]["tokenizer.ggml.tokens"].value)
+
+
+@cache
+def _tokenizer(source: Path) -> list[tuple[str, Any, GGUFValueType, GGUFValueType | None]]:
+    """Name, value, type and type of the items; reading them takes seconds."""
+    found = []
+    for name, field in GGUFReader(source).fields.items():
+        if name.startswith("tokenizer."):
+            kind = field.types[0]
+            items = field.types[-1] if kind is GGUFValueType.ARRAY else None
+            found.append((name, field.contents(), kind, items))
+    return found
 
 
 def _tensors(

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its two options, its rows, and how they are written.
+"""What every benchmark shares: its options, its rows, and how they are written.
 
 Not a benchmark itself.
 """
@@ -13,6 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,34 @@ def row(
 
 
 def options(description: str, *, data: bool = False, against: bool = False) -> argparse.Namespace:
-    """`--quick`, `--json FILE`, `--data FILE` for what a plot is made of, and `--against REVISION`
-    for another revision of the library. What engines keep on the disk goes to a folder of this run.
+    """`--quick` or `--smoke`, `--json FILE`, `--data FILE` for what a plot is made of, and
+    `--against REVISION` for another revision of the library. What engines keep on the disk goes to
+    a folder of this run.
     """
     kept = tempfile.TemporaryDirectory(prefix="orion-benchmark-")
     atexit.register(kept.cleanup)
     os.environ["ORION_CACHE_DIR"] = kept.name
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, under 50 s")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="fewer rounds, under 50 s")
+    extent.add_argument(
+        "--smoke",
+        action="store_true",
+        help="one round of the smallest size, to see that it runs; figures mean nothing",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     if data:
         parser.add_argument("--data", type=Path, metavar="FILE", help="write what a plot shows")
     if against:
         parser.add_argument("--against", metavar="REVISION", help="compare with that revision")
     return parser.parse_args()
+
+
+def extent_of(given: argparse.Namespace, *, full: T, quick: T, smoke: T) -> T:
+    """The one of three that the options ask for."""
+    if given.smoke:
+        return smoke
+    return quick if given.quick else full
 
 
 def show(rows: Sequence[Row]) -> None:

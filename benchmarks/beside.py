@@ -12,6 +12,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from _peers import Peer
-from _random_model import smollm2_path
-from _report import Row, finish, options, row, show
+from _report import Row, extent_of, finish, options, row, show
+from _subject import model_file
 from throughput import text_of
 
 from orion_oie import EngineConfig, OrionInferenceEngine, ServingConfig
@@ -45,7 +46,7 @@ ADAPTED = 0.9  # of the usual speed
 @dataclass(frozen=True)
 class Size:
     """How much is measured. `prompt` are the tokens of the long prompt; `changes` is how often the
-    other program of the timeline comes."""
+    other program of the timeline comes, and how long it and each pause last."""
 
     rounds: int
     streams: tuple[int, ...]
@@ -59,6 +60,7 @@ class Size:
 
 FULL = Size(3, (1, 8), (1, 2), 160, 1000, 40, 4, 6.0)
 QUICK = Size(1, (1,), (1,), 64, 256, 4, 1, 3.0)
+SMOKE = Size(1, (1,), (1,), 16, 32, 2, 1, 0.6)
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def come_and_go(period_s: float) -> Iterator[None]:
 
 
 @contextmanager
-def engines() -> Iterator[dict[str, OrionInferenceEngine]]:
+def engines(file: Path) -> Iterator[dict[str, OrionInferenceEngine]]:
     """The engine as it is, and with fixed numbers of threads, loaded and warm."""
     cores = usable_cores()
     kinds = {"engine": ServingConfig(context_length=CONTEXT)}
@@ -107,9 +109,7 @@ def engines() -> Iterator[dict[str, OrionInferenceEngine]]:
         made = {}
         for name, serving in kinds.items():
             config = EngineConfig(serving=serving, loading={"keep_spare_worker": False})
-            made[name] = stack.enter_context(
-                OrionInferenceEngine(config=config, model=smollm2_path())
-            )
+            made[name] = stack.enter_context(OrionInferenceEngine(config=config, model=file))
             speed(made[name], 1, 8)
         yield made
 
@@ -207,9 +207,9 @@ def measure_beside(made: dict[str, OrionInferenceEngine], size: Size) -> list[Ro
     return rows
 
 
-def measure_peer(engine: OrionInferenceEngine, size: Size) -> list[Row]:
+def measure_peer(engine: OrionInferenceEngine, file: Path, size: Size) -> list[Row]:
     """One stream beside one busy process: the engine and llama.cpp's server loop in turn."""
-    peer = Peer("xllamacpp", smollm2_path(), slots=8, context=CONTEXT, threads=usable_cores())
+    peer = Peer("xllamacpp", file, slots=8, context=CONTEXT, threads=usable_cores())
     ours, theirs = [], []
 
     def ask_peer() -> float:
@@ -269,10 +269,10 @@ class Timeline:
         return sum(start <= at < end for at in self.tokens) / (end - start)
 
 
-def record(size: Size) -> Timeline:
+def record(file: Path, size: Size) -> Timeline:
     """Write answers, one after the other, while another program comes and goes."""
     info = ModelInfo(model_id="smollm2", variant="q4_1", name="SmolLM2", version="1", license="")
-    spec = LoadSpec(info, (smollm2_path(),), slots=1, context_length=CONTEXT)
+    spec = LoadSpec(info, (file,), slots=1, context_length=CONTEXT)
     model = LlamaBackend().load(spec, CancelScope(), lambda _progress: None)
     scope = CancelScope()
     began = time.perf_counter()
@@ -302,7 +302,7 @@ def record(size: Size) -> Timeline:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        watch(2.0)
+        watch(min(2.0, size.beside_s))
         for _ in range(size.changes):
             with other_programs(1):
                 came.append(now())
@@ -325,9 +325,9 @@ def until(line: Timeline, start: float, span_s: float) -> float:
     return at - start
 
 
-def measure_changes(size: Size, to: Path | None) -> list[Row]:
+def measure_changes(file: Path, size: Size, to: Path | None) -> list[Row]:
     """The time until the engine has adapted to another program, and until it is back."""
-    line = record(size)
+    line = record(file, size)
     if to is not None:
         to.write_text(json.dumps(asdict(line)) + "\n", encoding="utf-8")
     adapted = [until(line, at, size.beside_s) for at in line.came]
@@ -342,19 +342,21 @@ def measure_changes(size: Size, to: Path | None) -> list[Row]:
 
 def main() -> int:
     given = options(__doc__ or "", data=True)
-    size = QUICK if given.quick else FULL
+    size = extent_of(given, full=FULL, quick=QUICK, smoke=SMOKE)
     rows: list[Row] = []
 
     def add(found: list[Row]) -> None:
         show(found)
         rows.extend(found)
 
-    add(measure_changes(size, given.data))
-    with engines() as made:
-        add(measure_alone(made, size))
-        add(measure_beside(made, size))
-        add(measure_peer(made["engine"], size))
-        add(measure_firsts(made, size))
+    with tempfile.TemporaryDirectory(prefix="orion-beside-") as name:
+        file = model_file(Path(name), is_smoke=given.smoke)
+        add(measure_changes(file, size, given.data))
+        with engines(file) as made:
+            add(measure_alone(made, size))
+            add(measure_beside(made, size))
+            add(measure_peer(made["engine"], file, size))
+            add(measure_firsts(made, size))
     return finish(rows, given.json)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from _report import Row, options, report, row
+from _report import Row, extent_of, options, report, row
 
 from orion_oie import OrionInferenceEngine, RequestCancelledError, RequestHandle, RequestState
 
@@ -82,7 +82,8 @@ def measure(times: int) -> list[Row]:
 
 def main() -> int:
     arguments = options("How soon a cancel takes effect")
-    return report(measure(5 if arguments.quick else 20), arguments.json)
+    times = extent_of(arguments, full=20, quick=5, smoke=1)
+    return report(measure(times), arguments.json)
 
 
 if __name__ == "__main__":

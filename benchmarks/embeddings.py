@@ -16,12 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from _report import Row, options, report, row
+from _report import Row, extent_of, options, report, row
 from llama_cpp import Llama
 
 from orion_oie.backends.base import LoadSpec
@@ -46,6 +47,22 @@ INFO = ModelInfo(model_id="minilm", variant="f16", name="MiniLM", version="2", l
 CACHE_ENTRIES = 200
 TOPICS = ["the sea", "bread", "old clocks", "trains to Paris", "a compiler", "cats", "taxes", "tea"]
 SENTENCES = [f"Question {n}: what should one know about {TOPICS[n % 8]}?" for n in range(64)]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: rounds of random vectors, requests for texts by Zipf's law, misses of
+    the cache, and turns beside `Llama.embed`."""
+
+    rounds: int
+    requests: int
+    misses: int
+    turns: int
+
+
+FULL = Size(40, 50_000, 1000, 100)
+QUICK = Size(4, 5_000, 100, 20)
+SMOKE = Size(1, 500, 5, 1)
 
 # A process of its own with so many sentence-transformers. It says when torch is there, waits for a
 # line, and says when all have embedded.
@@ -170,19 +187,22 @@ def process_memory(
         return before, memory(children.pids)
 
 
-def process_rows(*, is_quick: bool) -> list[Row]:
+def process_rows(size: Size) -> list[Row]:
     base, shared = process_memory(1, 1, USERS)
-    more_base, three = process_memory(1, 3, USERS)
-    shared_pss, shared_uss = (now - before for before, now in zip(base, shared, strict=True))
-    three_pss, three_uss = (now - before for before, now in zip(more_base, three, strict=True))
     name = "sentence-transformers"
-    rows = [
-        row(f"3 users sharing one of {name}, growth", [shared_pss], "MB", higher_is_better=False),
+    growth = f"3 users sharing one of {name}, growth"
+    shared_pss, shared_uss = (now - before for before, now in zip(base, shared, strict=True))
+    rows = [row(growth, [shared_pss], "MB", higher_is_better=False)]
+    if size is SMOKE:
+        return rows
+    more_base, three = process_memory(1, 3, USERS)
+    three_pss, three_uss = (now - before for before, now in zip(more_base, three, strict=True))
+    rows += [
         row(f"3 of {name} in a process, growth", [three_pss], "MB", higher_is_better=False),
         ratio(name, shared_pss / three_pss),
         ratio(f"{name}, private memory only", shared_uss / three_uss),
     ]
-    if not is_quick:
+    if size is FULL:
         _, (apart_pss, _) = process_memory(3, 1, USERS[:1])
         rows.append(ratio(f"{name}, a process each, torch included", shared[0] / apart_pss))
     return rows
@@ -296,17 +316,17 @@ def beside_llama_cpp(file: Path, embedder: GGUFEmbedder, turns: int) -> list[Row
 
 def main() -> int:
     arguments = options("What the shared embedding service saves")
-    is_quick = arguments.quick
+    size = extent_of(arguments, full=FULL, quick=QUICK, smoke=SMOKE)
     with tempfile.TemporaryDirectory() as folder:
         file = write_minilm(Path(folder) / "minilm.gguf")
         rows = worker_rows(file)
-        rows += process_rows(is_quick=is_quick)
+        rows += process_rows(size)
         with workers(file) as embedders:
             service = EmbeddingService(embedders[0], cache_entries=CACHE_ENTRIES)
-            rows += cosine_errors(4 if is_quick else 40, service.embed(SENTENCES))
-            rows += hit_rates(5_000 if is_quick else 50_000)
-            rows += timings(service, 100 if is_quick else 1000)
-            rows += beside_llama_cpp(file, embedders[0], 20 if is_quick else 100)
+            rows += cosine_errors(size.rounds, service.embed(SENTENCES))
+            rows += hit_rates(size.requests)
+            rows += timings(service, size.misses)
+            rows += beside_llama_cpp(file, embedders[0], size.turns)
     return report(rows, arguments.json)
 
 

@@ -17,13 +17,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from _peers import Peer
-from _random_model import random_model, smollm2_path
-from _report import Row, finish, options, row, show
+from _random_model import random_model
+from _report import Row, extent_of, finish, options, row, show
+from _subject import model_file
 
 from orion_oie import (
     DownloadConfig,
@@ -55,6 +57,27 @@ PULL = (
     "ModelCache(sys.argv[1]).pull(SourceSpec(url=sys.argv[2], shards=[sys.argv[3]]), "
     "DownloadConfig(), CancelScope())"
 )
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. `megabytes` are those of the file that several connections fetch so
+    often, `mb_per_s` is the speed at which SmolLM2 arrives, `settle_s` is left to a worker to end
+    or to start, and `vocabulary` is the number of tokens of a header."""
+
+    rounds: int
+    vocabulary: int
+    megabytes: int
+    fetches: int
+    kills: int
+    evictions: int
+    settle_s: float
+    mb_per_s: float
+
+
+FULL = Size(5, 150_000, 30, 3, 20, 7, 1.5, 30)
+QUICK = Size(1, 150_000, 12, 3, 4, 2, 1.5, 30)
+SMOKE = Size(1, 1_000, 1, 1, 1, 1, 0.5, 1)
 
 
 @contextmanager
@@ -249,7 +272,7 @@ def moved(name: str, file: Path, mb_per_s: float, work: Path, rounds: int) -> li
     ]
 
 
-def evicted(file: Path, work: Path, rounds: int) -> list[Row]:
+def evicted(file: Path, work: Path, rounds: int, settle_s: float) -> list[Row]:
     """An agent that comes back, against a fresh `Llama` on the same warm file."""
     conversation = [
         {"role": "system", "content": LONG_SYSTEM},
@@ -267,9 +290,9 @@ def evicted(file: Path, work: Path, rounds: int) -> list[Row]:
                 next(events)
                 took = time.perf_counter() - started
                 result = handle.result()
-                time.sleep(1.5)
+                time.sleep(settle_s)
                 engine.unload("conversation")
-                time.sleep(1.5)  # the next worker starts
+                time.sleep(settle_s)  # the next worker starts
                 if turn:  # the first one makes the snapshot
                     ours.append(took)
                     cached = result.usage.cached_tokens
@@ -286,7 +309,7 @@ def evicted(file: Path, work: Path, rounds: int) -> list[Row]:
     ]
 
 
-def parallel(work: Path, megabytes: int) -> list[Row]:
+def parallel(work: Path, megabytes: int, rounds: int) -> list[Row]:
     """Several connections against one, where each is limited."""
     folder = work / "served"
     folder.mkdir(exist_ok=True)
@@ -294,7 +317,7 @@ def parallel(work: Path, megabytes: int) -> list[Row]:
     speeds: dict[int, list[float]] = {1: [], 4: []}
     with served(folder, per_connection=10) as url:
         source = SourceSpec(url=url, shards=["blob"])
-        for turn in range(3):
+        for turn in range(rounds):
             for connections in (1, 4) if turn % 2 else (4, 1):
                 shutil.rmtree(work / "cache", ignore_errors=True)
                 started = time.perf_counter()
@@ -346,18 +369,19 @@ def killed(work: Path, kills: int) -> list[Row]:
     ]
 
 
-def header(work: Path) -> list[Row]:
-    """The header of a model with a vocabulary of 150,000, without and with as many merges."""
+def header(work: Path, tokens: int) -> list[Row]:
+    """The header of a model with a large vocabulary, without and with as many merges."""
     import gguf
 
     rows = []
-    for name, has_merges in (("150,000 tokens", False), ("150,000 tokens and merges", True)):
+    for has_merges in (False, True):
+        name = f"{tokens:,} tokens{' and merges' if has_merges else ''}"
         path = work / "vocabulary.gguf"
         writer = gguf.GGUFWriter(path, "llama")
-        writer.add_token_list([f"token-{i}" for i in range(150_000)])
-        writer.add_token_types([1] * 150_000)
+        writer.add_token_list([f"token-{i}" for i in range(tokens)])
+        writer.add_token_types([1] * tokens)
         if has_merges:
-            writer.add_token_merges([f"a{i} b{i}" for i in range(150_000)])
+            writer.add_token_merges([f"a{i} b{i}" for i in range(tokens)])
         for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.close):
             step()
         times = []
@@ -371,21 +395,22 @@ def header(work: Path) -> list[Row]:
 
 def main() -> int:
     arguments = options("Models that arrive, come back and resume")
+    size = extent_of(arguments, full=FULL, quick=QUICK, smoke=SMOKE)
     rows: list[Row] = []
 
     def add(new: list[Row]) -> None:
         rows.extend(new)
         show(new)
 
-    small = smollm2_path()
     with tempfile.TemporaryDirectory(prefix="orion-loading-") as name:
         work = Path(name)
-        add(header(work))
-        add(parallel(work, 12 if arguments.quick else 30))
-        add(killed(work, 4 if arguments.quick else 20))
-        add(evicted(small, work, 2 if arguments.quick else 7))
-        add(arriving("SmolLM2", small, 30, work, 1 if arguments.quick else 5))
-        if not arguments.quick:
+        small = model_file(work, is_smoke=arguments.smoke)
+        add(header(work, size.vocabulary))
+        add(parallel(work, size.megabytes, size.fetches))
+        add(killed(work, size.kills))
+        add(evicted(small, work, size.evictions, size.settle_s))
+        add(arriving("SmolLM2", small, size.mb_per_s, work, size.rounds))
+        if size is FULL:
             add(logits(small, work))
             add(moved("SmolLM2", small, 60, work, 5))
             add(arriving("SmolLM2", small, 100, work, 5))

@@ -11,12 +11,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _random_model import random_model, registry_of, smollm2_path
-from _report import Row, options, report, row
+from _random_model import random_model, registry_of
+from _report import Row, extent_of, options, report, row
+from _subject import model_file
 
 from orion_oie import (
     EngineConfig,
@@ -78,25 +81,40 @@ def footprint(name: str, file: Path, rounds: int) -> list[Row]:
     ]
 
 
-def footprints(work: Path, *, is_quick: bool) -> list[Row]:
-    small = smollm2_path()
-    tiny = random_model(
-        work / "tiny.gguf", layers=2, width=64, ffn=128, heads=4, kv_heads=2, tokenizer_from=small
-    )
-    rounds = 1 if is_quick else 3
-    rows = footprint("tiny", tiny, rounds) + footprint("smollm2", small, rounds)
-    if not is_quick:
-        large = random_model(
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. `files` are the models whose footprint is measured; `models` share
+    little memory, and `watched_s` is how long the cost of watching them is."""
+
+    rounds: int
+    files: tuple[str, ...]
+    models: int
+    requests: int
+    watched_s: float
+
+
+FULL = Size(3, ("tiny", "smollm2", "1B"), 6, 300, 30)
+QUICK = Size(1, ("tiny", "smollm2"), 6, 18, 4)
+SMOKE = Size(1, ("tiny",), 3, 6, 0.5)
+
+
+def footprints(work: Path, small: Path, size: Size) -> list[Row]:
+    made: dict[str, Callable[[], Path]] = {
+        "tiny": lambda: random_model(
+            work / "tiny.gguf", layers=2, width=64, ffn=128, heads=4, kv_heads=2,
+            tokenizer_from=small,
+        ),
+        "smollm2": lambda: small,
+        "1B": lambda: random_model(
             work / "1b.gguf", layers=16, width=2048, ffn=8192, heads=32, kv_heads=8,
             tokenizer_from=small,
-        )  # fmt: skip
-        rows += footprint("1B", large, rounds)
-    return rows
+        ),
+    }  # fmt: skip
+    return [one for name in size.files for one in footprint(name, made[name](), size.rounds)]
 
 
 # -- many models, little memory
 
-MODELS = 6
 CLIENTS = 4
 ZIPF = 1.1
 SAMPLE_S = 0.05
@@ -151,7 +169,7 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def six_models(work: Path) -> dict[str, Path]:
+def models_of(work: Path, count: int, tokenizer_from: Path) -> dict[str, Path]:
     """Models of different sizes, by name."""
     return {
         f"model-{number}": random_model(
@@ -161,16 +179,15 @@ def six_models(work: Path) -> dict[str, Path]:
             ffn=1024,
             heads=6,
             kv_heads=2,
-            tokenizer_from=smollm2_path(),
+            tokenizer_from=tokenizer_from,
             seed=number,
         )
-        for number in range(MODELS)
+        for number in range(count)
     }
 
 
-def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bool) -> list[Row]:
-    """Requests to six models, the popular ones more often, under a budget for the two largest."""
-    requests = 18 if is_quick else 300
+def turns(files: dict[str, Path], work: Path, data: Path | None, requests: int) -> list[Row]:
+    """Requests to all models, the popular ones more often, under a budget for the two largest."""
     registry = registry_of(files, work)
     serving = ServingConfig(context_length=2048, slots=4)
     with OrionInferenceEngine(registry, EngineConfig(serving=serving)) as engine:
@@ -178,7 +195,7 @@ def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bo
     needed = sorted(plan.model.needed_bytes or 0 for plan in plans if plan.model is not None)
     budget = sum(needed[-2:])
     dice = random.Random(1)
-    weights = [1 / (rank + 1) ** ZIPF for rank in range(MODELS)]
+    weights = [1 / (rank + 1) ** ZIPF for rank in range(len(files))]
     asked = dice.choices(list(files), weights, k=requests)
     config = EngineConfig(serving=serving, memory=MemoryConfig(budget=budget))
     with OrionInferenceEngine(registry, config) as engine:
@@ -204,7 +221,7 @@ def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bo
         }
         data.write_text(json.dumps(content))
     peak = max(sum(sample["workers"].values()) for sample in watch.samples)
-    case = f"{requests} requests to {MODELS} models, budget for 2"
+    case = f"{requests} requests to {len(files)} models, budget for 2"
     return [
         row(f"{case}: budget", [budget / 2**20], "MiB"),
         row(f"{case}: peak of the workers", [peak / 2**20], "MiB", higher_is_better=False),
@@ -221,9 +238,8 @@ def turns(files: dict[str, Path], work: Path, data: Path | None, *, is_quick: bo
     ]
 
 
-def monitoring(files: dict[str, Path], work: Path, *, is_quick: bool) -> list[Row]:
-    """What the thread that watches memory costs, with six workers."""
-    seconds = 4 if is_quick else 30
+def monitoring(files: dict[str, Path], work: Path, seconds: float) -> list[Row]:
+    """What the thread that watches memory costs, with a worker for each model."""
     config = EngineConfig(
         serving=ServingConfig(context_length=512, slots=1), loading=LoadingConfig(predictive=False)
     )
@@ -235,7 +251,7 @@ def monitoring(files: dict[str, Path], work: Path, *, is_quick: bool) -> list[Ro
         before = thread_cpu_s(thread.native_id)
         time.sleep(seconds)
         used = thread_cpu_s(thread.native_id) - before
-    label = "the thread that watches memory, 6 workers: CPU"
+    label = f"the thread that watches memory, {len(files)} workers: CPU"
     return [row(label, [100 * used / seconds], "%", bar=0.2, higher_is_better=False)]
 
 
@@ -247,13 +263,14 @@ def thread_cpu_s(thread_id: int) -> float:
 
 def main() -> int:
     arguments = options(__doc__ or "", data=True)
-    is_quick = arguments.quick
+    size = extent_of(arguments, full=FULL, quick=QUICK, smoke=SMOKE)
     with tempfile.TemporaryDirectory(prefix="orion-memory-") as name:
         work = Path(name)
-        rows = footprints(work, is_quick=is_quick)
-        files = six_models(work)
-        rows += turns(files, work, arguments.data, is_quick=is_quick)
-        rows += monitoring(files, work, is_quick=is_quick)
+        small = model_file(work, is_smoke=arguments.smoke)
+        rows = footprints(work, small, size)
+        files = models_of(work, size.models, small)
+        rows += turns(files, work, arguments.data, size.requests)
+        rows += monitoring(files, work, size.watched_s)
     return report(rows, arguments.json)
 
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from _peers import Peer
-from _random_model import random_model, registry_of, smollm2_path
-from _report import Row, finish, options, row, show
+from _random_model import random_model, registry_of
+from _report import Row, extent_of, finish, options, row, show
+from _subject import model_file
 
 from orion_oie import (
     EngineConfig,
@@ -49,17 +50,20 @@ QUESTIONS = itertools.cycle(
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured. `tokens` are those of one answer, `few_tokens` where it is slow."""
+    """How much is measured. `tokens` are those of one answer, `few_tokens` where it is slow;
+    at most so many `splits` are tried."""
 
     rounds: int
     tokens: int
     few_tokens: int
     requests: int
     queues: int
+    splits: int
 
 
-FULL = Size(rounds=7, tokens=320, few_tokens=64, requests=30, queues=3)
-QUICK = Size(rounds=1, tokens=64, few_tokens=6, requests=30, queues=1)
+FULL = Size(rounds=7, tokens=320, few_tokens=64, requests=30, queues=3, splits=3)
+QUICK = Size(rounds=1, tokens=64, few_tokens=6, requests=30, queues=1, splits=3)
+SMOKE = Size(rounds=1, tokens=8, few_tokens=2, requests=6, queues=1, splits=1)
 
 
 class FixedThreads(ThreadAllocator):
@@ -125,11 +129,11 @@ def two_of(engine: OrionInferenceEngine, tokens: int) -> float:
     return speed_of([lambda a=a: answer(engine, a, tokens) for a in "ab"])
 
 
-def measure_peers(registry: ModelRegistry, size: Size) -> list[Row]:
+def measure_peers(registry: ModelRegistry, file: Path, size: Size) -> list[Row]:
     """Two models that answer at once, against two processes that use all cores each."""
     cores = usable_cores()
     settings = {"slots": 1, "context": CONTEXT, "threads": cores}
-    peers = [Peer("llama", smollm2_path(), **settings) for _ in range(2)]
+    peers = [Peer("llama", file, **settings) for _ in range(2)]
 
     def of(peer: Peer) -> Callable[[], tuple[int, float]]:
         conversation = [{"role": "user", "content": next(QUESTIONS)}]
@@ -165,7 +169,7 @@ def measure_splits(registry: ModelRegistry, size: Size) -> list[Row]:
     """The same against the best of all fixed numbers of threads for each."""
     rows = []
     medians = {}
-    for threads in sorted({1, max(1, usable_cores() // 2), usable_cores()}):
+    for threads in sorted({1, max(1, usable_cores() // 2), usable_cores()})[: size.splits]:
         with engine_of(registry, ["a", "b"], FixedThreads(threads)) as fixed:
             speeds = [two_of(fixed, size.few_tokens) for _ in range(min(3, size.rounds))]
         rows.append(row(f"2 models, {threads} threads each", speeds, "tokens/s"))
@@ -204,7 +208,7 @@ def in_turn(steps: list[T], turn: int) -> list[T]:
     return steps if turn % 2 else steps[::-1]
 
 
-def measure_turns(folder: Path, size: Size) -> list[Row]:
+def measure_turns(folder: Path, tokenizer_from: Path, size: Size) -> list[Row]:
     """Requests for three models in turn, all waiting, with memory for one model."""
     files = {
         name: random_model(
@@ -214,7 +218,7 @@ def measure_turns(folder: Path, size: Size) -> list[Row]:
             ffn=768,
             heads=4,
             kv_heads=2,
-            tokenizer_from=smollm2_path(),
+            tokenizer_from=tokenizer_from,
             seed=seed,
         )
         for seed, name in enumerate("abc")
@@ -250,18 +254,21 @@ def measure_turns(folder: Path, size: Size) -> list[Row]:
 
 def main() -> int:
     given = options(__doc__ or "")
-    size = QUICK if given.quick else FULL
+    size = extent_of(given, full=FULL, quick=QUICK, smoke=SMOKE)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="orion-multimodel-") as name:
         folder = Path(name)
-        registry = registry_of({"a": smollm2_path(), "b": smollm2_path()}, folder)
-        for measure in (measure_peers, measure_splits, measure_lone):
-            found = measure(registry, size)
+        file = model_file(folder, is_smoke=given.smoke)
+        registry = registry_of({"a": file, "b": file}, folder)
+        for measure in (
+            lambda: measure_peers(registry, file, size),
+            lambda: measure_splits(registry, size),
+            lambda: measure_lone(registry, size),
+            lambda: measure_turns(folder, file, size),
+        ):
+            found = measure()
             show(found)
             rows += found
-        found = measure_turns(folder, size)
-        show(found)
-        rows += found
     return finish(rows, given.json)
 
 

@@ -15,18 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from _report import Row, options, report, row
+from _report import Row, extent_of, options, report, row
+from _subject import AGENT, agent_and_file
 from llama_cpp import Llama
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine, ServingConfig
 from orion_oie.hardware.machine import usable_cores
 
-AGENT = "conversation"
-MODEL = "smollm2-135m-instruct"
 MAX_TOKENS = 64
 CONTEXT = 4096
 QUESTIONS = [
@@ -52,6 +52,23 @@ FAKE_FIGURES = {
     "ainfer_per_s": ("requests through ainfer", "1/s", True, 2.5),
 }
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: over a model, of imports, and over a fake backend."""
+
+    rounds: int
+    questions: int
+    imports: int
+    requests: int
+    outstanding: int
+    fake_rounds: int
+
+
+FULL = Size(7, len(QUESTIONS), 15, 2000, 2000, 7)
+QUICK = Size(2, len(QUESTIONS), 5, 500, 1000, 3)
+SMOKE = Size(1, 1, 1, 20, 20, 1)
 
 
 def ask_engine(engine: OrionInferenceEngine, question: str) -> tuple[float, int, float]:
@@ -140,10 +157,9 @@ def fake_load(sources: Path, requests: int, outstanding: int) -> dict[str, float
     return {name: float(value) for name, value in figures.items()}
 
 
-def fake_rows(against: str | None, *, is_quick: bool) -> list[Row]:
+def fake_rows(against: str | None, *, requests: int, outstanding: int, rounds: int) -> list[Row]:
     """The engine's own cost per request, and how many it passes through; with another revision,
     also how both compare."""
-    requests, outstanding, rounds = (500, 1000, 3) if is_quick else (2000, 2000, 7)
     own: list[dict[str, float]] = []
     other: list[dict[str, float]] = []
     with ExitStack() as stack:
@@ -163,15 +179,14 @@ def fake_rows(against: str | None, *, is_quick: bool) -> list[Row]:
     return rows
 
 
-def measure(rounds: int) -> list[Row]:
-    registry = ModelRegistry.packaged()
-    choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)
-    assert choice.files is not None
+def measure(
+    registry: ModelRegistry, file: Path, rounds: int, questions: Sequence[str]
+) -> list[Row]:
     threads = usable_cores()
     serving = ServingConfig(threads=threads, context_length=CONTEXT)
     config = EngineConfig(serving=serving, stand_in="allow")
     llama = Llama(
-        str(choice.files[0]), n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads,
+        str(file), n_ctx=CONTEXT, n_threads=threads, n_threads_batch=threads,
         verbose=False,
     )  # fmt: skip
     system = registry.agent(AGENT).system_prompt
@@ -186,7 +201,7 @@ def measure(rounds: int) -> list[Row]:
         for turn in range(rounds):
             for name in results:
                 results[name].append([])
-            for index, question in enumerate(QUESTIONS):
+            for index, question in enumerate(questions):
                 # Whoever goes first changes, so that neither always meets the warmer machine.
                 order = list(askers) if (turn + index) % 2 else list(askers)[::-1]
                 for name in order:
@@ -213,9 +228,17 @@ def _rows(results: dict[str, list[list[tuple[float, int, float]]]]) -> list[Row]
 
 def main() -> int:
     arguments = options("Engine against bare llama_cpp.Llama", against=True)
-    rows = measure(rounds=2 if arguments.quick else 7)
-    rows += import_rows(5 if arguments.quick else 15)
-    rows += fake_rows(arguments.against, is_quick=arguments.quick)
+    size = extent_of(arguments, full=FULL, quick=QUICK, smoke=SMOKE)
+    with tempfile.TemporaryDirectory(prefix="orion-overhead-") as name:
+        subject = agent_and_file(Path(name), is_smoke=arguments.smoke)
+        rows = measure(*subject, size.rounds, QUESTIONS[: size.questions])
+    rows += import_rows(size.imports)
+    rows += fake_rows(
+        arguments.against,
+        requests=size.requests,
+        outstanding=size.outstanding,
+        rounds=size.fake_rounds,
+    )
     return report(rows, arguments.json)
 
 

@@ -3,8 +3,8 @@
 Prompts: own.jsonl, kinds.jsonl and conversations.jsonl of benchmarks/routing, written for this
 project and never trained on; prompts about images are asked with one. Where
 shared/data/routing_dev.jsonl lies beside the project also real prompts from public sources, each
-source by a model that was trained without it. --quick takes a quarter of the prompts, no real ones
-and no peer. Needs the dev extra, and Linux.
+source by a model that was trained without it. --quick takes a quarter of the prompts, --smoke one
+of forty; both leave out the real ones and the peer. Needs the dev extra, and Linux.
 """
 
 import gc
@@ -22,7 +22,7 @@ from typing import Any
 import _report
 import numpy as np
 import psutil
-from _report import Row, row
+from _report import Row, extent_of, row
 
 from orion_oie.backends.base import LoadSpec
 from orion_oie.backends.llama.host.loader import LlamaBackend
@@ -212,14 +212,16 @@ def kinds_rows(agents: Agents, step: int) -> list[Row]:
     return rows
 
 
-def agreement_rows(agents: Agents, step: int) -> list[Row]:
+def agreement_rows(agents: Agents, step: int, *, is_smoke: bool) -> list[Row]:
     """The same head, found by what the model computes, with 8-bit weights in a worker and with the
-    original ones in sentence-transformers."""
+    original ones in sentence-transformers, which a smoke run does not load: there the former alone.
+    """
     examples = read_examples(SETS / "own.jsonl")[::step]
-    original = Original(SentenceTransformerEmbedder(minilm_folder()))
     with minilm_worker() as embedder:
+        worker = Worker(embedder)
+        original = worker if is_smoke else Original(SentenceTransformerEmbedder(minilm_folder()))
         pairs = zip(
-            judged(HybridRouter(embedder=Worker(embedder)), examples, agents),
+            judged(HybridRouter(embedder=worker), examples, agents),
             judged(HybridRouter(embedder=original), examples, agents),
             strict=True,
         )
@@ -468,16 +470,16 @@ def main() -> int:
     options = _report.options(__doc__ or "", data=True)
     agents = ModelRegistry.load(ROOT / "models.json").agents
     kept: dict[str, Any] = {}
-    step = 4 if options.quick else 1
+    step = extent_of(options, full=1, quick=4, smoke=40)
     rows = own_rows(agents, kept, step) + kinds_rows(agents, step)
-    rows += agreement_rows(agents, step) + conversation_rows(agents, step)
+    rows += agreement_rows(agents, step, is_smoke=options.smoke) + conversation_rows(agents, step)
     texts = [one.text for one in read_examples(SETS / "own.jsonl")]
     if DEV.exists():
         texts += [one.text for one in read_examples(DEV)]
-    texts, rounds = texts[::step], 1 if options.quick else 3
+    texts, rounds = texts[::step], 1 if step > 1 else 3
     rows += speed_rows(agents, texts, rounds) + memory_rows(texts, rounds)
-    if options.quick:
-        print("a quick run takes a quarter of the prompts, no real ones and no peer")
+    if step > 1:
+        print(f"one prompt of {step} is taken, no real ones and no peer")
     elif not DEV.exists():
         print(f"{DEV} is not here: the real prompts and the peer are left out")
     else:

@@ -8,22 +8,22 @@ Needs the smollm2 and bench extras.
 import itertools
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
 
 from _peers import Conversation, OnFirst, Peer, private_bytes, run_all
-from _report import Row, finish, options, row, show
+from _report import Row, extent_of, finish, options, row, show
+from _subject import AGENT, agent_and_file
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine, ServingConfig
 from orion_oie.hardware.machine import usable_cores
 
-AGENT = "conversation"
-MODEL = "smollm2-135m-instruct"
-MAX_TOKENS = 64
 CONTEXT = 8192
 BARE = {16: 0.95, 32: 0.95}  # the bars against llama_decode in a loop
 LADDER = {1: 1.4, 4: 2.0, 8: 2.8, 16: 3.5, 32: 3.5}  # the bars against Llama
@@ -57,6 +57,10 @@ class Size:
     per_agent: int
     conversation_tokens: int
     others: tuple[int, ...]
+    tokens: int = 64  # of an answer
+    slots: int = 16
+    steps: int = 40  # of all slots
+    before: int = 60  # tokens of a stream before the long prompt comes
 
 
 FULL = Size(
@@ -76,6 +80,19 @@ QUICK = Size(
     per_agent=4,
     conversation_tokens=400,
     others=(0,),
+)
+SMOKE = Size(
+    rounds=1,
+    levels=(1, 4),
+    least_requests=1,
+    agents=1,
+    per_agent=2,
+    conversation_tokens=64,
+    others=(0,),
+    tokens=4,
+    slots=4,
+    steps=2,
+    before=8,
 )
 
 Run = Callable[..., dict[str, Any]]
@@ -118,15 +135,13 @@ def asker(engine: OrionInferenceEngine) -> Callable[[Conversation, int, OnFirst]
 
 
 @contextmanager
-def systems(slots: int, kinds: tuple[str, ...]) -> Iterator[tuple[dict[str, Run], Any, Any]]:
+def systems(
+    registry: ModelRegistry, file: Path, slots: int, kinds: tuple[str, ...]
+) -> Iterator[tuple[dict[str, Run], Any, Any]]:
     """The engine and the peers, loaded and warm: how to run them, the engine, the peers."""
-    registry = ModelRegistry.packaged()
-    choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)
-    assert choice.files is not None
     threads = usable_cores()
     peers = {
-        kind: Peer(kind, choice.files[0], slots=slots, context=CONTEXT, threads=threads)
-        for kind in kinds
+        kind: Peer(kind, file, slots=slots, context=CONTEXT, threads=threads) for kind in kinds
     }
     serving = ServingConfig(threads=threads, context_length=CONTEXT, slots=slots)
     config = EngineConfig(serving=serving, stand_in="allow")
@@ -148,17 +163,18 @@ def in_turn(runs: dict[str, Run], turn: int) -> list[str]:
     return list(runs) if turn % 2 else list(runs)[::-1]
 
 
-def measure_ladder(size: Size) -> list[Row]:
+def measure_ladder(registry: ModelRegistry, file: Path, size: Size) -> list[Row]:
     """Tokens per second at several numbers of requests at once."""
     rows = []
-    with systems(max(LADDER), ("llama", "xllamacpp", "bare")) as (runs, _engine, _peers):
+    kinds = ("llama", "xllamacpp", "bare")
+    with systems(registry, file, max(LADDER), kinds) as (runs, _engine, _peers):
         speeds: dict[tuple[str, int], list[float]] = {}
         for turn, level in itertools.product(range(size.rounds), size.levels):
             # A single request is short: several of them, one after the other.
             times = -(-size.least_requests // level)
             batches = [[user(next(QUESTIONS)) for _ in range(level)] for _ in range(times)]
             for name in in_turn(runs, turn):
-                ended = [runs[name](batch, MAX_TOKENS, is_streamed=False) for batch in batches]
+                ended = [runs[name](batch, size.tokens, is_streamed=False) for batch in batches]
                 speed = sum(e["tokens"] for e in ended) / sum(e["seconds"] for e in ended)
                 speeds.setdefault((name, level), []).append(speed)
         for level in size.levels:
@@ -188,7 +204,7 @@ def measure_agents(runs: dict[str, Run], size: Size) -> list[Row]:
             for _ in range(size.per_agent)
         ]
         for name in in_turn(runs, turn):
-            ended = runs[name](work, MAX_TOKENS, is_streamed=True)
+            ended = runs[name](work, size.tokens, is_streamed=True)
             totals[name].append(ended["seconds"])
             firsts[name].append(statistics.quantiles(ended["firsts"], n=20)[-1])
     what = f"{size.agents * size.per_agent} requests to {size.agents} agents"
@@ -258,7 +274,7 @@ def measure_gaps(engine: OrionInferenceEngine, size: Size) -> list[Row]:
         other: Any = None
         for _event in handle:
             times.append(time.perf_counter())
-            if len(times) == 60:
+            if len(times) == size.before:
                 bounds.append(time.perf_counter())
                 other = engine.submit(text_of(size.conversation_tokens), agent=AGENT, max_tokens=1)
             if other is not None and other.done():
@@ -277,22 +293,22 @@ def measure_gaps(engine: OrionInferenceEngine, size: Size) -> list[Row]:
     ]
 
 
-def measure_memory(engine: OrionInferenceEngine, peers: dict[str, Peer]) -> list[Row]:
-    """Private memory of both after the same 16 short answers."""
+def measure_memory(engine: OrionInferenceEngine, peers: dict[str, Peer], slots: int) -> list[Row]:
+    """Private memory of both after as many short answers as slots."""
     (model,) = engine.stats().models.values()
     assert model.pid is not None
     ours = private_bytes(model.pid) / 2**20
     theirs = peers["xllamacpp"].memory_bytes() / 2**20
     return [
-        row("private memory of the worker, 16 slots", [ours], "MiB", higher_is_better=False),
-        row("private memory of xllamacpp, 16 slots", [theirs], "MiB", higher_is_better=False),
+        row(f"private memory of the worker, {slots} slots", [ours], "MiB", higher_is_better=False),
+        row(f"private memory of xllamacpp, {slots} slots", [theirs], "MiB", higher_is_better=False),
         row("private memory, engine / xllamacpp", [ours / theirs], "ratio", bar=1.15,
             higher_is_better=False),
     ]  # fmt: skip
 
 
-def measure_python(size: Size) -> list[Row]:
-    """The part of a 16-slot step that is spent outside llama_decode."""
+def measure_python(file: Path, size: Size) -> list[Row]:
+    """The part of a step of all slots that is spent outside llama_decode."""
     from orion_oie.backends.base import GenerationJob
     from orion_oie.backends.llama.protocol import GenerateCommand, send_report
     from orion_oie.backends.llama.worker import native
@@ -304,11 +320,9 @@ def measure_python(size: Size) -> list[Row]:
     from orion_oie.schemas.requests import GenerationOptions, Message
 
     ours, theirs = Pipe()
-    registry = ModelRegistry.packaged()
-    choice = next(c for c in registry.resolve(AGENT) if c.model_id == MODEL)
     native.capture_logs(lambda _level, _line: None)
     model = native.NativeModel(
-        list(choice.files or ()), slots=16, context_length=CONTEXT, threads=usable_cores(),
+        [file], slots=size.slots, context_length=CONTEXT, threads=usable_cores(),
         abort=native.AbortFlag(), on_progress=lambda _fraction: None,
     )  # fmt: skip
     form = prompt_form(model, None)
@@ -325,8 +339,8 @@ def measure_python(size: Size) -> list[Row]:
     shares = []
     for _ in range(size.rounds):
         batcher = Batcher(model)
-        options = GenerationOptions(temperature=0.0, max_tokens=MAX_TOKENS)
-        for index in range(16):
+        options = GenerationOptions(temperature=0.0, max_tokens=64)
+        for index in range(size.slots):
             messages = tuple(Message.model_validate(each) for each in user(next(QUESTIONS)))
             command = GenerateCommand(index, GenerationJob(messages, options))
             batcher.add(prepared(command, model, form))
@@ -334,36 +348,44 @@ def measure_python(size: Size) -> list[Row]:
             batcher.step()  # until all of them are running
         spent["native"] = 0.0
         started = time.perf_counter()
-        for _ in range(40):
+        for _ in range(size.steps):
             send_report(ours, batcher.step().report())
             theirs.recv_bytes()
         total = time.perf_counter() - started
         shares.append(1 - spent["native"] / total)
     return [
-        row("part of a 16-slot step outside llama_decode", shares, "ratio", bar=0.1,
+        row(f"part of a {size.slots}-slot step outside llama_decode", shares, "ratio", bar=0.1,
             higher_is_better=False)
     ]  # fmt: skip
 
 
 def main() -> int:
     arguments = options("Many requests at once, against two peers")
-    size = QUICK if arguments.quick else FULL
+    size = extent_of(arguments, full=FULL, quick=QUICK, smoke=SMOKE)
     rows: list[Row] = []
 
     def note(measured: list[Row]) -> None:
         show(measured)
         rows.extend(measured)
 
-    note(measure_ladder(size))
-    with systems(16, ("xllamacpp",)) as (runs, engine, peers):
+    with tempfile.TemporaryDirectory(prefix="orion-throughput-") as name:
+        registry, file = agent_and_file(Path(name), is_smoke=arguments.smoke)
+        measure_all(registry, file, size, note)
+    return finish(rows, arguments.json)
+
+
+def measure_all(
+    registry: ModelRegistry, file: Path, size: Size, note: Callable[[list[Row]], None]
+) -> None:
+    note(measure_ladder(registry, file, size))
+    with systems(registry, file, size.slots, ("xllamacpp",)) as (runs, engine, peers):
         for run in runs.values():
-            run([user(next(QUESTIONS)) for _ in range(16)], 16, is_streamed=True)
-        note(measure_memory(engine, peers))
+            run([user(next(QUESTIONS)) for _ in range(size.slots)], 16, is_streamed=True)
+        note(measure_memory(engine, peers, size.slots))
         note(measure_agents(runs, size))
         note(measure_conversations(engine, size))
         note(measure_gaps(engine, size))
-    note(measure_python(size))
-    return finish(rows, arguments.json)
+    note(measure_python(file, size))
 
 
 if __name__ == "__main__":

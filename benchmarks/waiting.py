@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from _report import Row, options, report, row
+from _report import Row, extent_of, options, report, row
 
 from orion_oie import EngineConfig, ModelRegistry, OrionInferenceEngine, RequestHandle
 from orion_oie.backends.base import GenerationJob
@@ -76,10 +76,10 @@ CROWDS = {
 }
 
 
-def order_rows(rounds: int) -> Iterator[Row]:
+def order_rows(counts: Sequence[int], rounds: int) -> Iterator[Row]:
     loadable = Availability(ModelState.LOADABLE, frozenset({"m0"}))
     for label, kind in CROWDS.items():
-        for count in COUNTS:
+        for count in counts:
             lines = crowd(count, **kind)
             found = {model: READY if model < "m4" else loadable for model in lines.counts}
             now = count / 100
@@ -198,7 +198,7 @@ def engine_rows(count: int, rounds: int) -> Iterator[Row]:
 # Other parts that look at many
 
 
-def other_rows(rounds: int) -> Iterator[Row]:
+def other_rows(rounds: int, deadlines: int) -> Iterator[Row]:
     board = BreakerBoard(BreakerConfig())
     for number in range(MODELS):
         with board.guard(f"m{number}", "load"):
@@ -213,10 +213,10 @@ def other_rows(rounds: int) -> Iterator[Row]:
     few = [Resident(f"m{n}", n, False, 10 + n % 7, 1.0 + n % 3) for n in range(12)]
     times = timed_ms(lambda: availability_of(few, Limits(None, 150), 75), rounds)
     yield row("availability, 12 models in memory", times, "ms", bar=5, higher_is_better=False)
-    yield deadline_row()
+    yield deadline_row(deadlines)
 
 
-def deadline_row() -> Row:
+def deadline_row(rounds: int) -> Row:
     """How late deadlines fire among 10,000 others, while callbacks do not return."""
     timer, let_go = DeadlineTimer(), threading.Event()
     others = [CancelScope() for _ in range(BAR_COUNT)]
@@ -227,7 +227,7 @@ def deadline_row() -> Row:
         scope.on_cancel(lambda: let_go.wait(30))
         timer.watch(scope, 0.05)
     late_ms = []
-    for number in range(50):
+    for number in range(rounds):
         told, scope = threading.Event(), CancelScope()
         scope.on_cancel(told.set)
         deadline_s = 0.1 + number / 500
@@ -244,9 +244,11 @@ def deadline_row() -> Row:
 
 def main() -> int:
     arguments = options("What it costs that many requests wait")
-    rounds = 3 if arguments.quick else 11
-    rows = [*order_rows(rounds), *other_rows(rounds)]
-    for count in COUNTS:
+    rounds = extent_of(arguments, full=11, quick=3, smoke=1)
+    counts = extent_of(arguments, full=COUNTS, quick=COUNTS, smoke=COUNTS[:1])
+    deadlines = extent_of(arguments, full=50, quick=50, smoke=2)
+    rows = [*order_rows(counts, rounds), *other_rows(rounds, deadlines)]
+    for count in counts:
         rows += engine_rows(count, rounds)
     return report(rows, arguments.json)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from engines import make_engine, quick_exit
+from shallow import write_shallow
 from shops import shop, shop_cache
 from tiny import write_tiny_llama
 
@@ -37,6 +38,12 @@ def smollm2() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("needs the smollm2 extra: pip install 'orion-oie[smollm2]'")
     return Path(spec.submodule_search_locations[0]) / SMOLLM2_FILE
+
+
+@pytest.fixture(scope="session")
+def shallow_smollm2(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three layers of it: for what depends on kernels and cells, and not on sense."""
+    return write_shallow(smollm2, tmp_path_factory.mktemp("shallow") / "shallow.gguf", layers=3)
 
 
 @pytest.fixture(scope="session")

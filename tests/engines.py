@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers import BOUND_S, Running, config_with, registry_with, wait_until
-from internals import busy_of, set_idle_exit, set_timer_idle_exit
+from internals import busy_of, set_idle_exit, set_other_idle_exits, set_timer_idle_exit
 
 from orion_oie import (
     OrionInferenceEngine,
@@ -75,6 +75,7 @@ def quick_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle threads end soon."""
     set_idle_exit(monkeypatch, 0.02)
     set_timer_idle_exit(monkeypatch, 0.02)
+    set_other_idle_exits(monkeypatch, 0.02)
 
 
 def parts(engine: OrionInferenceEngine) -> Parts:

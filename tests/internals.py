@@ -10,8 +10,9 @@ from orion_oie import cancellation
 from orion_oie.backends.fake import FakeBackend, FakeModel
 from orion_oie.backends.llama.host import devices
 from orion_oie.backends.llama.host.client import LlamaModel
+from orion_oie.callbacks import threads as callback_threads
 from orion_oie.cancellation import CancelScope, DeadlineTimer
-from orion_oie.engine import handle
+from orion_oie.engine import abandoned, handle
 from orion_oie.engine.scheduling import queue as queue_module
 from orion_oie.engine.scheduling.queue import RequestQueue
 from orion_oie.hardware.machine import LlamaDevices
@@ -39,6 +40,12 @@ def set_timer_idle_exit(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None
     """Have idle deadline timers end their thread after `seconds`: no test waits for the usual
     time."""
     monkeypatch.setattr(cancellation, "_IDLE_EXIT_S", seconds)
+
+
+def set_other_idle_exits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The same for the threads that call callbacks, and for readers of abandoned streams."""
+    monkeypatch.setattr(callback_threads, "_IDLE_EXIT_S", seconds)
+    monkeypatch.setattr(abandoned, "_IDLE_EXIT_S", seconds)
 
 
 def set_leaving(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

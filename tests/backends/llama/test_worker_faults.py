@@ -120,7 +120,7 @@ def test_worker_dies_in_prefill(smollm2: Path) -> None:
     """A worker that dies while it reads the prompt: the request is replayed and answered."""
     with OrionInferenceEngine(one_model_registry(smollm2)) as engine:
         engine.preload("conversation")
-        handle = engine.submit("word " * 900, max_tokens=4)
+        handle = engine.submit("word " * 400, max_tokens=4)
         until(lambda: handle.state.value == "inferencing", "reading the prompt")
         os.kill(worker_pid(engine), signal.SIGSEGV)
         result = handle.result(BOUND_S)

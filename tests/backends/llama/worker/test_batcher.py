@@ -254,10 +254,10 @@ def test_tasks_that_exceed_the_context_wait(bench: Bench) -> None:
     assert [task.generated for task in tasks] == [20 + n for n in range(12)]
 
 
-def test_a_crowd_changes_no_bit(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crowd_changes_no_bit(shallow_smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes, goes, is shared, offloaded or moved around a task, wherever its cells lie:
     its probabilities are those that a model without anybody else gives, to the last bit."""
-    bench, alone = Bench(smollm2, slots=6), Bench(smollm2, slots=1)
+    bench, alone = Bench(shallow_smollm2, slots=6), Bench(shallow_smollm2, slots=1)
     moved = moved_lengths(bench, monkeypatch)
 
     def tasks() -> Iterator[Task]:
