@@ -33,12 +33,6 @@ def check(lines: Lines, plain: list[Waiting]) -> None:
             assert line.oldest == own[0]
             flows = list(dict.fromkeys(one.flow for one in own))
             assert line.is_one_flow == (len(flows) == 1)
-            by_flow = {
-                (agent, session): requests
-                for agent, sessions in line.flows().items()
-                for session, requests in sessions.items()
-            }
-            assert by_flow == {flow: [one for one in own if one.flow == flow] for flow in flows}
             assert line.fairest(AgentShares()) == own[0]
     for model in models:
         asked = Counter(one.flow for one in plain if one.model == model)

@@ -4,12 +4,19 @@ The structure is updated as requests come and go, so that a decision need not so
 nothing and has no lock.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from orion_oie.engine.scheduling.fairness import AgentShares, Turns
+from orion_oie.engine.scheduling.fairness import (
+    AgentShares,
+    Shares,
+    Turns,
+    merged,
+    oldest_left,
+)
 
 K = TypeVar("K")
 
@@ -34,10 +41,33 @@ class Waiting:
         return self.agent, self.session
 
 
+Row = tuple[int, float, Waiting]
+"""A request in the order of service. Before it, of the oldest one that is left then: the number,
+and the key by which its class comes before others."""
+
+
+class Plan:
+    """The requests of a line in the order in which they are served while no other comes, and none
+    of their agents is served out of another line of the model."""
+
+    def __init__(self, served: Sequence[Waiting], handicap_s: float) -> None:
+        self._by_seq = {one.seq: one for one in served}
+        self.oldest: Sequence[int] = oldest_left(list(self._by_seq))  # these never fall,
+        self.keys: Sequence[float] = [  # and these neither if later ones have higher numbers
+            one.arrived_at - handicap_s for one in map(self._by_seq.__getitem__, self.oldest)
+        ]
+        self.rows: Sequence[Row] = list(zip(self.oldest, self.keys, served, strict=True))
+
+    def oldest_at(self, place: int) -> Waiting:
+        """The oldest one that is left once so many are served."""
+        return self._by_seq[self.oldest[place]]
+
+
 class _AgentLine:
     """The requests of one agent in a line."""
 
     def __init__(self) -> None:
+        self._merged: tuple[object, Sequence[Waiting]] | None = None
         self.requests: OrderedDict[int, Waiting] = OrderedDict()
         self.sessions: dict[str | None, OrderedDict[int, Waiting]] = {}
         self.turns: Turns[str | None] = Turns(self._head)
@@ -46,7 +76,17 @@ class _AgentLine:
         requests = self.sessions.get(session)
         return None if requests is None else next(iter(requests))
 
+    def merged(self, shares: Shares[str | None]) -> Sequence[Waiting]:
+        """The requests in the order in which they are served by these shares."""
+        if len(self.sessions) == 1:
+            return list(self.requests.values())
+        if self._merged is None or self._merged[0] is not shares.state:
+            flows = {name: list(own.values()) for name, own in self.sessions.items()}
+            self._merged = shares.state, merged(flows, shares)
+        return self._merged[1]
+
     def add(self, one: Waiting) -> None:
+        self._merged = None
         self.requests[one.seq] = one
         requests = self.sessions.get(one.session)
         if requests is None:
@@ -56,6 +96,7 @@ class _AgentLine:
             requests[one.seq] = one
 
     def remove(self, one: Waiting) -> None:
+        self._merged = None
         del self.requests[one.seq]
         requests = self.sessions[one.session]
         del requests[one.seq]
@@ -72,6 +113,7 @@ class Line:
         self._requests: OrderedDict[int, Waiting] = OrderedDict()
         self._agents: dict[str, _AgentLine] = {}
         self._turns: Turns[str] = Turns(self._head)
+        self._plan: tuple[tuple[object, float], Plan] | None = None
 
     def _head(self, agent: str) -> int | None:
         own = self._agents.get(agent)
@@ -94,12 +136,17 @@ class Line:
         """True when all come from one session of one agent."""
         return len(self._agents) == 1 and all(len(a.sessions) == 1 for a in self._agents.values())
 
-    def flows(self) -> dict[str, dict[str | None, list[Waiting]]]:
-        """The requests by agent and session, oldest first."""
-        return {
-            agent: {session: list(requests.values()) for session, requests in own.sessions.items()}
-            for agent, own in self._agents.items()
-        }
+    def plan(self, shares: AgentShares, aging_s: float) -> Plan:
+        """The requests in the order in which they are served by these shares. It is kept until one
+        comes or goes, or somebody is served."""
+        of = (None if self.is_one_flow else shares.state, aging_s)
+        if self._plan is None or self._plan[0] != of:
+            by_agent = {
+                agent: own.merged(shares.sessions(agent)) for agent, own in self._agents.items()
+            }
+            served = merged(by_agent, shares.agents)
+            self._plan = of, Plan(served, self.priority * aging_s)
+        return self._plan[1]
 
     def fairest(self, shares: AgentShares) -> Waiting:
         """The request whose turn it is by these shares."""
@@ -110,6 +157,7 @@ class Line:
 
     def add(self, one: Waiting) -> None:
         """Put a request that came after the others at the end."""
+        self._plan = None
         self._requests[one.seq] = one
         own = self._agents.get(one.agent)
         if own is None:
@@ -121,6 +169,7 @@ class Line:
 
     def remove(self, one: Waiting) -> None:
         """Take a request out."""
+        self._plan = None
         del self._requests[one.seq]
         own = self._agents[one.agent]
         own.remove(one)
@@ -135,6 +184,8 @@ class Lines:
         self._classes: dict[int, dict[str, Line]] = {}
         self._counts: dict[str, int] = {}
         self._askers: dict[str, dict[str, dict[str | None, int]]] = {}
+        self._latest_at = -math.inf
+        self.is_in_order = True  # no request came at an earlier time than one with a lower number
         for one in sorted(requests, key=lambda one: one.seq):
             self.add(one)
 
@@ -161,6 +212,8 @@ class Lines:
 
     def add(self, one: Waiting) -> None:
         """Put a request that came after the others at the end of its line."""
+        self.is_in_order = self.is_in_order and one.arrived_at >= self._latest_at
+        self._latest_at = one.arrived_at
         lines = self._classes.setdefault(one.priority, {})
         line = lines.get(one.model)
         if line is None:

@@ -84,24 +84,19 @@ def order(
     were full or blocked in its turn. An estimate: it knows no durations."""
     lines = waiting if isinstance(waiting, Lines) else Lines(waiting)
     later = {model: _once_idle(availability.get(model, UNKNOWN)) for model in lines.counts}
-    history = history.copy()
-    if _is_entangled(lines):
-        return _step_by_step(Lines(lines), later, history, now, settings)
-    classes = [[Rest(line, history) for line in its_lines] for its_lines in lines.classes()]
+    if _is_entangled(lines) or not lines.is_in_order:
+        return _step_by_step(Lines(lines), later, history.copy(), now, settings)
+    classes = [[Rest(line, history, settings) for line in its] for its in lines.classes()]
+    history = history.without_shares()
     ordered: list[Waiting] = []
-    most = _LEAST
     while classes:
-        served, loaded = stretch(classes, later, history, now, settings, most)
-        most = max(_LEAST, 2 * len(served))
+        served, loaded = stretch(classes, later, history, now, settings)
         ordered += served
         if loaded is not None:
             _load(loaded, later)
         left = ([rest for rest in rests if len(rest)] for rests in classes)
         classes = [rests for rests in left if rests]
     return ordered
-
-
-_LEAST = 64  # requests to look at: more while stretches are long, so that few are looked at twice
 
 
 def _is_entangled(lines: Lines) -> bool:
