@@ -118,6 +118,17 @@ class Turns(Generic[F]):
             self._noted[flow] = None
             heappush(self._at_clock, (head, flow))
 
+    def copy(
+        self, head: Callable[[F], int | None], past: Shares[F], shares: Shares[F]
+    ) -> "Turns[F]":
+        """The same flows with heads of their own, by `shares`, a copy of the shares `past`."""
+        new = Turns(head)
+        new._noted = dict(self._noted)
+        if self._shares is past:
+            new._shares = shares
+            new._at_clock, new._ahead = list(self._at_clock), list(self._ahead)
+        return new
+
     def next(self, shares: Shares[F]) -> F:
         """The flow whose turn it is by these shares. Raises `LookupError` if none waits."""
         if len(self._noted) == 1:

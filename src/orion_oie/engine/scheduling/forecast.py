@@ -11,12 +11,16 @@ be numbered in the order of their times: then the key of a class only grows whil
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
+from typing import Generic, TypeVar
 
+from orion_oie.engine.scheduling.ahead import Ahead, LineAhead
 from orion_oie.engine.scheduling.history import History, Settings
 from orion_oie.engine.scheduling.lines import Line, Row, Waiting
-from orion_oie.engine.scheduling.ranking import Group, class_order, classes_of, runnable
+from orion_oie.engine.scheduling.ranking import Group, Wanted, class_order, classes_of, runnable
 from orion_oie.schemas.availability import Availability
+
+W = TypeVar("W", bound=Wanted)
 
 _oldest_of, _key_of = itemgetter(0), itemgetter(1)
 
@@ -119,8 +123,116 @@ class _Run:
         return rows, [group.model for group in served], loaded
 
 
-def _key(groups: Sequence[Group[Rest]], settings: Settings) -> float:
+def _key(groups: Sequence[Group[W]], settings: Settings) -> float:
     return class_order(groups, settings)[0] if groups else math.inf
+
+
+class _Moment(Generic[W]):
+    """The classes in order, and what of them may be served."""
+
+    def __init__(
+        self,
+        lines: Sequence[Sequence[W]],
+        later: Mapping[str, Availability],
+        history: History,
+        now: float,
+        settings: Settings,
+    ) -> None:
+        self._history, self._now, self._settings = history, now, settings
+        holds: dict[str, str] = {}
+        self.classes = classes_of(lines, later, history, now, settings)
+        plans = [runnable(groups, holds, history, now, settings) for groups in self.classes]
+        self.plans = [may_run for may_run in plans if may_run]
+        if not self.plans:
+            raise RuntimeError("nothing can be served although nothing is full or blocked")
+        self.pairs_of_note = self._pairs_of_note() if holds and len(self.classes) > 1 else []
+        self._overdue = {
+            group.model
+            for groups in self.classes
+            for group in groups
+            if group.is_overdue and group.unserved_since < now
+        }
+
+    def _pairs_of_note(self) -> list[tuple[Sequence[Group[W]], Sequence[Group[W]]]]:
+        """Each class with each behind it if one of the two holds models back, and
+        the other would load one if it came first."""
+        holding: list[bool] = []
+        loading: list[bool] = []
+        for groups in self.classes:
+            holds: dict[str, str] = {}
+            may_run = runnable(groups, holds, self._history, self._now, self._settings)
+            holding.append(bool(holds))
+            loading.append(any(group.is_loadable for group in may_run))
+        return [
+            (self.classes[front], self.classes[behind])
+            for front in range(len(holding))
+            for behind in range(front + 1, len(holding))
+            if (holding[front] and loading[behind]) or (loading[front] and holding[behind])
+        ]
+
+    def is_choice(self, group: Group[W], is_first: bool) -> bool:
+        """True when serving the first one of a group, or its last one, may change who is next, and
+        not only by who is oldest."""
+        if is_first:
+            return group.is_loadable or group.model in self._overdue
+        return self._history.is_in_turn(group.model, self._now, self._settings.turn_s)
+
+
+def follow(
+    ahead: Ahead,
+    lines: Sequence[Sequence[LineAhead]],
+    later: Mapping[str, Availability],
+    now: float,
+    settings: Settings,
+    most: int,
+) -> tuple[list[Waiting], str | None]:
+    """As `stretch`, for `most` requests of lines that change each other's shares. It takes them
+    from `ahead`."""
+    at = _Moment(lines, later, ahead.history, now, settings)
+    sides = [_Side(may_run, settings) for may_run in at.plans]
+    served: list[Waiting] = []
+    models: dict[str, None] = {}
+    is_over = False
+    while not is_over:
+        side = min(sides, key=_side_order)
+        group = side.next
+        served.append(ahead.take(group.line))
+        models[group.model] = None
+        is_over = (
+            len(served) == most
+            or bool(at.pairs_of_note)
+            or not len(group.line)
+            or at.is_choice(group, True)
+        )
+        if not is_over:
+            side.update()
+    loaded = group.model if group.is_loadable else None
+    ahead.history.note_models(models, now, loaded)
+    return served, loaded
+
+
+class _Side:
+    """The groups of a class of which one is served next."""
+
+    def __init__(self, may_run: Sequence[Group[LineAhead]], settings: Settings) -> None:
+        self._groups = [group for group in may_run if group.rank == may_run[0].rank]
+        self._most = _key(may_run[len(self._groups) :], settings)
+        self._priority = self._groups[0].line.priority
+        self._handicap_s = self._priority * settings.aging_s
+        self.update()
+
+    def update(self) -> None:
+        """Find the next group anew."""
+        self.next = min(self._groups, key=_line_oldest)
+        key = self.next.line.oldest.arrived_at - self._handicap_s
+        self.order = (min(key, self._most), -self._priority)
+
+
+def _line_oldest(group: Group[LineAhead]) -> int:
+    return group.line.oldest.seq
+
+
+_side_order = attrgetter("order")
 
 
 def stretch(
@@ -132,28 +244,9 @@ def stretch(
 ) -> tuple[list[Waiting], str | None]:
     """The requests that are served next, in order, and the model that is loaded for the last one.
     Takes them from `rests`, the lines of each priority, and notes them in `history`."""
-    holds: dict[str, str] = {}
-    classes = classes_of(rests, later, history, now, settings)
-    plans = [runnable(groups, holds, history, now, settings) for groups in classes]
-    overdue = {
-        group.model
-        for groups in classes
-        for group in groups
-        if group.is_overdue and group.unserved_since < now
-    }
-
-    def is_choice(group: Group[Rest], is_first: bool) -> bool:
-        if is_first:
-            return group.is_loadable or group.model in overdue
-        return history.is_in_turn(group.model, now, settings.turn_s)
-
-    runs = {
-        may_run[0].line.priority: _Run(may_run, is_choice, settings) for may_run in plans if may_run
-    }
-    if not runs:
-        raise RuntimeError("nothing can be served although nothing is full or blocked")
-    if holds and len(classes) > 1:
-        _keep_order(classes, runs, history, now, settings)
+    at = _Moment(rests, later, history, now, settings)
+    runs = {may_run[0].line.priority: _Run(may_run, at.is_choice, settings) for may_run in at.plans}
+    _keep_order(at, runs, settings)
     if len(runs) > 1:
         _cut_at_first_end(runs)
     rows: list[Row] = []
@@ -168,37 +261,14 @@ def stretch(
     return [one for _, _, one in rows], loaded
 
 
-def _keep_order(
-    classes: Sequence[Sequence[Group[Rest]]],
-    runs: Mapping[int, _Run],
-    history: History,
-    now: float,
-    settings: Settings,
-) -> None:
-    """End runs before classes change places of which one holds models back, and the other would
-    load one."""
-    holding, loading = [], []
-    for groups in classes:
-        its_holds: dict[str, str] = {}
-        may_run = runnable(groups, its_holds, history, now, settings)
-        holding.append(bool(its_holds))
-        loading.append(any(group.is_loadable for group in may_run))
-    for place, groups in enumerate(classes):
-        priority = groups[0].line.priority
-        run = runs.get(priority)
-        behind = next(
-            (
-                other
-                for other in range(place + 1, len(classes))
-                if (holding[place] and loading[other]) or (loading[place] and holding[other])
-            ),
-            None,
-        )
-        if run is not None and behind is not None:
-            others = [group for group in groups if group not in run.groups]
-            key = class_order(classes[behind], settings)[0]
-            is_above = priority > classes[behind][0].line.priority
-            run.cut(key, or_at=is_above, others=others)
+def _keep_order(at: _Moment[Rest], runs: Mapping[int, _Run], settings: Settings) -> None:
+    """End runs before classes change places whose order is of note."""
+    for front, behind in at.pairs_of_note:
+        run = runs.get(front[0].line.priority)
+        if run is not None:
+            others = [group for group in front if group not in run.groups]
+            is_above = front[0].line.priority > behind[0].line.priority
+            run.cut(class_order(behind, settings)[0], or_at=is_above, others=others)
 
 
 def _cut_at_first_end(runs: Mapping[int, _Run]) -> None:

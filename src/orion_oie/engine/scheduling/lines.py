@@ -63,7 +63,7 @@ class Plan:
         return self._by_seq[self.oldest[place]]
 
 
-class _AgentLine:
+class AgentLine:
     """The requests of one agent in a line."""
 
     def __init__(self) -> None:
@@ -111,12 +111,12 @@ class Line:
         self.priority = priority
         self.model = model
         self._requests: OrderedDict[int, Waiting] = OrderedDict()
-        self._agents: dict[str, _AgentLine] = {}
-        self._turns: Turns[str] = Turns(self._head)
+        self.agents: dict[str, AgentLine] = {}
+        self.turns: Turns[str] = Turns(self._head)
         self._plan: tuple[tuple[object, float], Plan] | None = None
 
     def _head(self, agent: str) -> int | None:
-        own = self._agents.get(agent)
+        own = self.agents.get(agent)
         return None if own is None else next(iter(own.requests))
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class Line:
     @property
     def is_one_flow(self) -> bool:
         """True when all come from one session of one agent."""
-        return len(self._agents) == 1 and all(len(a.sessions) == 1 for a in self._agents.values())
+        return len(self.agents) == 1 and all(len(a.sessions) == 1 for a in self.agents.values())
 
     def plan(self, shares: AgentShares, aging_s: float) -> Plan:
         """The requests in the order in which they are served by these shares. It is kept until one
@@ -142,7 +142,7 @@ class Line:
         of = (None if self.is_one_flow else shares.state, aging_s)
         if self._plan is None or self._plan[0] != of:
             by_agent = {
-                agent: own.merged(shares.sessions(agent)) for agent, own in self._agents.items()
+                agent: own.merged(shares.sessions(agent)) for agent, own in self.agents.items()
             }
             served = merged(by_agent, shares.agents)
             self._plan = of, Plan(served, self.priority * aging_s)
@@ -150,8 +150,8 @@ class Line:
 
     def fairest(self, shares: AgentShares) -> Waiting:
         """The request whose turn it is by these shares."""
-        agent = self._turns.next(shares.agents)
-        own = self._agents[agent]
+        agent = self.turns.next(shares.agents)
+        own = self.agents[agent]
         session = own.turns.next(shares.sessions(agent))
         return next(iter(own.sessions[session].values()))
 
@@ -159,11 +159,11 @@ class Line:
         """Put a request that came after the others at the end."""
         self._plan = None
         self._requests[one.seq] = one
-        own = self._agents.get(one.agent)
+        own = self.agents.get(one.agent)
         if own is None:
-            own = self._agents[one.agent] = _AgentLine()
+            own = self.agents[one.agent] = AgentLine()
             own.add(one)
-            self._turns.add(one.agent)
+            self.turns.add(one.agent)
         else:
             own.add(one)
 
@@ -171,10 +171,10 @@ class Line:
         """Take a request out."""
         self._plan = None
         del self._requests[one.seq]
-        own = self._agents[one.agent]
+        own = self.agents[one.agent]
         own.remove(one)
         if not own.requests:
-            del self._agents[one.agent]
+            del self.agents[one.agent]
 
 
 class Lines:

@@ -19,7 +19,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orion_oie.engine.scheduling.forecast import Rest, stretch
+from orion_oie.engine.scheduling.ahead import Ahead
+from orion_oie.engine.scheduling.forecast import Rest, follow, stretch
 from orion_oie.engine.scheduling.history import History, Settings
 from orion_oie.engine.scheduling.lines import Line, Lines, Waiting
 from orion_oie.engine.scheduling.ranking import Group, class_order, classes_of, runnable
@@ -79,15 +80,46 @@ def order(
     history: History,
     now: float,
     settings: Settings,
+    *,
+    exact: int = 256,
 ) -> list[Waiting]:
     """All requests in the order in which they would be served if no other came, and if no model
-    were full or blocked in its turn. An estimate: it knows no durations."""
+    were full or blocked in its turn. An estimate: it knows no durations.
+
+    Where several agents or sessions wait for one model in several priorities, what is served of one
+    priority changes whose turn it is in the others. Only for the first `exact` that is followed to
+    the end; those behind them are ordered as if each priority had shares of its own."""
     lines = waiting if isinstance(waiting, Lines) else Lines(waiting)
     later = {model: _once_idle(availability.get(model, UNKNOWN)) for model in lines.counts}
-    if _is_entangled(lines) or not lines.is_in_order:
+    if not lines.is_in_order:
         return _step_by_step(Lines(lines), later, history.copy(), now, settings)
-    classes = [[Rest(line, history, settings) for line in its] for its in lines.classes()]
-    history = history.without_shares()
+    first: list[Waiting] = []
+    if _is_entangled(lines):
+        first = _follow(Ahead(lines, history), dict(later), now, settings, exact)
+    if len(first) == len(lines):
+        return first
+    done = {one.seq for one in first}
+    rests = [[Rest(line, history, settings) for line in its] for its in lines.classes()]
+    rest = _merge(rests, later, history.without_shares(), now, settings)
+    return first + [one for one in rest if one.seq not in done] if first else rest
+
+
+def _is_entangled(lines: Lines) -> bool:
+    """True when several flows wait for one model in several priorities: what is served of one of
+    its lines then changes whose turn it is in the others."""
+    number = Counter(line.model for its_lines in lines.classes() for line in its_lines)
+    flows = (sum(map(len, lines.askers(m).values())) for m, count in number.items() if count > 1)
+    return any(one > 1 for one in flows)
+
+
+def _merge(
+    classes: list[list[Rest]],
+    later: dict[str, Availability],
+    history: History,
+    now: float,
+    settings: Settings,
+) -> list[Waiting]:
+    """The order, stretch by stretch. Uses up all that it is given."""
     ordered: list[Waiting] = []
     while classes:
         served, loaded = stretch(classes, later, history, now, settings)
@@ -99,12 +131,17 @@ def order(
     return ordered
 
 
-def _is_entangled(lines: Lines) -> bool:
-    """True when several flows wait for one model in several priorities: what is served of one of
-    its lines then changes whose turn it is in the others."""
-    number = Counter(line.model for its_lines in lines.classes() for line in its_lines)
-    flows = (sum(map(len, lines.askers(m).values())) for m, count in number.items() if count > 1)
-    return any(one > 1 for one in flows)
+def _follow(
+    ahead: Ahead, later: dict[str, Availability], now: float, settings: Settings, number: int
+) -> list[Waiting]:
+    """The first so many of the order. Uses up all that it is given."""
+    ordered: list[Waiting] = []
+    while len(ordered) < number and (classes := ahead.classes()):
+        served, loaded = follow(ahead, classes, later, now, settings, number - len(ordered))
+        ordered += served
+        if loaded is not None:
+            _load(loaded, later)
+    return ordered
 
 
 def _step_by_step(
