@@ -34,6 +34,11 @@ def check(lines: Lines, plain: list[Waiting]) -> None:
             flows = list(dict.fromkeys(one.flow for one in own))
             assert line.is_one_flow == (len(flows) == 1)
             assert line.fairest(AgentShares()) == own[0]
+            plan = line.plan(AgentShares(), 30.0)
+            assert {served.seq for _, _, served in plan.rows} == {one.seq for one in own}
+            assert [seq for seq, _, _ in plan.rows] == list(plan.oldest)
+            assert [key for _, key, _ in plan.rows] == list(plan.keys)
+            assert plan.oldest_at(0) == own[0]
     for model in models:
         asked = Counter(one.flow for one in plain if one.model == model)
         askers = lines.askers(model)

@@ -70,6 +70,9 @@ crowds = st.one_of(
     crowd("x", [None], 3, in_order=True),
     crowd("xy", [None], 1, in_order=True),
     crowd("x", "stuvw", 1),
+    crowd("xy", [None, "s"], 1, in_order=True),
+    crowd("xy", [None, "s"], 3, in_order=True),
+    crowd("x", [None], 4, in_order=True, most=45),
 )
 
 
@@ -94,6 +97,73 @@ def test_the_order_is_that_of_the_plain_policy(
     """The whole order, for any crowd, past and memory."""
     history, plain = histories(noted, at)
     assert order(waiting, availability, history, NOW, at) == plain.order(waiting, availability, NOW)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    waiting=crowd("xy", [None, "s"], 3, in_order=True),
+    noted=crowd(most=12),
+    availability=availabilities,
+    at=settings_of,
+    exact=st.integers(0, 10),
+)
+def test_where_flows_wait_in_several_priorities_the_first_are_exact(
+    waiting: list[Waiting],
+    noted: list[Waiting],
+    availability: dict[str, Availability],
+    at: Settings,
+    exact: int,
+) -> None:
+    """The first of the order are those of the plain policy, and nobody is lost behind them."""
+    history, plain = histories(noted, at)
+    ordered = order(waiting, availability, history, NOW, at, exact=exact)
+    assert ordered[:exact] == plain.order(waiting, availability, NOW)[:exact]
+    assert sorted(one.seq for one in ordered) == [one.seq for one in waiting]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    waiting=st.one_of(
+        crowd("x", [None], 3, in_order=True, most=20),
+        crowd("xy", [None, "s", "t"], 1, in_order=True, most=20),
+        crowd("xy", [None, "s"], 2, in_order=True, most=20),
+    ),
+    availability=availabilities,
+    at=st.lists(settings_of, min_size=1, max_size=2),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["serve", "remove", "add"]), st.integers(0, 20)), max_size=12
+    ),
+)
+def test_each_order_of_the_same_lines_is_that_of_the_plain_policy(
+    waiting: list[Waiting],
+    availability: dict[str, Availability],
+    at: list[Settings],
+    steps: list[tuple[str, int]],
+) -> None:
+    """An order keeps what it found of a line. The next one sees what came, went and was served
+    since, and other settings."""
+    history, noted = History(), list[tuple[Waiting, list[Waiting], bool]]()
+    lines, left = Lines(waiting), list(waiting)
+    for number, (step, place) in enumerate(steps):
+        now = at[number % len(at)]
+        plain = PlainPolicy(now.turn_s, now.aging_s)
+        for one, others, was_load in noted:
+            plain.note(one, others, NOW, is_load=was_load)
+        ordered = order(lines, availability, history, NOW, now)
+        assert ordered == plain.order(left, availability, NOW)
+        if step == "add" and waiting:
+            like = waiting[place % len(waiting)]
+            seq = len(waiting) + number
+            new = Waiting(seq, like.model, like.agent, like.session, like.priority, NOW)
+            lines.add(new)
+            left.append(new)
+        elif step != "add" and left:
+            one = left[place % len(left)]
+            if step == "serve":  # not the one whose turn it is: it may have come that way
+                history.note(one, lines, NOW, is_load=place % 2 == 0)
+                noted.append((one, list(left), place % 2 == 0))
+            lines.remove(one)
+            left.remove(one)
 
 
 @settings(max_examples=200, deadline=None)

@@ -9,7 +9,7 @@ requests: callers pass who asks and who was served.
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
@@ -54,6 +54,11 @@ class Shares(Generic[F]):
         """The virtual time at which the latest service of a flow ends. The flow starts then, or at
         the clock: the least start is next, and of equals the flow with the oldest request."""
         return self._ends.get(flow, 0.0)
+
+    def are_any_ahead(self, flows: Iterable[F]) -> bool:
+        """True when one of these starts later than at the clock."""
+        ends, clock = self._ends, self._clock
+        return any(ends[flow] > clock for flow in flows if flow in ends)
 
     def serve(self, flow: F, flows: int) -> None:
         """A flow is served, one of `flows` that ask."""

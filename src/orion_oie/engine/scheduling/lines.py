@@ -5,6 +5,7 @@ nothing and has no lock.
 """
 
 import math
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,19 +49,32 @@ and the key by which its class comes before others."""
 
 class Plan:
     """The requests of a line in the order in which they are served while no other comes, and none
-    of their agents is served out of another line of the model."""
+    of their agents is served out of another line of the model. `requests` are all, by number."""
 
-    def __init__(self, served: Sequence[Waiting], handicap_s: float) -> None:
-        self._by_seq = {one.seq: one for one in served}
-        self.oldest: Sequence[int] = oldest_left(list(self._by_seq))  # these never fall,
-        self.keys: Sequence[float] = [  # and these neither if later ones have higher numbers
-            one.arrived_at - handicap_s for one in map(self._by_seq.__getitem__, self.oldest)
+    def __init__(
+        self, requests: Mapping[int, Waiting], served: Sequence[Waiting], handicap_s: float
+    ) -> None:
+        self._requests, self._handicap_s = requests, handicap_s
+        self.oldest = oldest_left([one.seq for one in served])  # these never fall,
+        self.keys = [  # and these neither if requests are numbered in the order of their times
+            one.arrived_at - handicap_s for one in map(requests.__getitem__, self.oldest)
         ]
-        self.rows: Sequence[Row] = list(zip(self.oldest, self.keys, served, strict=True))
+        self.rows: list[Row] = list(zip(self.oldest, self.keys, served, strict=True))
 
     def oldest_at(self, place: int) -> Waiting:
         """The oldest one that is left once so many are served."""
-        return self._by_seq[self.oldest[place]]
+        return self._requests[self.oldest[place]]
+
+    def add(self, one: Waiting) -> None:
+        """Put a request at the end of the only flow."""
+        self.oldest.append(one.seq)
+        self.keys.append(one.arrived_at - self._handicap_s)
+        self.rows.append((one.seq, self.keys[-1], one))
+
+    def remove(self, one: Waiting) -> None:
+        """Take a request of the only flow out."""
+        place = bisect_left(self.oldest, one.seq)
+        del self.oldest[place], self.keys[place], self.rows[place]
 
 
 class AgentLine:
@@ -78,7 +92,9 @@ class AgentLine:
 
     def merged(self, shares: Shares[str | None]) -> Sequence[Waiting]:
         """The requests in the order in which they are served by these shares."""
-        if len(self.sessions) == 1:
+        if len(self.sessions) == 1 or (
+            len(self.sessions) == len(self.requests) and not shares.are_any_ahead(self.sessions)
+        ):
             return list(self.requests.values())
         if self._merged is None or self._merged[0] is not shares.state:
             flows = {name: list(own.values()) for name, own in self.sessions.items()}
@@ -110,26 +126,27 @@ class Line:
     def __init__(self, priority: int, model: str) -> None:
         self.priority = priority
         self.model = model
-        self._requests: OrderedDict[int, Waiting] = OrderedDict()
+        self.requests: OrderedDict[int, Waiting] = OrderedDict()
         self.agents: dict[str, AgentLine] = {}
         self.turns: Turns[str] = Turns(self._head)
-        self._plan: tuple[tuple[object, float], Plan] | None = None
+        self._plan: Plan | None = None
+        self._plan_of: tuple[bool, object, float] = (False, None, 0.0)
 
     def _head(self, agent: str) -> int | None:
         own = self.agents.get(agent)
         return None if own is None else next(iter(own.requests))
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self.requests)
 
     def __iter__(self) -> Iterator[Waiting]:
         """The requests, oldest first."""
-        return iter(self._requests.values())
+        return iter(self.requests.values())
 
     @property
     def oldest(self) -> Waiting:
         """The request that came first."""
-        return next(iter(self._requests.values()))
+        return next(iter(self.requests.values()))
 
     @property
     def is_one_flow(self) -> bool:
@@ -137,16 +154,18 @@ class Line:
         return len(self.agents) == 1 and all(len(a.sessions) == 1 for a in self.agents.values())
 
     def plan(self, shares: AgentShares, aging_s: float) -> Plan:
-        """The requests in the order in which they are served by these shares. It is kept until one
-        comes or goes, or somebody is served."""
-        of = (None if self.is_one_flow else shares.state, aging_s)
-        if self._plan is None or self._plan[0] != of:
+        """The requests in the order in which they are served by these shares. It may be used until
+        one comes or goes, or somebody is served."""
+        is_one_flow = self.is_one_flow
+        of = is_one_flow, None if is_one_flow else shares.state, aging_s
+        if self._plan is None or self._plan_of != of:
             by_agent = {
                 agent: own.merged(shares.sessions(agent)) for agent, own in self.agents.items()
             }
             served = merged(by_agent, shares.agents)
-            self._plan = of, Plan(served, self.priority * aging_s)
-        return self._plan[1]
+            self._plan = Plan(self.requests, served, self.priority * aging_s)
+            self._plan_of = of
+        return self._plan
 
     def fairest(self, shares: AgentShares) -> Waiting:
         """The request whose turn it is by these shares."""
@@ -157,8 +176,7 @@ class Line:
 
     def add(self, one: Waiting) -> None:
         """Put a request that came after the others at the end."""
-        self._plan = None
-        self._requests[one.seq] = one
+        self.requests[one.seq] = one
         own = self.agents.get(one.agent)
         if own is None:
             own = self.agents[one.agent] = AgentLine()
@@ -166,11 +184,18 @@ class Line:
             self.turns.add(one.agent)
         else:
             own.add(one)
+        if self._plan is not None and self._plan_of[0] and self.is_one_flow:
+            self._plan.add(one)
+        else:
+            self._plan = None
 
     def remove(self, one: Waiting) -> None:
         """Take a request out."""
-        self._plan = None
-        del self._requests[one.seq]
+        if self._plan is not None and self._plan_of[0]:
+            self._plan.remove(one)
+        else:
+            self._plan = None
+        del self.requests[one.seq]
         own = self.agents[one.agent]
         own.remove(one)
         if not own.requests:
