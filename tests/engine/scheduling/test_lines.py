@@ -61,3 +61,13 @@ def test_lines_agree_with_a_list(steps: list[tuple[Waiting, int]]) -> None:
     while plain:
         lines.remove(plain.pop(0))
         check(lines, plain)
+
+
+def test_the_plan_of_a_line_is_made_anew_once_somebody_was_served() -> None:
+    """A service out of another line of the model changes the turns, though the line is the same."""
+    lines = Lines(Waiting(seq, "m", agent, None, 0, 0.0) for seq, agent in enumerate("xy"))
+    (line,) = next(iter(lines.classes()))
+    shares = AgentShares()
+    assert [one.agent for _, _, one in line.plan(shares, 1.0).rows] == ["x", "y"]
+    shares.serve("x", None, 2, 1)
+    assert [one.agent for _, _, one in line.plan(shares, 1.0).rows] == ["y", "x"]

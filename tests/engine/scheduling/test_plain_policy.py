@@ -1,6 +1,7 @@
 """The quick structures decide as the plain policy does, which looks at everything each time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ NOW = 50.0
 MODELS = "abcd"
 
 
-def some(state: ModelState, **goes: str) -> Availability:
+def some(state: ModelState, **goes: Iterable[str]) -> Availability:
     return Availability(state, **{name: frozenset(models) for name, models in goes.items()})
 
 
@@ -121,49 +122,85 @@ def test_where_flows_wait_in_several_priorities_the_first_are_exact(
     assert sorted(one.seq for one in ordered) == [one.seq for one in waiting]
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    waiting=st.one_of(
-        crowd("x", [None], 3, in_order=True, most=20),
-        crowd("xy", [None, "s", "t"], 1, in_order=True, most=20),
-        crowd("xy", [None, "s"], 2, in_order=True, most=20),
-    ),
-    availability=availabilities,
-    at=st.lists(settings_of, min_size=1, max_size=2),
-    steps=st.lists(
-        st.tuples(st.sampled_from(["serve", "remove", "add"]), st.integers(0, 20)), max_size=12
-    ),
-)
-def test_each_order_of_the_same_lines_is_that_of_the_plain_policy(
-    waiting: list[Waiting],
-    availability: dict[str, Availability],
-    at: list[Settings],
-    steps: list[tuple[str, int]],
-) -> None:
-    """An order keeps what it found of a line. The next one sees what came, went and was served
-    since, and other settings."""
-    history, noted = History(), list[tuple[Waiting, list[Waiting], bool]]()
-    lines, left = Lines(waiting), list(waiting)
-    for number, (step, place) in enumerate(steps):
-        now = at[number % len(at)]
-        plain = PlainPolicy(now.turn_s, now.aging_s)
-        for one, others, was_load in noted:
-            plain.note(one, others, NOW, is_load=was_load)
-        ordered = order(lines, availability, history, NOW, now)
-        assert ordered == plain.order(left, availability, NOW)
-        if step == "add" and waiting:
-            like = waiting[place % len(waiting)]
-            seq = len(waiting) + number
-            new = Waiting(seq, like.model, like.agent, like.session, like.priority, NOW)
-            lines.add(new)
-            left.append(new)
-        elif step != "add" and left:
-            one = left[place % len(left)]
-            if step == "serve":  # not the one whose turn it is: it may have come that way
-                history.note(one, lines, NOW, is_load=place % 2 == 0)
-                noted.append((one, list(left), place % 2 == 0))
-            lines.remove(one)
-            left.remove(one)
+class Engine:
+    """Requests that come in the order of their numbers, and are served or taken back, in both
+    forms; models that evict each other. All of it by chance."""
+
+    def __init__(self, chance: Random) -> None:
+        self.chance = chance
+        self.models = "abcdef"[: chance.choice([2, 3, 4, 6])]
+        self.priorities = chance.choice([1, 2, 3, 4])
+        are_many = chance.random() < 0.5
+        self.agents = "xyz"[: chance.choice([1, 2, 3]) if are_many else 1]
+        self.sessions = ([None, "s", "t", "u"] if are_many else [None])[: chance.choice([1, 2, 4])]
+        self.gaps = chance.choice([[0.0, 0.1], [0.0, 1.0, 2.5], [0.1, 30.0], [5.0]])
+        self.seq, self.now = 0, 0.0
+        self.lines, self.left, self.history = Lines(), list[Waiting](), History()
+        self.noted: list[tuple[Waiting, list[Waiting], float, bool]] = []
+        self.change_memory()
+
+    def change_memory(self) -> None:
+        self.availability = {one: self.some_availability() for one in self.models[:5]}
+
+    def some_availability(self) -> Availability:
+        one, two = ({m for m in self.models if self.chance.random() < 0.3} for _ in range(2))
+        kinds = [
+            some(ModelState.READY),
+            some(ModelState.FULL),
+            some(ModelState.LOADABLE, victims=one),
+            some(ModelState.LOADABLE, victims=one),
+            some(ModelState.BLOCKED, victims=one, blockers=two),
+        ]
+        return self.chance.choice(kinds)
+
+    def put(self) -> None:
+        pick = self.chance.choice
+        self.now += pick(self.gaps)
+        self.seq += 1
+        who = pick(self.models), pick(self.agents), pick(self.sessions)
+        one = Waiting(self.seq, *who, self.chance.randrange(self.priorities), self.now)
+        self.lines.add(one)
+        self.left.append(one)
+
+    def take(self) -> None:
+        if not self.left:
+            return
+        one = self.chance.choice(self.left)
+        if self.chance.random() < 0.7:
+            found = self.availability.get(one.model)
+            is_load = found is None or found.is_loadable
+            self.history.note(one, self.lines, self.now, is_load=is_load)
+            self.noted.append((one, list(self.left), self.now, is_load))
+        self.lines.remove(one)
+        self.left.remove(one)
+
+    def plain(self, at: Settings) -> PlainPolicy:
+        plain = PlainPolicy(at.turn_s, at.aging_s)
+        for one, left, now, is_load in self.noted:
+            plain.note(one, left, now, is_load=is_load)
+        return plain
+
+
+@settings(max_examples=200, deadline=None)
+@given(chance=st.randoms(use_true_random=True))
+def test_each_order_of_the_same_lines_is_that_of_the_plain_policy(chance: Random) -> None:
+    """An order keeps what it found of a line. The next one sees what came, went, was served and
+    loaded since, and other settings."""
+    engine = Engine(chance)
+    for _ in range(chance.randrange(45)):
+        engine.put()
+    for _ in range(4):
+        engine.now += chance.choice([0.0, 1.0, 20.0])
+        at = Settings(chance.choice([0.0, 3.0, 10.0, 45.0]), chance.choice([0.0, 1.0, 30.0]))
+        ordered = order(engine.lines, engine.availability, engine.history, engine.now, at)
+        plain = engine.plain(at).order(engine.left, engine.availability, engine.now)
+        assert ordered == plain
+        for _ in range(chance.randrange(3)):
+            engine.take()
+        if chance.random() < 0.5:
+            engine.change_memory()
+        for _ in range(chance.randrange(3)):
+            engine.put()
 
 
 @settings(max_examples=200, deadline=None)
