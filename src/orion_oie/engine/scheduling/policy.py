@@ -81,7 +81,7 @@ def order(
     now: float,
     settings: Settings,
     *,
-    exact: int = 256,
+    exact: int = 100,
 ) -> list[Waiting]:
     """All requests in the order in which they would be served if no other came, and if no model
     were full or blocked in its turn. An estimate: it knows no durations.

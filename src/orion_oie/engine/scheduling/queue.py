@@ -266,8 +266,11 @@ class RequestQueue(Generic[T]):
     def waiting(self) -> list[WaitingItem[T]]:
         """The waiting items, in the order in which they would be served now, with their reasons."""
         ordered, delays = self._foresee(), self.delays()
+        with self._lock:
+            items = {one.seq: item for one, item in self._waiting.values()}
         now = self._clock()
-        listed = [(one, item, delays[item]) for one, item in ordered if item in delays]
+        left = [(one, items[one.seq]) for one in ordered if one.seq in items]
+        listed = [(one, item, delays[item]) for one, item in left if item in delays]
         return [
             WaitingItem(
                 item,
@@ -311,18 +314,17 @@ class RequestQueue(Generic[T]):
         with self._lock:
             return max(0.0, self._clock() - self._active_at) if self._waiting else 0.0
 
-    def _foresee(self) -> list[tuple[Waiting, T]]:
+    def _foresee(self) -> list[Waiting]:
         """What waits, in its order, which is kept as the forecast."""
         shown = self._ask(list(self._lines_now()))
         with self._lock:
             self._mend()
             began_at = time.monotonic()
-            items = {one.seq: item for one, item in self._waiting.values()}
             ordered = self._order(self._in_flight.judge(shown, self._lines.counts))
-            places = {one.seq: place for place, one in enumerate(ordered)}
+            places = dict(zip([one.seq for one in ordered], range(len(ordered)), strict=True))
             made_at = time.monotonic()
             self._forecast = _Forecast(places, self._changes, made_at - began_at, made_at)
-        return [(one, items[one.seq]) for one in ordered]
+        return ordered
 
     def _order(self, availability: Mapping[str, Availability]) -> list[Waiting]:
         return order(self._lines, availability, self._history, self._clock(), self._settings)
