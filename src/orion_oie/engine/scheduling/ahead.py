@@ -3,11 +3,15 @@
 It is for a look at the next few of very many: nothing is copied request by request.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
 from orion_oie.engine.scheduling.fairness import AgentShares
-from orion_oie.engine.scheduling.history import History
+from orion_oie.engine.scheduling.history import History, Settings
 from orion_oie.engine.scheduling.lines import AgentLine, Line, Lines, Waiting
+from orion_oie.engine.scheduling.moment import Moment, class_key
+from orion_oie.engine.scheduling.ranking import Group
+from orion_oie.schemas.availability import Availability
 
 
 class _Left:
@@ -143,3 +147,60 @@ class Ahead:
                 agent: dict(sessions) for agent, sessions in self._lines.askers(model).items()
             }
         return self._left[model]
+
+
+def follow(
+    ahead: Ahead,
+    lines: Sequence[Sequence[LineAhead]],
+    later: Mapping[str, Availability],
+    now: float,
+    settings: Settings,
+    most: int,
+) -> tuple[list[Waiting], str | None]:
+    """The requests that are served next, `most` of them, in order, and the model that is loaded for
+    the last one. Takes them from `ahead`, whose `lines` may change each other's shares."""
+    at = Moment(lines, later, ahead.history, now, settings)
+    sides = [_Side(may_run, settings) for may_run in at.plans]
+    served: list[Waiting] = []
+    models: dict[str, None] = {}
+    is_over = False
+    while not is_over:
+        side = min(sides, key=_side_order)
+        group = side.next
+        served.append(ahead.take(group.line))
+        models[group.model] = None
+        is_over = (
+            len(served) == most
+            or bool(at.pairs_of_note)
+            or not len(group.line)
+            or at.is_choice(group, True)
+        )
+        if not is_over:
+            side.update()
+    loaded = group.model if group.is_loadable else None
+    ahead.history.note_models(models, now, loaded)
+    return served, loaded
+
+
+class _Side:
+    """The groups of a class of which one is served next."""
+
+    def __init__(self, may_run: Sequence[Group[LineAhead]], settings: Settings) -> None:
+        self._groups = [group for group in may_run if group.rank == may_run[0].rank]
+        self._most = class_key(may_run[len(self._groups) :], settings)
+        self._priority = self._groups[0].line.priority
+        self._handicap_s = self._priority * settings.aging_s
+        self.update()
+
+    def update(self) -> None:
+        """Find the next group anew."""
+        self.next = min(self._groups, key=_line_oldest)
+        key = self.next.line.oldest.arrived_at - self._handicap_s
+        self.order = (min(key, self._most), -self._priority)
+
+
+def _line_oldest(group: Group[LineAhead]) -> int:
+    return group.line.oldest.seq
+
+
+_side_order = attrgetter("order")

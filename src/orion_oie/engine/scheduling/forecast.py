@@ -8,19 +8,15 @@ The key of a class, by which it comes before others, is that of its oldest reque
 be numbered in the order of their times: then the key of a class only grows while it is served.
 """
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter, itemgetter
-from typing import Generic, TypeVar
+from operator import itemgetter
 
-from orion_oie.engine.scheduling.ahead import Ahead, LineAhead
 from orion_oie.engine.scheduling.history import History, Settings
 from orion_oie.engine.scheduling.lines import Line, Row, Waiting
-from orion_oie.engine.scheduling.ranking import Group, Wanted, class_order, classes_of, runnable
+from orion_oie.engine.scheduling.moment import Moment, class_key
+from orion_oie.engine.scheduling.ranking import Group, class_order
 from orion_oie.schemas.availability import Availability
-
-W = TypeVar("W", bound=Wanted)
 
 _oldest_of, _key_of = itemgetter(0), itemgetter(1)
 
@@ -83,7 +79,7 @@ class _Run:
         self._settings = settings
         self.priority = may_run[0].line.priority
         self.groups = [group for group in may_run if group.rank == may_run[0].rank]
-        self._most = _key(may_run[len(self.groups) :], settings)  # the others stay as old
+        self._most = class_key(may_run[len(self.groups) :], settings)  # the others stay as old
         firsts = {group.oldest.seq: group for group in self.groups if is_choice(group, True)}
         lasts = [group.line.last_seq for group in self.groups if is_choice(group, False)]
         last = max(group.line.last_seq for group in self.groups)
@@ -104,7 +100,7 @@ class _Run:
         """End where the key of the class becomes greater than `key`, or equal to it unless `or_at`.
         The class has to be as old as `others` too, if any are given, instead of those that may be
         served later."""
-        most = _key(others, self._settings) if others else self._most
+        most = class_key(others, self._settings) if others else self._most
         if most < key or (or_at and most == key):
             return
         for group in self.groups:
@@ -123,118 +119,6 @@ class _Run:
         return rows, [group.model for group in served], loaded
 
 
-def _key(groups: Sequence[Group[W]], settings: Settings) -> float:
-    return class_order(groups, settings)[0] if groups else math.inf
-
-
-class _Moment(Generic[W]):
-    """The classes in order, and what of them may be served."""
-
-    def __init__(
-        self,
-        lines: Sequence[Sequence[W]],
-        later: Mapping[str, Availability],
-        history: History,
-        now: float,
-        settings: Settings,
-    ) -> None:
-        self._history, self._now, self._settings = history, now, settings
-        holds: dict[str, str] = {}
-        self.classes = classes_of(lines, later, history, now, settings)
-        plans = [runnable(groups, holds, history, now, settings) for groups in self.classes]
-        self.plans = [may_run for may_run in plans if may_run]
-        if not self.plans:
-            raise RuntimeError("nothing can be served although nothing is full or blocked")
-        self.pairs_of_note = self._pairs_of_note() if holds and len(self.classes) > 1 else []
-        self._overdue = {
-            group.model
-            for groups in self.classes
-            for group in groups
-            if group.is_overdue and group.unserved_since < now
-        }
-
-    def _pairs_of_note(self) -> list[tuple[Sequence[Group[W]], Sequence[Group[W]]]]:
-        """Each class with each behind it if one of the two holds models back, and
-        the other would load one if it came first."""
-        holding: list[bool] = []
-        loading: list[bool] = []
-        for groups in self.classes:
-            holds: dict[str, str] = {}
-            may_run = runnable(groups, holds, self._history, self._now, self._settings)
-            holding.append(bool(holds))
-            loading.append(any(group.is_loadable for group in may_run))
-        return [
-            (self.classes[front], self.classes[behind])
-            for front in range(len(holding))
-            for behind in range(front + 1, len(holding))
-            if (holding[front] and loading[behind]) or (loading[front] and holding[behind])
-        ]
-
-    def is_choice(self, group: Group[W], is_first: bool) -> bool:
-        """True when serving the first one of a group, or its last one, may change who is next, and
-        not only by who is oldest."""
-        if is_first:
-            return group.is_loadable or group.model in self._overdue
-        return self._history.is_in_turn(group.model, self._now, self._settings.turn_s)
-
-
-def follow(
-    ahead: Ahead,
-    lines: Sequence[Sequence[LineAhead]],
-    later: Mapping[str, Availability],
-    now: float,
-    settings: Settings,
-    most: int,
-) -> tuple[list[Waiting], str | None]:
-    """As `stretch`, for `most` requests of lines that change each other's shares. It takes them
-    from `ahead`."""
-    at = _Moment(lines, later, ahead.history, now, settings)
-    sides = [_Side(may_run, settings) for may_run in at.plans]
-    served: list[Waiting] = []
-    models: dict[str, None] = {}
-    is_over = False
-    while not is_over:
-        side = min(sides, key=_side_order)
-        group = side.next
-        served.append(ahead.take(group.line))
-        models[group.model] = None
-        is_over = (
-            len(served) == most
-            or bool(at.pairs_of_note)
-            or not len(group.line)
-            or at.is_choice(group, True)
-        )
-        if not is_over:
-            side.update()
-    loaded = group.model if group.is_loadable else None
-    ahead.history.note_models(models, now, loaded)
-    return served, loaded
-
-
-class _Side:
-    """The groups of a class of which one is served next."""
-
-    def __init__(self, may_run: Sequence[Group[LineAhead]], settings: Settings) -> None:
-        self._groups = [group for group in may_run if group.rank == may_run[0].rank]
-        self._most = _key(may_run[len(self._groups) :], settings)
-        self._priority = self._groups[0].line.priority
-        self._handicap_s = self._priority * settings.aging_s
-        self.update()
-
-    def update(self) -> None:
-        """Find the next group anew."""
-        self.next = min(self._groups, key=_line_oldest)
-        key = self.next.line.oldest.arrived_at - self._handicap_s
-        self.order = (min(key, self._most), -self._priority)
-
-
-def _line_oldest(group: Group[LineAhead]) -> int:
-    return group.line.oldest.seq
-
-
-_side_order = attrgetter("order")
-
-
 def stretch(
     rests: Sequence[Sequence[Rest]],
     later: Mapping[str, Availability],
@@ -244,7 +128,7 @@ def stretch(
 ) -> tuple[list[Waiting], str | None]:
     """The requests that are served next, in order, and the model that is loaded for the last one.
     Takes them from `rests`, the lines of each priority, and notes them in `history`."""
-    at = _Moment(rests, later, history, now, settings)
+    at = Moment(rests, later, history, now, settings)
     runs = {may_run[0].line.priority: _Run(may_run, at.is_choice, settings) for may_run in at.plans}
     _keep_order(at, runs, settings)
     if len(runs) > 1:
@@ -261,7 +145,7 @@ def stretch(
     return [one for _, _, one in rows], loaded
 
 
-def _keep_order(at: _Moment[Rest], runs: Mapping[int, _Run], settings: Settings) -> None:
+def _keep_order(at: Moment[Rest], runs: Mapping[int, _Run], settings: Settings) -> None:
     """End runs before classes change places whose order is of note."""
     for front, behind in at.pairs_of_note:
         run = runs.get(front[0].line.priority)

@@ -19,8 +19,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orion_oie.engine.scheduling.ahead import Ahead
-from orion_oie.engine.scheduling.forecast import Rest, follow, stretch
+from orion_oie.engine.scheduling.ahead import Ahead, follow
+from orion_oie.engine.scheduling.forecast import Rest, stretch
 from orion_oie.engine.scheduling.history import History, Settings
 from orion_oie.engine.scheduling.lines import Line, Lines, Waiting
 from orion_oie.engine.scheduling.ranking import Group, class_order, classes_of, runnable
