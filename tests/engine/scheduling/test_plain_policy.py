@@ -122,6 +122,21 @@ def test_where_flows_wait_in_several_priorities_the_first_are_exact(
     assert sorted(one.seq for one in ordered) == [one.seq for one in waiting]
 
 
+def test_of_very_many_the_first_are_exact() -> None:
+    """Flows of several priorities are followed to the end where few wait, else for the first."""
+    who = [("x", "s"), ("y", None), ("x", "t")]
+    for count, exact in ((500, 500), (501, 100)):
+        waiting = [
+            Waiting(seq, MODELS[seq % 2], *who[seq * seq % 3], seq * seq % 7 % 3, seq / 10)
+            for seq in range(count)
+        ]
+        found = order(waiting, {}, History(), NOW, Settings())
+        whole = order(waiting, {}, History(), NOW, Settings(), exact=count)
+        assert found[:exact] == whole[:exact]
+        assert (found == whole) == (exact == count)
+        assert sorted(one.seq for one in found) == list(range(count))
+
+
 class Engine:
     """Requests that come in the order of their numbers, and are served or taken back, in both
     forms; models that evict each other. All of it by chance."""

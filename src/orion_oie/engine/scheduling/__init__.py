@@ -2,6 +2,7 @@
 
 For the engine: queue (the waiting requests, and the threads that serve them). Its parts: policy,
 ranking and fairness (which request is next; all are pure), lines (the waiting requests, by model),
-forecast, ahead and moment (the order of all that wait), history (what was served), in_flight (the
-requests that are being served), seats (the lock and the sleeping places of its threads).
+forecast, ahead, moment and places (the order of all that wait), history (what was served),
+in_flight (the requests that are being served), seats (the lock and the sleeping places of its
+threads).
 """

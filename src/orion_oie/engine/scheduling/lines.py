@@ -52,9 +52,16 @@ class Plan:
     of their agents is served out of another line of the model. `requests` are all, by number."""
 
     def __init__(
-        self, requests: Mapping[int, Waiting], served: Sequence[Waiting], handicap_s: float
+        self,
+        requests: Mapping[int, Waiting],
+        served: Sequence[Waiting],
+        handicap_s: float,
+        *,
+        is_one_flow: bool,
+        of: object,
     ) -> None:
         self._requests, self._handicap_s = requests, handicap_s
+        self.is_one_flow, self.of = is_one_flow, of  # of: what it depends on beside the requests
         self.oldest = oldest_left([one.seq for one in served])  # these never fall,
         self.keys = [  # and these neither if requests are numbered in the order of their times
             one.arrived_at - handicap_s for one in map(requests.__getitem__, self.oldest)
@@ -130,7 +137,6 @@ class Line:
         self.agents: dict[str, AgentLine] = {}
         self.turns: Turns[str] = Turns(self._head)
         self._plan: Plan | None = None
-        self._plan_of: tuple[bool, object, float] = (False, None, 0.0)
 
     def _head(self, agent: str) -> int | None:
         own = self.agents.get(agent)
@@ -157,15 +163,17 @@ class Line:
         """The requests in the order in which they are served by these shares. It may be used until
         one comes or goes, or somebody is served."""
         is_one_flow = self.is_one_flow
-        of = is_one_flow, None if is_one_flow else shares.state, aging_s
-        if self._plan is None or self._plan_of != of:
+        of = (None if is_one_flow else shares.state, aging_s)
+        plan = self._plan
+        if plan is None or plan.of != of or plan.is_one_flow != is_one_flow:
             by_agent = {
                 agent: own.merged(shares.sessions(agent)) for agent, own in self.agents.items()
             }
             served = merged(by_agent, shares.agents)
-            self._plan = Plan(self.requests, served, self.priority * aging_s)
-            self._plan_of = of
-        return self._plan
+            handicap_s = self.priority * aging_s
+            plan = Plan(self.requests, served, handicap_s, is_one_flow=is_one_flow, of=of)
+            self._plan = plan
+        return plan
 
     def fairest(self, shares: AgentShares) -> Waiting:
         """The request whose turn it is by these shares."""
@@ -184,14 +192,14 @@ class Line:
             self.turns.add(one.agent)
         else:
             own.add(one)
-        if self._plan is not None and self._plan_of[0] and self.is_one_flow:
+        if self._plan is not None and self._plan.is_one_flow and self.is_one_flow:
             self._plan.add(one)
         else:
             self._plan = None
 
     def remove(self, one: Waiting) -> None:
         """Take a request out."""
-        if self._plan is not None and self._plan_of[0]:
+        if self._plan is not None and self._plan.is_one_flow:
             self._plan.remove(one)
         else:
             self._plan = None

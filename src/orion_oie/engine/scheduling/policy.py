@@ -81,20 +81,23 @@ def order(
     now: float,
     settings: Settings,
     *,
-    exact: int = 100,
+    exact: int | None = None,
 ) -> list[Waiting]:
     """All requests in the order in which they would be served if no other came, and if no model
     were full or blocked in its turn. An estimate: it knows no durations.
 
     Where several agents or sessions wait for one model in several priorities, what is served of one
-    priority changes whose turn it is in the others. Only for the first `exact` that is followed to
-    the end; those behind them are ordered as if each priority had shares of its own."""
+    priority changes whose turn it is in the others. That is followed for the first `exact` only:
+    by default for all of up to 500, and for the first 100 of more. Those behind them are ordered as
+    if each priority had shares of its own."""
     lines = waiting if isinstance(waiting, Lines) else Lines(waiting)
     later = {model: _once_idle(availability.get(model, UNKNOWN)) for model in lines.counts}
     if not lines.is_in_order:
         return _step_by_step(Lines(lines), later, history.copy(), now, settings)
     first: list[Waiting] = []
     if _is_entangled(lines):
+        if exact is None:
+            exact = len(lines) if len(lines) <= _FEW else _FIRST
         first = _follow(Ahead(lines, history), dict(later), now, settings, exact)
     if len(first) == len(lines):
         return first
@@ -102,6 +105,9 @@ def order(
     rests = [[Rest(line, history, settings) for line in its] for its in lines.classes()]
     rest = _merge(rests, later, history.without_shares(), now, settings)
     return first + [one for one in rest if one.seq not in done] if first else rest
+
+
+_FEW, _FIRST = 500, 100
 
 
 def _is_entangled(lines: Lines) -> bool:
