@@ -31,7 +31,17 @@ COUNTS = (256, 2_000, 10_000)
 AGENTS = 8
 BAR_COUNT = 10_000
 # By the figure: the bar with that many waiting, in ms.
-BARS = {"queue_position": 2, "order": 5, "health()": 50, "shutdown(0)": 500}
+BARS = {
+    "queue_position": 2,
+    "queue_position, of a new one": 25,
+    "order": 5,
+    "order, 1 model, 16 agents, 1,000 sessions": 20,
+    "order, 1 model, 16 agents, 10,000 sessions": 20,
+    "order, 8 models, 16 agents, 1,000 sessions, 3 priorities": 20,
+    "order, 50 models": 20,
+    "health()": 50,
+    "shutdown(0)": 500,
+}
 MODELS = 1_000
 
 
@@ -45,8 +55,7 @@ def timed_ms(call: Callable[[], object], rounds: int) -> list[float]:
 
 
 def figure(name: str, count: int, times_ms: Sequence[float], unit: str = "ms") -> Row:
-    what = name.partition(",")[0]
-    bar = BARS.get(what) if count == BAR_COUNT else None
+    bar = BARS.get(name, BARS.get(name.partition(",")[0])) if count == BAR_COUNT else None
     return row(f"{name}, {count} waiting", times_ms, unit, bar=bar, higher_is_better=False)
 
 
@@ -73,7 +82,22 @@ CROWDS = {
     "8 models": {"models": 8, "sessions": 1, "priorities": 1},
     "8 models, 3 priorities": {"models": 8, "sessions": 1, "priorities": 3},
     "8 models, 16 agents, 1,000 sessions": {"models": 8, "sessions": 1000, "priorities": 1},
+    "8 models, 16 agents, 1,000 sessions, 3 priorities": {
+        "models": 8,
+        "sessions": 1000,
+        "priorities": 3,
+    },
+    "1 model, 16 agents, 1,000 sessions": {"models": 1, "sessions": 1000, "priorities": 1},
+    "1 model, 16 agents, 10,000 sessions": {"models": 1, "sessions": 10_000, "priorities": 1},
+    "50 models": {"models": 50, "sessions": 1, "priorities": 1},
 }
+
+
+def _change(lines: Lines, seq: int, now: float) -> None:
+    """The oldest request leaves, and one like it comes."""
+    one = next(iter(lines))
+    lines.remove(one)
+    lines.add(Waiting(seq, one.model, one.agent, one.session, one.priority, now))
 
 
 def order_rows(counts: Sequence[int], rounds: int) -> Iterator[Row]:
@@ -83,13 +107,15 @@ def order_rows(counts: Sequence[int], rounds: int) -> Iterator[Row]:
             lines = crowd(count, **kind)
             found = {model: READY if model < "m4" else loadable for model in lines.counts}
             now = count / 100
-            times = timed_ms(
-                lambda lines=lines, found=found, now=now: order(
-                    lines, found, History(), now, Settings()
-                ),
-                rounds,
-            )
-            yield figure(f"order, {label}", count, times)
+            history, times = History(), list[float]()
+            for number in range(rounds + 1):
+                _change(lines, count + number, now)
+                at = (lines, found, history, now, Settings())
+                times += timed_ms(lambda at=at: order(*at), 1)
+            # The first one finds lines that nobody has looked at.
+            yield figure(f"order, {label}", count, times[1:])
+            if count == BAR_COUNT:
+                yield row(f"first order, {label}", times[:1], "ms", higher_is_better=False)
             history = History()
             served = min(count, 1000)
             began_at = time.perf_counter()
@@ -174,6 +200,12 @@ def engine_rows(count: int, rounds: int) -> Iterator[Row]:
             times += timed_ms(lambda n=number: handles[n - rounds].queue_position, 1)
         assert first == [True]
         yield figure("queue_position", count, times)
+        times = []
+        for number in range(rounds):
+            new = engine.submit("Hello?", agent=f"a{number % AGENTS}", priority=number % 3)
+            times += timed_ms(lambda handle=new: handle.queue_position, 1)
+            new.cancel()
+        yield figure("queue_position, of a new one", count, times)
         yield figure("health()", count, timed_ms(engine.health, rounds))
         yield figure("stats()", count, timed_ms(engine.stats, rounds))
         half = handles[::2]

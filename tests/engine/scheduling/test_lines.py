@@ -33,13 +33,12 @@ def check(lines: Lines, plain: list[Waiting]) -> None:
             assert line.oldest == own[0]
             flows = list(dict.fromkeys(one.flow for one in own))
             assert line.is_one_flow == (len(flows) == 1)
-            by_flow = {
-                (agent, session): requests
-                for agent, sessions in line.flows().items()
-                for session, requests in sessions.items()
-            }
-            assert by_flow == {flow: [one for one in own if one.flow == flow] for flow in flows}
             assert line.fairest(AgentShares()) == own[0]
+            plan = line.plan(AgentShares(), 30.0)
+            assert {served.seq for _, _, served in plan.rows} == {one.seq for one in own}
+            assert [seq for seq, _, _ in plan.rows] == list(plan.oldest)
+            assert [key for _, key, _ in plan.rows] == list(plan.keys)
+            assert plan.oldest_at(0) == own[0]
     for model in models:
         asked = Counter(one.flow for one in plain if one.model == model)
         askers = lines.askers(model)
@@ -62,3 +61,13 @@ def test_lines_agree_with_a_list(steps: list[tuple[Waiting, int]]) -> None:
     while plain:
         lines.remove(plain.pop(0))
         check(lines, plain)
+
+
+def test_the_plan_of_a_line_is_made_anew_once_somebody_was_served() -> None:
+    """A service out of another line of the model changes the turns, though the line is the same."""
+    lines = Lines(Waiting(seq, "m", agent, None, 0, 0.0) for seq, agent in enumerate("xy"))
+    (line,) = next(iter(lines.classes()))
+    shares = AgentShares()
+    assert [one.agent for _, _, one in line.plan(shares, 1.0).rows] == ["x", "y"]
+    shares.serve("x", None, 2, 1)
+    assert [one.agent for _, _, one in line.plan(shares, 1.0).rows] == ["y", "x"]

@@ -9,7 +9,7 @@ requests: callers pass who asks and who was served.
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from typing import Generic, Protocol, TypeVar
@@ -37,11 +37,12 @@ class Shares(Generic[F]):
     def __init__(self) -> None:
         self._clock = 0.0
         self._ends: dict[F, float] = {}
+        self.state: object = None  # another one whenever a flow is served; equal for equal shares
 
     def copy(self) -> "Shares[F]":
         """An independent copy."""
         new = Shares[F]()
-        new._clock, new._ends = self._clock, dict(self._ends)
+        new._clock, new._ends, new.state = self._clock, dict(self._ends), self.state
         return new
 
     @property
@@ -54,8 +55,14 @@ class Shares(Generic[F]):
         the clock: the least start is next, and of equals the flow with the oldest request."""
         return self._ends.get(flow, 0.0)
 
+    def are_any_ahead(self, flows: Iterable[F]) -> bool:
+        """True when one of these starts later than at the clock."""
+        ends, clock = self._ends, self._clock
+        return any(ends[flow] > clock for flow in flows if flow in ends)
+
     def serve(self, flow: F, flows: int) -> None:
         """A flow is served, one of `flows` that ask."""
+        self.state = object()
         start = max(self._clock, self.end(flow))
         self._ends[flow] = start + 1
         self._clock = max(start, self._clock + 1 / (flows + 1))
@@ -69,6 +76,11 @@ class AgentShares:
     def __init__(self) -> None:
         self.agents: Shares[str] = Shares()
         self._sessions: dict[str, Shares[str | None]] = {}
+
+    @property
+    def state(self) -> object:
+        """Another one whenever somebody is served: the agents are at each service."""
+        return self.agents.state
 
     def copy(self) -> "AgentShares":
         """An independent copy."""
@@ -110,6 +122,17 @@ class Turns(Generic[F]):
         if flow not in self._noted and head is not None:
             self._noted[flow] = None
             heappush(self._at_clock, (head, flow))
+
+    def copy(
+        self, head: Callable[[F], int | None], past: Shares[F], shares: Shares[F]
+    ) -> "Turns[F]":
+        """The same flows with heads of their own, by `shares`, a copy of the shares `past`."""
+        new = Turns(head)
+        new._noted = dict(self._noted)
+        if self._shares is past:
+            new._shares = shares
+            new._at_clock, new._ahead = list(self._at_clock), list(self._ahead)
+        return new
 
     def next(self, shares: Shares[F]) -> F:
         """The flow whose turn it is by these shares. Raises `LookupError` if none waits."""
@@ -158,9 +181,9 @@ class Turns(Generic[F]):
             heappush(self._ahead, (end, head, flow))
 
 
-def oldest_left(requests: Sequence[N]) -> list[int]:
-    """For each place in an order, the number of the oldest request from there on."""
-    left = list(accumulate((one.seq for one in reversed(requests)), min))
+def oldest_left(seqs: Sequence[int]) -> list[int]:
+    """For each place in an order of numbers, the least one from there on."""
+    left = list(accumulate(reversed(seqs), min))
     left.reverse()
     return left
 
@@ -181,7 +204,10 @@ def merged(flows: Mapping[F, Sequence[N]], shares: Shares[F]) -> Sequence[N]:
             later.append((end, seq, index))
     heapify(at_clock)
     ahead = deque(sorted(later))  # what is served is put at its end, and keeps it sorted
-    lefts = [zip(requests, oldest_left(requests)[1:], strict=False) for requests in flows.values()]
+    lefts = [
+        zip(requests, oldest_left([one.seq for one in requests])[1:], strict=False)
+        for requests in flows.values()
+    ]
     lasts = [requests[-1] for requests in flows.values()]
     order: list[N] = []
     step = 1 / (number + 1)

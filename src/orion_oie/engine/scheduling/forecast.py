@@ -3,186 +3,161 @@
 Between two choices that depend on more than who is oldest, requests are served in a stretch: `Rest`
 has the order within one line, and `stretch` merges lines up to the next such choice. The result is
 the same as that of one choice after the other.
+
+The key of a class, by which it comes before others, is that of its oldest request. Requests have to
+be numbered in the order of their times: then the key of a class only grows while it is served.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 
-from orion_oie.engine.scheduling.fairness import merged, oldest_left
 from orion_oie.engine.scheduling.history import History, Settings
-from orion_oie.engine.scheduling.lines import Line, Waiting
-from orion_oie.engine.scheduling.ranking import Group, classes_of, runnable
+from orion_oie.engine.scheduling.lines import Line, Row, Waiting
+from orion_oie.engine.scheduling.moment import Moment, class_key
+from orion_oie.engine.scheduling.ranking import Group, class_order
 from orion_oie.schemas.availability import Availability
 
-_Row = tuple[int, Waiting, Waiting]  # number of the oldest that is left, the oldest, the served one
+_oldest_of, _key_of = itemgetter(0), itemgetter(1)
 
 
 class Rest:
     """The requests of a line that are left, in the order in which they are served."""
 
-    def __init__(self, line: Line, history: History) -> None:
+    def __init__(self, line: Line, history: History, settings: Settings) -> None:
         self.model = line.model
         self.priority = line.priority
+        self._plan = line.plan(history.shares(line.model), settings.aging_s)
         self._at = 0
-        self._requests: Sequence[Waiting] = list(line)
-        self._oldest = self._requests  # that is left, at each place
-        self._seqs = [one.seq for one in self._requests]  # of the oldest: they never fall
-        if not line.is_one_flow:
-            shares = history.shares(line.model)
-            by_agent = {
-                agent: merged(sessions, shares.sessions(agent))
-                for agent, sessions in line.flows().items()
-            }
-            by_seq = {one.seq: one for one in self._requests}
-            self._requests = merged(by_agent, shares.agents)
-            self._seqs = oldest_left(self._requests)
-            self._oldest = [by_seq[seq] for seq in self._seqs]
 
     def __len__(self) -> int:
-        return len(self._requests) - self._at
+        return len(self._plan.rows) - self._at
 
     @property
     def oldest(self) -> Waiting:
         """The request that came first."""
-        return self._oldest[self._at]
+        return self._plan.oldest_at(self._at)
 
     @property
     def last_seq(self) -> int:
         """The number of the oldest that is left when only the last one is left."""
-        return self._seqs[-1]
+        return self._plan.oldest[-1]
 
-    def until(self, seq: int, most: int) -> list[_Row]:
-        """What is served as long as the oldest that is left is not newer than `seq`: `most` of
-        it."""
-        end = bisect_right(self._seqs, seq, self._at)
-        ours = slice(self._at, min(end, self._at + most))
-        return list(zip(self._seqs[ours], self._oldest[ours], self._requests[ours], strict=True))
+    def number_until(self, seq: int) -> int:
+        """How many are served as long as the oldest that is left is not newer than `seq`."""
+        return bisect_right(self._plan.oldest, seq, self._at) - self._at
 
-    def number_before(self, seq: int) -> int:
-        """How many are served as long as the oldest that is left is older than `seq`."""
-        return bisect_left(self._seqs, seq, self._at) - self._at
+    def number_before(self, key: float, *, or_at: bool) -> int:
+        """How many are served as long as the key of the oldest that is left is less than `key`, or
+        equal to it."""
+        cut = bisect_right if or_at else bisect_left
+        return cut(self._plan.keys, key, self._at) - self._at
 
-    def has(self, seq: int) -> bool:
-        """True when that one is the oldest at some time."""
-        place = bisect_left(self._seqs, seq, self._at)
-        return place < len(self._seqs) and self._seqs[place] == seq
+    def key(self, number: int) -> float:
+        """The key of the oldest that is left once so many are served."""
+        return self._plan.keys[self._at + number]
 
-    def take(self, number: int) -> None:
+    def take(self, number: int) -> Sequence[Row]:
         """So many are served."""
-        self._at += number
+        began, self._at = self._at, self._at + number
+        return self._plan.rows[began : self._at]
 
 
-@dataclass(frozen=True, slots=True)
 class _Run:
-    """The requests of one class up to the first choice that depends on more than their age."""
+    """The requests of one class up to the first choice that depends on more than their age.
 
-    groups: Sequence[Group[Rest]]
-    rows: Sequence[_Row]
+    Of the groups that `may_run` those of the first rank are served. `is_choice(group, is_first)`:
+    serving the first, or the last one of a group may change who is next.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         may_run: Sequence[Group[Rest]],
         is_choice: Callable[[Group[Rest], bool], bool],
-        most: int,
-    ) -> "_Run":
-        """The run of groups that may be served, of `most` requests. `is_choice(group, is_first)`:
-        serving the first, or the last one of a group may change who is next."""
-        equals = [group for group in may_run if group.rank[:2] == may_run[0].rank[:2]]
-        firsts = [group.oldest.seq for group in equals if is_choice(group, True)]
-        lasts = [group.line.last_seq for group in equals if is_choice(group, False)]
-        until = min([*firsts, *lasts], default=max(group.line.last_seq for group in equals))
-        rows = [row for group in equals for row in group.line.until(until, most)]
-        if len(equals) > 1:
-            rows.sort(key=itemgetter(0))
-        del rows[most:]
-        if until in firsts:  # the same one may stay the oldest
-            first = next((number for number, row in enumerate(rows, 1) if row[0] == until), most)
-            del rows[first:]
-        return cls(equals, rows)
+        settings: Settings,
+    ) -> None:
+        self._settings = settings
+        self.priority = may_run[0].line.priority
+        self.groups = [group for group in may_run if group.rank == may_run[0].rank]
+        self._most = class_key(may_run[len(self.groups) :], settings)  # the others stay as old
+        firsts = {group.oldest.seq: group for group in self.groups if is_choice(group, True)}
+        lasts = [group.line.last_seq for group in self.groups if is_choice(group, False)]
+        last = max(group.line.last_seq for group in self.groups)
+        until = min([*firsts, *lasts], default=last)
+        self._numbers = {
+            # After a first one that is a choice the same request may still be the oldest.
+            group.model: 1 if group is firsts.get(until) else group.line.number_until(until)
+            for group in self.groups
+        }
 
-    def keys(self, others: Sequence[Group[Rest]], settings: Settings) -> list[float]:
-        """The sort key of the class at each place; `others` are its groups that are not served. It
-        is raised to the largest so far: after that one, what has a lower key is next in any case.
-        """
-        handicap_s = self.groups[0].line.priority * settings.aging_s
-        oldest = min((group.oldest for group in others), key=lambda one: one.seq, default=None)
-        keys = [
-            (one if oldest is None or seq < oldest.seq else oldest).arrived_at - handicap_s
-            for seq, one, _ in self.rows
-        ]
-        return list(accumulate(keys, max))
+    def end(self) -> float:
+        """The key of the class before the last one is served."""
+        numbers = self._numbers
+        served = [group.line for group in self.groups if numbers[group.model]]
+        return min(self._most, max(line.key(numbers[line.model] - 1) for line in served))
 
-    def take(self, number: int) -> tuple[list[str], str | None]:
-        """So many are served: the models that serve them, and the one that is loaded."""
-        if not number:
-            return [], None
-        last = self.rows[number - 1][0]
-        owner = next(group for group in self.groups if group.line.has(last))
-        models, left = [owner.model], number
+    def cut(self, key: float, *, or_at: bool, others: Sequence[Group[Rest]] = ()) -> None:
+        """End where the key of the class becomes greater than `key`, or equal to it unless `or_at`.
+        The class has to be as old as `others` too, if any are given, instead of those that may be
+        served later."""
+        most = class_key(others, self._settings) if others else self._most
+        if most < key or (or_at and most == key):
+            return
         for group in self.groups:
-            before = group.line.number_before(last)
-            if group is not owner and before:
-                models.append(group.model)
-                group.line.take(before)
-                left -= before
-        owner.line.take(left)
-        return models, owner.model if owner.availability.is_loadable else None
+            number = group.line.number_before(key, or_at=or_at)
+            self._numbers[group.model] = min(self._numbers[group.model], number)
+
+    def take(self) -> tuple[list[Row], list[str], str | None]:
+        """All are served: they, the models that serve them, and the one that is loaded."""
+        served = [group for group in self.groups if self._numbers[group.model]]
+        rows = [row for group in served for row in group.line.take(self._numbers[group.model])]
+        if len(served) > 1:
+            rows.sort(key=_oldest_of)
+        if rows and rows[-1][1] > self._most:
+            rows = [(seq, min(key, self._most), one) for seq, key, one in rows]
+        loaded = next((group.model for group in served if group.is_loadable), None)
+        return rows, [group.model for group in served], loaded
 
 
 def stretch(
     rests: Sequence[Sequence[Rest]],
-    later: dict[str, Availability],
+    later: Mapping[str, Availability],
     history: History,
     now: float,
     settings: Settings,
-    most: int,
 ) -> tuple[list[Waiting], str | None]:
     """The requests that are served next, in order, and the model that is loaded for the last one.
-    Takes them from `rests`, the lines of each priority, and notes them in `history`. It looks at
-    `most` requests of each priority."""
-    holds: dict[str, str] = {}
-    classes = classes_of(rests, later, history, now, settings)
-    plans = [runnable(groups, holds, history, now, settings) for groups in classes]
-    plans = sorted(filter(None, plans), key=lambda groups: -groups[0].line.priority)
-    every = [group for groups in classes for group in groups]
-    overdue = {group.model for group in every if group.is_overdue and group.unserved_since < now}
-    oldest: set[int] = set()
-    if holds and len(classes) > 1:
-        # What is held back depends on the order of the classes, so on the oldest of each.
-        oldest = {min(group.oldest.seq for group in groups) for groups in classes}
-
-    def is_choice(group: Group[Rest], is_first: bool) -> bool:
-        if is_first:
-            is_load = group.availability.is_loadable
-            return is_load or group.model in overdue or group.oldest.seq in oldest
-        return history.is_in_turn(group.model, now, settings.turn_s)
-
-    if not plans:
-        raise RuntimeError("nothing can be served although nothing is full or blocked")
-    runs = [_Run.of(may_run, is_choice, most) for may_run in plans]
-    if len(runs) == 1:
-        numbers, rows = [len(runs[0].rows)], list(runs[0].rows)
-    else:
-        keyed: list[tuple[float, _Row]] = []
-        numbers = []
-        keys = [
-            run.keys(may_run[len(run.groups) :], settings)
-            for run, may_run in zip(runs, plans, strict=True)
-        ]
-        first_end = min(range(len(runs)), key=lambda place: (keys[place][-1], place))
-        for place, its in enumerate(keys):  # of equal keys, the higher priority is first
-            cut = bisect_right if place <= first_end else bisect_left
-            numbers.append(cut(its, keys[first_end][-1]))
-            keyed += zip(its[: numbers[-1]], runs[place].rows, strict=False)
-        keyed.sort(key=itemgetter(0))
-        rows = [row for _, row in keyed]
+    Takes them from `rests`, the lines of each priority, and notes them in `history`."""
+    at = Moment(rests, later, history, now, settings)
+    runs = {may_run[0].line.priority: _Run(may_run, at.is_choice, settings) for may_run in at.plans}
+    _keep_order(at, runs, settings)
+    if len(runs) > 1:
+        _cut_at_first_end(runs)
+    rows: list[Row] = []
     loaded = None
-    for run, number in zip(runs, numbers, strict=True):
-        models, its_load = run.take(number)
+    for _, run in sorted(runs.items(), reverse=True):  # of equal keys, the higher priority is first
+        its_rows, models, its_load = run.take()
+        rows += its_rows
         history.note_models(models, now, its_load)
         loaded = loaded or its_load
+    if len(runs) > 1:
+        rows.sort(key=_key_of)
     return [one for _, _, one in rows], loaded
+
+
+def _keep_order(at: Moment[Rest], runs: Mapping[int, _Run], settings: Settings) -> None:
+    """End runs before classes change places whose order is of note."""
+    for front, behind in at.pairs_of_note:
+        run = runs.get(front[0].line.priority)
+        if run is not None:
+            others = [group for group in front if group not in run.groups]
+            is_above = front[0].line.priority > behind[0].line.priority
+            run.cut(class_order(behind, settings)[0], or_at=is_above, others=others)
+
+
+def _cut_at_first_end(runs: Mapping[int, _Run]) -> None:
+    """End all runs where the first of them ends."""
+    end, below = min((run.end(), -priority) for priority, run in runs.items())
+    for priority, run in runs.items():
+        if priority != -below:
+            run.cut(end, or_at=priority > -below)

@@ -27,11 +27,16 @@ class History:
         self._loaded_at: dict[str, float] = {}
         self._shares: dict[str, AgentShares] = {}
 
-    def copy(self) -> "History":
-        """An independent copy."""
+    def without_shares(self) -> "History":
+        """An independent copy, as if nobody had been served."""
         new = History()
         new._dispatched_at = dict(self._dispatched_at)
         new._loaded_at = dict(self._loaded_at)
+        return new
+
+    def copy(self) -> "History":
+        """An independent copy."""
+        new = self.without_shares()
         new._shares = {model: shares.copy() for model, shares in self._shares.items()}
         return new
 

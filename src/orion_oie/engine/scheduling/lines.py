@@ -4,12 +4,20 @@ The structure is updated as requests come and go, so that a decision need not so
 nothing and has no lock.
 """
 
+import math
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from orion_oie.engine.scheduling.fairness import AgentShares, Turns
+from orion_oie.engine.scheduling.fairness import (
+    AgentShares,
+    Shares,
+    Turns,
+    merged,
+    oldest_left,
+)
 
 K = TypeVar("K")
 
@@ -34,10 +42,53 @@ class Waiting:
         return self.agent, self.session
 
 
-class _AgentLine:
+Row = tuple[int, float, Waiting]
+"""A request in the order of service. Before it, of the oldest one that is left then: the number,
+and the key by which its class comes before others."""
+
+
+class Plan:
+    """The requests of a line in the order in which they are served while no other comes, and none
+    of their agents is served out of another line of the model. `requests` are all, by number."""
+
+    def __init__(
+        self,
+        requests: Mapping[int, Waiting],
+        served: Sequence[Waiting],
+        handicap_s: float,
+        *,
+        is_one_flow: bool,
+        of: object,
+    ) -> None:
+        self._requests, self._handicap_s = requests, handicap_s
+        self.is_one_flow, self.of = is_one_flow, of  # of: what it depends on beside the requests
+        self.oldest = oldest_left([one.seq for one in served])  # these never fall,
+        self.keys = [  # and these neither if requests are numbered in the order of their times
+            one.arrived_at - handicap_s for one in map(requests.__getitem__, self.oldest)
+        ]
+        self.rows: list[Row] = list(zip(self.oldest, self.keys, served, strict=True))
+
+    def oldest_at(self, place: int) -> Waiting:
+        """The oldest one that is left once so many are served."""
+        return self._requests[self.oldest[place]]
+
+    def add(self, one: Waiting) -> None:
+        """Put a request at the end of the only flow."""
+        self.oldest.append(one.seq)
+        self.keys.append(one.arrived_at - self._handicap_s)
+        self.rows.append((one.seq, self.keys[-1], one))
+
+    def remove(self, one: Waiting) -> None:
+        """Take a request of the only flow out."""
+        place = bisect_left(self.oldest, one.seq)
+        del self.oldest[place], self.keys[place], self.rows[place]
+
+
+class AgentLine:
     """The requests of one agent in a line."""
 
     def __init__(self) -> None:
+        self._merged: tuple[object, Sequence[Waiting]] | None = None
         self.requests: OrderedDict[int, Waiting] = OrderedDict()
         self.sessions: dict[str | None, OrderedDict[int, Waiting]] = {}
         self.turns: Turns[str | None] = Turns(self._head)
@@ -46,7 +97,19 @@ class _AgentLine:
         requests = self.sessions.get(session)
         return None if requests is None else next(iter(requests))
 
+    def merged(self, shares: Shares[str | None]) -> Sequence[Waiting]:
+        """The requests in the order in which they are served by these shares."""
+        if len(self.sessions) == 1 or (
+            len(self.sessions) == len(self.requests) and not shares.are_any_ahead(self.sessions)
+        ):
+            return list(self.requests.values())
+        if self._merged is None or self._merged[0] is not shares.state:
+            flows = {name: list(own.values()) for name, own in self.sessions.items()}
+            self._merged = shares.state, merged(flows, shares)
+        return self._merged[1]
+
     def add(self, one: Waiting) -> None:
+        self._merged = None
         self.requests[one.seq] = one
         requests = self.sessions.get(one.session)
         if requests is None:
@@ -56,6 +119,7 @@ class _AgentLine:
             requests[one.seq] = one
 
     def remove(self, one: Waiting) -> None:
+        self._merged = None
         del self.requests[one.seq]
         requests = self.sessions[one.session]
         del requests[one.seq]
@@ -69,63 +133,81 @@ class Line:
     def __init__(self, priority: int, model: str) -> None:
         self.priority = priority
         self.model = model
-        self._requests: OrderedDict[int, Waiting] = OrderedDict()
-        self._agents: dict[str, _AgentLine] = {}
-        self._turns: Turns[str] = Turns(self._head)
+        self.requests: OrderedDict[int, Waiting] = OrderedDict()
+        self.agents: dict[str, AgentLine] = {}
+        self.turns: Turns[str] = Turns(self._head)
+        self._plan: Plan | None = None
 
     def _head(self, agent: str) -> int | None:
-        own = self._agents.get(agent)
+        own = self.agents.get(agent)
         return None if own is None else next(iter(own.requests))
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self.requests)
 
     def __iter__(self) -> Iterator[Waiting]:
         """The requests, oldest first."""
-        return iter(self._requests.values())
+        return iter(self.requests.values())
 
     @property
     def oldest(self) -> Waiting:
         """The request that came first."""
-        return next(iter(self._requests.values()))
+        return next(iter(self.requests.values()))
 
     @property
     def is_one_flow(self) -> bool:
         """True when all come from one session of one agent."""
-        return len(self._agents) == 1 and all(len(a.sessions) == 1 for a in self._agents.values())
+        return len(self.agents) == 1 and all(len(a.sessions) == 1 for a in self.agents.values())
 
-    def flows(self) -> dict[str, dict[str | None, list[Waiting]]]:
-        """The requests by agent and session, oldest first."""
-        return {
-            agent: {session: list(requests.values()) for session, requests in own.sessions.items()}
-            for agent, own in self._agents.items()
-        }
+    def plan(self, shares: AgentShares, aging_s: float) -> Plan:
+        """The requests in the order in which they are served by these shares. It may be used until
+        one comes or goes, or somebody is served."""
+        is_one_flow = self.is_one_flow
+        of = (None if is_one_flow else shares.state, aging_s)
+        plan = self._plan
+        if plan is None or plan.of != of or plan.is_one_flow != is_one_flow:
+            by_agent = {
+                agent: own.merged(shares.sessions(agent)) for agent, own in self.agents.items()
+            }
+            served = merged(by_agent, shares.agents)
+            handicap_s = self.priority * aging_s
+            plan = Plan(self.requests, served, handicap_s, is_one_flow=is_one_flow, of=of)
+            self._plan = plan
+        return plan
 
     def fairest(self, shares: AgentShares) -> Waiting:
         """The request whose turn it is by these shares."""
-        agent = self._turns.next(shares.agents)
-        own = self._agents[agent]
+        agent = self.turns.next(shares.agents)
+        own = self.agents[agent]
         session = own.turns.next(shares.sessions(agent))
         return next(iter(own.sessions[session].values()))
 
     def add(self, one: Waiting) -> None:
         """Put a request that came after the others at the end."""
-        self._requests[one.seq] = one
-        own = self._agents.get(one.agent)
+        self.requests[one.seq] = one
+        own = self.agents.get(one.agent)
         if own is None:
-            own = self._agents[one.agent] = _AgentLine()
+            own = self.agents[one.agent] = AgentLine()
             own.add(one)
-            self._turns.add(one.agent)
+            self.turns.add(one.agent)
         else:
             own.add(one)
+        if self._plan is not None and self._plan.is_one_flow and self.is_one_flow:
+            self._plan.add(one)
+        else:
+            self._plan = None
 
     def remove(self, one: Waiting) -> None:
         """Take a request out."""
-        del self._requests[one.seq]
-        own = self._agents[one.agent]
+        if self._plan is not None and self._plan.is_one_flow:
+            self._plan.remove(one)
+        else:
+            self._plan = None
+        del self.requests[one.seq]
+        own = self.agents[one.agent]
         own.remove(one)
         if not own.requests:
-            del self._agents[one.agent]
+            del self.agents[one.agent]
 
 
 class Lines:
@@ -135,6 +217,8 @@ class Lines:
         self._classes: dict[int, dict[str, Line]] = {}
         self._counts: dict[str, int] = {}
         self._askers: dict[str, dict[str, dict[str | None, int]]] = {}
+        self._latest_at = -math.inf
+        self.is_in_order = True  # no request came at an earlier time than one with a lower number
         for one in sorted(requests, key=lambda one: one.seq):
             self.add(one)
 
@@ -161,6 +245,8 @@ class Lines:
 
     def add(self, one: Waiting) -> None:
         """Put a request that came after the others at the end of its line."""
+        self.is_in_order = self.is_in_order and one.arrived_at >= self._latest_at
+        self._latest_at = one.arrived_at
         lines = self._classes.setdefault(one.priority, {})
         line = lines.get(one.model)
         if line is None:

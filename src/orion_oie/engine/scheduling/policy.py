@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from orion_oie.engine.scheduling.ahead import Ahead, follow
 from orion_oie.engine.scheduling.forecast import Rest, stretch
 from orion_oie.engine.scheduling.history import History, Settings
 from orion_oie.engine.scheduling.lines import Line, Lines, Waiting
@@ -79,29 +80,34 @@ def order(
     history: History,
     now: float,
     settings: Settings,
+    *,
+    exact: int | None = None,
 ) -> list[Waiting]:
     """All requests in the order in which they would be served if no other came, and if no model
-    were full or blocked in its turn. An estimate: it knows no durations."""
+    were full or blocked in its turn. An estimate: it knows no durations.
+
+    Where several agents or sessions wait for one model in several priorities, what is served of one
+    priority changes whose turn it is in the others. That is followed for the first `exact` only:
+    by default for all of up to 500, and for the first 100 of more. Those behind them are ordered as
+    if each priority had shares of its own."""
     lines = waiting if isinstance(waiting, Lines) else Lines(waiting)
     later = {model: _once_idle(availability.get(model, UNKNOWN)) for model in lines.counts}
-    history = history.copy()
+    if not lines.is_in_order:
+        return _step_by_step(Lines(lines), later, history.copy(), now, settings)
+    first: list[Waiting] = []
     if _is_entangled(lines):
-        return _step_by_step(Lines(lines), later, history, now, settings)
-    classes = [[Rest(line, history) for line in its_lines] for its_lines in lines.classes()]
-    ordered: list[Waiting] = []
-    most = _LEAST
-    while classes:
-        served, loaded = stretch(classes, later, history, now, settings, most)
-        most = max(_LEAST, 2 * len(served))
-        ordered += served
-        if loaded is not None:
-            _load(loaded, later)
-        left = ([rest for rest in rests if len(rest)] for rests in classes)
-        classes = [rests for rests in left if rests]
-    return ordered
+        if exact is None:
+            exact = len(lines) if len(lines) <= _FEW else _FIRST
+        first = _follow(Ahead(lines, history), dict(later), now, settings, exact)
+    if len(first) == len(lines):
+        return first
+    done = {one.seq for one in first}
+    rests = [[Rest(line, history, settings) for line in its] for its in lines.classes()]
+    rest = _merge(rests, later, history.without_shares(), now, settings)
+    return first + [one for one in rest if one.seq not in done] if first else rest
 
 
-_LEAST = 64  # requests to look at: more while stretches are long, so that few are looked at twice
+_FEW, _FIRST = 500, 100
 
 
 def _is_entangled(lines: Lines) -> bool:
@@ -110,6 +116,38 @@ def _is_entangled(lines: Lines) -> bool:
     number = Counter(line.model for its_lines in lines.classes() for line in its_lines)
     flows = (sum(map(len, lines.askers(m).values())) for m, count in number.items() if count > 1)
     return any(one > 1 for one in flows)
+
+
+def _merge(
+    classes: list[list[Rest]],
+    later: dict[str, Availability],
+    history: History,
+    now: float,
+    settings: Settings,
+) -> list[Waiting]:
+    """The order, stretch by stretch. Uses up all that it is given."""
+    ordered: list[Waiting] = []
+    while classes:
+        served, loaded = stretch(classes, later, history, now, settings)
+        ordered += served
+        if loaded is not None:
+            _load(loaded, later)
+        left = ([rest for rest in rests if len(rest)] for rests in classes)
+        classes = [rests for rests in left if rests]
+    return ordered
+
+
+def _follow(
+    ahead: Ahead, later: dict[str, Availability], now: float, settings: Settings, number: int
+) -> list[Waiting]:
+    """The first so many of the order. Uses up all that it is given."""
+    ordered: list[Waiting] = []
+    while len(ordered) < number and (classes := ahead.classes()):
+        served, loaded = follow(ahead, classes, later, now, settings, number - len(ordered))
+        ordered += served
+        if loaded is not None:
+            _load(loaded, later)
+    return ordered
 
 
 def _step_by_step(

@@ -19,14 +19,14 @@ place, decides at once, and gives the place back: so a served request costs no s
 import contextlib
 import math
 import time
-from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from orion_oie.engine.scheduling.history import History, Settings
 from orion_oie.engine.scheduling.in_flight import InFlight
 from orion_oie.engine.scheduling.lines import Lines, Waiting
+from orion_oie.engine.scheduling.places import Places
 from orion_oie.engine.scheduling.policy import Decision, choose, order, why
 from orion_oie.engine.scheduling.seats import Mutex, Seat
 from orion_oie.errors import EngineClosedError, QueueFullError, WorkerError
@@ -39,8 +39,6 @@ _IDLE_EXIT_S = 5.0
 _RECHECK_S = 1.0  # the time between two decisions if no change is reported
 _FRESH_S = 0.005  # how long an answer about the models serves for further decisions
 _SMOOTHING = 0.2  # weight of the latest service time in the mean
-# The order of what waits is kept for a while if it took long to find, for its share of the time.
-_LONG_S, _SHARE, _KEPT_S = 1e-3, 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,36 +68,6 @@ class _Service:
 
     model: str
     began_at: float
-
-
-@dataclass(slots=True)
-class _Forecast:
-    """The places of requests in the order of a moment, and those of which left since. It is of a
-    number of changes, and took some time to make. Seconds of `time.monotonic`."""
-
-    places: dict[int, int]
-    changes: int
-    took_s: float
-    made_at: float
-    gone: list[int] = field(default_factory=list)
-
-    def is_of_use(self, changes: int) -> bool:
-        """True while it is exact, or would take too much time to be made again."""
-        age_s = time.monotonic() - self.made_at
-        if changes == self.changes:
-            return age_s < _KEPT_S
-        return self.took_s > _LONG_S and age_s < min(_KEPT_S, self.took_s / _SHARE)
-
-    def leave(self, seq: int) -> None:
-        """A request leaves."""
-        place = self.places.pop(seq, None)
-        if place is not None:
-            insort(self.gone, place)
-
-    def position(self, seq: int) -> int | None:
-        """The position of a request, 1 for the next; None for one that came later."""
-        place = self.places.get(seq)
-        return None if place is None else place + 1 - bisect_left(self.gone, place)
 
 
 class RequestQueue(Generic[T]):
@@ -144,7 +112,7 @@ class RequestQueue(Generic[T]):
         self._seq_of: dict[int, int] = {}  # by the identity of the item
         self._lines = Lines()
         self._is_torn = False  # the two may not be made of what waits
-        self._forecast: _Forecast | None = None
+        self._forecast: Places | None = None
         self._in_flight = InFlight(per_model)
         self._history = History()
         self._news = object()  # another one for each change of availability that is reported
@@ -266,8 +234,11 @@ class RequestQueue(Generic[T]):
     def waiting(self) -> list[WaitingItem[T]]:
         """The waiting items, in the order in which they would be served now, with their reasons."""
         ordered, delays = self._foresee(), self.delays()
+        with self._lock:
+            items = {one.seq: item for one, item in self._waiting.values()}
         now = self._clock()
-        listed = [(one, item, delays[item]) for one, item in ordered if item in delays]
+        left = [(one, items[one.seq]) for one in ordered if one.seq in items]
+        listed = [(one, item, delays[item]) for one, item in left if item in delays]
         return [
             WaitingItem(
                 item,
@@ -311,18 +282,15 @@ class RequestQueue(Generic[T]):
         with self._lock:
             return max(0.0, self._clock() - self._active_at) if self._waiting else 0.0
 
-    def _foresee(self) -> list[tuple[Waiting, T]]:
+    def _foresee(self) -> list[Waiting]:
         """What waits, in its order, which is kept as the forecast."""
         shown = self._ask(list(self._lines_now()))
         with self._lock:
             self._mend()
             began_at = time.monotonic()
-            items = {one.seq: item for one, item in self._waiting.values()}
             ordered = self._order(self._in_flight.judge(shown, self._lines.counts))
-            places = {one.seq: place for place, one in enumerate(ordered)}
-            made_at = time.monotonic()
-            self._forecast = _Forecast(places, self._changes, made_at - began_at, made_at)
-        return [(one, items[one.seq]) for one in ordered]
+            self._forecast = Places.of(ordered, self._changes, began_at)
+        return ordered
 
     def _order(self, availability: Mapping[str, Availability]) -> list[Waiting]:
         return order(self._lines, availability, self._history, self._clock(), self._settings)

@@ -4,8 +4,9 @@ The rules are those of `policy.py`: requests of one priority are a class, and of
 one model are a group.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 from orion_oie.engine.scheduling.history import History, Settings
@@ -26,30 +27,24 @@ class Wanted(Protocol):
 W = TypeVar("W", bound=Wanted)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: that would take longer to make than all else here
 class Group(Generic[W]):
-    """The requests of one class for one model."""
+    """The requests of one class for one model. Groups of a class are served in the order of
+    `rank`: of one rank, the one with the oldest request is first."""
 
     line: W
+    model: str
     oldest: Waiting
     availability: Availability
+    is_loadable: bool
     unserved_since: float
     is_overdue: bool
-
-    @property
-    def model(self) -> str:
-        return self.line.model
-
-    @property
-    def rank(self) -> tuple[int, float, int]:
-        """Groups of a class are served in this order."""
-        if self.is_overdue:
-            return (0, self.unserved_since, self.oldest.seq)
-        return (_RANKS.get(self.availability.state, _TRIED), 0.0, self.oldest.seq)
+    rank: tuple[int, float]
 
 
-_TRIED = 2  # the rank of everything that a load is begun for
-_RANKS = {ModelState.READY: 1, ModelState.BLOCKED: 3}
+_READY, _TRIED, _BLOCKED = (1, 0.0), (2, 0.0), (3, 0.0)  # a load is begun for all that are tried
+_seq = attrgetter("seq")
+_group_order = attrgetter("rank", "oldest.seq")
 
 
 def classes_of(
@@ -67,22 +62,31 @@ def classes_of(
             found = availability.get(line.model, UNKNOWN)
             if found.state is ModelState.FULL:
                 continue
-            oldest = line.oldest
-            since = history.unserved_since(line.model, oldest.arrived_at)
-            groups.append(Group(line, oldest, found, since, now - since >= settings.turn_s))
+            model, oldest = line.model, line.oldest
+            since = history.unserved_since(model, oldest.arrived_at)
+            is_overdue = now - since >= settings.turn_s
+            if found.state is ModelState.READY:
+                is_loadable, rank = False, _READY
+            else:
+                is_loadable = found.is_loadable
+                rank = _TRIED if is_loadable else _BLOCKED
+            if is_overdue:
+                rank = (0, since)
+            groups.append(Group(line, model, oldest, found, is_loadable, since, is_overdue, rank))
         if groups:
-            sorted_classes.append(sorted(groups, key=lambda group: group.rank))
+            groups.sort(key=_group_order)
+            sorted_classes.append(groups)
     return sorted(sorted_classes, key=lambda groups: class_order(groups, settings))
 
 
-def class_order(groups: list[Group[W]], settings: Settings) -> tuple[float, int]:
+def class_order(groups: Sequence[Group[W]], settings: Settings) -> tuple[float, int]:
     """The sort key of a class. `now` is left out: it would shift all of them alike."""
-    oldest = min((group.oldest for group in groups), key=lambda one: one.seq)
+    oldest = min([group.oldest for group in groups], key=_seq)
     return (oldest.arrived_at - oldest.priority * settings.aging_s, -oldest.priority)
 
 
 def runnable(
-    groups: list[Group[W]],
+    groups: Sequence[Group[W]],
     holds: dict[str, str],
     history: History,
     now: float,
@@ -113,7 +117,7 @@ def runnable(
                 kept_for = kept_for or model
                 if not found.displaced & in_turn:
                     _hold(group, holds)
-        elif found.is_loadable and kept_for is not None:
+        elif group.is_loadable and kept_for is not None:
             holds.setdefault(model, kept_for)
         elif found.victims & in_turn:
             kept_for = model
