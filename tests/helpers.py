@@ -91,6 +91,12 @@ def run_all(calls: Sequence[Callable[[], Any]]) -> list[Running]:
     return runs
 
 
+def is_running(name: str) -> bool:
+    """True while a thread whose name begins so runs. One whose start was interrupted, in the
+    standard library, is listed for ever and never runs."""
+    return any(one.name.startswith(name) and one.is_alive() for one in threading.enumerate())
+
+
 @contextmanager
 def no_more_threads() -> Iterator[None]:
     """Inside, the system refuses to start threads."""

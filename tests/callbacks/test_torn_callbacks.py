@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from helpers import BOUND_S, no_more_threads, wait_until
+from helpers import BOUND_S, is_running, no_more_threads, wait_until
 from interrupts import Interrupted, points_of
 
 from orion_oie.callbacks import host_log
@@ -21,11 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 def fails(error: BaseException) -> None:
     raise AssertionError from error
-
-
-def is_callback_thread(thread: threading.Thread) -> bool:
-    """One that was interrupted while it was started, in the standard library, never runs."""
-    return thread.name == "orion-callback" and thread.is_alive()
 
 
 def delivery(taken: list[str]) -> tuple[Callable[[str], None], Callable[[], bool]]:
@@ -114,7 +109,7 @@ def test_without_a_thread_a_flush_finds_one() -> None:
     """What could not be handed over is, as soon as there are threads again."""
     taken: list[int] = []
     one = Delivery(taken.append, fails)
-    wait_until(lambda: not any(is_callback_thread(one) for one in threading.enumerate()))
+    wait_until(lambda: not is_running("orion-callback"))
     with no_more_threads():
         one.put(1)
         assert not one.flush(0)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from engines import LONG, TEXT, one_at_a_time
-from helpers import BOUND_S, Held, Running, wait_until
+from helpers import BOUND_S, Held, Running, is_running, wait_until
 from internals import set_leaving
 from interrupts import Refusals
 
@@ -36,10 +36,6 @@ from orion_oie.backends.fake import FakeAnswer
 
 def in_loop(coroutine: Any) -> Any:
     return asyncio.run(asyncio.wait_for(coroutine, BOUND_S))
-
-
-def no_threads_of(name: str) -> bool:
-    return not any(thread.name == name for thread in threading.enumerate())
 
 
 # What is wrong is raised at the call
@@ -340,7 +336,7 @@ def test_a_dropped_stream_ends_its_request(make_engine) -> None:
     events.close()
     wait_until(lambda: engine.stats().requests.cancelled == 3)
     assert engine.stats().running == 0
-    wait_until(lambda: no_threads_of("orion-abandoned"))
+    wait_until(lambda: not is_running("orion-abandoned"))
 
 
 def test_a_dropped_asynchronous_stream_ends_its_request(make_engine) -> None:

@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable
 
 from engines import LONG, MakeEngine
-from helpers import BOUND_S, Held, Running, wait_until
+from helpers import BOUND_S, Held, Running, is_running, wait_until
 
 from orion_oie.backends.fake import FakeAnswer
 from orion_oie.backends.llama.host.process import SpareWorker
@@ -88,4 +88,4 @@ def test_a_spare_worker_is_ended_without_a_lock() -> None:
     within(during_a_thread_start, spare.kill)
     assert spare.is_over
     spare.kill()
-    wait_until(lambda: not any(one.name == "orion-spare" for one in threading.enumerate()))
+    wait_until(lambda: not is_running("orion-spare"))

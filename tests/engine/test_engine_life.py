@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from engines import LONG, TEXT, ended, is_observed, names, one_at_a_time, parts, texts
-from helpers import BOUND_S, Held, Running, run_all, wait_until
+from helpers import BOUND_S, Held, Running, is_running, run_all, wait_until
 from internals import idle_exit_s, models_of
 
 from orion_oie import (
@@ -84,7 +84,7 @@ def test_on_event_of_a_failed_request_ends(make_engine) -> None:
     handle = engine.stream("Hello?", on_event=events.append)
     with pytest.raises(WorkerTimeoutError):
         handle.result(BOUND_S)
-    wait_until(lambda: not any(t.name == "orion-events" for t in threading.enumerate()))
+    wait_until(lambda: not is_running("orion-events"))
 
 
 # Statistics, health, loading ahead
@@ -437,7 +437,7 @@ def test_a_forgotten_engine_is_collected(make_engine, is_used: bool) -> None:
     if is_used:
         serve_some(engine)
         engine.preload("conversation")
-        assert any(t.name.startswith("orion-request") for t in threading.enumerate())
+        assert is_running("orion-request")
     gone = weakref.ref(engine)
     del engine
     wait_until(lambda: is_collected(gone), idle_exit_s() / 2)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from engines import LONG, TEXT, MakeEngine
-from helpers import BOUND_S, Held, Running, wait_until
+from helpers import BOUND_S, Held, Running, is_running, wait_until
 from interrupts import Interrupted, Refusals, points_of
 
 from orion_oie import (
@@ -243,7 +243,7 @@ def test_no_thread_for_on_event(make_engine: MakeEngine) -> None:
     engine.preload("conversation")
     running = engine.submit("Hello?", **AGENT)
     wait_until(lambda: running.text)
-    wait_until(lambda: "orion-callback" not in {one.name for one in threading.enumerate()})
+    wait_until(lambda: not is_running("orion-callback"))
     with Refusals(name="orion-callback"), pytest.raises(WorkerError, match="no more threads"):
         engine.stream("Hello?", on_event=lambda _event: None, **AGENT)
     running.cancel()

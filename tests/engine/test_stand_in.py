@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from engines import MakeEngine, ended, names, outcomes
-from helpers import Held, wait_until
+from helpers import Held, is_running, wait_until
 
 from orion_oie import ModelNotFoundError, OrionError, WorkerError
 from orion_oie.backends.fake import FakeAnswer, FakeBackend
@@ -169,7 +169,7 @@ def test_a_shutdown_ends_a_load_in_the_background(make_engine: MakeEngine) -> No
     engine.shutdown(1.0)
     with pytest.raises(OrionError):
         handle.complete_loading.result(10)
-    wait_until(lambda: not any(t.name == "orion-background" for t in threading.enumerate()))
+    wait_until(lambda: not is_running("orion-background"))
 
 
 def test_complete_loading_of_a_request_that_fails(make_engine: MakeEngine) -> None:

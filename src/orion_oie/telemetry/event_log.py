@@ -131,8 +131,6 @@ class EventLog:
     ) -> None:
         """Count what a callback raised, and publish it; without `is_reported` it is counted only,
         because the same callback failed before."""
-        with self._lock:
-            self._failures += 1
         if is_reported:
             self.publish(
                 CallbackFailed(
@@ -144,6 +142,8 @@ class EventLog:
                     text=message_of(error),
                 )
             )
+        with self._lock:
+            self._failures += 1  # whoever sees it finds the event
 
     def _note_logging_failure(self, error: BaseException) -> None:
         is_first, self._has_logging_failed = not self._has_logging_failed, True

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import worker_processes
-from helpers import Running, wait_until
+from helpers import Running, is_running, wait_until
 from loopback import (
     LoopbackRequest,
     LoopbackServer,
@@ -381,7 +381,7 @@ def test_a_load_that_is_cancelled(folder: Path, cache: ModelCache, late: Any) ->
     assert part_path(spec.files[0]).exists()
     wait_until(lambda: worker_processes() == [])
     hook.let_go.set()
-    wait_until(lambda: not any(t.name.startswith("orion-") for t in threading.enumerate()))
+    wait_until(lambda: not is_running("orion-"))
 
 
 @pytest.mark.parametrize("ending", ["close", "kill"])
@@ -403,7 +403,7 @@ def test_an_end_while_it_arrives(ending: str, folder: Path, cache: ModelCache, l
     with pytest.raises(OrionError):
         model.completion.result(BOUND_S)
     hook.let_go.set()
-    wait_until(lambda: not any(t.name.startswith("orion-") for t in threading.enumerate()))
+    wait_until(lambda: not is_running("orion-"))
     assert said_by_a_load(cache, spec) == said_by(folder / "F16.gguf")
 
 
