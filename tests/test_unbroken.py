@@ -11,6 +11,7 @@ from interrupts import Interrupted, points_of
 from orion_oie.errors import WorkerError
 from orion_oie.threads import (
     Condition,
+    Event,
     Future,
     is_main,
     is_nested,
@@ -50,14 +51,19 @@ def test_a_wait_may_end_in_vain() -> None:
     assert Running(lambda: condition.__enter__()).join()
 
 
-@pytest.mark.parametrize("kind", ["lock", "wait", "future"])
+@pytest.mark.parametrize("kind", ["lock", "wait", "future", "event"])
 def test_no_signal_breaks_it(kind: str) -> None:
     """Ctrl-C at any point of a use comes out as it is, and leaves no lock behind."""
     condition: Condition = Condition()
     future: Future[int] = Future()
+    event = Event()
 
     def use() -> None:
-        if kind == "future":
+        if kind == "event":
+            event.clear()
+            event.wait(0.001)
+            event.set()
+        elif kind == "future":
             with suppress(TimeoutError):
                 future.result(0.001)
             future.done()
@@ -70,6 +76,10 @@ def test_no_signal_breaks_it(kind: str) -> None:
     def use_again() -> None:
         with condition:
             future.done()
+        event.clear()
+        waiting = Running(event.wait, BOUND_S)
+        event.set()
+        assert waiting.join()
 
     count = points_of(use)
     assert count

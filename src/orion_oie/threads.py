@@ -1,4 +1,4 @@
-"""Threads, conditions and futures that the handler of a signal cannot break.
+"""Threads, conditions, events and futures that the handler of a signal cannot break.
 
 Python runs such a handler between two instructions of the main thread. It may raise there, as
 Ctrl-C does, and whatever it calls finds the locks taken that its own thread holds. So what must be
@@ -87,6 +87,34 @@ class Condition:
             self._waiters.popleft().release()
 
     notify = notify_all
+
+
+class Event:
+    """Like `threading.Event`, which keeps the lock of its condition if Ctrl-C comes there: then
+    whoever sets it waits for ever."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        """End the wait of all who wait, and of those who come."""
+        with self._changed:
+            self._changed.notify_all()  # first: an interrupt behind it does no harm
+            self._is_set = True
+
+    def clear(self) -> None:
+        """Have those who come wait again."""
+        with self._changed:
+            self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set; False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(self.is_set, timeout)
 
 
 def _acquired(gate: threading.Lock, timeout: float | None) -> bool:

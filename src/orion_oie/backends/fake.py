@@ -38,7 +38,7 @@ from orion_oie.schemas.results import (
     ModelInfo,
     Usage,
 )
-from orion_oie.threads import Future
+from orion_oie.threads import Event, Future
 
 if TYPE_CHECKING:
     import numpy as np
@@ -283,7 +283,7 @@ def _in_turn(answers: "FakeAnswer | Iterable[FakeAnswer]") -> Script:
 
 def _pause(seconds: float, scope: CancelScope, check: Callable[[], None]) -> None:
     """Let time pass; a cancel ends it at once, a crash soon."""
-    cancelled = threading.Event()
+    cancelled = Event()
     undo = scope.on_cancel(cancelled.set)
     try:
         ends_at = time.monotonic() + seconds

@@ -6,7 +6,6 @@ an engine nor a model, and starts no thread: who iterates, or calls `run()`, doe
 
 import inspect
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import (
@@ -24,6 +23,7 @@ from typing import Any
 from orion_oie.engine.streaming import ChunkBy, Splitter, checked_delay, cut, splitter_of
 from orion_oie.errors import InvalidRequestError, described
 from orion_oie.schemas.results import TokenEvent
+from orion_oie.threads import Event
 
 Text = str | Iterable[str] | AsyncIterable[str]
 
@@ -113,7 +113,7 @@ class TextStreamer:
         self._on_token = on_token
         self._on_complete = on_complete
         self._clock = clock
-        self._cancelled = threading.Event()
+        self._cancelled = Event()
         self._sleep = sleep or self._cancelled.wait
         self._sleep_async = sleep_async
         self._source: Iterator[object] | AsyncIterator[object] | None = None

@@ -24,6 +24,7 @@ from orion_oie.hardware.probe import (
     SystemMemory,
 )
 from orion_oie.hardware.sample import MemorySample
+from orion_oie.threads import Event
 
 CACHE_INTERVAL_S = 60.0  # measuring a folder takes much longer than a sample
 
@@ -84,7 +85,7 @@ class MemoryMonitor:
         self._cache_bytes: int | None = None
         self._cache_due_s: float | None = None
         self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
+        self._stopping = Event()
 
     @property
     def latest(self) -> MemorySample | None:
@@ -116,7 +117,7 @@ class MemoryMonitor:
             is_running = self._thread is not None and self._thread.is_alive()
             if is_running and not self._stopping.is_set():
                 return
-            stopping = threading.Event()
+            stopping = Event()
             thread = threading.Thread(
                 target=_run,
                 args=(weakref.ref(self), stopping, self._interval_s),
@@ -191,9 +192,7 @@ class MemoryMonitor:
             self._on_error(error)
 
 
-def _run(
-    monitor_ref: "weakref.ref[MemoryMonitor]", stopping: threading.Event, interval_s: float
-) -> None:
+def _run(monitor_ref: "weakref.ref[MemoryMonitor]", stopping: Event, interval_s: float) -> None:
     """Take samples until `stopping` is set or the monitor is garbage-collected; holds a reference
     to it only while it takes a sample."""
     while not stopping.is_set():

@@ -22,6 +22,7 @@ from orion_oie.callbacks import host_log
 from orion_oie.schemas.loading import LoadProgress
 from orion_oie.schemas.units import size_text
 from orion_oie.telemetry.events import Event, ModelFetched, ModelLoadFailed, ModelLoading
+from orion_oie.threads import Event as Wake
 
 if TYPE_CHECKING:  # an extra, and slow to import
     from rich.console import Console, Group
@@ -60,7 +61,7 @@ class LoadDisplay:
         self._quiet_s = quiet_s
         self._loads: dict[str, _Load] = {}
         self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self._wake = Wake()
         self._thread: threading.Thread | None = None
         self._is_closed = False
 

@@ -51,6 +51,7 @@ from orion_oie.models.downloads.ranges import (
     total_size,
 )
 from orion_oie.schemas.units import size_text
+from orion_oie.threads import Event
 
 if TYPE_CHECKING:  # an extra, and slow to import
     import httpx
@@ -128,7 +129,7 @@ class Download:
         self._scope = scope
         self._on_checked = on_checked
         self._on_closed = on_closed
-        self._closed = threading.Event()
+        self._closed = Event()
         self._parts: list[Part] = []
         self._client = RangeClient(config)
         self._pace = Pace(config.bytes_per_s)
@@ -139,8 +140,8 @@ class Download:
         self._chunk_bytes = 0
         self._running = 0
         self._error: BaseException | None = None
-        self._ended = threading.Event()
-        self._may_rename = threading.Event()
+        self._ended = Event()
+        self._may_rename = Event()
         self._may_rename.set()
         self._undo = scope.on_cancel(self._end)
 

@@ -19,6 +19,7 @@ from helpers import until
 from hypothesis import given
 from hypothesis import strategies as st
 from internals import pending_of
+from interrupts import Interrupted, points_of
 from test_chat import conversation, rendered
 from tiny import write_tiny_llama
 
@@ -597,3 +598,21 @@ def test_a_slow_template_holds_up_nobody_else(tmp_path: Path) -> None:
         assert after.error is None
     finally:
         model.close()
+
+
+# -- callers that are interrupted
+
+
+def test_an_interrupt_at_any_point_costs_its_own_request_alone(tiny: LlamaModel) -> None:
+    """Nothing waits for its answer, the worker works no more for it, and others are answered."""
+    work = job("Hello?", max_tokens=2)
+    before = said(tiny, work)
+
+    def ask() -> None:
+        tiny.generate(work, CancelScope(), lambda _text, _tokens: None)
+
+    for at in range(3, points_of(ask) + 1, 3):
+        with suppress(KeyboardInterrupt), Interrupted(at) as interrupted:
+            ask()
+        until(lambda: not pending_of(tiny), f"nothing is left of {at}: {interrupted.where}")
+        assert said(tiny, work) == before

@@ -3,7 +3,6 @@
 Loads nothing: the loader decides what to do with the files that have arrived.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from orion_oie.models.formats.gguf import (
     read_header,
 )
 from orion_oie.schemas.loading import LoadPhase, LoadProgress
+from orion_oie.threads import Event
 
 _POLL_S = 0.02
 
@@ -98,7 +98,7 @@ class Arriving:
             if self.download.error is not None:
                 raise self.download.error
             on_progress()
-            threading.Event().wait(_POLL_S)
+            Event().wait(_POLL_S)
 
     def progress(self, phase: LoadPhase) -> LoadProgress:
         """The current progress of the load."""

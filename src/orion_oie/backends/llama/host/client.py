@@ -73,7 +73,7 @@ from orion_oie.schemas.results import (
 )
 from orion_oie.schemas.validation import encoded
 from orion_oie.telemetry.callbacks import call_safely
-from orion_oie.threads import Future
+from orion_oie.threads import Event, Future
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,8 +99,8 @@ class _Pending(Generic[AnswerT]):
 
     def __init__(self, on_text: OnText = _ignore_text) -> None:
         self.on_text = on_text
-        self.awake = threading.Event()  # it ended, or it was cancelled
-        self.ended = threading.Event()
+        self.awake = Event()  # it ended, or it was cancelled
+        self.ended = Event()
         self.answer: AnswerT | None = None
         self.error: BaseException | None = None
 
@@ -152,10 +152,10 @@ class LlamaModel:
         self._pending: dict[int, _Pending[Any]] = {}  # of each kind of answer
         self._is_closing = False
         self._death: OrionError | None = None
-        self._exited = threading.Event()
-        self._hello = threading.Event()
+        self._exited = Event()
+        self._hello = Event()
         self._why_no_gate = self._device = ""
-        self._load_ended = threading.Event()
+        self._load_ended = Event()
         self._load_error: OrionError | None = None
         self._log_lines: deque[str] = deque(maxlen=_LOG_LINES_KEPT)
         self._progress: Callable[[], LoadProgress] = lambda: LoadProgress("initializing")
@@ -245,7 +245,7 @@ class LlamaModel:
     def is_alive(self) -> bool:
         return self._death is None and not self._is_closing
 
-    def _await(self, event: threading.Event, scope: CancelScope, timeout_s: float) -> None:
+    def _await(self, event: Event, scope: CancelScope, timeout_s: float) -> None:
         """Wait for a step of the load; on any error the process is ended first."""
         undo = scope.on_cancel(event.set)
         try:
@@ -324,24 +324,20 @@ class LlamaModel:
                 f"a callback of {self._spec.key} asks it something: its answer could not come "
                 "before the callback returns; ask on another thread"
             )
-        with self._lock:
-            if self._death is not None:
-                raise self._death
-            request_id = next(self._ids)
-            self._pending[request_id] = pending
+        request_id = next(self._ids)
+        undo: Callable[[], None] | None = None
 
         def on_cancel() -> None:
             self._send(CancelCommand(request_id))
             pending.awake.set()
 
         try:
-            self._send(command_of(request_id))
-        except OrionError:
             with self._lock:
-                del self._pending[request_id]
-            raise
-        undo = scope.on_cancel(on_cancel)
-        try:
+                if self._death is not None:
+                    raise self._death
+                self._pending[request_id] = pending
+            self._send(command_of(request_id))
+            undo = scope.on_cancel(on_cancel)
             pending.awake.wait()
             if not pending.ended.wait(self._cancel_grace_s):
                 self.fail(self._stuck_error())
@@ -350,9 +346,12 @@ class LlamaModel:
             on_cancel()  # the caller was interrupted: nobody wants the answer
             raise
         finally:
-            undo()
-            with self._lock:
-                self._pending.pop(request_id, None)
+            try:
+                if undo is not None:
+                    undo()
+            finally:
+                with self._lock:
+                    self._pending.pop(request_id, None)
         if pending.error is not None:
             raise pending.error
         if not pending.ended.is_set() and self._death is not None:  # a callback holds the reader
