@@ -4,10 +4,11 @@ They exist only while there is something to do, and a little longer.
 """
 
 import os
+import queue
 from collections import deque
 from collections.abc import Callable
 
-from orion_oie.threads import Condition, start_thread
+from orion_oie.threads import start_thread
 
 Job = Callable[[], None]
 
@@ -17,22 +18,24 @@ _IDLE_EXIT_S = 1.0
 class CallbackThreads:
     """Runs each job at once, on an idle thread or on a new one. Jobs must not raise.
 
-    An interrupt of `run` may lose its job, and nothing else.
+    It has no lock, which its threads would hold while the caller waits.
     """
 
     def __init__(self) -> None:
-        self._changed = Condition()
-        self._jobs: deque[Job] = deque()  # each is for one of those who wait
-        self._idle = 0  # threads that wait; they alone count
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._idle: deque[None] = deque()  # an entry for each thread that has no job on its way
 
     def run(self, job: Job) -> None:
         """Run a job. Raises `WorkerError` if the system gives no thread for it."""
-        with self._changed:
-            if self._idle > len(self._jobs):
-                self._changed.notify()  # first: an interrupt behind it does no harm
-                self._jobs.append(job)
-                return
-        start_thread(lambda: self._work(job), "orion-callback")
+        try:
+            self._idle.pop()
+        except IndexError:
+            start_thread(lambda: self._work(job), "orion-callback")
+            return
+        except BaseException:  # an interrupt, and they come behind a call
+            self._idle.append(None)
+            raise
+        self._jobs.put(job)
 
     def _work(self, job: Job | None) -> None:
         while job is not None:
@@ -42,11 +45,16 @@ class CallbackThreads:
 
     def _next(self) -> Job | None:
         """The next job; None when the thread should end."""
-        with self._changed:
-            self._idle += 1
-            self._changed.wait_for(lambda: bool(self._jobs), _IDLE_EXIT_S)
-            self._idle -= 1
-            return self._jobs.popleft() if self._jobs else None
+        self._idle.append(None)
+        try:
+            return self._jobs.get(timeout=_IDLE_EXIT_S)
+        except queue.Empty:
+            pass
+        try:
+            self._idle.pop()
+        except IndexError:
+            return self._jobs.get()  # one is on its way
+        return None
 
 
 _threads = CallbackThreads()
