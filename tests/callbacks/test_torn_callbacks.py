@@ -1,8 +1,10 @@
 """Whatever interrupts the hand-over of an item or a callback, what comes later is called."""
 
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 
 import pytest
 from helpers import BOUND_S, is_running, no_more_threads, wait_until
@@ -129,3 +131,28 @@ def test_a_torn_line_of_the_log_leaves_the_log_going(error: type[BaseException])
         host_log.post(lambda written=written: written.append(1), fails)
         assert host_log.flush(BOUND_S), at
         assert written == [1]
+
+
+def test_an_item_that_comes_while_the_thread_ends_is_waited_for() -> None:
+    """It has another thread, of which the end of the first one knows nothing."""
+    begun, let_go = threading.Event(), threading.Event()
+
+    def at_end(frame: FrameType, event: str, result: object) -> None:
+        if event == "return" and frame.f_code.co_name == "_hand_on_next" and result is False:
+            sys.setprofile(None)
+            one.put(1)
+            begun.wait(BOUND_S)
+
+    def take(item: int) -> None:
+        if item == 0:
+            sys.setprofile(at_end)  # of this thread
+        else:
+            begun.set()
+            let_go.wait(BOUND_S)
+
+    one = Delivery(take, fails)
+    one.put(0)
+    assert begun.wait(BOUND_S)
+    assert not one.flush(0.2)
+    let_go.set()
+    assert one.flush(BOUND_S)

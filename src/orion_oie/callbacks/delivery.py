@@ -108,10 +108,11 @@ class Delivery(Generic[T]):
         try:
             while self._hand_on_next():
                 pass  # the call returns each time, so that no item is kept
-        finally:
+        except BaseException:  # of `on_error`, which must not raise: others go on
             with self._lock:
                 self._thread = self._current = None
                 self._changed.notify_all()
+            raise
 
     def _hand_on_next(self) -> bool:
         with self._lock:

@@ -3,6 +3,7 @@
 Loads nothing: the loader decides what to do with the files that have arrived.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,6 @@ from orion_oie.models.formats.gguf import (
     read_header,
 )
 from orion_oie.schemas.loading import LoadPhase, LoadProgress
-from orion_oie.threads import Event
 
 _POLL_S = 0.02
 
@@ -98,7 +98,7 @@ class Arriving:
             if self.download.error is not None:
                 raise self.download.error
             on_progress()
-            Event().wait(_POLL_S)
+            time.sleep(_POLL_S)
 
     def progress(self, phase: LoadPhase) -> LoadProgress:
         """The current progress of the load."""
